@@ -1,0 +1,1 @@
+"""Ray-distributed CryoFormer: continuous heterogeneous cryo-EM reconstruction."""

@@ -1,0 +1,291 @@
+"""Curves and pictures of the report: SVG that follows the page's light or dark colours, PNG as data URIs.
+
+Drawn with matplotlib's objects, never through pyplot, so no global state and no display is touched.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.image
+import numpy as np
+from jaxtyping import Float, Real
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.figure import Figure
+
+from cryoformer_dist.analysis.rendering import (
+    Colour,
+    View,
+    central_slices,
+    colour_at,
+    common_level,
+    render_surface,
+    state_colours,
+    variation_map,
+)
+
+# Colours that no figure uses otherwise; in the finished SVG they become the page's own variables.
+_INK, _MUTED, _GRID, _ACCENT, _FLOOR = "#010101", "#020202", "#030303", "#040404", "#050505"
+_PAGE_COLOURS = {
+    _INK: "var(--ink, #1d2433)",
+    _MUTED: "var(--muted, #667085)",
+    _GRID: "var(--grid, #e4e7ec)",
+    _ACCENT: "var(--accent, #2563c9)",
+    _FLOOR: "var(--floor, #98a2b3)",
+}
+# matplotlib types its settings as a union of three hundred names.
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cryoformer-dist",
+    "font.size": 10,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _MUTED,
+    "axes.titlecolor": _INK,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": _GRID,
+    "ytick.color": _GRID,
+    "xtick.labelcolor": _MUTED,
+    "ytick.labelcolor": _MUTED,
+    "text.color": _INK,
+    "legend.frameon": False,
+    "legend.labelcolor": _MUTED,
+    "legend.fontsize": 9,
+    "figure.facecolor": "none",
+}
+
+
+def png_data_uri(image: Real[np.ndarray, "height width *channels"]) -> str:
+    """PNG of an image with values in [0, 1] (grey, or red-green-blue with or without opacity)."""
+    buffer = io.BytesIO()
+    levels = np.round(image * 255).clip(0, 255).astype(np.uint8)
+    if levels.ndim == 3 and levels.shape[-1] == 4:
+        # Colour under full transparency is never seen, but noise there would triple the file.
+        levels[levels[..., 3] == 0] = 0
+    if levels.ndim == 2:
+        levels = np.repeat(levels[..., None], 3, axis=-1)
+    matplotlib.image.imsave(buffer, levels, format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """Inline SVG with the page's colours and fonts, named for screen readers."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for placeholder, variable in _PAGE_COLOURS.items():
+        text = text.replace(placeholder, variable)
+    return text.replace("<svg", f'<svg role="img" aria-label="{title}" class="figure"', 1)
+
+
+def surface_pictures(
+    volumes: Float[np.ndarray, "states box box box"], view: View, colours: Sequence[Colour], size: int
+) -> list[np.ndarray]:
+    """Iso-surfaces at one level and from one view; where the maps differ each wears its own colour."""
+    level, moving = common_level(volumes), variation_map(volumes)
+    highlight = moving if moving.any() else None
+    return [
+        render_surface(voxels, level, view, colour, highlight, size)
+        for voxels, colour in zip(volumes, colours, strict=True)
+    ]
+
+
+def film_strip(pictures: Sequence[np.ndarray]) -> str:
+    """Pictures side by side in one PNG, for the page to play as frames."""
+    return png_data_uri(np.concatenate(list(pictures), axis=1))
+
+
+def slice_columns(
+    maps: Sequence[tuple[str, Float[np.ndarray, "box box box"]]], size: int = 150
+) -> list[dict[str, Any]]:
+    """Central slices of named maps, each map between its own 2nd and 99.9th percentile."""
+    columns = []
+    for name, voxels in maps:
+        low, high = (float(np.percentile(voxels, share)) for share in (2.0, 99.9))
+        images = [png_data_uri(cut) for cut in central_slices(voxels, (low, high), size)]
+        columns.append({"name": name, "images": images})
+    return columns
+
+
+def loss_curves(records: Sequence[Mapping[str, Any]]) -> str:
+    """Loss against step, one panel per stage, in the order of the records."""
+    stages = list(dict.fromkeys(str(record["stage"]) for record in records))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10.8, 2.7), layout="constrained")
+        panels = figure.subplots(1, len(stages), squeeze=False)[0]
+        for panel, stage in zip(panels, stages, strict=True):
+            rows = [record for record in records if record["stage"] == stage]
+            loss = np.array([float(record["loss"]) for record in rows])
+            step = _running_steps(rows)
+            panel.plot(step, loss, color=_ACCENT, alpha=0.35 if len(loss) > 20 else 1.0, linewidth=1.2)
+            if len(loss) > 20:
+                window = max(len(loss) // 15, 3)
+                smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
+                panel.plot(step[window // 2 : window // 2 + len(smooth)], smooth, color=_ACCENT, linewidth=2)
+            panel.set_title(stage.replace("_", " "))
+            panel.set_xlabel("step")
+        panels[0].set_ylabel("loss")
+        return _svg(figure, "Loss against step, by stage")
+
+
+def _running_steps(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Count steps on where the records start again with every epoch."""
+    step = np.array([int(row["step"]) for row in rows])
+    restart = np.concatenate([[0], np.where(np.diff(step) < 0, step[:-1], 0)])
+    return np.asarray(step + np.cumsum(restart))
+
+
+def latent_scatter(
+    pca: Float[np.ndarray, "particles axes"],
+    explained_variance: Float[np.ndarray, " axes"],
+    centres: Float[np.ndarray, "clusters axes"],
+    coordinate: Float[np.ndarray, " particles"] | None = None,
+    period: float = 0.0,
+) -> str:
+    """Latents on their first two axes, coloured by the true coordinate or by density; centres numbered."""
+    points = pca if pca.shape[1] > 1 else np.column_stack([pca[:, 0], np.zeros(len(pca))])
+    marks = centres if centres.shape[1] > 1 else np.column_stack([centres[:, 0], np.zeros(len(centres))])
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.4, 4.4), layout="constrained")
+        axes = figure.subplots()
+        if coordinate is None:
+            density = LinearSegmentedColormap.from_list("density", ["#a8c4ee", "#2b62c4", "#12285e"])
+            drawn: ScalarMappable = axes.hexbin(
+                points[:, 0], points[:, 1], gridsize=48, mincnt=1, cmap=density, rasterized=True
+            )
+            name = "particles"
+        else:
+            order = np.random.default_rng(0).permutation(len(points))[:60_000]
+            size = float(np.clip(30_000 / max(len(points), 1), 2.0, 12.0))
+            drawn = axes.scatter(
+                points[order, 0],
+                points[order, 1],
+                c=coordinate[order],
+                s=size,
+                cmap=_coordinate_map(period > 0),
+                alpha=0.75,
+                linewidths=0,
+                rasterized=True,
+            )
+            name = "true coordinate"
+        bar = figure.colorbar(drawn, ax=axes, shrink=0.75, aspect=28, pad=0.02, label=name)
+        bar.outline.set_visible(False)
+        for number, (x, y) in enumerate(marks[:, :2]):
+            circle = {
+                "boxstyle": "circle,pad=0.22",
+                "facecolor": "white",
+                "edgecolor": "#1d2433",
+                "linewidth": 0.8,
+            }
+            axes.text(x, y, str(number), ha="center", va="center", fontsize=8, color="#1d2433", bbox=circle)
+        share = [*explained_variance, 0.0]
+        axes.set_xlabel(f"PC1 · {share[0]:.0%} of the variance")
+        axes.set_ylabel(f"PC2 · {share[1]:.0%} of the variance")
+        axes.margins(0.06)
+        return _svg(figure, "Latents on their first two principal axes")
+
+
+def _coordinate_map(periodic: bool) -> LinearSegmentedColormap:
+    stops = [colour_at(position, periodic) for position in np.linspace(0, 1, 32)]
+    return LinearSegmentedColormap.from_list("coordinate", stops)
+
+
+def fsc_curves(
+    frequency_per_angstrom: Float[np.ndarray, " shells"],
+    own: Float[np.ndarray, "states shells"],
+    consensus: Float[np.ndarray, "states shells"],
+    periodic: bool = False,
+) -> str:
+    """FSC of each state's map with the true state, over the consensus map as the dashed floor."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.4, 4.4), layout="constrained")
+        axes = figure.subplots()
+        shells = slice(1, None)
+        for threshold in (0.5, 0.143):
+            axes.axhline(threshold, color=_MUTED, linewidth=0.8, linestyle=(0, (1, 3)))
+            axes.annotate(
+                f"{threshold:g}", (1, threshold), xycoords=("axes fraction", "data"), xytext=(-2, 3),
+                textcoords="offset points", ha="right", fontsize=8, color=_MUTED,
+            )  # fmt: skip
+        low, high = consensus.min(axis=0)[shells], consensus.max(axis=0)[shells]
+        axes.fill_between(frequency_per_angstrom[shells], low, high, color=_FLOOR, alpha=0.18, linewidth=0)
+        for curve, colour in zip(own, state_colours(len(own), periodic), strict=True):
+            axes.plot(frequency_per_angstrom[shells], curve[shells], color=colour, linewidth=1.7)
+        floor = consensus.mean(axis=0)[shells]
+        axes.plot(
+            frequency_per_angstrom[shells],
+            floor,
+            color=_FLOOR,
+            linewidth=2,
+            linestyle="--",
+            label="consensus (floor)",
+        )
+        axes.plot([], [], color=to_hex(colour_at(0.0, periodic)), linewidth=1.7, label="ours, one line per state")
+        axes.set_ylim(min(-0.05, float(own.min()), float(low.min())), 1.04)
+        axes.set_xlim(0, float(frequency_per_angstrom[-1]) * 1.02)
+        _label_in_angstrom(axes)
+        axes.set_ylabel("FSC with the true state")
+        axes.legend(loc="lower left")
+        return _svg(figure, "Fourier shell correlation of each state with the truth")
+
+
+def _label_in_angstrom(axes: Axes) -> None:
+    """Tick the frequency axis at whole fractions, written as resolution."""
+    top = axes.get_xlim()[1]
+    ticks = np.arange(1, 6) * top / 5
+    axes.set_xticks(ticks, [f"{1 / tick:.{0 if 1 / tick >= 20 else 1}f}" for tick in ticks])
+    axes.set_xlabel("resolution (Å)")
+
+
+def pose_histograms(pose: Mapping[str, Any]) -> str:
+    """Errors of the rotation and the shift before and after the refinement."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.4, 2.5), layout="constrained")
+        panels = figure.subplots(1, 2)
+        named = (("angle_deg", "rotation error (°)"), ("shift_angstrom", "shift error (Å)"))
+        for panel, (key, label) in zip(panels, named, strict=True):
+            histogram = pose[f"{key}_histogram"]
+            for name, colour in (("before", _FLOOR), ("after", _ACCENT)):
+                if name in histogram:
+                    counts, edges = np.array(histogram[name]), np.array(histogram["edges"])
+                    panel.stairs(counts, edges, color=colour, fill=True, alpha=0.25)
+                    text = f"{name} · median {pose[name][f'{key}_median']:.3g}"
+                    panel.stairs(counts, edges, color=colour, linewidth=1.6, label=text)
+            panel.set_xlabel(label)
+            panel.set_ylim(0, 1.4 * panel.get_ylim()[1])
+            panel.set_yticks([])
+            panel.legend()
+        panels[0].set_ylabel("particles")
+        return _svg(figure, "Pose errors before and after refinement")
+
+
+def throughput_lines(records: Sequence[Mapping[str, Any]]) -> str:
+    """Particles per second and the share of time spent waiting for data, report by report."""
+    rate = np.array([float(record.get("particles_per_second", math.nan)) for record in records])
+    wait = 100 * np.array([float(record.get("data_wait", math.nan)) for record in records])
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10.8, 2.2), layout="constrained")
+        panels = figure.subplots(1, 2)
+        named = ((rate, "particles per second"), (wait, "waiting for data (%)"))
+        for panel, (values, label) in zip(panels, named, strict=True):
+            panel.plot(np.arange(1, len(values) + 1), values, color=_ACCENT, linewidth=1.6)
+            panel.fill_between(np.arange(1, len(values) + 1), 0, values, color=_ACCENT, alpha=0.12, linewidth=0)
+            top = float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
+            panel.set_ylim(0, max(1.15 * top, 1.0))
+            panel.set_title(label)
+            panel.set_xlabel("report")
+        return _svg(figure, "Throughput and data wait")

@@ -1,0 +1,274 @@
+"""What the latents say: principal axes, clusters, paths, and how well they order a known coordinate."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int, Real
+from scipy.cluster.vq import kmeans2
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import rankdata
+
+PREDICTION_DIMENSIONS = 10
+"""Linear prediction uses at most this many principal coordinates, so that wide latents do not overfit."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrincipalAxes:
+    """The principal axes of a latent cloud.
+
+    Attributes
+    ----------
+    mean
+        ``(latent,)``.
+    axes
+        ``(axes, latent)`` orthonormal rows, largest variance first, their largest entry positive.
+    explained_variance
+        ``(axes,)`` share of the total variance, all zero when the latents do not vary.
+    """
+
+    mean: Float[np.ndarray, " latent"]
+    axes: Float[np.ndarray, "axes latent"]
+    explained_variance: Float[np.ndarray, " axes"]
+
+    def project(self, latents: Float[np.ndarray, "particles latent"]) -> Float[np.ndarray, "particles axes"]:
+        """Coordinates of the latents along the axes, in latent units."""
+        coordinates: np.ndarray = (latents - self.mean) @ self.axes.T
+        return coordinates
+
+    def lift(self, coordinates: Float[np.ndarray, "points axes"]) -> Float[np.ndarray, "points latent"]:
+        """Latents at given coordinates; inverse of `project` on the plane of the axes."""
+        latents: np.ndarray = self.mean + coordinates @ self.axes
+        return latents
+
+
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """K-means clusters, numbered along the first principal axis.
+
+    Attributes
+    ----------
+    centres
+        ``(clusters, latent)`` the latents of real particles, each the nearest to its cluster's mean.
+    centre_row
+        ``(clusters,)`` rows of those particles.
+    label
+        ``(particles,)`` cluster of every particle.
+    """
+
+    centres: Float[np.ndarray, "clusters latent"]
+    centre_row: Int[np.ndarray, " clusters"]
+    label: Int[np.ndarray, " particles"]
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatePrediction:
+    """How well a linear map of the latents predicts a coordinate in particles it was not fitted to.
+
+    Attributes
+    ----------
+    predicted
+        ``(particles,)`` in the coordinate's unit.
+    rank_correlation
+        Spearman's; for a periodic coordinate the circular correlation of `circular_correlation`.
+    angle_error_deg
+        Mean absolute error as an angle, chance = 90; None for a coordinate that is not periodic.
+    """
+
+    predicted: Float[np.ndarray, " particles"]
+    rank_correlation: float
+    angle_error_deg: float | None
+
+
+def principal_axes(latents: Float[np.ndarray, "particles latent"], count: int | None = None) -> PrincipalAxes:
+    """Principal axes of the latents, the same for any order of the particles.
+
+    Raises
+    ------
+    ValueError
+        If a latent is not finite (the training diverged: resume from an earlier checkpoint) or there is none.
+    """
+    if not len(latents) or not np.isfinite(latents).all():
+        raise ValueError("latents are empty or not finite: resume the training from an earlier checkpoint")
+    mean = latents.mean(axis=0, dtype=np.float64)
+    centred = latents - mean
+    variance, vectors = np.linalg.eigh(centred.T @ centred / len(latents))
+    order = np.argsort(variance)[::-1][:count]
+    axes = vectors.T[order]
+    largest = np.abs(axes).argmax(axis=1)
+    axes = axes * np.sign(axes[np.arange(len(axes)), largest])[:, None]
+    total = variance.clip(min=0).sum()
+    share = variance[order].clip(min=0) / total if total > 0 else np.zeros(len(order))
+    return PrincipalAxes(mean, axes, share)
+
+
+def kmeans(latents: Float[np.ndarray, "particles latent"], count: int, seed: int = 0) -> Clusters:
+    """K-means (k-means++ start, fixed seed) whose centres are real particles.
+
+    Fewer clusters come back when there are fewer distinct latents than asked for.
+
+    Raises
+    ------
+    ValueError
+        If ``count`` is below 1 or the latents are not finite.
+    """
+    if count < 1:
+        raise ValueError(f"cannot make {count} clusters: ask for at least 1")
+    axis = principal_axes(latents, 1)
+    distinct = len(np.unique(latents, axis=0))
+    label: np.ndarray
+    if distinct <= count:
+        _, rows, label = np.unique(latents, axis=0, return_index=True, return_inverse=True)
+    else:
+        wide = latents.astype(np.float64)
+        means, label = kmeans2(wide, count, iter=50, minit="++", missing="raise", rng=seed)
+        rows = np.array([_nearest_member(latents, label == k, means[k]) for k in range(count)])
+    order = np.argsort(axis.project(latents[rows])[:, 0], kind="stable")
+    renumbered = np.empty(len(order), dtype=np.int64)
+    renumbered[order] = np.arange(len(order))
+    return Clusters(latents[rows[order]], rows[order], renumbered[label.ravel()])
+
+
+def _nearest_member(latents: np.ndarray, member: np.ndarray, mean: np.ndarray) -> int:
+    rows = np.flatnonzero(member)
+    return int(rows[np.square(latents[rows] - mean).sum(axis=1).argmin()])
+
+
+def axis_traversal(
+    latents: Float[np.ndarray, "particles latent"],
+    axes: PrincipalAxes,
+    axis: int,
+    count: int,
+    percentiles: tuple[float, float] = (5.0, 95.0),
+) -> Float[np.ndarray, "count latent"]:
+    """Latents evenly spaced along a principal axis through the mean, between two percentiles."""
+    along = axes.project(latents)[:, axis]
+    low, high = np.percentile(along, percentiles)
+    coordinates = np.zeros((count, len(axes.axes)))
+    coordinates[:, axis] = np.linspace(low, high, count)
+    return axes.lift(coordinates).astype(latents.dtype)
+
+
+def circular_correlation(
+    first_radians: Float[np.ndarray, " samples"], second_radians: Float[np.ndarray, " samples"]
+) -> float:
+    """Correlation of two angles: 1 when equal up to a constant, -1 when mirrored, about 0 when independent.
+
+    Notes
+    -----
+    The signed root of Fisher and Lee's coefficient (Biometrika 70, 1983), which needs no mean direction and
+    so is defined on the full circle; the root puts it on the scale of a linear correlation. For uniform
+    angles it is the length of ``mean exp(i (first - second))``.
+    """
+    difference = np.abs(np.exp(1j * (first_radians - second_radians)).mean()) ** 2
+    total = np.abs(np.exp(1j * (first_radians + second_radians)).mean()) ** 2
+    spread_first = 1 - np.abs(np.exp(2j * first_radians).mean()) ** 2
+    spread_second = 1 - np.abs(np.exp(2j * second_radians).mean()) ** 2
+    scale = np.sqrt(spread_first * spread_second)
+    # Below this the angles agree to single precision and there is nothing to correlate.
+    if scale < 1e-12:
+        return 0.0
+    squared = float((difference - total) / scale)
+    return float(np.sign(squared) * np.sqrt(min(abs(squared), 1.0)))
+
+
+def rank_correlation(first: Real[np.ndarray, " samples"], second: Real[np.ndarray, " samples"]) -> float:
+    """Spearman's rank correlation; 0 when either side does not vary."""
+    a, b = rankdata(first), rankdata(second)
+    a, b = a - a.mean(), b - b.mean()
+    scale = np.sqrt(np.square(a).sum() * np.square(b).sum())
+    return float((a * b).sum() / scale) if scale > 0 else 0.0
+
+
+def predict_coordinate(
+    latents: Float[np.ndarray, "particles latent"],
+    coordinate: Real[np.ndarray, " particles"],
+    period: float = 0.0,
+    folds: int = 5,
+    seed: int = 0,
+) -> CoordinatePrediction:
+    """Cross-validated linear prediction of a coordinate: 1 for latents linear in it, about 0 for unrelated.
+
+    Parameters
+    ----------
+    latents, coordinate
+        One row and one value per particle.
+    period
+        0 for a line; else the coordinate's period, and cosine and sine are predicted.
+    folds, seed
+        Particles are dealt at random to the folds; each is predicted by a map fitted to the others.
+    """
+    if not period:
+        predicted = _predict_out_of_fold(latents, coordinate[:, None].astype(np.float64), folds, seed)[:, 0]
+        return CoordinatePrediction(predicted, rank_correlation(predicted, coordinate), None)
+    angle = coordinate.astype(np.float64) * (2 * np.pi / period)
+    fitted = _predict_out_of_fold(latents, np.stack([np.cos(angle), np.sin(angle)], axis=1), folds, seed)
+    predicted = np.arctan2(fitted[:, 1], fitted[:, 0])
+    error = np.abs(np.angle(np.exp(1j * (predicted - angle))))
+    return CoordinatePrediction(
+        np.mod(predicted, 2 * np.pi) * (period / (2 * np.pi)),
+        circular_correlation(predicted, angle),
+        float(np.rad2deg(error.mean())),
+    )
+
+
+def _predict_out_of_fold(latents: np.ndarray, target: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Least squares on standardised principal coordinates, every particle predicted by the other folds."""
+    coordinates = principal_axes(latents, PREDICTION_DIMENSIONS).project(latents)
+    spread = coordinates.std(axis=0)
+    keep = spread > 1e-6 * max(float(spread.max()), 1e-30)
+    design = np.concatenate([coordinates[:, keep] / spread[keep], np.ones((len(latents), 1))], axis=1)
+    fold = np.random.default_rng(seed).permutation(len(latents)) % folds
+    predicted = np.zeros_like(target)
+    for k in range(folds):
+        weights = np.linalg.lstsq(design[fold != k], target[fold != k], rcond=None)[0]
+        predicted[fold == k] = design[fold == k] @ weights
+    return predicted
+
+
+def linear_class_accuracy(
+    latents: Float[np.ndarray, "particles latent"],
+    label: Int[np.ndarray, " particles"],
+    folds: int = 5,
+    seed: int = 0,
+) -> float:
+    """Share of particles whose class a cross-validated linear classifier names, averaged over the classes."""
+    classes, index = np.unique(label, return_inverse=True)
+    score = _predict_out_of_fold(latents, np.eye(len(classes))[index], folds, seed)
+    named = score.argmax(axis=1) == index
+    return float(np.mean([named[index == k].mean() for k in range(len(classes))]))
+
+
+def cluster_class_accuracy(cluster: Int[np.ndarray, " particles"], label: Int[np.ndarray, " particles"]) -> float:
+    """Share of particles in the right class under the best one-to-one mapping of clusters to classes."""
+    _, rows = np.unique(cluster, return_inverse=True)
+    _, columns = np.unique(label, return_inverse=True)
+    table = np.zeros((rows.max() + 1, columns.max() + 1))
+    np.add.at(table, (rows, columns), 1)
+    best = linear_sum_assignment(table, maximize=True)
+    return float(table[best].sum() / len(label))
+
+
+def score_latents(
+    latents: Float[np.ndarray, "particles latent"],
+    state: Float[np.ndarray, " particles"],
+    period: float,
+    discrete: bool,
+) -> dict[str, float]:
+    """How well the latents order the states: ``latent_rank_correlation`` is 1 at best, about 0 for unrelated.
+
+    Classes have no order; there it is the cross-validated accuracy of naming the class, rescaled to chance 0.
+    """
+    if discrete:
+        _, label = np.unique(state, return_inverse=True)
+        classes = int(label.max()) + 1
+        accuracy = linear_class_accuracy(latents, label)
+        return {
+            "latent_rank_correlation": (accuracy * classes - 1) / max(classes - 1, 1),
+            "class_accuracy": accuracy,
+            "cluster_accuracy": cluster_class_accuracy(kmeans(latents, classes).label, label),
+        }
+    prediction = predict_coordinate(latents, state, period)
+    scores = {"latent_rank_correlation": prediction.rank_correlation}
+    if prediction.angle_error_deg is not None:
+        scores["angle_error_deg"] = prediction.angle_error_deg
+    return scores

@@ -1,0 +1,194 @@
+"""From latents to files: the map series, the latent table and the verdict in the run directory."""
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from cryoformer_dist.analysis.evaluate import Decode, Evaluation
+from cryoformer_dist.analysis.latent import axis_traversal, kmeans, principal_axes
+from cryoformer_dist.errors import StoreError
+from cryoformer_dist.io.mrc import write_volume
+from cryoformer_dist.physics.volume import Volume
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesPlan:
+    """How many maps to show.
+
+    Attributes
+    ----------
+    clusters
+        K-means centres.
+    axes, points
+        Principal axes to walk along, and maps on each.
+    percentiles
+        Of the particles along an axis, where the walk starts and ends.
+    seed
+        Of the k-means start.
+    """
+
+    clusters: int = 10
+    axes: int = 2
+    points: int = 9
+    percentiles: tuple[float, float] = (5.0, 95.0)
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LatentSeries:
+    """Latents chosen to be shown, by name of the series (``kmeans``, ``pc1``, ...), and the latent table.
+
+    Attributes
+    ----------
+    latents
+        ``(maps, latent)`` per series.
+    table
+        Arrays of latent.npz.
+    """
+
+    latents: dict[str, Float[np.ndarray, "maps latent"]]
+    table: dict[str, np.ndarray]
+
+
+def choose_latents(
+    latents: Float[np.ndarray, "particles latent"],
+    source_row: Int[np.ndarray, " rows"],
+    plan: SeriesPlan,
+) -> LatentSeries:
+    """Pick k-means centres (real particles) and walks along the first principal axes that vary at all."""
+    if len(latents) != len(source_row):
+        raise StoreError(f"{len(latents)} latents for {len(source_row)} store rows: both must be of one run")
+    axes = principal_axes(latents)
+    clusters = kmeans(latents, plan.clusters, plan.seed)
+    chosen: dict[str, np.ndarray] = {"kmeans": clusters.centres}
+    varying = int(np.count_nonzero(axes.explained_variance > 1e-6))
+    for axis in range(min(plan.axes, varying)):
+        chosen[f"pc{axis + 1}"] = axis_traversal(latents, axes, axis, plan.points, plan.percentiles)
+    table: dict[str, np.ndarray] = {
+        "latent": latents.astype(np.float32),
+        "source_row": source_row.astype(np.int64),
+        "pca": axes.project(latents).astype(np.float32),
+        "explained_variance": axes.explained_variance,
+        "kmeans_label": clusters.label,
+        "kmeans_row": clusters.centre_row,
+    }
+    for name, series in chosen.items():
+        table[f"{name}_latent"] = series.astype(np.float32)
+        table[f"{name}_pca"] = axes.project(series).astype(np.float32)
+    return LatentSeries(chosen, table)
+
+
+def reconstruct(
+    run: Path,
+    decode: Decode,
+    latents: Float[np.ndarray, "particles latent"],
+    source_row: Int[np.ndarray, " rows"],
+    voxel_size_angstrom: float,
+    plan: SeriesPlan,
+    labels: Sequence[str] = (),
+) -> list[Path]:
+    """Decode the chosen latents and write ``volumes/<series>_<number>.mrc`` and ``latent.npz``.
+
+    Maps of an earlier call are replaced, so the folder always shows one state of the run.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    decode
+        Latents to maps.
+    latents, source_row
+        One row per trained particle, in store order.
+    voxel_size_angstrom
+        Of the decoded maps.
+    plan
+        What to show.
+    labels
+        Provenance written into every map's header.
+
+    Returns
+    -------
+    list[Path]
+        The maps, in order.
+    """
+    series = choose_latents(latents, source_row, plan)
+    written: list[Path] = []
+    for name, chosen in series.latents.items():
+        volumes = decode(chosen.astype(latents.dtype))
+        written += write_series(run / "volumes", name, volumes, voxel_size_angstrom, labels)
+    for number in range(1, plan.axes + 1):
+        if f"pc{number}" not in series.latents:
+            _remove_series(run / "volumes", f"pc{number}")
+    _write_atomically(run / "latent.npz", series.table)
+    return written
+
+
+def write_series(
+    folder: Path,
+    name: str,
+    volumes: Float[np.ndarray, "maps box box box"],
+    voxel_size_angstrom: float,
+    labels: Sequence[str] = (),
+) -> list[Path]:
+    """Write ``name_000.mrc`` ..., replacing every earlier map of that series."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_series(folder, name)
+    paths = [folder / f"{name}_{index:03d}.mrc" for index in range(len(volumes))]
+    for index, (path, voxels) in enumerate(zip(paths, volumes, strict=True)):
+        volume = Volume(torch.from_numpy(np.ascontiguousarray(voxels, dtype=np.float32)), voxel_size_angstrom)
+        write_volume(path, volume, [*labels, f"{name} {index + 1} of {len(volumes)}"])
+    return paths
+
+
+def _remove_series(folder: Path, name: str) -> None:
+    for stale in folder.glob(f"{name}_[0-9][0-9][0-9].mrc"):
+        stale.unlink()
+
+
+def write_evaluation(run: Path, evaluation: Evaluation, labels: Sequence[str] = ()) -> Path:
+    """Write metrics.json, ``fsc/state_000.csv`` ... and, against a truth, ``volumes/state_000.mrc`` ....
+
+    Returns
+    -------
+    Path
+        The metrics file.
+    """
+    fsc = run / "fsc"
+    fsc.mkdir(parents=True, exist_ok=True)
+    for stale in fsc.glob("state_[0-9][0-9][0-9].csv"):
+        stale.unlink()
+    curves = zip(evaluation.own, evaluation.distant, evaluation.consensus, strict=True)
+    for index, (own, distant, consensus) in enumerate(curves):
+        columns = (own.frequency_per_angstrom, own.correlation, distant.correlation, consensus.correlation)
+        with (fsc / f"state_{index:03d}.csv").open("w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["shell", "frequency_per_angstrom", "fsc_own", "fsc_distant", "fsc_consensus"])
+            for shell, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+                writer.writerow([shell, *(f"{value:.6f}" for value in values)])
+    if evaluation.own:
+        write_series(run / "volumes", "state", evaluation.volumes, evaluation.voxel_size_angstrom, labels)
+    else:
+        _remove_series(run / "volumes", "state")
+    return _write_json(run / "metrics.json", evaluation.metrics)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> Path:
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+    return path
+
+
+def _write_atomically(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    temporary = path.with_name(f".{path.name}.writing")
+    with temporary.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+    os.replace(temporary, path)

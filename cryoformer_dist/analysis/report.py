@@ -1,0 +1,331 @@
+"""One self-contained HTML page per run: what was recovered, against which floor, and how to go on."""
+
+import csv
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from cryoformer_dist.analysis import figures
+from cryoformer_dist.analysis.evaluate import Truth, fit_box, read_truth
+from cryoformer_dist.analysis.rendering import (
+    BODY_COLOUR,
+    Colour,
+    View,
+    best_view,
+    common_crop,
+    common_level,
+    state_colours,
+)
+from cryoformer_dist.analysis.verdict import key_figures, measure_rows, pose_rows, stage_rows, verdict
+from cryoformer_dist.errors import CryoFormerError, StoreNotFoundError
+from cryoformer_dist.io.mrc import read_volume
+
+_SERIES_COLOUR: Colour = (0.25, 0.50, 0.86)
+_MOST_PICTURES = 12
+_HEADINGS = {
+    "state": ("States", "Maps decoded at each state, coloured along its coordinate where they change."),
+    "pc1": (
+        "Along the first latent axis",
+        "From the 5th to the 95th percentile of the particles, evenly spaced.",
+    ),
+    "kmeans": (
+        "Cluster centres",
+        "Each is the map of a real particle; the numbers are those in the latent map.",
+    ),
+}
+_STRIP_NOTES = {
+    "consensus": "what a rigid reconstruction shows",
+    "ours": "decoded from the latents",
+    "truth": "what the particles were made from",
+}
+_LARGE, _SMALL = 272, 168
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """What a run directory holds, as far as it is there.
+
+    Attributes
+    ----------
+    path
+        Run directory.
+    metrics, manifest
+        Contents of metrics.json and manifest.json, empty when absent.
+    records
+        Lines of metrics.jsonl.
+    config
+        Text of config.yaml.
+    latent
+        Arrays of latent.npz.
+    fsc
+        Columns of ``fsc/state_*.csv``, ``(states, shells)`` each.
+    volumes
+        Map series by name.
+    consensus
+        Consensus map.
+    """
+
+    path: Path
+    metrics: dict[str, Any]
+    manifest: dict[str, Any]
+    records: list[dict[str, Any]]
+    config: str
+    latent: dict[str, np.ndarray]
+    fsc: dict[str, np.ndarray]
+    volumes: dict[str, np.ndarray]
+    consensus: np.ndarray | None
+
+
+def read_run(path: Path) -> RunFiles:
+    """Read everything the report shows from a run directory.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no such directory.
+    CryoFormerError
+        If a record of metrics.jsonl cannot be read, by its line number.
+    """
+    if not path.is_dir():
+        raise StoreNotFoundError(f"no run directory at {path}: give the folder a training wrote")
+    latent: dict[str, np.ndarray] = {}
+    if (path / "latent.npz").is_file():
+        with np.load(path / "latent.npz", allow_pickle=False) as table:
+            latent = {name: table[name] for name in table.files}
+    series: dict[str, list[np.ndarray]] = {}
+    for file in sorted((path / "volumes").glob("*_[0-9][0-9][0-9].mrc")):
+        series.setdefault(file.stem[:-4], []).append(read_volume(file).voxels.numpy())
+    consensus = path / "consensus.mrc"
+    config = path / "config.yaml"
+    return RunFiles(
+        path=path,
+        metrics=_read_json(path / "metrics.json"),
+        manifest=_read_json(path / "manifest.json"),
+        records=_read_records(path / "metrics.jsonl"),
+        config=config.read_text() if config.is_file() else "",
+        latent=latent,
+        fsc=_read_fsc(path / "fsc"),
+        volumes={name: np.stack(maps) for name, maps in series.items()},
+        consensus=read_volume(consensus).voxels.numpy() if consensus.is_file() else None,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return content
+
+
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    """Lines of a JSONL file; a last line without its newline was cut off by a kill and does not count."""
+    if not path.is_file():
+        return []
+    records = []
+    for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise CryoFormerError(f"{path}, line {number}: not a JSON record ({error.msg}); remove the line") from error
+    return records
+
+
+def _read_fsc(folder: Path) -> dict[str, np.ndarray]:
+    tables = []
+    for path in sorted(folder.glob("state_[0-9][0-9][0-9].csv")):
+        with path.open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        tables.append({name: [float(row[name]) for row in rows] for name in rows[0]})
+    return {name: np.array([table[name] for table in tables]) for name in (tables[0] if tables else {})}
+
+
+def write_report(run: Path, truth: Path | None = None, title: str | None = None) -> Path:
+    """Write ``report.html`` into a run directory from the files found there.
+
+    Parts whose files are missing are left out; nothing is shown that was not measured.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    truth
+        Truth folder of a simulation: true maps beside ours, latents coloured by the true coordinate.
+    title
+        Heading; the run's folder name by default.
+
+    Returns
+    -------
+    Path
+        The page.
+    """
+    found = read_run(run)
+    known = read_truth(truth) if truth is not None else None
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files(__package__).joinpath("report_template.html").read_text("utf-8"))
+    page = template.render(
+        title=title or run.resolve().name,
+        facts=_facts(found),
+        verdict=verdict(found.metrics),
+        tiles=key_figures(found.metrics, found.records),
+        measures=measure_rows(found.metrics),
+        poses=pose_rows(found.metrics),
+        states=found.metrics.get("states", []),
+        stages=stage_rows(found.records, found.manifest),
+        config=found.config,
+        manifest=_flatten(found.manifest),
+        steps=_next_steps(found),
+        **_pictures(found, known),
+        **_curves(found, known),
+    )
+    output = run / "report.html"
+    output.write_text(page, encoding="utf-8")
+    return output
+
+
+def _facts(run: RunFiles) -> list[str]:
+    """One-line facts under the title."""
+    metrics, facts = run.metrics, []
+    if metrics:
+        facts.append(f"{metrics['particles']:,} particles")
+        facts.append(f"box {metrics['box_size']} at {metrics['voxel_size_angstrom']:.2f} Å")
+        facts.append(f"{metrics['latent_dimensions']} latent dimensions")
+    facts += [f"{key} {run.manifest[key]}" for key in ("version", "seed") if key in run.manifest]
+    return facts
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            rows += _flatten(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", str(value)))
+    return rows
+
+
+def _next_steps(run: RunFiles) -> list[dict[str, str]]:
+    """Commands that open the results elsewhere."""
+    steps = []
+    for name, text in (("pc1", "Play the first latent axis"), ("state", "Play the evaluated states")):
+        if name in run.volumes:
+            level = common_level(run.volumes[name])
+            play = f"open volumes/{name}_*.mrc vseries true; volume #1 level {level:.4g}; "
+            play += "vseries play #1 direction oscillate"
+            steps.append({"text": f"{text} in ChimeraX (run in this folder)", "command": f"chimerax --cmd '{play}'"})
+    if "kmeans" in run.volumes:
+        steps.append({"text": "Open the cluster maps side by side", "command": "chimerax volumes/kmeans_*.mrc"})
+    if (run.path / "poses.star").is_file():
+        command = "relion_reconstruct --i poses.star --o refined.mrc --ctf"
+        steps.append({"text": "Back-project with the refined poses in RELION", "command": command})
+    return steps
+
+
+def _state_names(metrics: dict[str, Any], count: int) -> list[str]:
+    unit = "°" if metrics.get("period") == 360 else ""
+    prefix = "class " if metrics.get("discrete") else ""
+    named = [f"{prefix}{row['state']:.3g}{unit}" for row in metrics.get("states", [])]
+    return named if len(named) == count else [str(index) for index in range(count)]
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """Pick at most ``most`` of ``count`` maps evenly, first and last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
+def _pictures(found: RunFiles, truth: Truth | None) -> dict[str, Any]:
+    """Render surfaces and cut slices, all from one view."""
+    kind = next((name for name in ("state", "pc1", "kmeans") if name in found.volumes), None)
+    if kind is None:
+        return {"film": None, "groups": [], "slices": []}
+    shown = found.volumes[kind]
+    view = best_view(shown, common_level(shown))
+    are_states = kind == "state"
+    names = _state_names(found.metrics if are_states else {}, len(shown))
+    pick = _spread(len(shown), _MOST_PICTURES)
+    periodic = float(found.metrics.get("period", 0.0)) > 0
+    colours = state_colours(len(shown), periodic) if are_states else [_SERIES_COLOUR] * len(shown)
+    tints = [colours[i] for i in pick]
+    frames = {"ours": figures.surface_pictures(shown[pick], view, tints, _LARGE)}
+    if truth is not None and are_states and len(truth.volumes) == len(shown):
+        references = np.stack([fit_box(voxels, shown.shape[-1]) for voxels in truth.volumes[pick]])
+        frames["truth"] = figures.surface_pictures(references, view, tints, _LARGE)
+    columns = [(names[i], shown[i]) for i in _spread(len(shown), 5)]
+    if found.consensus is not None:
+        floor = fit_box(found.consensus, shown.shape[-1])
+        frames["consensus"] = figures.surface_pictures(floor[None], view, [BODY_COLOUR], _LARGE)
+        columns.insert(0, ("consensus", floor))
+    cropped = iter(common_crop([image for images in frames.values() for image in images]))
+    frames = {name: [next(cropped) for _ in images] for name, images in frames.items()}
+    series = {name: frames[name] for name in ("truth", "ours") if name in frames}
+    captions = [names[i] for i in pick]
+    rows = [
+        _picture_row(name if "truth" in series else "", images, captions, name == "ours")
+        for name, images in series.items()
+    ]
+    title, note = _HEADINGS[kind]
+    return {
+        "film": _film(frames, periodic),
+        "groups": [{"title": title, "note": note, "rows": rows}, *_series_groups(found, shown, view)],
+        "slices": figures.slice_columns(columns),
+    }
+
+
+def _film(frames: dict[str, list[np.ndarray]], periodic: bool) -> dict[str, Any]:
+    """Frames side by side per strip; the page plays them all from one clock."""
+    height, width = frames["ours"][0].shape[:2]
+    strips = [
+        {"name": name, "image": figures.film_strip(frames[name]), "note": note, "moves": name != "consensus"}
+        for name, note in _STRIP_NOTES.items()
+        if name in frames
+    ]
+    return {
+        "count": len(frames["ours"]),
+        "periodic": periodic,
+        "ratio": f"{width} / {height}",
+        "strips": strips,
+    }
+
+
+def _series_groups(found: RunFiles, shown: np.ndarray, view: View) -> list[dict[str, Any]]:
+    """Rows of pictures of the latent axis and the cluster centres, less the series already shown."""
+    groups = []
+    for name, (title, note) in _HEADINGS.items():
+        if name in found.volumes and found.volumes[name] is not shown:
+            pick = _spread(len(found.volumes[name]), _MOST_PICTURES)
+            tints = [_SERIES_COLOUR] * len(pick)
+            images = common_crop(figures.surface_pictures(found.volumes[name][pick], view, tints, _SMALL))
+            row = _picture_row("", images, [str(i) for i in pick])
+            groups.append({"title": title, "note": note, "rows": [row]})
+    return groups
+
+
+def _picture_row(
+    name: str, images: list[np.ndarray], captions: list[str], show_captions: bool = True
+) -> dict[str, Any]:
+    tiles = list(zip(map(figures.png_data_uri, images), captions, strict=True))
+    return {"name": name, "tiles": tiles, "columns": len(tiles), "captions": show_captions}
+
+
+def _curves(found: RunFiles, truth: Truth | None) -> dict[str, Any]:
+    """Draw the page's figures by name, None where there is nothing to draw."""
+    period = float(found.metrics.get("period", 0.0))
+    drawn: dict[str, str | None] = dict.fromkeys(("loss", "throughput", "fsc", "scatter", "pose_figure"))
+    if found.records:
+        drawn["loss"] = figures.loss_curves(found.records)
+        drawn["throughput"] = figures.throughput_lines(found.records)
+    if found.fsc:
+        frequency = found.fsc["frequency_per_angstrom"][0]
+        drawn["fsc"] = figures.fsc_curves(frequency, found.fsc["fsc_own"], found.fsc["fsc_consensus"], period > 0)
+    if found.latent:
+        coordinate = None if truth is None else truth.state[found.latent["source_row"]]
+        table = found.latent
+        drawn["scatter"] = figures.latent_scatter(
+            table["pca"], table["explained_variance"], table["kmeans_pca"], coordinate, period
+        )
+    if "pose" in found.metrics:
+        drawn["pose_figure"] = figures.pose_histograms(found.metrics["pose"])
+    return {name: None if svg is None else Markup(svg) for name, svg in drawn.items()}

@@ -1,0 +1,206 @@
+"""The verdict in words and tables: metrics.json and metrics.jsonl judged against floor and ceiling."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+MEASURES = (
+    (
+        "difference_map_correlation",
+        "Difference-map correlation",
+        "Do the maps change where and as the truth changes? A map that does not move scores 0.",
+    ),
+    (
+        "difference_map_amplitude",
+        "Amplitude of the motion",
+        "Size of the change against the true one: 1 is right, below 1 is damped.",
+    ),
+    (
+        "auc_gap",
+        "FSC gap, own − distant",
+        "How much better each map fits its own state than one half the range away.",
+    ),
+    (
+        "fsc_area_own",
+        "FSC area, own state",
+        "Mean FSC over all shells. High even without motion: read it with the gap.",
+    ),
+    ("fsc_area_distant", "FSC area, distant state", "The same against the state half the range away."),
+    (
+        "map_correlation",
+        "Map correlation",
+        "Voxel correlation with the true state. High even without motion.",
+    ),
+    (
+        "latent_rank_correlation",
+        "Order of the latents",
+        "Cross-validated linear prediction of the true state, ranked.",
+    ),
+)
+
+
+def verdict(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Say in words what a run recovered: ``tone`` (good, partial, none, unknown), ``headline``, ``text``."""
+    if not metrics:
+        return {
+            "tone": "unknown",
+            "headline": "Not evaluated yet",
+            "text": "The run directory holds no metrics.json. Run `evaluate` on it, then `report` again.",
+        }
+    if not metrics.get("has_truth"):
+        return _verdict_without_truth(metrics)
+    score, gap = metrics["difference_map_correlation"], metrics["auc_gap"]
+    best_gap = metrics["ceiling"]["auc_gap"]
+    if score >= 0.8 and gap >= 0.4 * best_gap:
+        tone, headline = "good", "The motion was recovered"
+    elif score >= 0.4 and gap > 0.1 * best_gap:
+        tone, headline = "partial", "The motion was recovered in part"
+    else:
+        tone, headline = "none", "The motion was not recovered"
+    amplitude = metrics["difference_map_amplitude"]
+    size = f"its amplitude is {amplitude:.0%} of the true one"
+    text = (
+        f"The maps change as the true states do with a correlation of {score:.2f}, where a consensus map "
+        f"scores 0 and the truth 1; {size}. Each map fits its own state better than one half the range away "
+        f"by {gap:.3f} in FSC area (consensus {metrics['consensus']['auc_gap']:.3f}, truth {best_gap:.3f})."
+    )
+    resolution = np.median([row["resolution_angstrom"] for row in metrics["states"]])
+    floor = np.median([row["consensus_resolution_angstrom"] for row in metrics["states"]])
+    text += f" FSC 0.5 against the truth is {resolution:.1f} Å (consensus {floor:.1f} Å, Nyquist "
+    text += f"{metrics['nyquist_angstrom']:.1f} Å)."
+    if floor <= 1.05 * resolution:
+        text += " The consensus reaches the same figure, so resolution alone says nothing here."
+    pose = metrics.get("pose", {})
+    if "after" in pose:
+        before, after = pose["before"]["angle_deg_median"], pose["after"]["angle_deg_median"]
+        text += f" Pose refinement moved the median rotation error from {before:.1f}° to {after:.1f}°."
+    return {"tone": tone, "headline": headline, "text": text}
+
+
+def _verdict_without_truth(metrics: Mapping[str, Any]) -> dict[str, str]:
+    share = metrics["explained_variance"][0]
+    text = (
+        "No truth is known for these particles, so nothing here says the motion is right. The maps of the "
+        f"clusters differ by {metrics['map_variation']:.0%} of the mean map (root mean square) and agree "
+        f"with the consensus at {metrics['consensus_map_correlation']:.2f}; the first latent axis holds "
+        f"{share:.0%} of the variance. Before believing a motion, train both half-sets apart and look for it "
+        "in each."
+    )
+    if "pose_change" in metrics:
+        text += f" Refinement turned the poses by {metrics['pose_change']['angle_deg_median']:.1f}° (median)."
+    return {"tone": "unknown", "headline": "Look, compare, then believe", "text": text}
+
+
+def key_figures(metrics: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tiles of the report; ``share`` is where ours lies from floor (0) to ceiling (1), None without them."""
+    tiles: list[dict[str, Any]] = []
+    for key, name, _ in MEASURES:
+        if "ceiling" in metrics and key in metrics and not key.startswith("fsc_area"):
+            ours, floor, best = metrics[key], metrics["consensus"][key], metrics["ceiling"][key]
+            reached = (ours - floor) / (best - floor) if best > floor else 0.0
+            # Too much motion is as wrong as too little.
+            share = min(max(min(reached, 2 - reached), 0.0), 1.0)
+            note = f"floor {floor:.2f} · truth {best:.2f}"
+            tiles.append({"name": name, "value": f"{ours:.2f}", "note": note, "share": share})
+    if "map_variation" in metrics:
+        alone = (
+            ("Change between clusters", f"{metrics['map_variation']:.1%}", "rms of the mean map"),
+            (
+                "Agreement with the consensus",
+                f"{metrics['consensus_map_correlation']:.2f}",
+                "voxel correlation",
+            ),
+            ("First latent axis", f"{metrics['explained_variance'][0]:.0%}", "of the latent variance"),
+        )
+        tiles += [{"name": n, "value": value, "note": note, "share": None} for n, value, note in alone]
+    rates = [row["particles_per_second"] for row in records if "particles_per_second" in row]
+    if rates:
+        value = f"{np.median(rates):,.0f}"
+        tiles.append({"name": "Particles per second", "value": value, "note": "median of reports", "share": None})
+    return tiles
+
+
+def measure_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the table ours | consensus | truth, only measures that were taken."""
+    if "ceiling" not in metrics:
+        return []
+    rows = [
+        {
+            "name": name,
+            "meaning": meaning,
+            "ours": f"{metrics[key]:.3f}",
+            "floor": f"{metrics['consensus'][key]:.3f}",
+            "ceiling": f"{metrics['ceiling'][key]:.3f}",
+        }
+        for key, name, meaning in MEASURES
+    ]
+    if "angle_error_deg" in metrics:
+        meaning = "Mean error of the state predicted from the latents; chance is 90°."
+        ours = f"{metrics['angle_error_deg']:.1f}°"
+        rows.append({"name": "Angle error", "meaning": meaning, "ours": ours, "floor": "90°", "ceiling": "0°"})
+    if "class_accuracy" in metrics:
+        chance = f"{1 / max(len(metrics['states']), 1):.2f}"
+        for key, name in (
+            ("class_accuracy", "Class accuracy, linear"),
+            ("cluster_accuracy", "Class accuracy, k-means"),
+        ):
+            ours = f"{metrics[key]:.3f}"
+            rows.append(
+                {
+                    "name": name,
+                    "meaning": "Particles named rightly.",
+                    "ours": ours,
+                    "floor": chance,
+                    "ceiling": "1",
+                }
+            )
+    return rows
+
+
+def pose_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Pose errors before and after, as text; empty without a truth."""
+    pose = metrics.get("pose", {})
+    named = (
+        ("angle_deg_median", "Rotation, median", "{:.2f}°"),
+        ("squared_frobenius_mean", "Squared Frobenius, mean", "{:.4f}"),
+        ("squared_frobenius_median", "Squared Frobenius, median", "{:.4f}"),
+        ("shift_angstrom_mean", "Shift, mean", "{:.2f} Å"),
+        ("shift_box_fraction_mean", "Shift, share of the box", "{:.4f}"),
+    )
+    return [
+        {"name": name, **{when: form.format(pose[when][key]) for when in ("before", "after") if when in pose}}
+        for key, name, form in named
+        if pose
+    ]
+
+
+def stage_rows(records: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Throughput per stage; ``seconds`` in the records counts from the start (of each attempt)."""
+    seconds = np.array([float(record.get("seconds", 0.0)) for record in records])
+    step = np.diff(seconds, prepend=0.0)
+    # After a resume the clock starts again from zero.
+    spent = np.where(step < 0, seconds, step)
+    workers = manifest.get("workers")
+    rows = []
+    for stage in dict.fromkeys(str(record["stage"]) for record in records):
+        at = [index for index, record in enumerate(records) if record["stage"] == stage]
+        reports = [records[index] for index in at]
+        rows.append(
+            {
+                "stage": stage.replace("_", " "),
+                "reports": len(reports),
+                "loss": f"{float(reports[-1]['loss']):.4f}",
+                "rate": _median(reports, "particles_per_second", "{:,.0f}"),
+                "wait": _median(reports, "data_wait", "{:.1%}"),
+                "memory": _median(reports, "memory_gib", "{:.2f}"),
+                "seconds": f"{spent[at].sum():,.0f}",
+                "workers": str(reports[-1].get("workers", workers if workers is not None else "–")),
+            }
+        )
+    return rows
+
+
+def _median(reports: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
+    values = [float(row[key]) for row in reports if row.get(key) is not None]
+    return form.format(float(np.median(values))) if values else "–"

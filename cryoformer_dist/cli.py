@@ -1,0 +1,291 @@
+"""Commands: options to configuration, one call, its result printed.
+
+Heavy imports happen inside commands, so that help appears at once.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cryoformer_dist import terminal
+from cryoformer_dist.errors import ConfigError, CryoFormerError, CryoFormerWarning
+
+if TYPE_CHECKING:
+    from cryoformer_dist.config.schema import ClusterConfig, RunConfig
+
+app = typer.Typer(
+    name="cryoformer-dist",
+    help="Continuous heterogeneous cryo-EM reconstruction with CryoFormer, on one machine or many.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a value of the file: dotted.key=value. May be repeated."),
+]
+RunFolder = Annotated[Path, typer.Argument(help="Run directory, as printed by train or launch.")]
+Name = Annotated[
+    str | None, typer.Option(help="Name of the run directory; the run file's name when left out.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is there.")]
+
+
+@app.command(epilog="Example: `cryoformer-dist init my-project`")
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to put `cluster/` and `configs/`.")],
+) -> None:
+    """Write starter cluster and run files, to be edited."""
+    from cryoformer_dist.starter import write_starter_files
+
+    for path in write_starter_files(folder):
+        terminal.say(f"wrote {path}")
+    terminal.say(f"next: cryoformer-dist launch {folder / 'cluster' / 'local.yaml'}")
+
+
+@app.command(epilog="Example: `cryoformer-dist simulate --output set --set particles=1000 --set snr=0.1`")
+def simulate(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for stacks, particles.star and truth/.")
+    ],
+    config: Annotated[
+        Path | None, typer.Argument(help="Simulation file; the built-in molecule when left out.")
+    ] = None,
+    overrides: Overrides = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a set that is already there.")
+    ] = False,
+) -> None:
+    """Make particle images with known states, poses and volumes."""
+    from cryoformer_dist.config.loading import load_config, parse_overrides
+    from cryoformer_dist.config.simulation import SimulationConfig
+    from cryoformer_dist.data.simulate import simulate as make
+
+    if config is None:
+        settings = parse_overrides(overrides or [], SimulationConfig, "simulate")
+    else:
+        settings = load_config(config, SimulationConfig, overrides or [])
+    with terminal.progress("simulating particles") as progress:
+        made = make(settings, output, progress, overwrite=overwrite)
+    terminal.say(f"particles  {made.star}")
+    terminal.say(f"truth      {made.truth}")
+    terminal.say(f"next: cryoformer-dist convert {made.star} -o {output / 'particles.zarr'}")
+
+
+@app.command(epilog="Example: `cryoformer-dist convert run_data.star -o particles.zarr --box 128`")
+def convert(
+    particles: Annotated[
+        Path, typer.Argument(help="RELION .star, cryoSPARC .cs, or a stack with --poses and --ctf.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Particle store to write (.zarr).")],
+    box: Annotated[int | None, typer.Option(help="Fourier-crop to this even box, pixels.")] = None,
+    datadir: Annotated[
+        Path | None, typer.Option(help="Where the stacks lie, if not where the file says.")
+    ] = None,
+    passthrough: Annotated[
+        list[Path] | None, typer.Option(help="cryoSPARC passthrough .cs. May be repeated.")
+    ] = None,
+    poses: Annotated[Path | None, typer.Option(help="cryoDRGN poses.pkl.")] = None,
+    ctf: Annotated[Path | None, typer.Option(help="cryoDRGN ctf.pkl.")] = None,
+    indices: Annotated[Path | None, typer.Option("--ind", help="cryoDRGN ind.pkl: keep these rows.")] = None,
+    contrast: Annotated[
+        Literal["auto", "light", "dark"], typer.Option(help="Is protein light or dark in the images?")
+    ] = "auto",
+    particle_diameter: Annotated[
+        float | None, typer.Option(help="Background is outside this diameter, angstrom.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of particles in the store.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(help="Shards converted at a time; all CPUs when left out.")
+    ] = None,
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the store that is there.")] = False,
+) -> None:
+    """Convert particles to a checked, sharded Zarr store. Interrupted? Run the same command again."""
+    from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
+    from cryoformer_dist.io.reading import check_stacks, read_particles
+
+    options = ConversionOptions(
+        box_size=box,
+        contrast=contrast,
+        particle_diameter_angstrom=particle_diameter,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    table = read_particles(
+        particles,
+        datadir=datadir,
+        passthrough=passthrough or (),
+        poses=poses,
+        ctf=ctf,
+        indices=indices,
+    )
+    check_stacks(table)
+    plan = plan_conversion(table, output, options)
+    terminal.say(f"particles  {len(table)} in {len(table.stack_paths)} stacks")
+    terminal.say(f"contrast   {plan.contrast}")
+    with terminal.progress("converting to Zarr") as progress:
+        if local:
+            store = convert_serially(plan, progress)
+        else:
+            from cryoformer_dist.orchestration.conversion import convert_particles
+
+            store = convert_particles(plan, workers, progress)
+    terminal.say(f"store      {store.path}: box {store.box_size} at {store.pixel_size_angstrom:.4g} A")
+    terminal.say(f"next: cryoformer-dist check {output}")
+
+
+@app.command(epilog="Example: `cryoformer-dist check particles.zarr`")
+def check(
+    store: Annotated[Path, typer.Argument(help="Particle store (.zarr).")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for maps and picture; <store>.check when left out."),
+    ] = None,
+    sample: Annotated[int, typer.Option(min=2, help="Particles to back-project.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+) -> None:
+    """Verify every chunk, then back-project a sample: are signs, shifts and hands as they should be?"""
+    from cryoformer_dist.analysis.check import check_store
+    from cryoformer_dist.data.store import ParticleStore
+
+    folder = output or store.with_suffix(".check")
+    with terminal.progress("checking") as progress:
+        report = check_store(
+            ParticleStore.open(store), folder, sample, seed, lambda stage, done, total: progress(done, total)
+        )
+    terminal.say(str(report))
+    terminal.say(f"maps, FSC and picture  {folder}")
+
+
+@app.command(epilog="Example: `cryoformer-dist train configs/demo.yaml --local`")
+def train(
+    config: Annotated[Path, typer.Argument(help="Run file.")],
+    storage: Annotated[Path, typer.Option(help="Where run directories go.")] = Path("runs"),
+    name: Name = None,
+    resume: Resume = False,
+    workers: Annotated[int, typer.Option(min=1, help="Training processes.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs per training process.")] = 0,
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Train on this machine and write volumes, latents, verdict and report."""
+    from cryoformer_dist.config.schema import ClusterConfig, WorkersConfig
+    from cryoformer_dist.orchestration.launch import read_run_file
+
+    settings = read_run_file(config, overrides or [])
+    cluster = None
+    if not local:
+        cluster = ClusterConfig(storage=str(storage), workers=WorkersConfig(count=workers, gpus=gpus))
+    _carry_out(settings, cluster, storage.resolve(), name, resume)
+
+
+@app.command(epilog="Example: `cryoformer-dist launch cluster/local.yaml`")
+def launch(
+    cluster: Annotated[Path, typer.Argument(help="Cluster file.")],
+    run: Annotated[
+        Path | None, typer.Option(help="Run file; the one the cluster file names when left out.")
+    ] = None,
+    name: Name = None,
+    resume: Resume = False,
+    overrides: Overrides = None,
+) -> None:
+    """Train where a cluster file says. `--set` overrides values of the run file."""
+    from cryoformer_dist.orchestration.launch import read_cluster_file, read_run_file
+
+    settings, named_run = read_cluster_file(cluster, [])
+    run = run or named_run
+    if run is None:
+        raise ConfigError(f"{cluster}: names no run file; add `run: FILE` or give --run FILE")
+    _carry_out(read_run_file(run, overrides or []), settings, Path(settings.storage), name, resume)
+
+
+@app.command(epilog="Example: `cryoformer-dist reconstruct runs/demo`")
+def reconstruct(run: RunFolder) -> None:
+    """Write volumes at cluster centres and along the principal axes, the latent table and refined poses."""
+    from cryoformer_dist.analysis.results import reconstruct_run
+
+    written = reconstruct_run(run)
+    terminal.say(f"{len(written)} files in {run / 'volumes'}")
+    terminal.say(f"next: cryoformer-dist evaluate {run}")
+
+
+@app.command(epilog="Example: `cryoformer-dist evaluate runs/demo --truth runs/data/particles/truth`")
+def evaluate(
+    run: RunFolder,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="Truth folder of a simulation; the one beside its particles when left out."),
+    ] = None,
+) -> None:
+    """Judge a run: against the truth where there is one, with the consensus map as the floor."""
+    import json
+
+    from cryoformer_dist.analysis.results import evaluate_run
+
+    path = evaluate_run(run, truth)
+    for key, value in json.loads(path.read_text()).items():
+        if isinstance(value, int | float):
+            terminal.say(f"{key:<32} {value:.4g}")
+    terminal.say(f"all measures  {path}")
+
+
+@app.command(epilog="Example: `cryoformer-dist report runs/demo`")
+def report(run: RunFolder) -> None:
+    """Write report.html anew from the files of a run."""
+    from cryoformer_dist.analysis.results import report_run
+
+    terminal.say(f"report  {report_run(run)}")
+
+
+def main() -> None:
+    """Run the command line: one red line and exit code 2 for what a user can mend, a traceback for what we must."""
+    # Threads that spin while they wait slow a busy machine down tenfold; read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with _spoken_warnings():
+        try:
+            app()
+        except CryoFormerError as error:
+            terminal.fail(str(error))
+            sys.exit(2)
+
+
+@contextmanager
+def _spoken_warnings() -> Iterator[None]:
+    """Our own warnings as one line each, without the place in the source that raised them."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message, category, *rest, **named):  # type: ignore[no-untyped-def]
+            if issubclass(category, CryoFormerWarning):
+                terminal.warn(str(message))
+            else:
+                shown(message, category, *rest, **named)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", CryoFormerWarning)
+        yield
+
+
+def _carry_out(
+    settings: "RunConfig", cluster: "ClusterConfig | None", storage: Path, name: str | None, resume: bool
+) -> None:
+    from cryoformer_dist.orchestration.launch import Request, Voice, carry_out
+
+    run = storage / (name or settings.name)
+    terminal.say(f"run directory  {run}")
+    voice = Voice(terminal.say, terminal.progress, terminal.record_line)
+    report = carry_out(Request(settings, cluster, run, resume), voice)
+    terminal.say(f"report         {report}")
+
+
+if __name__ == "__main__":
+    main()

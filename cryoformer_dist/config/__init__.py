@@ -1,0 +1,1 @@
+"""What a run, a cluster and a simulation file may say."""

@@ -1,0 +1,91 @@
+"""YAML files and ``key=value`` overrides into checked configurations."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cryoformer_dist.errors import ConfigError
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def load_config(path: Path, schema: type[Config], overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply dotted overrides, and check it whole.
+
+    Parameters
+    ----------
+    path
+        YAML file.
+    schema
+        ``RunConfig``, ``ClusterConfig`` or ``SimulationConfig``.
+    overrides
+        ``dotted.key=value``, the value in YAML.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or not YAML, an override is not ``key=value``, or the schema refuses something: every
+        mistake is listed at once with its dotted key.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; `cryoformer-dist init .` writes starter files")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold `key: value` lines, found a {type(values).__name__}")
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_config(values, schema, str(path))
+
+
+def parse_overrides(overrides: Sequence[str], schema: type[Config], where: str) -> Config:
+    """A configuration made of overrides alone, everything else at its default."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_config(values, schema, where)
+
+
+def parse_config(values: dict[str, Any], schema: type[Config], where: str) -> Config:
+    """Check plain values against a schema; see `load_config`."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, item['loc'])) or '(file)'}: {_explain(item)}" for item in error.errors()
+        ]
+        raise ConfigError(
+            "\n".join([f"{where}: {len(lines)} mistake{'s' * (len(lines) > 1)}", *lines])
+        ) from error
+
+
+def dump_config(config: BaseModel) -> str:
+    """The resolved configuration as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _explain(item: Any) -> str:
+    """One schema complaint in words a microscopist can act on."""
+    if item["type"] == "extra_forbidden":
+        return "no such key; check the spelling"
+    if item["type"] == "missing":
+        return "is required"
+    return f"{item['msg']} (got {item['input']!r})"
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r}: write dotted.key=value, as in training.epochs=5")
+    *sections, last = key.split(".")
+    target = values
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"override {override!r}: {section!r} holds a value, not a section")
+    target[last] = yaml.safe_load(text)

@@ -1,0 +1,214 @@
+"""What a run file may say: one frozen, closed schema that reads as the manual."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cryoformer_dist.config.simulation import SimulationConfig
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of a file: immutable, and a misspelt key is an error, not a silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HashGridConfig(Section):
+    """Multiresolution hash grid, in tiny-cuda-nn's definition (Mueller et al. 2022)."""
+
+    backend: Literal["torch"] = Field(
+        "torch", description="which implementation encodes points; never changed silently"
+    )
+    levels: PositiveInt = Field(16, description="resolution levels")
+    features_per_level: PositiveInt = Field(2, description="numbers per grid vertex and level")
+    log2_table_size: int = Field(15, ge=4, le=24, description="log2 of the most entries a level may have")
+    base_resolution: int = Field(16, ge=2, description="vertices per side of the coarsest level")
+    finest_resolution: int | None = Field(
+        None,
+        ge=2,
+        description="vertices per side of the finest level; the box when left out (the paper gives none)",
+    )
+
+
+class DecoderConfig(Section):
+    """Query-based deformation transformer (paper, section 3.4)."""
+
+    queries: PositiveInt = Field(64, description="learnable structure queries (the paper's N)")
+    channels: PositiveInt = Field(64, description="width of a query (the paper's C)")
+    blocks: PositiveInt = Field(3, description="deformation-aware decoder blocks")
+    hidden_width: PositiveInt = Field(16, description="hidden layer between hash grid and spatial feature")
+    density_width: PositiveInt = Field(64, description="hidden layer between attention and density")
+    temperature: float = Field(2.0, gt=0, description="factor on the spatial attention's logits")
+    density_scale: float = Field(
+        0.1, gt=0, description="density units per unit of network output, for images in units of the noise"
+    )
+
+
+class EncoderConfig(Section):
+    """MLP image encoder (paper, section 3.2)."""
+
+    hidden_layers: PositiveInt = 10
+    width: PositiveInt = 128
+
+
+class LatentConfig(Section):
+    """How a particle's conformation is represented."""
+
+    form: Literal["table", "encoder", "none"] = Field(
+        "table",
+        description="table: one auto-decoded vector per particle; encoder: the paper's MLP; none: one state for all",
+    )
+    dimensions: PositiveInt = Field(8, description="length of the latent vector")
+    prior: float = Field(
+        1.0, ge=0, description="weight of the Gaussian prior; 1 is maximum a posteriori for unit noise"
+    )
+    prior_start: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="share of the reconstruction before which the prior is off: latents spread first",
+    )
+    encoder: EncoderConfig = EncoderConfig()
+
+
+class PoseConfig(Section):
+    """Where poses come from and whether they are refined."""
+
+    form: Literal["given", "table", "encoder"] = Field(
+        "given",
+        description="given: as in the store; table: refined per particle; encoder: the paper's MLP, pre-trained on the given",
+    )
+    encoder: EncoderConfig = EncoderConfig()
+
+
+class ModelConfig(Section):
+    """CryoFormer's network."""
+
+    hash_grid: HashGridConfig = HashGridConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    latent: LatentConfig = LatentConfig()
+    pose: PoseConfig = PoseConfig()
+
+
+class DatasetConfig(Section):
+    """Which particles."""
+
+    store: str = Field(description="particle store (.zarr); relative paths start at this file's folder")
+    simulate: SimulationConfig | None = Field(
+        None, description="make the store by simulation when it does not exist yet"
+    )
+    half: Literal["both", 1, 2] = Field("both", description="train on both half-sets or on one")
+    loader: Literal["ray", "local"] = Field(
+        "ray", description="who reads the store: Ray Data, or a thread of the worker"
+    )
+
+
+class LearningRates(Section):
+    """Step sizes at their peak."""
+
+    hash_grid: float = Field(1e-2, gt=0)
+    network: float = Field(1e-3, gt=0)
+    encoder: float = Field(1e-3, gt=0)
+    latent: float = Field(
+        0.3, gt=0, description="latent table, in units of the prior's standard deviation per visit"
+    )
+    rotation: float = Field(1e-2, gt=0, description="pose table, 6D rotation")
+    shift_angstrom: float = Field(0.5, gt=0, description="pose table, shift, angstrom per visit")
+
+
+class TrainingConfig(Section):
+    """How long and how fast the network learns."""
+
+    seed: int = 0
+    epochs: PositiveInt = Field(20, description="passes over the particles in the reconstruction stage")
+    pose_pretraining_epochs: int = Field(
+        200, ge=0, description="passes in which the orientation encoder learns the given poses (encoder only)"
+    )
+    global_batch_size: PositiveInt = Field(64, description="particles per step over all workers together")
+    learning_rates: LearningRates = LearningRates()
+    warmup_steps: int = Field(100, ge=0)
+    final_learning_rate: float = Field(
+        0.02, ge=0, le=1, description="share of the peak reached by the cosine at the end"
+    )
+    weight_decay: float = Field(1e-4, ge=0)
+    gradient_clipping: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
+    freeze_pose_epochs: float = Field(
+        1.0, ge=0, description="keep the given poses this long before refining them"
+    )
+    latent_start_epoch: float = Field(0.0, ge=0, description="latents stay at the prior's mean until then")
+    projection: Literal["lattice", "rays"] = Field(
+        "lattice",
+        description="lattice: one set of points for the batch, splatted; rays: the paper's reference, slow",
+    )
+    jitter_lattices: PositiveInt = Field(
+        4, description="sub-voxel shifted copies of the lattice that steps draw from"
+    )
+    occupancy: Literal["data", "sphere"] = Field(
+        "data",
+        description="data: evaluate only points near density seen in a back-projection; sphere: all inside",
+    )
+    engine: Literal["deepspeed", "torch"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2] = Field(0, description="DeepSpeed ZeRO stage")
+    threads_per_worker: int = Field(
+        0, ge=0, description="CPU threads of a worker; 0 divides the machine evenly"
+    )
+    report_every_steps: PositiveInt = 50
+    checkpoint_every_steps: PositiveInt = 250
+    keep_checkpoints: PositiveInt = 2
+
+
+class ResultsConfig(Section):
+    """What is made of the trained network."""
+
+    kmeans_volumes: PositiveInt = Field(10, description="volumes at the centres of latent clusters")
+    principal_components: int = Field(2, ge=0, description="axes along which volumes are sampled")
+    volumes_per_component: PositiveInt = 9
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    name: str = Field(
+        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder name under the storage path"
+    )
+    dataset: DatasetConfig
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    results: ResultsConfig = ResultsConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RunConfig":
+        if self.training.checkpoint_every_steps % self.training.report_every_steps:
+            # Otherwise a resumed run would report other averages than an uninterrupted one.
+            raise ValueError(
+                "training.checkpoint_every_steps must be a multiple of training.report_every_steps"
+            )
+        if self.training.projection == "rays" and self.training.occupancy != "sphere":
+            raise ValueError("training.projection: rays needs training.occupancy: sphere")
+        return self
+
+
+class WorkersConfig(Section):
+    """Training processes."""
+
+    count: PositiveInt = 1
+    cpus: float = Field(
+        0.9, gt=0, description="CPUs per worker; leave a little of the machine for reading data"
+    )
+    gpus: float = Field(0, ge=0, description="GPUs per worker")
+
+
+class ClusterConfig(Section):
+    """Where a run happens."""
+
+    run: str | None = Field(
+        None, description="run file that `launch` trains; relative to this file; --run overrides"
+    )
+    provider: Literal["local"] = Field("local", description="local: this machine")
+    storage: str = Field("runs", description="where run directories go; every node must see it")
+    workers: WorkersConfig = WorkersConfig()
+    max_failures: int = Field(3, ge=0, description="worker or node losses survived before giving up")
+    dashboard_host: str = Field("127.0.0.1", description="address the Ray dashboard listens on")
+    dashboard_port: int = Field(8265, ge=0, le=65535)

@@ -1,0 +1,1 @@
+"""The particle store and its way to the device."""

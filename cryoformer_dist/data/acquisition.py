@@ -1,0 +1,310 @@
+"""What chance, or a table, gives each simulated particle: state, pose, CTF and half-set.
+
+Every purpose draws from a random stream of its own, so changing one (a shift range, a defocus range, the
+noise) leaves the others as they were.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cryoformer_dist.config.simulation import MicroscopeConfig, PosesConfig, SimulationConfig, StatesConfig
+from cryoformer_dist.errors import ConfigError, ParticleFormatError
+from cryoformer_dist.io.particles import OpticsColumns, OpticsGroup, ParticleTable, group_optics
+from cryoformer_dist.io.reading import read_particles
+from cryoformer_dist.physics.ctf import CTFParams
+from cryoformer_dist.physics.pose import nearest_rotation, random_rotations
+
+_IDEAL_PHASE_PLATE_DEG = 90.0
+
+
+class Stream(IntEnum):
+    """Purposes that draw random numbers; their values never change, or old seeds would give other sets."""
+
+    STATES = 0
+    ROTATIONS = 1
+    SHIFTS = 2
+    CTF = 3
+    NOISE = 4
+    PERTURBATION = 5
+    HALF_SETS = 6
+    TABLE_ROWS = 7
+
+
+def stream(seed: int, purpose: Stream) -> np.random.Generator:
+    """Return the random numbers of one purpose."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(int(purpose),)))
+
+
+@dataclass(frozen=True, slots=True)
+class StateDraw:
+    """Where each particle is on the motion.
+
+    Attributes
+    ----------
+    state
+        `(particles,)` what the truth records: the coordinate, or the class number of a discrete set.
+    coordinate
+        `(particles,)` what the imager takes: degrees, fraction of the path, or number of the map.
+    volume_state, volume_coordinate
+        `(volumes,)` the same for the reference maps.
+    period
+        State difference after which the states repeat; 0 when never.
+    discrete
+        Whether states are class numbers.
+    """
+
+    state: NDArray[np.float64]
+    coordinate: NDArray[np.float64]
+    volume_state: NDArray[np.float64]
+    volume_coordinate: NDArray[np.float64]
+    period: float
+    discrete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PoseDraw:
+    """Clean poses, and those the .star will give: `(particles, 3, 3)` and `(particles, 2)`."""
+
+    rotation: NDArray[np.float32]
+    shift_angstrom: NDArray[np.float32]
+    given_rotation: NDArray[np.float32]
+    given_shift_angstrom: NDArray[np.float32]
+
+
+def draw_states(
+    config: SimulationConfig, state_range: tuple[float, float], period: float, classes: int | None
+) -> StateDraw:
+    """Draw uniform states of a motion (references at bin centres), or classes by weight (one each).
+
+    Parameters
+    ----------
+    config
+        The simulation.
+    state_range, period
+        Of the molecule's coordinate.
+    classes
+        Models or maps of the source, None for a motion given by an angle.
+
+    Raises
+    ------
+    ConfigError
+        If ``states.weights`` does not have one number per class.
+    """
+    generator = stream(config.seed, Stream.STATES)
+    first, last = state_range
+    states = config.states
+    if states.kind == "continuous":
+        state = generator.uniform(first, last, config.particles)
+        centres = first + (np.arange(states.truth_volumes) + 0.5) / states.truth_volumes * (last - first)
+        return StateDraw(state, state, centres, centres, period, discrete=False)
+    count = states.count or classes or 1
+    steps = np.linspace(first, last, count, endpoint=period == 0)
+    chosen = generator.choice(count, config.particles, p=_populations(states, count))
+    numbers = np.arange(count, dtype=np.float64)
+    return StateDraw(
+        chosen.astype(np.float64),
+        steps[chosen],
+        numbers,
+        steps,
+        float(count) if period else 0.0,
+        discrete=True,
+    )
+
+
+def _populations(states: StatesConfig, count: int) -> NDArray[np.float64]:
+    if not states.weights:
+        return np.full(count, 1 / count)
+    if len(states.weights) != count:
+        raise ConfigError(
+            f"states.weights: {len(states.weights)} numbers for {count} classes; give one per class"
+        )
+    weights = np.asarray(states.weights)
+    return np.asarray(weights / weights.sum())
+
+
+def draw_poses(config: SimulationConfig) -> PoseDraw:
+    """Draw poses uniform over SO(3) and the shift range, or of the table, and the same with the asked errors.
+
+    Notes
+    -----
+    Errors as in the paper's section 5.4: a Gaussian of the given variance on every entry of the rotation
+    matrix, projected back onto SO(3), and a uniform shift.
+    """
+    if config.poses.table is None:
+        rotation, shift = _uniform_poses(config)
+    else:
+        rotation, shift = _tabulated_poses(config.poses, config.poses.table, config)
+    errors = config.perturbation
+    generator = stream(config.seed, Stream.PERTURBATION)
+    noise = generator.standard_normal(rotation.shape) * np.sqrt(errors.rotation_variance)
+    limit = errors.shift_pixels * config.box_length_angstrom / errors.reference_box
+    given_shift = shift + generator.uniform(-1.0, 1.0, shift.shape) * limit
+    given = rotation
+    if errors.rotation_variance > 0:
+        given = nearest_rotation(torch.from_numpy(rotation + noise)).numpy().astype(np.float32)
+    return PoseDraw(rotation, shift, given, given_shift.astype(np.float32))
+
+
+def _uniform_poses(config: SimulationConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    seed = int(stream(config.seed, Stream.ROTATIONS).integers(2**63))
+    rotation = random_rotations(config.particles, torch.Generator().manual_seed(seed)).numpy()
+    limit = config.poses.max_shift_fraction * config.box_length_angstrom
+    shift = stream(config.seed, Stream.SHIFTS).uniform(-limit, limit, (config.particles, 2))
+    return rotation, shift.astype(np.float32)
+
+
+def _tabulated_poses(
+    poses: PosesConfig, table: Path, config: SimulationConfig
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    if table.suffix == ".npz":
+        arrays = _npz_columns("poses.table", table, ("rotation", "shift_angstrom"), ())
+        rotation, shift = arrays["rotation"], arrays["shift_angstrom"]
+    else:
+        particles = _particle_table("poses.table", table, require_poses=True)
+        pose = particles.pose()
+        rotation, shift = pose.rotation.numpy(), pose.shift_angstrom.numpy()
+    if rotation.shape[1:] != (3, 3) or shift.shape != (len(rotation), 2):
+        raise ConfigError(
+            f"poses.table: {table}: rotation {rotation.shape} and shift_angstrom {shift.shape} must be "
+            "(rows, 3, 3) and (rows, 2)"
+        )
+    worst = float(np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max(initial=0.0))
+    if worst > 1e-3 or (np.linalg.det(rotation) < 0).any():
+        raise ConfigError(
+            f"poses.table: {table}: rotation holds matrices that are no rotations; give RELION matrices A"
+        )
+    rows = _table_rows("poses", table, len(rotation), poses.rows, config)
+    return rotation[rows].astype(np.float32), shift[rows].astype(np.float32)
+
+
+def draw_ctf(config: SimulationConfig) -> CTFParams:
+    """Draw the CTF of every particle from ranges or a table, or make it an ideal phase plate's (CTF 1)."""
+    if config.ctf.table is not None:
+        return _tabulated_ctf(config.ctf, config.ctf.table, config)
+    settings, count = config.ctf, config.particles
+    if not settings.apply:
+        zero = torch.zeros(count)
+        return CTFParams(
+            *(zero, zero, zero, zero + _IDEAL_PHASE_PLATE_DEG, zero + settings.voltage_kv),
+            *(zero, zero),
+        )
+    generator = stream(config.seed, Stream.CTF)
+    mean = generator.uniform(settings.min_defocus_angstrom, settings.max_defocus_angstrom, count)
+    half_difference = generator.uniform(0, settings.max_astigmatism_angstrom / 2, count)
+    angle = generator.uniform(0, 180, count)
+    return _ctf_params(settings, mean + half_difference, mean - half_difference, angle)
+
+
+def _ctf_params(
+    settings: MicroscopeConfig,
+    defocus_u_angstrom: NDArray[np.float64],
+    defocus_v_angstrom: NDArray[np.float64],
+    defocus_angle_deg: NDArray[np.float64],
+    phase_shift_deg: NDArray[np.float64] | None = None,
+) -> CTFParams:
+    """One microscope for all particles."""
+    count = len(defocus_u_angstrom)
+    phase = np.full(count, settings.phase_shift_deg) if phase_shift_deg is None else phase_shift_deg
+    columns = (defocus_u_angstrom, defocus_v_angstrom, defocus_angle_deg, phase)
+    microscope = (settings.voltage_kv, settings.spherical_aberration_mm, settings.amplitude_contrast)
+    return CTFParams(
+        *(torch.from_numpy(np.asarray(column, np.float32)) for column in columns),
+        *(torch.full((count,), value) for value in microscope),
+    )
+
+
+def _tabulated_ctf(settings: MicroscopeConfig, table: Path, config: SimulationConfig) -> CTFParams:
+    if table.suffix == ".npz":
+        names = ("defocus_u_angstrom", "defocus_v_angstrom", "defocus_angle_deg")
+        columns = _npz_columns("ctf.table", table, names, ("phase_shift_deg",))
+        params = _ctf_params(
+            settings,
+            columns["defocus_u_angstrom"],
+            columns["defocus_v_angstrom"],
+            columns["defocus_angle_deg"],
+            columns.get("phase_shift_deg"),
+        )
+    else:
+        params = _particle_table("ctf.table", table, require_poses=False).ctf_params()
+    rows = _table_rows("ctf", table, len(params.voltage_kv), settings.rows, config)
+    return params[torch.from_numpy(rows)]
+
+
+def _particle_table(key: str, path: Path, *, require_poses: bool) -> ParticleTable:
+    """Another program's particle file; its images are not needed."""
+    try:
+        return read_particles(path, require_poses=require_poses)
+    except ParticleFormatError as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def _npz_columns(
+    key: str, path: Path, required: tuple[str, ...], optional: tuple[str, ...]
+) -> dict[str, NDArray[np.float64]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            columns = {
+                name: np.asarray(file[name], np.float64)
+                for name in (*required, *optional)
+                if name in file.files
+            }
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{key}: {path} cannot be read as npz ({error}); write it with numpy.savez"
+        ) from error
+    missing = [name for name in required if name not in columns]
+    if missing:
+        raise ConfigError(f"{key}: {path} lacks {', '.join(missing)}; store one row per particle")
+    if len({len(column) for column in columns.values()}) > 1:
+        lengths = {name: len(column) for name, column in columns.items()}
+        raise ConfigError(
+            f"{key}: {path} has columns of different lengths {lengths}; store one row per particle"
+        )
+    if not all(np.isfinite(column).all() for column in columns.values()):
+        raise ConfigError(f"{key}: {path} holds numbers that are not finite; correct those rows")
+    return columns
+
+
+def _table_rows(
+    section: str, table: Path, available: int, order: str, config: SimulationConfig
+) -> NDArray[np.int64]:
+    if order == "random" and available:
+        generator = np.random.default_rng(
+            np.random.SeedSequence(config.seed, spawn_key=(int(Stream.TABLE_ROWS), section == "ctf"))
+        )
+        return generator.integers(0, available, config.particles)
+    if available < config.particles:
+        raise ConfigError(
+            f"{section}.table: {table} has {available} rows for {config.particles} particles; set "
+            f"{section}.rows: random, or lower particles"
+        )
+    return np.arange(config.particles)
+
+
+def draw_half_sets(config: SimulationConfig) -> NDArray[np.int8]:
+    """Draw half-set 1 or 2 of every particle, `(particles,)`: equally many of each, in random order."""
+    half = (np.arange(config.particles) % 2 + 1).astype(np.int8)
+    return stream(config.seed, Stream.HALF_SETS).permutation(half)
+
+
+def optics_of(config: SimulationConfig, ctf: CTFParams) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
+    """Group particles by microscope setting: the groups, and that of every particle, `(particles,)`."""
+    count = config.particles
+    return group_optics(
+        OpticsColumns(
+            pixel_size_angstrom=np.full(count, config.pixel_size_angstrom),
+            box_size=np.full(count, config.box_size),
+            voltage_kv=ctf.voltage_kv.numpy(),
+            spherical_aberration_mm=ctf.spherical_aberration_mm.numpy(),
+            amplitude_contrast=ctf.amplitude_contrast.numpy(),
+            group=np.zeros(count, np.int64),
+            names={},
+            terms=np.zeros(count, np.int64),
+            term_names=(),
+        )
+    )

@@ -1,0 +1,129 @@
+"""Particles on their way to the device."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cryoformer_dist.data.order import ParticleOrder, Piece
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.data.stored_particles import StoredParticles
+from cryoformer_dist.physics.ctf import CTFParams
+from cryoformer_dist.physics.pose import Pose
+
+
+@dataclass(frozen=True, slots=True)
+class ParticleBatch:
+    """Images with everything that is known about them.
+
+    Attributes
+    ----------
+    images
+        Light-on-dark, background mean 0 and standard deviation 1.
+    row
+        Store row of each image: its name in tables and messages.
+    pose
+        As given in the store.
+    ctf
+        One value per image.
+    pixel_size_angstrom
+        Of each image.
+    epoch
+        Epoch that the last image of the batch belongs to.
+    """
+
+    images: Float[Tensor, "particles box box"]
+    row: Int[Tensor, " particles"]
+    pose: Pose
+    ctf: CTFParams
+    pixel_size_angstrom: Float[Tensor, " particles"]
+    epoch: int
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def to(self, device: torch.device) -> "ParticleBatch":
+        """The same batch on another device."""
+        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("images", "row", "pixel_size_angstrom"):
+            moved[name] = moved[name].to(device, non_blocking=True)
+        moved["ctf"] = self.ctf.to(device)
+        moved["pose"] = Pose(self.pose.rotation.to(device), self.pose.shift_angstrom.to(device))
+        return ParticleBatch(**moved)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBlock:
+    """Some rows' images as read, before they meet their metadata."""
+
+    images: NDArray[np.float16]
+    row: NDArray[np.int64]
+    epoch: NDArray[np.int64]
+
+
+BatchSource = Callable[[ParticleOrder, int, int, int], Iterator[ParticleBatch]]
+"""``(order, rank, world, particles per batch)`` to batches; a last, smaller one ends the stage."""
+
+
+def make_batch(block: ImageBlock, particles: StoredParticles) -> ParticleBatch:
+    """Join images with the metadata of their rows."""
+    return ParticleBatch(
+        images=torch.from_numpy(block.images.astype(np.float32)),
+        row=torch.from_numpy(block.row),
+        pose=particles.pose(block.row),
+        ctf=particles.ctf(block.row),
+        pixel_size_angstrom=torch.from_numpy(particles.pixel_size_angstrom[block.row]),
+        epoch=int(block.epoch[-1]),
+    )
+
+
+def local_batches(store: ParticleStore) -> BatchSource:
+    """Batches read from the store by a thread of this process, one piece ahead: the loader without Ray."""
+    particles = store.particles()
+
+    def read(piece: Piece) -> ImageBlock:
+        return ImageBlock(store.read_images(piece.rows), piece.rows, np.full(len(piece.rows), piece.epoch))
+
+    def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
+        for block in rebatch(_one_ahead(read, order.pieces(rank, world)), size):
+            yield make_batch(block, particles)
+
+    return batches
+
+
+def _one_ahead(read: Callable[[Piece], ImageBlock], pieces: Iterable[Piece]) -> Iterator[ImageBlock]:
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = None
+        for piece in pieces:
+            following = pool.submit(read, piece)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
+
+
+def rebatch(blocks: Iterable[ImageBlock], size: int) -> Iterator[ImageBlock]:
+    """Cut a stream of blocks into batches of one size, and a last smaller one."""
+    held: ImageBlock | None = None
+    for block in blocks:
+        held = block if held is None else _joined(held, block)
+        while len(held.row) >= size:
+            yield _part(held, 0, size)
+            held = _part(held, size, len(held.row))
+    if held is not None and len(held.row):
+        yield held
+
+
+def _joined(first: ImageBlock, second: ImageBlock) -> ImageBlock:
+    pairs = [(getattr(first, field.name), getattr(second, field.name)) for field in fields(ImageBlock)]
+    return ImageBlock(*(np.concatenate(pair) for pair in pairs))
+
+
+def _part(block: ImageBlock, start: int, stop: int) -> ImageBlock:
+    return ImageBlock(*(getattr(block, field.name)[start:stop] for field in fields(ImageBlock)))

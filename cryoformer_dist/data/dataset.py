@@ -1,0 +1,89 @@
+"""The store as Ray Data: read tasks over the cluster feed each worker the particles that the order gives it.
+
+``ray.data.read_zarr`` refuses zarr 3, and its blocks could not follow our order; hence a datasource of our own with one
+block per piece of a shard.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import ray.data
+from ray.data.block import BlockAccessor, BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from cryoformer_dist.data.batch import BatchSource, ImageBlock, ParticleBatch, make_batch, rebatch
+from cryoformer_dist.data.order import ParticleOrder, Piece
+from cryoformer_dist.data.store import ParticleStore
+
+# Training workers hold the CPUs; a reader that asked for a whole one would wait for ever.
+READ_CPUS = 0.1
+# One Ray Data execution costs about a second to start: it spans epochs, but its task list must stay small.
+_PIECES_PER_EXECUTION = 512
+
+
+class PieceDatasource(Datasource):
+    """Reads pieces of shards, one block each, in the order given.
+
+    Parameters
+    ----------
+    store
+        Particle store.
+    pieces
+        What to read.
+    """
+
+    def __init__(self, store: ParticleStore, pieces: Sequence[Piece]) -> None:
+        super().__init__()
+        self._path = str(store.path)
+        self._pieces = pieces
+        self._row_bytes = store.box_size**2 * 2 + 16
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of all blocks together."""
+        return self._row_bytes * sum(len(piece.rows) for piece in self._pieces)
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """One task per piece; ``parallelism`` is Ray's wish, our order is the law."""
+        return [self._task(piece, per_task_row_limit) for piece in self._pieces]
+
+    def _task(self, piece: Piece, per_task_row_limit: int | None) -> ReadTask:
+        # Plain values only: a task that captured this object would carry all pieces.
+        path, rows, epoch = self._path, piece.rows, piece.epoch
+
+        def read() -> Iterator[Any]:
+            images = ParticleStore.open(path).read_images(rows)
+            yield BlockAccessor.batch_to_block(
+                {"images": images, "row": rows, "epoch": np.full(len(rows), epoch)}
+            )
+
+        size = len(rows) * self._row_bytes
+        metadata = BlockMetadata(num_rows=len(rows), size_bytes=size, input_files=None, exec_stats=None)
+        return ReadTask(read, metadata, per_task_row_limit=per_task_row_limit)
+
+
+def ray_batches(store: ParticleStore) -> BatchSource:
+    """Batches of this worker through Ray Data, read ahead by tasks anywhere in the cluster."""
+    particles = store.particles()
+
+    def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
+        for block in rebatch(_blocks(store, order.pieces(rank, world)), size):
+            yield make_batch(block, particles)
+
+    return batches
+
+
+def _blocks(store: ParticleStore, pieces: Iterator[Piece]) -> Iterator[ImageBlock]:
+    context = ray.data.DataContext.get_current()
+    # The order of particles is a function of the seed; without this, blocks come as they finish.
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    while window := list(islice(pieces, _PIECES_PER_EXECUTION)):
+        dataset = ray.data.read_datasource(
+            PieceDatasource(store, window), override_num_blocks=len(window), num_cpus=READ_CPUS
+        )
+        for columns in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+            yield ImageBlock(columns["images"], columns["row"], columns["epoch"])

@@ -1,0 +1,250 @@
+"""How a source image becomes a stored one: normalised on its box, contrast set, Fourier-cropped, scaled."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cryoformer_dist.data.contrast import Contrast, contrast_from_z_score, contrast_z_score
+from cryoformer_dist.errors import ParticleFormatError, SmallSampleWarning
+from cryoformer_dist.io.mrc import open_stack
+from cryoformer_dist.io.particles import ParticleTable
+from cryoformer_dist.physics.fourier import crop_images
+from cryoformer_dist.physics.grids import radius_grid
+
+ContrastChoice = Literal["auto", "light", "dark"]
+
+_BLOCK_BYTES = 64 * 2**20
+_SCALE_SAMPLE = 1000
+_CONTRAST_SAMPLE = 2000
+_CONTRAST_BOX = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """One recipe for all images of a store.
+
+    Attributes
+    ----------
+    box_size
+        Side of the stored images in pixels.
+    particle_diameter_angstrom
+        Background is what lies outside; the circle that fills the box, less a pixel, when ``None``.
+    sign
+        -1 for dark-on-light sources.
+    scale
+        Factor that makes the background standard deviation 1 again after cropping.
+    """
+
+    box_size: int
+    particle_diameter_angstrom: float | None = None
+    sign: int = 1
+    scale: float = 1.0
+
+    def background(self, box: int, pixel_size_angstrom: float) -> Bool[Tensor, "box box"]:
+        """Pixels of an image of the given box that hold no particle."""
+        radius = box / 2 - 1
+        if self.particle_diameter_angstrom is not None:
+            radius = self.particle_diameter_angstrom / 2 / pixel_size_angstrom
+        return radius_grid(box, 2) > radius
+
+
+def common_box(table: ParticleTable, asked: int | None) -> int:
+    """Box of the stored images.
+
+    Parameters
+    ----------
+    asked
+        Wanted side in pixels; that of the source when ``None``.
+
+    Raises
+    ------
+    ParticleFormatError
+        If it is odd, tiny, larger than a source image, or not asked for where the source has several.
+    """
+    boxes = sorted({table.optics[group].box_size for group in np.unique(table.optics_group)})
+    box = boxes[0] if asked is None else asked
+    if asked is None and len(boxes) > 1:
+        raise ParticleFormatError(
+            f"{table.source}: images of {', '.join(map(str, boxes))} pixels: "
+            f"give --box with an even number up to {boxes[0]} to crop them to one box"
+        )
+    if box % 2 or box < 8:
+        raise ParticleFormatError(
+            f"{table.source}: a box of {box} pixels cannot be stored, boxes are even and at least 8: "
+            f"give --box {max(8, box - box % 2)}"
+        )
+    if box > boxes[0]:
+        raise ParticleFormatError(
+            f"{table.source}: box {box} asked for, the images have {boxes[0]} pixels; images are cropped, "
+            f"never enlarged: give --box with an even number up to {boxes[0]}"
+        )
+    return box
+
+
+def check_diameter(table: ParticleTable, diameter_angstrom: float | None) -> None:
+    """See that the particle leaves a background.
+
+    Raises
+    ------
+    ParticleFormatError
+        If its diameter is not positive or fills the box.
+    """
+    if diameter_angstrom is None:
+        return
+    field = min(group.box_size * group.pixel_size_angstrom for group in table.optics)
+    if not 0 < diameter_angstrom < field:
+        raise ParticleFormatError(
+            f"{table.source}: particle diameter {diameter_angstrom:g} A, the box is {field:g} A wide and "
+            "must leave background around the particle: give a smaller --particle-diameter"
+        )
+
+
+def prepared_images(
+    table: ParticleTable, rows: NDArray[np.int64], preparation: Preparation
+) -> Iterator[tuple[NDArray[np.int64], Float[Tensor, "block box box"]]]:
+    """Read and prepare images block by block, each stack opened once, 64 MiB of source pixels at a time.
+
+    Parameters
+    ----------
+    rows
+        `(k,)` table rows.
+
+    Yields
+    ------
+    positions, images
+        Places in ``rows`` and the float32 images that belong there.
+
+    Raises
+    ------
+    ParticleFormatError
+        If an image has pixels that are not finite or a constant background: file and image number are named.
+    """
+    groups = np.stack([table.stack[rows], table.optics_group[rows]], axis=1)
+    # Ascending image numbers read a stack from front to back.
+    by_place = np.lexsort((table.stack_index[rows], groups[:, 1], groups[:, 0]))
+    breaks = np.flatnonzero(np.any(np.diff(groups[by_place], axis=0) != 0, axis=1)) + 1
+    opened, stack = -1, None
+    for members in np.split(by_place, breaks):
+        if not members.size:
+            continue
+        number, group = (int(value) for value in groups[members[0]])
+        optics = table.optics[group]
+        if stack is None or number != opened:
+            opened, stack = number, open_stack(table.stack_paths[number])
+        background = preparation.background(optics.box_size, optics.pixel_size_angstrom)
+        per_block = max(1, _BLOCK_BYTES // (4 * optics.box_size**2))
+        for start in range(0, len(members), per_block):
+            block = members[start : start + per_block]
+            pixels = torch.from_numpy(
+                np.ascontiguousarray(stack.read(table.stack_index[rows[block]]), np.float32)
+            )
+            normalised, bad = _normalise(pixels, background)
+            if bad is not None:
+                raise _bad_image(table, int(rows[block[bad]]), pixels[bad])
+            yield (
+                block,
+                crop_images(normalised, preparation.box_size) * (preparation.sign * preparation.scale),
+            )
+
+
+def measure_preparation(
+    table: ParticleTable, preparation: Preparation, contrast: ContrastChoice, seed: int
+) -> tuple[Preparation, Contrast]:
+    """Find the contrast and the scale of a set from seeded samples of at most 2,000 and 1,000 images.
+
+    Warns
+    -----
+    SmallSampleWarning
+        If the contrast cannot be measured (too few particles, or no poses); light-on-dark is taken.
+    """
+    measures_contrast = contrast == "auto" and table.rotation is not None
+    count = min(len(table), _CONTRAST_SAMPLE if measures_contrast else _SCALE_SAMPLE)
+    rows = np.random.default_rng([seed, 1]).permutation(len(table))[:count]
+    small_box = min(preparation.box_size, _CONTRAST_BOX)
+    small = torch.empty(count, small_box, small_box)
+    variance = np.full(count, np.nan)
+    for positions, images in prepared_images(table, rows, preparation):
+        small[positions] = crop_images(images, small_box)
+        variance[positions] = _background_variance(table, rows[positions], images, preparation)
+    scale = float(1 / np.sqrt(variance[:_SCALE_SAMPLE].mean()))
+    sample = table.select(rows)
+    found = _decide_contrast(sample, small, contrast)
+    return Preparation(preparation.box_size, preparation.particle_diameter_angstrom, found.sign, scale), found
+
+
+def stored_pixel_size_angstrom(table: ParticleTable, box_size: int) -> list[float]:
+    """Pixel size of each optics group after cropping, which keeps the field of view."""
+    return [group.pixel_size_angstrom * group.box_size / box_size for group in table.optics]
+
+
+def image_place(table: ParticleTable, row: int) -> str:
+    """Name the file, number (from 1) and source row of an image."""
+    stack, number = table.stack_paths[int(table.stack[row])], int(table.stack_index[row]) + 1
+    return f"{stack}: image {number:06d} (row {int(table.source_row[row]) + 1} of {table.source})"
+
+
+def _background_variance(
+    table: ParticleTable, rows: NDArray[np.int64], images: Tensor, preparation: Preparation
+) -> NDArray[np.float64]:
+    """Variance of each prepared image's background; a block holds one optics group."""
+    group = int(table.optics_group[rows[0]])
+    pixel_size = stored_pixel_size_angstrom(table, preparation.box_size)[group]
+    background = preparation.background(preparation.box_size, pixel_size)
+    return images[:, background].double().var(dim=1, correction=0).numpy()
+
+
+def _decide_contrast(sample: ParticleTable, images: Tensor, contrast: ContrastChoice) -> Contrast:
+    """Contrast as given, as measured, or as assumed with a warning."""
+    if contrast != "auto":
+        return Contrast(1 if contrast == "light" else -1, 0.0, "given")
+    if sample.rotation is None:
+        _warn_uncertain(f"{sample.source}: no poses, so the contrast cannot be measured")
+        return Contrast(1, 0.0, "assumed")
+    pixel_sizes = np.array(stored_pixel_size_angstrom(sample, images.shape[-1]), dtype=np.float32)
+    pixel_size = torch.from_numpy(pixel_sizes[sample.optics_group])
+    found = contrast_from_z_score(contrast_z_score(images, sample.pose(), sample.ctf_params(), pixel_size))
+    if found.how == "uncertain":
+        _warn_uncertain(
+            f"{sample.source}: the contrast of {len(sample)} sampled particles is uncertain "
+            f"({found.z_score:+.1f} standard errors; 3 are wanted)"
+        )
+    return found
+
+
+def _warn_uncertain(finding: str) -> None:
+    """Say that light-on-dark was taken without proof."""
+    remedy = "taken as light-on-dark (protein bright); look at the images and give --contrast light or dark"
+    warnings.warn(f"{finding}: {remedy}", SmallSampleWarning, stacklevel=4)
+
+
+def _normalise(
+    images: Float[Tensor, "block box box"], background: Bool[Tensor, "box box"]
+) -> tuple[Float[Tensor, "block box box"], int | None]:
+    """Background mean 0 and standard deviation 1, and the first image for which that is impossible."""
+    outside = images[:, background].double()
+    mean, deviation = outside.mean(dim=1), outside.std(dim=1, correction=0)
+    # Rounding leaves a relative 1e-7 of a constant background.
+    flat = deviation <= 1e-6 * mean.abs()
+    bad = torch.nonzero(flat | ~torch.isfinite(images).all(dim=2).all(dim=1))
+    normalised = (images - mean.float()[:, None, None]) / deviation.float()[:, None, None]
+    return normalised, int(bad[0, 0]) if len(bad) else None
+
+
+def _bad_image(table: ParticleTable, row: int, pixels: Tensor) -> ParticleFormatError:
+    """Error that names the file and the number of an image that cannot be normalised."""
+    place = image_place(table, row)
+    if not bool(torch.isfinite(pixels).all()):
+        return ParticleFormatError(
+            f"{place} has pixels that are not finite: leave it out or extract it again"
+        )
+    return ParticleFormatError(
+        f"{place} has a constant background, so its noise cannot be measured: leave it out, or extract the "
+        "particles unmasked; if only the corners are blank, give --particle-diameter"
+    )

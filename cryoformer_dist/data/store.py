@@ -1,0 +1,352 @@
+"""The particle store: a sharded, checksummed Zarr v3 group of normalised images and their metadata.
+
+Store rows are a seeded random permutation of the source rows, so any shard is a fair sample of the set and
+shuffling shards, then rows inside shards, is a global shuffle; ``source_row`` maps back. The mark that the
+store is complete is written last.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
+
+from cryoformer_dist.data.stored_particles import COLUMNS, StoredParticles, StoreLayout
+from cryoformer_dist.errors import StoreError, StoreNotFoundError
+
+__all__ = ["PROGRESS_FOLDER", "SCHEMA_VERSION", "ParticleStore", "StoreLayout", "StoredParticles"]
+
+SCHEMA_VERSION = 1
+_REMEDY = "copy the store again from where it was whole, or convert the particles again"
+PROGRESS_FOLDER = ".conversion"
+
+
+def _open_group(path: Path, mode: str) -> Any:
+    """Zarr group with few threads: data loaders and Ray tasks bring their own parallelism."""
+    zarr.config.set({"threading.max_workers": 2, "async.concurrency": 4})
+    # Rows that happen to equal the fill value must be on disk too: an absent file means damage.
+    zarr.config.set({"array.write_empty_chunks": True})
+    return zarr.open_group(path, mode=mode, zarr_format=3, use_consolidated=False)
+
+
+def attributes_fingerprint(attributes: Mapping[str, Any], particles: int) -> str:
+    """sha256 of what a store says about itself, without the places its sources lay at."""
+    kept = {
+        key: value for key, value in attributes.items() if key not in ("fingerprint", "complete", "source")
+    }
+    source = dict(attributes.get("source", {}))
+    source.pop("path", None)
+    stacks = source.get("stacks", [])
+    source["stacks"] = [{key: value for key, value in stack.items() if key != "path"} for stack in stacks]
+    text = json.dumps([kept, source, particles], sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def create_store(path: Path, layout: StoreLayout) -> None:
+    """Write the frame of a store, marked unfinished; what is there already is kept."""
+    group = _open_group(path, "a")
+    if "schema_version" not in group.attrs:
+        group.attrs.put({"schema_version": SCHEMA_VERSION, "complete": False})
+    columns = {"images": ("float16", (layout.box_size, layout.box_size)), **COLUMNS}
+    for name, (dtype, row_shape) in columns.items():
+        if name in group:
+            continue
+        group.create_array(
+            name,
+            shape=(layout.particles, *row_shape),
+            chunks=(layout.chunk_rows, *row_shape),
+            shards=(layout.shard_rows, *row_shape),
+            dtype=dtype,
+            compressors=[Crc32cCodec()],
+            filters=None,
+            fill_value=0,
+        )
+
+
+def write_shard(path: Path, shard: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write one shard of every array and wait until the disk has it.
+
+    Parameters
+    ----------
+    arrays
+        `images` and every name in ``COLUMNS``, each with the rows of this shard.
+    """
+    group = _open_group(path, "r+")
+    for name, values in arrays.items():
+        array = group[name]
+        file = _shard_file(path, array, shard)
+        file.unlink(missing_ok=True)
+        start = shard * array.shards[0]
+        array[start : start + len(values)] = values
+        for target in (file, file.parent):
+            synchronise(target)
+
+
+def complete_store(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Write the attributes and, in the same atomic step, the mark that makes the directory a particle store.
+
+    Raises
+    ------
+    StoreError
+        If a shard is missing.
+    """
+    group = _open_group(path, "r+")
+    for name in ("images", *COLUMNS):
+        for shard in range(-(-group[name].shape[0] // group[name].shards[0])):
+            _require_shard(path, name, group[name], shard)
+    for leftover in path.rglob("*.partial"):
+        leftover.unlink(missing_ok=True)
+    content = {**attributes, "schema_version": SCHEMA_VERSION}
+    content["fingerprint"] = attributes_fingerprint(content, group["images"].shape[0])
+    group.attrs.put({**dict(sorted(content.items())), "complete": True})
+    for target in (path / "zarr.json", path):
+        synchronise(target)
+
+
+def is_store_directory(path: Path) -> bool:
+    """Whether a directory was begun by this program, finished or not, and so may be replaced by it."""
+    if (path / PROGRESS_FOLDER).is_dir():
+        return True
+    try:
+        return "schema_version" in json.loads((path / "zarr.json").read_text()).get("attributes", {})
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a directory holds a finished store."""
+    try:
+        return json.loads((path / "zarr.json").read_text())["attributes"].get("complete") is True
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
+class ParticleStore:
+    """A finished particle store, opened for reading; opening reads the attributes only.
+
+    Parameters
+    ----------
+    path
+        Directory of the store; use ``ParticleStore.open``, which checks it.
+    """
+
+    def __init__(self, path: Path, group: Any):
+        self.path = path
+        self.attributes: dict[str, Any] = dict(group.attrs)
+        self._arrays = {name: group[name] for name in ("images", *COLUMNS)}
+        self._images = self._arrays["images"]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open a store.
+
+        Raises
+        ------
+        StoreNotFoundError
+            If there is nothing at ``path``.
+        StoreError
+            If it is not a particle store, its conversion is unfinished, or a newer program wrote it.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise StoreNotFoundError(
+                f"{path}: no such particle store; make it with 'cryoformer-dist convert'"
+            )
+        if not is_store_directory(path):
+            raise StoreError(f"{path}: not a particle store; make one with 'cryoformer-dist convert'")
+        if not is_complete(path):
+            raise StoreError(f"{path}: conversion unfinished: run the same convert command again to continue")
+        group = _open_group(path, "r")
+        version = group.attrs.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise StoreError(
+                f"{path}: store schema {version}, this program reads {SCHEMA_VERSION}: "
+                "update cryoformer-dist, or convert the particles again"
+            )
+        missing = [name for name in ("images", *COLUMNS) if name not in group]
+        if missing:
+            raise StoreError(f"{path}: array '{missing[0]}' is missing: convert the particles again")
+        return cls(path, group)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).open, (str(self.path),)
+
+    def __len__(self) -> int:
+        return int(self._images.shape[0])
+
+    @property
+    def box_size(self) -> int:
+        """Side of the stored images in pixels."""
+        return int(self._images.shape[1])
+
+    @property
+    def pixel_size_angstrom(self) -> float:
+        """Pixel size of the stored images of the first optics group."""
+        return float(self.attributes["pixel_size_angstrom"])
+
+    @property
+    def shard_size(self) -> int:
+        """Rows per shard; the last shard may hold fewer."""
+        return int(self._images.shards[0])
+
+    @property
+    def chunk_size(self) -> int:
+        """Rows per checksummed chunk."""
+        return int(self._images.chunks[0])
+
+    @property
+    def has_poses(self) -> bool:
+        """Whether the source file carried poses."""
+        return bool(self.attributes["has_poses"])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the attributes and the number of particles; the places of the sources do not count."""
+        return attributes_fingerprint(self.attributes, len(self))
+
+    def read_images(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float16]:
+        """Read images in the order asked for.
+
+        Parameters
+        ----------
+        rows
+            `(k,)` store rows, in any order, repeats allowed; rows of one shard are read fastest.
+
+        Returns
+        -------
+        `(k, box_size, box_size)` float16.
+
+        Raises
+        ------
+        StoreError
+            If a row does not exist, or a chunk is damaged or absent: array, chunk, rows and file are named.
+        """
+        rows = np.asarray(rows, dtype=np.int64).reshape(-1)
+        absent = rows[(rows < 0) | (rows >= len(self))]
+        if absent.size:
+            raise StoreError(f"{self.path}: row {absent[0]} asked for, rows are 0 .. {len(self) - 1}")
+        images = np.empty((rows.size, self.box_size, self.box_size), dtype=np.float16)
+        chunk_of_row = rows // self.chunk_size
+        for first, last in _runs(np.unique(chunk_of_row), self.shard_size // self.chunk_size):
+            wanted = np.flatnonzero((chunk_of_row >= first) & (chunk_of_row <= last))
+            start = first * self.chunk_size
+            block = self._read("images", start, min((last + 1) * self.chunk_size, len(self)))
+            images[wanted] = block[rows[wanted] - start]
+        return images
+
+    def particles(self) -> StoredParticles:
+        """Read every per-particle array (about 100 bytes a particle)."""
+        columns = {name: self._read_column(name) for name in COLUMNS}
+        group = columns["optics_group"]
+        names = ("voltage_kv", "spherical_aberration_mm", "amplitude_contrast", "pixel_size_angstrom")
+        optics = {
+            name: np.array([entry[name] for entry in self.attributes["optics"]], dtype=np.float32)[group]
+            for name in names
+        }
+        return StoredParticles(**columns, **optics, has_poses=self.has_poses)
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Read every chunk of every array back through its checksum.
+
+        Parameters
+        ----------
+        progress
+            Called with (shard files read, shard files in all).
+
+        Raises
+        ------
+        StoreError
+            Naming array, chunk, rows and file of the first damaged or absent chunk.
+        """
+        recorded = self.attributes.get("fingerprint")
+        if recorded != self.fingerprint:
+            raise StoreError(
+                f"{self.path / 'zarr.json'}: the attributes are not those that were written "
+                f"(fingerprint {self.fingerprint[:12]}, recorded {str(recorded)[:12]}): convert again"
+            )
+        shards = -(-len(self) // self.shard_size)
+        names = ("images", *COLUMNS)
+        for number, name in enumerate(names):
+            for shard in range(shards):
+                _require_shard(self.path, name, self._arrays[name], shard)
+            for shard in range(shards):
+                start = shard * self.shard_size
+                self._read(name, start, min(start + self.shard_size, len(self)))
+                if progress is not None:
+                    progress(number * shards + shard + 1, len(names) * shards)
+
+    def _read_column(self, name: str) -> NDArray[Any]:
+        """One per-particle array, shard by shard, so that an absent shard is not read as zeros."""
+        starts = range(0, len(self), self.shard_size)
+        return np.concatenate([self._read(name, s, min(s + self.shard_size, len(self))) for s in starts])
+
+    def _read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``start`` .. ``stop`` of one shard of an array, or a StoreError that names the damage."""
+        array = self._arrays[name]
+        _require_shard(self.path, name, array, start // self.shard_size)
+        try:
+            return np.asarray(array[start:stop])
+        except (ValueError, OSError) as error:
+            chunk, reason = self._first_damaged_chunk(array, start, stop, error)
+            file = _shard_file(self.path, array, start // self.shard_size)
+            rows = (chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, len(self)) - 1)
+            raise StoreError(
+                f"{self.path}: array '{name}', chunk {chunk} (rows {rows[0]} .. {rows[1]}) is damaged, "
+                f"file {file}: {reason}; {_REMEDY}"
+            ) from error
+
+    def _first_damaged_chunk(
+        self, array: Any, start: int, stop: int, error: Exception
+    ) -> tuple[int, Exception]:
+        """Find the first chunk in a damaged range that cannot be read by itself."""
+        for chunk in range(start // self.chunk_size, -(-stop // self.chunk_size)):
+            try:
+                array[chunk * self.chunk_size : min((chunk + 1) * self.chunk_size, len(self))]
+            except (ValueError, OSError) as reason:
+                return chunk, reason
+        return start // self.chunk_size, error
+
+
+def _runs(chunks: NDArray[np.int64], chunks_per_shard: int) -> Iterator[tuple[int, int]]:
+    """First and last of each run of neighbouring chunks inside one shard."""
+    breaks = np.flatnonzero((np.diff(chunks) > 1) | (chunks[1:] % chunks_per_shard == 0)) + 1
+    for run in np.split(chunks, breaks):
+        if run.size:
+            yield int(run[0]), int(run[-1])
+
+
+def _shard_file(path: Path, array: Any, shard: int) -> Path:
+    """File that holds one shard of an array."""
+    key = array.metadata.encode_chunk_key((shard,) + (0,) * (array.ndim - 1))
+    return path / array.basename / str(key)
+
+
+def _require_shard(path: Path, name: str, array: Any, shard: int) -> None:
+    """See that a shard file has its full length: zarr silently reads an absent or empty one as zeros."""
+    file = _shard_file(path, array, shard)
+    start, per_shard = shard * array.shards[0], array.shards[0] // array.chunks[0]
+    stop = min(start + array.shards[0], array.shape[0])
+    # Each chunk is followed by a checksum of 4 bytes; the index holds 16 bytes a chunk and its own checksum.
+    chunk_bytes = int(np.prod(array.chunks)) * array.dtype.itemsize + 4
+    expected = -(-(stop - start) // array.chunks[0]) * chunk_bytes + 16 * per_shard + 4
+    size = file.stat().st_size if file.is_file() else None
+    if size != expected:
+        problem = "is missing" if size is None else f"has {size} bytes instead of {expected}"
+        rows = f"chunk {shard * per_shard} on, rows {start} .. {stop - 1}"
+        raise StoreError(f"{path}: array '{name}', shard {shard} ({rows}) {problem}, file {file}; {_REMEDY}")
+
+
+def synchronise(target: Path) -> None:
+    """Wait until a file or directory is on the disk."""
+    descriptor = os.open(target, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,57 @@
+"""Every exception and warning a user may meet.
+
+Each error is also the builtin a caller would guess, takes one message (errors cross process borders, where an
+``__init__`` with more arguments breaks unpickling) and says what is wrong, where, and what to do.
+"""
+
+
+class CryoFormerError(Exception):
+    """Base of all errors that the command line prints as one line."""
+
+
+class ConfigError(CryoFormerError, ValueError):
+    """A run, cluster or simulation file says something that cannot be."""
+
+
+class ParticleFormatError(CryoFormerError, ValueError):
+    """A particle file of another program (.star, .cs, .mrcs, .pkl) cannot be used as it is."""
+
+
+class StoreError(CryoFormerError, ValueError):
+    """A particle store is damaged, unfinished, of another schema, or unfit for the request."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """There is no particle store at the given place."""
+
+
+class CheckpointError(CryoFormerError, RuntimeError):
+    """A checkpoint cannot be written or read back."""
+
+
+class TrainingError(CryoFormerError, RuntimeError):
+    """Training cannot go on."""
+
+
+class ClusterError(CryoFormerError, RuntimeError):
+    """The cluster cannot run what was asked of it."""
+
+
+class BackendUnavailableError(CryoFormerError, ImportError):
+    """An optional package was asked for by name and cannot be loaded."""
+
+
+class CryoFormerWarning(UserWarning):
+    """Base of all warnings of this package."""
+
+
+class PixelSizeConflictWarning(CryoFormerWarning):
+    """A stack header and the metadata disagree about the pixel size; the metadata wins."""
+
+
+class AberrationsNotAppliedWarning(CryoFormerWarning):
+    """The metadata carry higher-order aberrations that the forward model does not apply."""
+
+
+class SmallSampleWarning(CryoFormerWarning):
+    """A decision was taken from few particles."""

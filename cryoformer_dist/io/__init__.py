@@ -1,0 +1,1 @@
+"""Other programs' files; their dialects end here."""

@@ -1,0 +1,181 @@
+"""CryoDRGN's pickles (``poses.pkl``, ``ctf.pkl``, ``ind.pkl``), read without trusting them."""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cryoformer_dist.errors import ParticleFormatError
+from cryoformer_dist.io.particles import check_finite
+
+CTF_COLUMNS = (
+    *("box_size", "pixel_size_angstrom", "defocus_u_angstrom", "defocus_v_angstrom", "defocus_angle_deg"),
+    *("voltage_kv", "spherical_aberration_mm", "amplitude_contrast", "phase_shift_deg"),
+)
+# Farther than this from orthonormal is not a rounding error of a single-precision matrix.
+_ORTHONORMAL_TOLERANCE = 1e-2
+
+
+def load_numpy_pickle(path: Path) -> Any:
+    """Read the numpy arrays and plain containers of a pickle; it can name nothing else, so nothing runs.
+
+    Raises
+    ------
+    ParticleFormatError
+        If the file is missing, is no pickle, or names anything beyond numpy arrays: save plain arrays
+        instead.
+    """
+    try:
+        with path.open("rb") as handle:
+            return _NumpyUnpickler(io.BytesIO(handle.read()), encoding="latin1").load()
+    except FileNotFoundError:
+        raise ParticleFormatError(f"{path}: no such file; check the path") from None
+    except _RefusedGlobal as refused:
+        raise ParticleFormatError(
+            f"{path}: refused, it names {refused}, and only plain numpy arrays are read from a pickle; save "
+            "it again as numpy arrays"
+        ) from None
+    # A damaged pickle can raise almost anything from the machine that rebuilds it.
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, ValueError) as error:
+        raise ParticleFormatError(f"{path}: not a readable pickle ({error}); export it again") from error
+    except (TypeError, KeyError, UnicodeDecodeError, MemoryError, OverflowError) as error:
+        raise ParticleFormatError(f"{path}: not a readable pickle ({error}); export it again") from error
+
+
+def read_poses_pkl(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Poses of cryoDRGN: ``(rotations, translations)`` or the rotations alone.
+
+    Returns
+    -------
+    rotation
+        ``(N, 3, 3)`` float32; cryoDRGN's matrix is RELION's A.
+    shift_fraction
+        ``(N, 2)`` float32 (x, y) as fractions of the box, to add to the image to centre it; 0 when the file
+        has none.
+
+    Raises
+    ------
+    ParticleFormatError
+        If the shapes are others, a matrix is no rotation, or a number is not finite.
+    """
+    content = load_numpy_pickle(path)
+    parts = list(content) if isinstance(content, tuple | list) else [content]
+    rotation = _float_array(path, parts[0] if parts else None)
+    if rotation.ndim != 3 or rotation.shape[1:] != (3, 3) or len(parts) > 2:
+        raise ParticleFormatError(
+            f"{path}: expected rotations (N, 3, 3) and translations (N, 2), found {len(parts)} part(s), the "
+            f"first of shape {rotation.shape}; make the file with 'cryodrgn parse_pose_star' or "
+            "'parse_pose_csparc'"
+        )
+    shift = (
+        _float_array(path, parts[1]) if len(parts) == 2 else np.zeros((len(rotation), 2), dtype=np.float32)
+    )
+    if shift.shape != (len(rotation), 2):
+        raise ParticleFormatError(
+            f"{path}: {len(rotation)} rotations but translations of shape {shift.shape}; both need one row "
+            "per particle"
+        )
+    check_finite(path, {"rotation": rotation, "translation": shift})
+    error = np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2))
+    wrong = (error > _ORTHONORMAL_TOLERANCE) | (np.linalg.det(rotation) < 0)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise ParticleFormatError(
+            f"{path}, row {row + 1}: the matrix is not a rotation; export the poses again"
+        )
+    return rotation, shift
+
+
+def read_ctf_pkl(path: Path) -> np.ndarray:
+    """CTF parameters of cryoDRGN, ``(N, 9)`` float64 in the order of `CTF_COLUMNS`.
+
+    Raises
+    ------
+    ParticleFormatError
+        If the array is not ``(N, 9)``, or a box, pixel size or voltage is not positive.
+    """
+    table = _float_array(path, load_numpy_pickle(path), np.float64)
+    if table.ndim != 2 or table.shape[1] != len(CTF_COLUMNS):
+        raise ParticleFormatError(
+            f"{path}: expected an array (N, 9) of {', '.join(CTF_COLUMNS)}; found shape {table.shape}; make "
+            "the file with 'cryodrgn parse_ctf_star' or 'parse_ctf_csparc'"
+        )
+    columns = {label: table[:, position] for position, label in enumerate(CTF_COLUMNS)}
+    check_finite(path, columns, positive=("box_size", "pixel_size_angstrom", "voltage_kv"))
+    return table
+
+
+def read_indices_pkl(path: Path) -> np.ndarray:
+    """Read selected rows of cryoDRGN, ``(k,)`` int64 from 0.
+
+    Raises
+    ------
+    ParticleFormatError
+        If the content is not a list of whole numbers >= 0, or names a row twice.
+    """
+    try:
+        rows = np.asarray(load_numpy_pickle(path))
+    except ValueError as error:
+        raise ParticleFormatError(f"{path}: expected a flat list of row numbers ({error})") from error
+    if rows.ndim != 1 or rows.size == 0 or not np.issubdtype(rows.dtype, np.integer) or rows.min() < 0:
+        raise ParticleFormatError(
+            f"{path}: expected a flat, non-empty array of row numbers from 0, found {rows.dtype} of shape "
+            f"{rows.shape}"
+        )
+    if len(np.unique(rows)) != len(rows):
+        raise ParticleFormatError(f"{path}: names a row twice; give every particle once")
+    return rows.astype(np.int64)
+
+
+class _RefusedGlobal(Exception):
+    """A pickle named something that is not a plain numpy array."""
+
+
+class _NumpyUnpickler(pickle.Unpickler):
+    """Resolves the handful of names that numpy arrays need and refuses every other."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = _ALLOWED_GLOBALS.get((module.replace("numpy._core", "numpy.core"), name))
+        if allowed is None:
+            raise _RefusedGlobal(f"{module}.{name}")
+        return allowed
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise _RefusedGlobal(f"the outside object {pid!r}")
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    """How protocols 0-2 spell bytes; any other codec is refused."""
+    if encoding.lower().replace("-", "") not in ("latin1", "iso88591"):
+        raise _RefusedGlobal(f"the codec {encoding}")
+    return text.encode("latin1")
+
+
+def _numpy_globals() -> dict[tuple[str, str], Any]:
+    # Taken from what numpy itself writes, so that they are right in every numpy version.
+    array = np.zeros(1)
+    reconstruct = array.__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    frombuffer = array.__reduce_ex__(5)[0]
+    return {
+        ("numpy.core.multiarray", "_reconstruct"): reconstruct,
+        ("numpy.core.multiarray", "scalar"): scalar,
+        ("numpy.core.numeric", "_frombuffer"): frombuffer,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): _encode_latin1,
+    }
+
+
+_ALLOWED_GLOBALS = _numpy_globals()
+
+
+def _float_array(path: Path, content: Any, kind: type[np.floating] = np.float32) -> np.ndarray:
+    try:
+        return np.asarray(content, dtype=kind)
+    except (TypeError, ValueError) as error:
+        raise ParticleFormatError(
+            f"{path}: expected an array of numbers ({error}); export it again"
+        ) from error

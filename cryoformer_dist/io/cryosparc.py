@@ -1,0 +1,333 @@
+"""CryoSPARC ``.cs`` files, in and out."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cryoformer_dist.errors import AberrationsNotAppliedWarning, CryoFormerWarning, ParticleFormatError
+from cryoformer_dist.io.particles import OpticsColumns, ParticleTable, check_finite, group_optics
+from cryoformer_dist.io.stack_paths import resolve_stacks
+from cryoformer_dist.physics.pose import axis_angle_from_rotation, rotation_from_axis_angle
+
+Fields = dict[str, np.ndarray]
+
+_IMAGES = ("blob/path", "blob/idx", "blob/shape", "blob/psize_A")
+_POSE, _SHIFT, _POSE_PIXEL = "alignments3D/pose", "alignments3D/shift", "alignments3D/psize_A"
+_MICROSCOPE = ("ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast")
+_CTF = (*_MICROSCOPE, "ctf/df1_A", "ctf/df2_A", "ctf/df_angle_rad", "ctf/phase_shift_rad")
+# Field and the value that means "none".
+_TERMS = {
+    "ctf/tilt_A": 0.0,
+    "ctf/trefoil_A": 0.0,
+    "ctf/tetra_A": 0.0,
+    "ctf/anisomag": 0.0,
+    "ctf/shift_A": 0.0,
+    "ctf/bfactor": 0.0,
+    "ctf/scale": 1.0,
+}
+_PER_PARTICLE_TERMS = ("ctf/bfactor", "ctf/scale")
+_NEUTRAL = 5e-7
+# Files with many result groups have headers past numpy's default of 10 kB.
+_MAX_HEADER_BYTES = 1 << 22
+
+
+def read_cs(
+    path: Path,
+    passthrough: Sequence[Path] = (),
+    *,
+    datadir: Path | None = None,
+    require_poses: bool = True,
+    require_ctf: bool = True,
+) -> ParticleTable:
+    """Read the particles of a cryoSPARC job; fields it lacks come from passthrough files, joined on ``uid``.
+
+    Parameters
+    ----------
+    path
+        ``cryosparc_..._particles.cs`` and the like; it decides which particles and in which order.
+    passthrough
+        ``..._passthrough_particles.cs``; a field that several files have is taken from the first.
+    datadir
+        Folder of the stacks, where they are not where the file says.
+    require_poses, require_ctf
+        False when other files will give them; absent numbers are then None (poses) or 0 (CTF, voltage).
+
+    Raises
+    ------
+    ParticleFormatError
+        If a file has no header or no rows, fields are missing (all are named), or a passthrough lacks a
+        particle.
+
+    Warns
+    -----
+    AberrationsNotAppliedWarning
+        If it carries aberrations, a B-factor or a CTF scale, which the forward model leaves out.
+    """
+    fields = _join(path, passthrough)
+    _refuse_missing(path, fields, require_poses, require_ctf)
+    count = len(fields["blob/path"])
+    positive = [label for label in ("blob/psize_A", "ctf/accel_kv") if label in fields]
+    numeric = [label for label in (*_CTF, "blob/psize_A", _POSE, _SHIFT) if label in fields]
+    check_finite(path, {label: fields[label].astype(np.float64) for label in numeric}, positive)
+    optics, optics_group = group_optics(_optics_columns(path, fields))
+    _warn_of_terms(path, sorted({term for group in optics for term in group.unapplied_aberrations}))
+    names, stack = _stacks(fields["blob/path"])
+    rotation, shift = _poses(path, fields)
+    split = fields.get("alignments3D/split", np.full(count, -1)).astype(np.int64)
+    return ParticleTable(
+        source=path,
+        stack_paths=resolve_stacks(names, path, datadir),
+        stack=stack,
+        stack_index=fields["blob/idx"].astype(np.int64),
+        rotation=rotation,
+        shift_angstrom=shift,
+        defocus_u_angstrom=_column(fields, "ctf/df1_A"),
+        defocus_v_angstrom=_column(fields, "ctf/df2_A"),
+        defocus_angle_deg=np.rad2deg(_column(fields, "ctf/df_angle_rad")),
+        phase_shift_deg=np.rad2deg(_column(fields, "ctf/phase_shift_rad")),
+        optics=optics,
+        optics_group=optics_group,
+        half_set=np.where(np.isin(split, (0, 1)), split + 1, 0).astype(np.int8),
+        uid=fields.get("uid", np.zeros(count)).astype(np.uint64),
+        source_row=np.arange(count, dtype=np.int64),
+    )
+
+
+def update_cs_poses(
+    source: Path, output: Path, source_row: np.ndarray, rotation: np.ndarray, shift_angstrom: np.ndarray
+) -> None:
+    """Copy a ``.cs`` with new ``alignments3D`` poses; every other field and row stays as it is.
+
+    Shifts are written in pixels of the file's own ``alignments3D/psize_A``.
+
+    Parameters
+    ----------
+    source
+        The file that the particles came from (not its passthrough, which stays valid).
+    output
+        Where to write; may be `source` itself.
+    source_row
+        ``(k,)`` rows from 0.
+    rotation
+        ``(k, 3, 3)`` RELION matrices.
+    shift_angstrom
+        ``(k, 2)`` (x, y) to add to the image.
+
+    Raises
+    ------
+    ParticleFormatError
+        If the source has fewer rows than `source_row` says, or no pixel size to write the shifts in.
+
+    Warns
+    -----
+    CryoFormerWarning
+        If the source has no pose fields and some of its rows get no pose: those rows are left out.
+    """
+    records = _load(source)
+    if source_row.size and source_row.max() >= len(records):
+        raise ParticleFormatError(
+            f"{source}: has {len(records)} particles and a pose is for row {int(source_row.max()) + 1}; give "
+            "the file that the particles were read from"
+        )
+    kept = np.arange(len(records))
+    names = records.dtype.names or ()
+    pixel_size = _pose_pixel_size({name: records[name] for name in names})
+    if pixel_size is None:
+        raise ParticleFormatError(
+            f"{source}: no {_POSE_PIXEL} or blob/psize_A to write shifts in; give the job's own file"
+        )
+    if not {_POSE, _SHIFT} <= set(names):
+        kept = np.sort(source_row)
+        records = _with_pose_fields(records, pixel_size)
+    if len(kept) < len(records):
+        warnings.warn(
+            f"{output}: {source} has no pose fields, so its {len(records) - len(kept)} particles without a "
+            "new pose are left out",
+            CryoFormerWarning,
+            stacklevel=2,
+        )
+    vector = axis_angle_from_rotation(torch.from_numpy(np.asarray(rotation, dtype=np.float64)))
+    records[_POSE][source_row] = vector.numpy()
+    records[_SHIFT][source_row] = shift_angstrom / pixel_size[source_row, None]
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as handle:
+            np.save(handle, records[kept], allow_pickle=False)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> np.ndarray:
+    """Read the records of one file, without ever unpickling."""
+    if not path.is_file():
+        raise ParticleFormatError(f"{path}: no such file; check the path")
+    with path.open("rb") as handle:
+        start = handle.read(6)
+        handle.seek(0)
+        if start != b"\x93NUMPY":
+            raise ParticleFormatError(
+                f"{path}: no .cs header (the file starts with {start!r} instead of \\x93NUMPY): it was cut "
+                "or is of another kind; export the particles from cryoSPARC again"
+            )
+        try:
+            records: np.ndarray = np.lib.format.read_array(
+                handle, allow_pickle=False, max_header_size=_MAX_HEADER_BYTES
+            )
+        except (ValueError, EOFError) as error:
+            raise ParticleFormatError(
+                f"{path}: truncated or damaged .cs file ({error}); export the particles again"
+            ) from error
+    if not records.dtype.names:
+        raise ParticleFormatError(
+            f"{path}: a plain numpy array, not a cryoSPARC table; give the job's particles .cs"
+        )
+    if len(records) == 0:
+        raise ParticleFormatError(
+            f"{path}: has 0 rows ({len(records.dtype.names)} fields); give a job with particles"
+        )
+    return records
+
+
+def _join(path: Path, passthrough: Sequence[Path]) -> Fields:
+    """Fields of the file, completed from its passthrough files in the order of its own rows."""
+    records = _load(path)
+    fields: Fields = {name: records[name] for name in records.dtype.names or ()}
+    for other_path in passthrough:
+        other = _load(other_path)
+        for where, names in ((path, fields), (other_path, other.dtype.names or ())):
+            if "uid" not in names:
+                raise ParticleFormatError(
+                    f"{where}: no field uid, so it cannot be joined; export the job again"
+                )
+        order = np.argsort(other["uid"], kind="stable")
+        keys = other["uid"][order]
+        if (keys[1:] == keys[:-1]).any():
+            raise ParticleFormatError(
+                f"{other_path}: a uid occurs twice, so rows cannot be joined; remove duplicates"
+            )
+        place = np.searchsorted(keys, fields["uid"]).clip(max=len(keys) - 1)
+        absent = keys[place] != fields["uid"]
+        if absent.any():
+            row = int(np.flatnonzero(absent)[0])
+            raise ParticleFormatError(
+                f"{other_path}: lacks {int(absent.sum())} of the {len(absent)} particles of {path} (first: "
+                f"row {row + 1}, uid {fields['uid'][row]}); give the passthrough file of the same job"
+            )
+        fields |= {name: other[name][order[place]] for name in other.dtype.names or () if name not in fields}
+    return fields
+
+
+def _refuse_missing(path: Path, fields: Fields, require_poses: bool, require_ctf: bool) -> None:
+    """Name every field that is needed and absent, in one message."""
+    lacking: list[str] = []
+    images = [label for label in _IMAGES if label not in fields]
+    if images:
+        lacking.append(f"images: {', '.join(images)}")
+    poses = [label for label in (_POSE, _SHIFT) if label not in fields]
+    if require_poses and poses:
+        only_2d = "alignments2D/pose" in fields
+        hint = " (only 2D alignments are there: run a 3D refinement)" if only_2d else ""
+        lacking.append(f"poses: {', '.join(poses)}{hint}")
+    ctf = [label for label in _CTF if label not in fields]
+    if require_ctf and ctf:
+        lacking.append(f"CTF: {', '.join(ctf)}")
+    if lacking:
+        raise ParticleFormatError(
+            f"{path}: missing fields: {'; '.join(lacking)}. They are often in the passthrough file of the "
+            "same job: give it with --passthrough"
+        )
+
+
+def _optics_columns(path: Path, fields: Fields) -> OpticsColumns:
+    count = len(fields["blob/path"])
+    shape = fields["blob/shape"].reshape(count, -1)
+    uneven = shape.min(axis=1) != shape.max(axis=1)
+    if uneven.any():
+        row = int(np.flatnonzero(uneven)[0])
+        raise ParticleFormatError(
+            f"{path}, particle row {row + 1}, field blob/shape: {shape[row].tolist()} is not square; extract "
+            "square images"
+        )
+    exposure_group = fields.get("ctf/exp_group_id", np.zeros(count, dtype=np.int64)).astype(np.int64)
+    mask = np.zeros(count, dtype=np.int64)
+    for bit, (label, neutral) in enumerate(_TERMS.items()):
+        if label in fields:
+            present = (np.abs(fields[label].reshape(count, -1) - neutral) > _NEUTRAL).any(axis=1)
+            # A term of single particles marks the whole file, or it would split its optics groups.
+            mask |= (present.any() if label in _PER_PARTICLE_TERMS else present).astype(np.int64) << bit
+    return OpticsColumns(
+        pixel_size_angstrom=fields["blob/psize_A"],
+        box_size=shape[:, 0],
+        voltage_kv=_column(fields, "ctf/accel_kv"),
+        spherical_aberration_mm=_column(fields, "ctf/cs_mm"),
+        amplitude_contrast=_column(fields, "ctf/amp_contrast"),
+        group=exposure_group,
+        names={int(group): f"exposureGroup{group}" for group in np.unique(exposure_group)},
+        terms=mask,
+        term_names=tuple(_TERMS),
+    )
+
+
+def _warn_of_terms(path: Path, terms: Sequence[str]) -> None:
+    if terms:
+        warnings.warn(
+            f"{path}: not applied: {', '.join(terms)}; the particles are used as if they had none",
+            AberrationsNotAppliedWarning,
+            stacklevel=3,
+        )
+
+
+def _poses(path: Path, fields: Fields) -> tuple[np.ndarray | None, np.ndarray]:
+    count = len(fields["blob/path"])
+    if _POSE not in fields or _SHIFT not in fields:
+        return None, np.zeros((count, 2), dtype=np.float32)
+    if _POSE_PIXEL not in fields:
+        warnings.warn(
+            f"{path}: no field {_POSE_PIXEL}; shifts are taken in pixels of blob/psize_A",
+            CryoFormerWarning,
+            stacklevel=3,
+        )
+    pixel_size = _pose_pixel_size(fields)
+    assert pixel_size is not None, "blob/psize_A was checked before"
+    check_finite(path, {_POSE_PIXEL: pixel_size}, positive=(_POSE_PIXEL,))
+    vector = torch.from_numpy(fields[_POSE].astype(np.float64))
+    rotation = rotation_from_axis_angle(vector).numpy().astype(np.float32)
+    return rotation, (fields[_SHIFT].astype(np.float64) * pixel_size[:, None]).astype(np.float32)
+
+
+def _pose_pixel_size(fields: Fields) -> np.ndarray | None:
+    """Pixel size ``(N,)`` in which the shifts are written."""
+    size = fields.get(_POSE_PIXEL, fields.get("blob/psize_A"))
+    return None if size is None else size.astype(np.float64)
+
+
+def _with_pose_fields(records: np.ndarray, pixel_size: np.ndarray) -> np.ndarray:
+    """Copy the records with the three pose fields added."""
+    present = records.dtype.names or ()
+    wanted = [(_POSE, "<f4", (3,)), (_SHIFT, "<f4", (2,)), (_POSE_PIXEL, "<f4")]
+    fields = [(name, records.dtype[name]) for name in present]
+    wider = np.zeros(len(records), dtype=[*fields, *(field for field in wanted if field[0] not in present)])
+    for name in present:
+        wider[name] = records[name]
+    wider[_POSE_PIXEL] = pixel_size
+    return wider
+
+
+def _stacks(paths: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Distinct stacks in order of appearance, and the ``(N,)`` int32 index into them."""
+    distinct, first, inverse = np.unique(paths, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty(len(order), dtype=np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    names = [name.decode() if isinstance(name, bytes) else str(name) for name in distinct[order].tolist()]
+    return names, rank[inverse.reshape(-1)]
+
+
+def _column(fields: Fields, label: str) -> np.ndarray:
+    """Return a field ``(N,)`` as float32; zeros when the caller allowed it to be absent."""
+    return fields.get(label, np.zeros(len(fields["blob/path"]))).astype(np.float32)

@@ -1,0 +1,175 @@
+"""The query-based deformation transformer (paper, section 3.4).
+
+The paper writes N for particles and for queries; here they are ``particles`` and ``queries``. Its spatial attention is
+read as one point = one token attending to the queries: the literal shapes would give every point N tokens.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cryoformer_dist.config.schema import DecoderConfig
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Scaled dot-product attention (paper, eq. 1)."""
+    return torch.softmax(query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]), dim=-1) @ value
+
+
+class _Projections(nn.Module):
+    """Learned query, key, value and output maps of one attention, orthogonal at the start.
+
+    Unit gain decides whether conformations are ever told apart: with torch's default the product of three small factors
+    leaves the network at the mean map.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.output = (
+            orthogonal_linear(channels, channels) for _ in range(4)
+        )
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self.output(attention(self.query(query), self.key(key), self.value(value)))
+
+
+def orthogonal_linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
+    """A linear layer that starts as a scaled isometry without bias."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight, gain=gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class DeformationBlock(nn.Module):
+    """Pre-norm self-attention of the queries, their attention to the deformation feature, feed-forward.
+
+    ``Q += P Att(LN Q, LN Q, LN Q)``, ``Q += P Att(LN Q, F_D, LN Q)``, ``Q += FFN(LN Q)``.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.self_attention, self.deformation_attention = _Projections(channels), _Projections(channels)
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
+        self.feed_forward = nn.Sequential(
+            nn.Linear(channels, 2 * channels), nn.ReLU(), nn.Linear(2 * channels, channels)
+        )
+
+    def forward(
+        self,
+        queries: Float[Tensor, "particles queries channels"],
+        deformation: Float[Tensor, "particles queries channels"],
+    ) -> Float[Tensor, "particles queries channels"]:
+        normed = self.norms[0](queries)
+        queries = queries + self.self_attention(normed, normed, normed)
+        normed = self.norms[1](queries)
+        # Values are the queries, as in the paper: with values from F_D the network memorises views instead.
+        queries = queries + self.deformation_attention(normed, deformation, normed)
+        return queries + self.feed_forward(self.norms[2](queries))
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedQueries:
+    """One conformation, ready to be evaluated at any point from ``h(x)`` alone.
+
+    Attributes
+    ----------
+    key
+        ``(particles, hidden, queries)``: logits are ``h @ key + key_bias``.
+    key_bias
+        ``(particles, queries)``.
+    value
+        ``(particles, queries, density_width)``: values after the first density layer.
+    """
+
+    key: Float[Tensor, "particles hidden queries"]
+    key_bias: Float[Tensor, "particles queries"]
+    value: Float[Tensor, "particles queries density_width"]
+
+
+class DeformationDecoder(nn.Module):
+    """Structure queries, made deformation-aware, then asked for the density at a point.
+
+    Parameters
+    ----------
+    config
+        Sizes.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        channels, hidden = config.channels, config.hidden_width
+        self.temperature, self.density_scale = config.temperature, config.density_scale
+        self.structure_queries = nn.Parameter(torch.randn(config.queries, channels))
+        self.blocks = nn.ModuleList(DeformationBlock(channels) for _ in range(config.blocks))
+        self.spatial_feature = nn.Linear(hidden, channels)
+        nn.init.normal_(self.spatial_feature.weight, std=math.sqrt(2 / hidden))
+        self.spatial_key, self.spatial_value = (orthogonal_linear(channels, channels) for _ in range(2))
+        self.density_hidden = orthogonal_linear(channels, config.density_width, gain=1.4)
+        self.density_output = nn.Linear(config.density_width, 1)
+
+    def queries(
+        self, deformation: Float[Tensor, "particles queries channels"]
+    ) -> Float[Tensor, "particles queries channels"]:
+        """Structure queries after they have met the deformation feature ``F_D``."""
+        queries = self.structure_queries.expand(len(deformation), -1, -1)
+        for block in self.blocks:
+            queries = block(queries, deformation)
+        return queries
+
+    def fold(self, queries: Float[Tensor, "particles queries channels"]) -> FoldedQueries:
+        """Absorb every linear map between ``h`` and the density's hidden layer; exact, not an approximation.
+
+        With ``F_S = W2 h + b2``: logits ``tau F_S K^T / sqrt(C) = h M + c``, and ``W_a (a V)`` = ``a (V W_a^T)``.
+        """
+        key, value = self.spatial_key(queries), self.spatial_value(queries)
+        scaled = key * (self.temperature / math.sqrt(key.shape[-1]))
+        return FoldedQueries(
+            key=(scaled @ self.spatial_feature.weight).transpose(1, 2),
+            key_bias=scaled @ self.spatial_feature.bias,
+            value=value @ self.density_hidden.weight.T,
+        )
+
+    def attention_map(
+        self, hidden: Float[Tensor, "*shared points hidden"], folded: FoldedQueries
+    ) -> Float[Tensor, "particles points queries"]:
+        """Weight of every query at every point: the 3D attention map (paper, fig. 8)."""
+        return torch.softmax(
+            torch.baddbmm(folded.key_bias[:, None], _per_particle(hidden, folded), folded.key), dim=-1
+        )
+
+    def density(
+        self, hidden: Float[Tensor, "*shared points hidden"], folded: FoldedQueries
+    ) -> Float[Tensor, "particles points"]:
+        """Density of each particle at each point.
+
+        Parameters
+        ----------
+        hidden
+            ``(points, hidden)`` shared by the batch, or ``(particles, points, hidden)`` in the ray path.
+        folded
+            From `fold`.
+        """
+        residual = self.density_hidden.weight @ self.spatial_feature.weight
+        offset = self.density_hidden.weight @ self.spatial_feature.bias + self.density_hidden.bias
+        shared = hidden @ residual.T + offset
+        shared = shared if shared.dim() == 3 else shared[None].expand(len(folded.key), -1, -1)
+        activation = torch.relu(torch.baddbmm(shared, self.attention_map(hidden, folded), folded.value))
+        return (activation @ self.density_output.weight[0] + self.density_output.bias) * self.density_scale
+
+    def density_unfolded(
+        self, hidden: Float[Tensor, "points hidden"], queries: Float[Tensor, "particles queries channels"]
+    ) -> Float[Tensor, "particles points"]:
+        """The same density written as in the paper, point features and all: what `fold` is checked against."""
+        feature = self.spatial_feature(hidden)
+        logits = feature @ self.spatial_key(queries).transpose(1, 2) * self.temperature
+        weight = torch.softmax(logits / math.sqrt(feature.shape[-1]), dim=-1)
+        output = weight @ self.spatial_value(queries) + feature
+        return self.density_output(torch.relu(self.density_hidden(output)))[..., 0] * self.density_scale
+
+
+def _per_particle(hidden: Tensor, folded: FoldedQueries) -> Tensor:
+    return hidden if hidden.dim() == 3 else hidden[None].expand(len(folded.key), -1, -1)

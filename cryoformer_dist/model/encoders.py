@@ -1,0 +1,92 @@
+"""MLP image encoders of the paper (section 3.2)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cryoformer_dist.config.schema import EncoderConfig
+from cryoformer_dist.physics.pose import rotation_from_6d
+
+
+class ImageEncoder(nn.Module):
+    """Image to numbers through hidden ReLU layers.
+
+    Parameters
+    ----------
+    config
+        Depth and width.
+    box
+        Side of the images.
+    outputs
+        Numbers per image.
+    output_gain
+        Standard deviation of the outputs at the start, for unit activations.
+    """
+
+    def __init__(self, config: EncoderConfig, box: int, outputs: int, output_gain: float) -> None:
+        super().__init__()
+        widths = [box * box, *[config.width] * config.hidden_layers]
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.output = nn.Linear(config.width, outputs)
+        for layer in self.hidden:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.output.weight, std=output_gain * config.width**-0.5)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, images: Float[Tensor, "particles box box"]) -> Float[Tensor, "particles outputs"]:
+        """Numbers of each image."""
+        activation = images.flatten(1)
+        for layer in self.hidden:
+            activation = torch.relu(layer(activation))
+        return self.output(activation)
+
+
+class OrientationEncoder(nn.Module):
+    """Image to rotation (6D, Zhou et al. 2019) and in-plane shift.
+
+    Parameters
+    ----------
+    config
+        Depth and width.
+    box
+        Side of the images.
+    """
+
+    # Shifts are a few percent of the box; outputs are of order one.
+    _SHIFT_UNIT = 0.05
+
+    def __init__(self, config: EncoderConfig, box: int) -> None:
+        super().__init__()
+        self.encoder = ImageEncoder(config, box, outputs=8, output_gain=1.0)
+
+    def forward(
+        self, images: Float[Tensor, "particles box box"]
+    ) -> tuple[Float[Tensor, "particles 3 3"], Float[Tensor, "particles 2"]]:
+        """Rotation, and shift as a fraction of the box."""
+        numbers = self.encoder(images)
+        return rotation_from_6d(numbers[:, :6]), numbers[:, 6:] * self._SHIFT_UNIT
+
+
+class DeformationEncoder(nn.Module):
+    """Image to latent vector, normalised over the batch's history so that it starts at the prior's scale.
+
+    Parameters
+    ----------
+    config
+        Depth and width.
+    box
+        Side of the images.
+    dimensions
+        Length of the latent vector.
+    """
+
+    def __init__(self, config: EncoderConfig, box: int, dimensions: int) -> None:
+        super().__init__()
+        self.encoder = ImageEncoder(config, box, outputs=dimensions, output_gain=1.0)
+        # Latents far below unit scale never wake the decoder up; this is the cheapest way to hold the scale.
+        self.normalise = nn.BatchNorm1d(dimensions, affine=False, momentum=0.02)
+
+    def forward(self, images: Float[Tensor, "particles box box"]) -> Float[Tensor, "particles dimensions"]:
+        """Latent vector of each image."""
+        return self.normalise(self.encoder(images))

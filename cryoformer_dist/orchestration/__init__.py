@@ -1,0 +1,1 @@
+"""Ray: conversion, training and clusters."""

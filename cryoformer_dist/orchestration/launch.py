@@ -1,0 +1,143 @@
+"""The whole way: particles, store, training, results."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryoformer_dist.analysis.results import make_results
+from cryoformer_dist.config.loading import load_config
+from cryoformer_dist.config.schema import ClusterConfig, RunConfig
+from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
+from cryoformer_dist.data.simulate import simulate
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import ConfigError, StoreNotFoundError
+from cryoformer_dist.io.reading import check_stacks, read_particles
+from cryoformer_dist.orchestration.cluster import running_ray
+from cryoformer_dist.orchestration.conversion import convert_particles
+from cryoformer_dist.orchestration.train import train_locally, train_with_ray
+from cryoformer_dist.training.run_directory import prepare_run
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """How the driver tells people what it does.
+
+    Attributes
+    ----------
+    say
+        One line.
+    progress
+        Title to a context that yields a progress callback (done, in all).
+    record
+        One report of training.
+    """
+
+    say: Callable[[str], None]
+    progress: Callable[[str], AbstractContextManager[Progress]]
+    record: Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A run to be made.
+
+    Attributes
+    ----------
+    config
+        Run configuration, with the store's path resolved.
+    cluster
+        Where it happens; ``None`` for this process without Ray.
+    run
+        Run directory.
+    resume
+        Go on with what is there.
+    """
+
+    config: RunConfig
+    cluster: ClusterConfig | None
+    run: Path
+    resume: bool
+
+
+def read_run_file(path: Path, overrides: list[str]) -> RunConfig:
+    """A run file, with its store's path made absolute from the file's folder."""
+    config = load_config(path, RunConfig, overrides)
+    store = (path.resolve().parent / Path(config.dataset.store).expanduser()).resolve()
+    return config.model_copy(update={"dataset": config.dataset.model_copy(update={"store": str(store)})})
+
+
+def read_cluster_file(path: Path, overrides: list[str]) -> tuple[ClusterConfig, Path | None]:
+    """A cluster file with its storage made absolute, and the run file it names."""
+    config = load_config(path, ClusterConfig, overrides)
+    folder = path.resolve().parent
+    storage = (folder / Path(config.storage).expanduser()).resolve()
+    run = (folder / config.run).resolve() if config.run else None
+    return config.model_copy(update={"storage": str(storage)}), run
+
+
+def carry_out(request: Request, voice: Voice) -> Path:
+    """Make the run and return its report.
+
+    Raises
+    ------
+    CryoFormerError
+        As its steps do; nothing of what was finished is lost.
+    """
+    if request.cluster is None:
+        _ensure_store(request, voice, parallel=False)
+        _prepare(request, voice)
+        train_locally(request.run, voice.record)
+    else:
+        cluster = request.cluster
+        with running_ray(dashboard=(cluster.dashboard_host, cluster.dashboard_port)) as dashboard:
+            if dashboard:
+                voice.say(f"Ray dashboard  {dashboard}")
+            _ensure_store(request, voice, parallel=True)
+            _prepare(request, voice)
+            train_with_ray(request.run, cluster, voice.record)
+    with voice.progress("volumes, verdict, report") as step:
+        report = make_results(request.run)
+        step(1, 1)
+    return report
+
+
+def _ensure_store(request: Request, voice: Voice, parallel: bool) -> None:
+    """Simulate and convert when the run asks for simulated particles that are not there yet."""
+    dataset = request.config.dataset
+    output = Path(dataset.store)
+    try:
+        ParticleStore.open(output)
+    except StoreNotFoundError:
+        if dataset.simulate is None:
+            raise
+    else:
+        return
+    folder = output.parent / "particles"
+    star = folder / "particles.star"
+    if not star.is_file():
+        with voice.progress("simulating particles") as progress:
+            simulate(dataset.simulate, folder, progress)
+    table = read_particles(star)
+    check_stacks(table)
+    plan = plan_conversion(table, output, ConversionOptions())
+    voice.say(f"contrast       {plan.contrast}")
+    with voice.progress("converting to Zarr") as progress:
+        if parallel:
+            convert_particles(plan, progress=progress)
+        else:
+            convert_serially(plan, progress)
+
+
+def _prepare(request: Request, voice: Voice) -> None:
+    store = ParticleStore.open(Path(request.config.dataset.store))
+    if not store.attributes["has_poses"]:
+        raise ConfigError(
+            f"{store.path}: the particles have no poses, training needs a first estimate; refine them in RELION or "
+            "cryoSPARC and convert the result"
+        )
+    with voice.progress("consensus map") as progress:
+        prepare_run(request.config, store, request.run, request.resume, progress)

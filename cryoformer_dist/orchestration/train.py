@@ -1,0 +1,181 @@
+"""Ray Train around the training loop: workers, restarts, and word of what they do."""
+
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+
+from cryoformer_dist.config.schema import ClusterConfig
+from cryoformer_dist.data.batch import local_batches
+from cryoformer_dist.data.dataset import READ_CPUS, ray_batches
+from cryoformer_dist.errors import ClusterError, CryoFormerError, TrainingError
+from cryoformer_dist.training.progress import read_metrics
+from cryoformer_dist.training.run_directory import load_run, peak_threads, set_threads
+from cryoformer_dist.training.session import join_world_of_one, train_rank
+
+_POLL_SECONDS = 0.5
+OnRecord = Callable[[dict[str, Any]], None]
+
+
+class RayReporter:
+    """Hands records to Ray Train; a checkpoint is reported as a pointer to where it already lies.
+
+    Parameters
+    ----------
+    run
+        Run directory on storage that every node sees.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+
+    def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
+        """See `Reporter`."""
+        if checkpoint is None:
+            ray.train.report(record)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            pointer = {"checkpoint": str(checkpoint.relative_to(self._run))}
+            (Path(folder) / "pointer.json").write_text(json.dumps(pointer))
+            ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+class SilentReporter:
+    """For runs whose records in ``metrics.jsonl`` are word enough."""
+
+    def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
+        """See `Reporter`."""
+
+
+def train_with_ray(run: Path, cluster: ClusterConfig, on_record: OnRecord) -> None:
+    """Train a prepared run with Ray Train workers on the Ray that is up.
+
+    Parameters
+    ----------
+    run
+        Run directory, visible to every node.
+    cluster
+        Workers and the losses to survive.
+    on_record
+        Called in this process for each new report.
+
+    Raises
+    ------
+    ClusterError
+        If the workers do not fit the cluster, or too many are lost.
+    TrainingError
+        If training itself cannot go on.
+    """
+    config, _ = load_run(run)
+    _check_resources(cluster)
+    workers = cluster.workers
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "run": str(run),
+            "loader": config.dataset.loader,
+            "threads": peak_threads(config, workers.cpus),
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.count,
+            use_gpu=workers.gpus > 0,
+            resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            # Every attempt has a folder of Ray's own: re-using one would silently resume Ray's idea of the run.
+            name=f"{time.strftime('%Y%m%d-%H%M%S')}",
+            storage_path=str(run / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    with _following(run, on_record):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _in_our_words(error, run) from error
+
+
+def train_locally(run: Path, on_record: OnRecord) -> None:
+    """Train a prepared run in this process, without Ray."""
+    config, _ = load_run(run)
+    set_threads(config.training.threads_per_worker or torch.get_num_threads())
+    join_world_of_one()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with _following(run, on_record):
+        train_rank(run, SilentReporter(), local_batches, device)
+
+
+def _worker(arguments: dict[str, Any]) -> None:
+    """Ray Train calls this in every worker, again after each restart."""
+    set_threads(arguments["threads"])
+    run = Path(arguments["run"])
+    batches_of = ray_batches if arguments["loader"] == "ray" else local_batches
+    train_rank(run, RayReporter(run), batches_of, ray.train.torch.get_device())
+
+
+def _check_resources(cluster: ClusterConfig) -> None:
+    """Refuse what would wait for ever: workers that hold every CPU starve the readers."""
+    available = ray.cluster_resources()
+    workers = cluster.workers
+    needed = workers.count * workers.cpus + READ_CPUS
+    if needed > available.get("CPU", 0):
+        raise ClusterError(
+            f"workers: {workers.count} x {workers.cpus} CPUs and {READ_CPUS} for reading data need {needed:g} CPUs, the "
+            f"cluster has {available.get('CPU', 0):g}; lower workers.count or workers.cpus"
+        )
+    if workers.count * workers.gpus > available.get("GPU", 0):
+        raise ClusterError(
+            f"workers: {workers.count} x {workers.gpus:g} GPUs are asked for, the cluster has "
+            f"{available.get('GPU', 0):g}; lower workers.count or workers.gpus"
+        )
+
+
+def _in_our_words(error: Exception, run: Path) -> CryoFormerError:
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        cause = getattr(failure, "cause", None) or failure.__cause__ or failure
+        if isinstance(cause, CryoFormerError):
+            return cause
+    if failures:
+        rank, failure = next(iter(failures.items()))
+        return TrainingError(
+            f"worker {rank} failed: {failure}\n`--resume` goes on from the last checkpoint in {run}"
+        )
+    return ClusterError(f"training stopped: {error}\n`--resume` goes on from the last checkpoint in {run}")
+
+
+@contextmanager
+def _following(run: Path, on_record: OnRecord) -> Iterator[None]:
+    """Tell of every record that the leader adds to ``metrics.jsonl`` while training runs."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        told = max((record["step"] for record in read_metrics(run)), default=-1)
+        while True:
+            last_look = stop.is_set()
+            for record in read_metrics(run):
+                if record["step"] > told:
+                    told = record["step"]
+                    on_record(record)
+            if last_look:
+                return
+            stop.wait(_POLL_SECONDS)
+
+    thread = threading.Thread(target=follow, name="follow-metrics")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,1 @@
+"""Image formation in pure torch: no I/O, no configuration, no distribution."""

@@ -1,0 +1,118 @@
+"""A homogeneous reconstruction from images with known poses: the consensus map, half maps, the first occupancy."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function
+from cryoformer_dist.physics.fourier import fourier_to_volume, image_to_fourier
+from cryoformer_dist.physics.grids import centred_axis, frequency_grid
+from cryoformer_dist.physics.pose import Pose
+
+_PADDING = 2
+
+
+class FourierAccumulator:
+    """CTF-weighted insertion of image transforms as central slices, by trilinear gridding on a twofold padded lattice.
+
+    Parameters
+    ----------
+    box
+        Side of images and map in pixels.
+    pixel_size_angstrom
+        Voxel size of the map; particles of another pixel size are scaled to it.
+    """
+
+    def __init__(self, box: int, pixel_size_angstrom: float) -> None:
+        self.box = box
+        self.pixel_size_angstrom = pixel_size_angstrom
+        size = box * _PADDING
+        self._size = size
+        self._signal = torch.zeros(2, size**3)
+        self._weight = torch.zeros(size**3)
+        self._frequency = frequency_grid(size)
+        radius = self._frequency.square().sum(-1).sqrt() * size
+        # Beyond the Nyquist sphere trilinear weights would fall off the lattice. On the column kx = 0 half a column says it all.
+        redundant = (self._frequency[..., 0] == 0) & (self._frequency[..., 1] < 0)
+        self._inside = (radius < size // 2 - 1) & ~redundant
+
+    def add(
+        self,
+        images: Float[Tensor, "particles box box"],
+        pose: Pose,
+        ctf: CTFParams,
+        pixel_size_angstrom: Float[Tensor, " particles"] | None = None,
+    ) -> None:
+        """Insert a block of images.
+
+        Parameters
+        ----------
+        images
+            Light-on-dark, background mean 0, noise of equal variance.
+        pose, ctf
+            One entry per image.
+        pixel_size_angstrom
+            Of each image; the accumulator's own when ``None``.
+        """
+        pixel = torch.full((len(images),), self.pixel_size_angstrom)
+        pixel = pixel if pixel_size_angstrom is None else pixel_size_angstrom.float()
+        margin = (self._size - self.box) // 2
+        padded = torch.nn.functional.pad(images.float(), (margin, margin, margin, margin))
+        frequency = self._frequency[None] / pixel[:, None, None, None]
+        transfer = contrast_transfer_function(ctf, frequency)
+        # The stored shift centres the image: in Fourier space a phase ramp moves the content by +shift.
+        turns = torch.einsum("bhwi,bi->bhw", frequency, pose.shift_angstrom.float())
+        centred = image_to_fourier(padded) * torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
+        scale = (self.pixel_size_angstrom / pixel)[:, None, None]
+        self._insert(centred, transfer, pose.rotation.float() * scale)
+
+    def _insert(self, images: Tensor, transfer: Tensor, rotation: Tensor) -> None:
+        inside = self._inside
+        # The slice of a projection along z holds the volume's transform at A^T (kx, ky, 0).
+        position = ((self._frequency[inside] * self._size) @ rotation[:, :2]).reshape(-1, 3)
+        signal, weight = (images * transfer)[:, inside].reshape(-1), transfer.square()[:, inside].reshape(-1)
+        keep = position.square().sum(-1) < (self._size // 2 - 1) ** 2
+        position, signal, weight = position[keep], signal[keep], weight[keep]
+        cell = position.floor()
+        upper = position - cell
+        share = torch.stack([1 - upper, upper])
+        # Frequencies wrap: -1 is the last index.
+        place = torch.stack([cell.long(), cell.long() + 1]).remainder(self._size)
+        for dz in (0, 1):
+            for dy in (0, 1):
+                for dx in (0, 1):
+                    part = share[dx, :, 0] * share[dy, :, 1] * share[dz, :, 2]
+                    index = (place[dz, :, 2] * self._size + place[dy, :, 1]) * self._size + place[dx, :, 0]
+                    self._signal[0].scatter_add_(0, index, part * signal.real)
+                    self._signal[1].scatter_add_(0, index, part * signal.imag)
+                    self._weight.scatter_add_(0, index, part * weight)
+
+    def solve(self, wiener: float = 1.0) -> Float[Tensor, "box box box"]:
+        """The map that the slices agree on.
+
+        Parameters
+        ----------
+        wiener
+            Added to the summed squared CTF of each frequency, in units of its mean over the measured ones: larger is
+            smoother.
+        """
+        size, box = self._size, self.box
+        # Only half of each slice was inserted: the map is real, so the other half is its conjugate at -k.
+        signal = torch.complex(self._signal[0], self._signal[1]).reshape(size, size, size)
+        signal = signal + _at_minus_k(signal).conj()
+        weight = self._weight.reshape(size, size, size)
+        weight = weight + _at_minus_k(weight)
+        measured = weight[weight > 0]
+        floor = wiener * float(measured.mean()) if len(measured) else 1.0
+        voxels = fourier_to_volume(signal / (weight + floor))
+        margin = (size - box) // 2
+        cut = slice(margin, margin + box)
+        # Trilinear gridding multiplies the map by sinc^2 along each axis: divide it out.
+        falloff = torch.sinc(centred_axis(box) / size) ** 2
+        correction = falloff[:, None, None] * falloff[None, :, None] * falloff[None, None, :]
+        return voxels[cut, cut, cut] / correction
+
+
+def _at_minus_k(grid: Tensor) -> Tensor:
+    """A transform with every frequency negated."""
+    return torch.roll(grid.flip((0, 1, 2)), (1, 1, 1), (0, 1, 2))

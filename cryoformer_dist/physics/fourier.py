@@ -1,0 +1,171 @@
+"""Fourier transforms with the phase origin at the centre pixel, cropping, and Fourier shell correlation."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from cryoformer_dist.physics.grids import centred_axis, half_plane_weight
+
+
+def image_to_fourier(images: Float[Tensor, "*batch box box"]) -> Complex[Tensor, "*batch box half"]:
+    """Unnormalised transform on the half plane, zero frequency first, phase origin at the centre pixel."""
+    return torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))
+
+
+def fourier_to_image(
+    coefficients: Complex[Tensor, "*batch box half"], box: int
+) -> Float[Tensor, "*batch box box"]:
+    """Inverse of `image_to_fourier`."""
+    return torch.fft.fftshift(torch.fft.irfft2(coefficients, s=(box, box)), dim=(-2, -1))
+
+
+def volume_to_fourier(voxels: Float[Tensor, "*batch box box box"]) -> Complex[Tensor, "*batch box box box"]:
+    """Unnormalised full transform, zero frequency first, phase origin at the centre voxel."""
+    return torch.fft.fftn(torch.fft.ifftshift(voxels, dim=(-3, -2, -1)), dim=(-3, -2, -1))
+
+
+def fourier_to_volume(
+    coefficients: Complex[Tensor, "*batch box box box"],
+) -> Float[Tensor, "*batch box box box"]:
+    """Inverse of `volume_to_fourier`; the imaginary part is rounding."""
+    return torch.fft.fftshift(torch.fft.ifftn(coefficients, dim=(-3, -2, -1)).real, dim=(-3, -2, -1))
+
+
+def crop_images(images: Float[Tensor, "*batch old old"], box: int) -> Float[Tensor, "*batch box box"]:
+    """Band-limit images to a smaller box over the same field of view, keeping pixel values (the mean, not the sum).
+
+    Raises
+    ------
+    ValueError
+        If ``box`` is odd or larger than the images: ask for an even, smaller box.
+    """
+    old = images.shape[-1]
+    if box % 2 or box > old:
+        raise ValueError(f"cannot crop images of {old} pixels to {box}: ask for an even box of at most {old}")
+    if box == old:
+        return images
+    coefficients = crop_half_plane(image_to_fourier(images), box)
+    # The new Nyquist lines hold one of each pair +-k: keeping them would alias direction-dependent power.
+    coefficients[..., box // 2, :] = 0
+    coefficients[..., :, box // 2] = 0
+    return fourier_to_image(coefficients, box) * (box / old) ** 2
+
+
+def crop_half_plane(
+    coefficients: Complex[Tensor, "*batch old half"], box: int
+) -> Complex[Tensor, "*batch box cut"]:
+    """The low frequencies of a half plane, up to the Nyquist frequency of a smaller box."""
+    half = box // 2
+    return torch.cat([coefficients[..., :half, : half + 1], coefficients[..., -half:, : half + 1]], dim=-2)
+
+
+def crop_volume(voxels: Float[Tensor, "old old old"], box: int) -> Float[Tensor, "box box box"]:
+    """Band-limit a map to a smaller box over the same field of view, keeping voxel values.
+
+    Raises
+    ------
+    ValueError
+        If ``box`` is odd or larger than the map.
+    """
+    old = voxels.shape[-1]
+    if box % 2 or box > old:
+        raise ValueError(f"cannot crop a map of {old} voxels to {box}: ask for an even box of at most {old}")
+    if box == old:
+        return voxels
+    coefficients = volume_to_fourier(voxels)
+    half = box // 2
+    keep = torch.cat([torch.arange(half), torch.arange(old - half, old)])
+    cropped = coefficients[keep][:, keep][:, :, keep].clone()
+    cropped[half], cropped[:, half], cropped[:, :, half] = 0, 0, 0
+    return fourier_to_volume(cropped) * (box / old) ** 3
+
+
+def mean_squared_error_half_plane(
+    difference: Complex[Tensor, "batch box half"], weight: Float[Tensor, "box half"] | None = None
+) -> Float[Tensor, " batch"]:
+    """Mean square over pixels of the real image whose transform is ``difference`` (Parseval on the half plane).
+
+    Parameters
+    ----------
+    difference
+        Unnormalised `rfft2` coefficients.
+    weight
+        Factor per frequency; columns between the edges are counted twice by this function.
+    """
+    box = difference.shape[-2]
+    power = difference.real.square() + difference.imag.square()
+    power = power * half_plane_weight(box).to(power.device)
+    if weight is not None:
+        power = power * weight
+    return power.sum((-2, -1)) / box**4
+
+
+@dataclass(frozen=True, slots=True)
+class FSCCurve:
+    """Correlation of two maps on Fourier shells ``0 .. box // 2 - 1``; shell ``s`` is at ``s / (box * pixel size)``."""
+
+    correlation: Float[Tensor, " shells"]
+    box_size: int
+    pixel_size_angstrom: float
+
+    @property
+    def frequency_per_angstrom(self) -> Float[Tensor, " shells"]:
+        """Spatial frequency of each shell in 1/angstrom."""
+        return torch.arange(len(self.correlation)) / (self.box_size * self.pixel_size_angstrom)
+
+    @property
+    def area(self) -> float:
+        """Mean correlation over shells 1 .. box / 2 - 1: 1 for identical maps."""
+        return float(self.correlation[1:].mean())
+
+    def resolution_angstrom(self, threshold: float) -> float:
+        """Resolution of the last shell before the first one below the threshold (RELION's rule).
+
+        The Nyquist limit when no shell falls below; the box when the first shell already does.
+        """
+        below = torch.nonzero(self.correlation[1:] < threshold)
+        if len(below) == 0:
+            return 2 * self.pixel_size_angstrom
+        last_good = max(int(below[0, 0]), 1)
+        return self.box_size * self.pixel_size_angstrom / last_good
+
+
+def fourier_shell_correlation(
+    first: Float[Tensor, "box box box"],
+    second: Float[Tensor, "box box box"],
+    pixel_size_angstrom: float,
+    mask: Float[Tensor, "box box box"] | None = None,
+) -> FSCCurve:
+    """Correlation of two maps per Fourier shell; ignores scale, and offset beyond shell 0.
+
+    A shell where either map has no power counts as 0, not 1: an empty map agrees with nothing.
+
+    Parameters
+    ----------
+    first, second
+        Maps of one box.
+    pixel_size_angstrom
+        Voxel size of both.
+    mask
+        Multiplied into both maps first.
+    """
+    if mask is not None:
+        first, second = first * mask, second * mask
+    box = first.shape[-1]
+    a, b = volume_to_fourier(first.double()), volume_to_fourier(second.double())
+    axis = torch.fft.ifftshift(centred_axis(box))
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    shell = (z.square() + y.square() + x.square()).sqrt().round().long().ravel()
+    cross = _shell_sum((a * b.conj()).real, shell, box)
+    power = (_shell_sum(a.abs().square(), shell, box) * _shell_sum(b.abs().square(), shell, box)).sqrt()
+    # Rounding leaves about 1e-32 of the strongest shell's power in shells that are empty.
+    floor = power.max() * 1e-20
+    correlation = torch.where(power > floor, cross / power.clamp_min(1e-300), torch.zeros_like(cross))
+    return FSCCurve(correlation.float(), box, pixel_size_angstrom)
+
+
+def _shell_sum(values: Tensor, shell: Tensor, box: int) -> Tensor:
+    """Total of a quantity over each Fourier shell."""
+    return torch.bincount(shell, weights=values.ravel())[: box // 2]

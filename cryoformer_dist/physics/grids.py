@@ -1,0 +1,51 @@
+"""Where the centre is and which way the axes run: the one convention of the whole program.
+
+Volumes are ``[z, y, x]``, images ``[y, x]``; the centre is the voxel with index ``n // 2``; points are ``(x, y, z)``
+in pixels about that centre. Boxes are even.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def centred_axis(box: int) -> Float[Tensor, " box"]:
+    """Pixel coordinates along one axis: zero at index ``box // 2``."""
+    return torch.arange(box, dtype=torch.float32) - box // 2
+
+
+def radius_grid(box: int, dimensions: int) -> Tensor:
+    """Distance of every pixel from the centre, in pixels, shape ``(box,) * dimensions``."""
+    axes = torch.meshgrid(*[centred_axis(box)] * dimensions, indexing="ij")
+    return torch.stack(axes).square().sum(0).sqrt()
+
+
+def lattice_points(box: int, radius_pixels: float | None = None) -> Float[Tensor, "points 3"]:
+    """Every lattice point as ``(x, y, z)`` pixels, in the order of ``volume.ravel()``.
+
+    Parameters
+    ----------
+    box
+        Side of the volume in pixels.
+    radius_pixels
+        Keep only points within this distance of the centre; all of them when ``None``.
+    """
+    z, y, x = torch.meshgrid(*[centred_axis(box)] * 3, indexing="ij")
+    points = torch.stack([x, y, z], dim=-1).reshape(-1, 3)
+    if radius_pixels is None:
+        return points
+    return points[points.square().sum(-1) <= radius_pixels**2]
+
+
+def frequency_grid(box: int) -> Float[Tensor, "box half 2"]:
+    """Spatial frequency ``(x, y)`` in cycles per pixel on the half plane of ``rfft2``, zero first."""
+    fy, fx = torch.meshgrid(torch.fft.fftfreq(box), torch.fft.rfftfreq(box), indexing="ij")
+    return torch.stack([fx, fy], dim=-1)
+
+
+def half_plane_weight(box: int) -> Float[Tensor, "1 half"]:
+    """How often each column of the half plane stands in the full plane: 1 at the edges, 2 between (Parseval)."""
+    weight = torch.full((1, box // 2 + 1), 2.0)
+    weight[:, 0] = 1.0
+    weight[:, -1] = 1.0
+    return weight

@@ -1,0 +1,154 @@
+"""From density to image: the integral along the beam, two ways.
+
+`project_points` splats densities known on one canonical lattice (shared by a batch) onto each image: a type-1 non-uniform
+FFT with a cubic B-spline on a twofold grid, the kernel divided out in Fourier space. `project_rays` queries the density
+at the rotated coordinates of every image, as the paper does: the reference. Both return the half-plane transform of the
+image, phase origin at the centre pixel, before the CTF.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from cryoformer_dist.physics.fourier import crop_half_plane, image_to_fourier
+from cryoformer_dist.physics.grids import centred_axis
+
+OVERSAMPLING = 2
+_TAPS = 4
+
+
+def project_points(
+    density: Float[Tensor, "particles points"],
+    points_pixels: Float[Tensor, "points 3"],
+    rotation: Float[Tensor, "particles 3 3"],
+    shift_pixels: Float[Tensor, "particles 2"],
+    box: int,
+) -> Complex[Tensor, "particles box half"]:
+    """Sum of point densities along the beam, band-limited to the box, as a half-plane transform.
+
+    Parameters
+    ----------
+    density
+        ``(particles, points)``: density of each point in each particle's conformation.
+    points_pixels
+        ``(points, 3)``: ``(x, y, z)`` about the centre, shared by the batch.
+    rotation
+        ``(particles, 3, 3)``: A of each particle, times a magnification if pixel sizes differ.
+    shift_pixels
+        ``(particles, 2)``: where the content moves to, that is minus the stored shift.
+    box
+        Side of the images in pixels.
+
+    Notes
+    -----
+    Differentiable in density, rotation and shift. The field wraps around the image's edges, as a Fourier shift does.
+    Relative error against the analytic transform of a band-limited density: 6e-4 (1.8 % amplitude at Nyquist).
+    """
+    position = torch.einsum("bij,mj->bmi", rotation[:, :2], points_pixels) + shift_pixels[:, None]
+    grid = _Splat.apply(density, position * OVERSAMPLING, box * OVERSAMPLING)
+    coefficients = crop_half_plane(torch.fft.rfft2(grid), box)
+    return coefficients * _kernel_correction(box).to(density.device)
+
+
+def project_rays(
+    density_at: Callable[[Float[Tensor, "particles points 3"]], Float[Tensor, "particles points"]],
+    rotation: Float[Tensor, "particles 3 3"],
+    shift_pixels: Float[Tensor, "particles 2"],
+    box: int,
+    radius_pixels: float,
+) -> Complex[Tensor, "particles box half"]:
+    """The paper's quadrature: query the density at ``A^T (x - t)`` for every lattice point, sum along z.
+
+    Parameters
+    ----------
+    density_at
+        Density of each particle at its own molecule-frame points, in pixels about the centre.
+    rotation, shift_pixels, box
+        As in `project_points`.
+    radius_pixels
+        Points of the image frame farther than this from the (shifted) centre are empty.
+
+    Notes
+    -----
+    The paper's eq. 2 writes ``R^T x + t``, a shift in the molecule's frame; ours is in the image plane.
+    """
+    axis = centred_axis(box).to(rotation.device)
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    frame = torch.stack([x, y, z], dim=-1).reshape(1, -1, 3)
+    shift = torch.nn.functional.pad(shift_pixels, (0, 1))[:, None]
+    points = torch.einsum("bji,bmj->bmi", rotation, frame - shift)
+    inside = points.square().sum(-1) <= radius_pixels**2
+    density = torch.where(inside, density_at(points), 0.0)
+    return image_to_fourier(density.reshape(-1, box, box, box).sum(1))
+
+
+def _bspline(fraction: Tensor) -> list[Tensor]:
+    """Cubic B-spline weights of the four grid lines around a point at ``fraction`` past the second."""
+    f, g = fraction, 1 - fraction
+    return [g**3 / 6, (4 - 6 * f**2 + 3 * f**3) / 6, (4 - 6 * g**2 + 3 * g**3) / 6, f**3 / 6]
+
+
+def _bspline_slope(fraction: Tensor) -> list[Tensor]:
+    """Derivative of `_bspline` with respect to the point's position."""
+    f, g = fraction, 1 - fraction
+    return [-(g**2) / 2, -2 * f + 1.5 * f**2, 2 * g - 1.5 * g**2, f**2 / 2]
+
+
+def _kernel_correction(box: int) -> Tensor:
+    """One over the transform of the B-spline, ``sinc^4`` per axis, on the half plane of the box."""
+    fine = box * OVERSAMPLING
+    fy, fx = torch.fft.fftfreq(box) * box / fine, torch.fft.rfftfreq(box) * box / fine
+    return 1 / (torch.sinc(fy)[:, None] * torch.sinc(fx)[None]) ** 4
+
+
+class _Splat(torch.autograd.Function):
+    """Spread densities onto a periodic fine grid whose origin is index 0; the adjoint gathers."""
+
+    @staticmethod
+    def forward(ctx: Any, density: Tensor, position: Tensor, size: int) -> Tensor:
+        cell = position.floor()
+        fraction = position - cell
+        first = (cell.long() - 1).remainder(size)
+        # Rows and columns past the edge are kept apart and folded back once, instead of a modulo per tap.
+        padded = size + _TAPS - 1
+        base = torch.arange(len(density), device=density.device)[:, None] * padded**2
+        index = (base + first[..., 1] * padded + first[..., 0]).reshape(-1)
+        grid = density.new_zeros(len(density) * padded**2)
+        column_weights = _bspline(fraction[..., 0])
+        for row, row_weight in enumerate(_bspline(fraction[..., 1])):
+            value = density * row_weight
+            for column, column_weight in enumerate(column_weights):
+                grid.scatter_add_(0, index + (row * padded + column), (value * column_weight).reshape(-1))
+        ctx.save_for_backward(density, fraction, index)
+        ctx.size = size
+        folded = grid.reshape(-1, padded, padded)
+        folded[:, : _TAPS - 1] += folded[:, size:]
+        folded[:, :, : _TAPS - 1] += folded[:, :, size:]
+        return folded[:, :size, :size].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        density, fraction, index = ctx.saved_tensors
+        padded = ctx.size + _TAPS - 1
+        around = torch.nn.functional.pad(gradient[:, None], (0, _TAPS - 1, 0, _TAPS - 1), mode="circular")
+        flat = around.reshape(-1)
+        wants_position = ctx.needs_input_grad[1]
+        column_weights, column_slopes = _bspline(fraction[..., 0]), _bspline_slope(fraction[..., 0])
+        row_slopes = _bspline_slope(fraction[..., 1])
+        value, along_x, along_y = (torch.zeros_like(density) for _ in range(3))
+        for row, row_weight in enumerate(_bspline(fraction[..., 1])):
+            line, slope = torch.zeros_like(density), torch.zeros_like(density)
+            for column in range(_TAPS):
+                tap = flat.index_select(0, index + (row * padded + column)).reshape(density.shape)
+                line += tap * column_weights[column]
+                if wants_position:
+                    slope += tap * column_slopes[column]
+            value += line * row_weight
+            if wants_position:
+                along_x += slope * row_weight
+                along_y += line * row_slopes[row]
+        position = torch.stack([along_x, along_y], dim=-1) * density[..., None] if wants_position else None
+        return value, position, None

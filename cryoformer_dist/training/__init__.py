@@ -1,0 +1,1 @@
+"""The training loop; knows torch and DeepSpeed, nothing of Ray."""

@@ -1,0 +1,219 @@
+"""Gradients across workers: the one seam between the loop and DeepSpeed or plain torch."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from cryoformer_dist.config.schema import TrainingConfig
+from cryoformer_dist.errors import BackendUnavailableError, CheckpointError
+
+_CHECKPOINT_TAG = "engine"
+
+
+class Engine(Protocol):
+    """A network under an optimiser, the same on every rank."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def forward(self, *arguments: Any) -> Any:
+        """Call the module."""
+
+    def step(self, loss: Tensor, learning_rate_factor: float) -> None:
+        """Backward, average gradients over ranks, and update with every peak rate times the factor."""
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimiser state; every rank calls it."""
+
+    def load(self, folder: Path) -> None:
+        """Read back what `save` wrote."""
+
+
+def parameter_groups(module: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Optimiser groups: the hash table, the encoders, everything else, each with its peak rate."""
+    rates = config.learning_rates
+    groups: dict[str, dict[str, Any]] = {
+        # Table entries that a step does not touch must not move: no decay, and an epsilon far below their gradients.
+        "hash_grid": {"lr": rates.hash_grid, "weight_decay": 0.0, "eps": 1e-15},
+        "network": {"lr": rates.network, "weight_decay": config.weight_decay},
+        "encoder": {"lr": rates.encoder, "weight_decay": config.weight_decay},
+    }
+    for name, parameter in module.named_parameters():
+        kind = "hash_grid" if "grid.table" in name else "encoder" if "_encoder." in name else "network"
+        groups[kind].setdefault("params", []).append(parameter)
+    return [{**group, "peak_lr": group["lr"]} for group in groups.values() if "params" in group]
+
+
+def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameter_groups(module, config), betas=(0.9, 0.99), fused=True)
+
+
+def _set_rates(optimizer: Any, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def place_in_world() -> tuple[int, int]:
+    """Rank and world size of this process; (0, 1) outside a process group."""
+    if not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def gather_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and values of all ranks, in rank order; each rank brings equally many."""
+    world = place_in_world()[1]
+    if world == 1:
+        return rows, values
+    all_rows = [torch.empty_like(rows) for _ in range(world)]
+    all_values = [torch.empty_like(values) for _ in range(world)]
+    torch.distributed.all_gather(all_rows, rows.contiguous())
+    torch.distributed.all_gather(all_values, values.contiguous())
+    return torch.cat(all_rows), torch.cat(all_values)
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Element-wise sum over ranks."""
+    values = values.clone()
+    if place_in_world()[1] > 1:
+        torch.distributed.all_reduce(values)
+    return values
+
+
+class TorchEngine:
+    """Plain torch: the reference, and the engine of a machine without DeepSpeed.
+
+    Parameters
+    ----------
+    module
+        To train; already on its device.
+    config
+        Rates and clipping.
+    device
+        Where batches go.
+    """
+
+    def __init__(self, module: nn.Module, config: TrainingConfig, device: torch.device) -> None:
+        self.rank, self.world = place_in_world()
+        self.device = device
+        self._module = module
+        self._optimizer = _optimizer(module, config)
+        self._clipping = config.gradient_clipping
+
+    def forward(self, *arguments: Any) -> Any:
+        """Call the module."""
+        return self._module(*arguments)
+
+    def step(self, loss: Tensor, learning_rate_factor: float) -> None:
+        """See `Engine`."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.world > 1:
+            self._average_gradients()
+        if self._clipping:
+            torch.nn.utils.clip_grad_norm_(self._module.parameters(), self._clipping)
+        _set_rates(self._optimizer, learning_rate_factor)
+        self._optimizer.step()
+
+    def _average_gradients(self) -> None:
+        for parameter in self._module.parameters():
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            torch.distributed.all_reduce(gradient)
+            parameter.grad = gradient / self.world
+
+    def save(self, folder: Path) -> None:
+        """See `Engine`."""
+        if self.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            state = {"module": self._module.state_dict(), "optimizer": self._optimizer.state_dict()}
+            torch.save(state, folder / "torch.pt")
+
+    def load(self, folder: Path) -> None:
+        """See `Engine`."""
+        path = folder / "torch.pt"
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path}: missing; the run was trained with another training.engine: resume with that"
+            )
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self._module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+class DeepSpeedEngine:
+    """DeepSpeed data parallelism, ZeRO stage 0 to 2.
+
+    Parameters
+    ----------
+    module
+        To train; already on its device.
+    config
+        Rates, clipping and ZeRO stage.
+    device
+        Where batches go.
+    particles_per_rank
+        Batch of one rank.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If DeepSpeed cannot be imported: install it, or set ``training.engine: torch``.
+    """
+
+    def __init__(
+        self, module: nn.Module, config: TrainingConfig, device: torch.device, particles_per_rank: int
+    ) -> None:
+        deepspeed = _import_deepspeed()
+        settings = {
+            "train_micro_batch_size_per_gpu": particles_per_rank,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": config.gradient_clipping,
+            "steps_per_print": 10**9,
+            "zero_optimization": {"stage": config.zero_stage},
+            # A client optimiser is ours to choose; ZeRO only asks to be told so.
+            "zero_allow_untested_optimizer": True,
+        }
+        self._engine, *_ = deepspeed.initialize(
+            model=module, optimizer=_optimizer(module, config), config=settings
+        )
+        self.rank, self.world = place_in_world()
+        self.device = device
+
+    def forward(self, *arguments: Any) -> Any:
+        """Call the module."""
+        return self._engine(*arguments)
+
+    def step(self, loss: Tensor, learning_rate_factor: float) -> None:
+        """See `Engine`."""
+        self._engine.backward(loss)
+        _set_rates(self._engine.optimizer, learning_rate_factor)
+        self._engine.step()
+
+    def save(self, folder: Path) -> None:
+        """See `Engine`."""
+        self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
+
+    def load(self, folder: Path) -> None:
+        """See `Engine`."""
+        if not (folder / _CHECKPOINT_TAG).is_dir():
+            raise CheckpointError(
+                f"{folder}: no DeepSpeed state; the run was trained with training.engine torch: resume with that"
+            )
+        self._engine.load_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
+
+
+def _import_deepspeed() -> Any:
+    try:
+        import deepspeed
+        import deepspeed.ops
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"training.engine deepspeed cannot be loaded ({error}); pip install deepspeed, or set training.engine: torch"
+        ) from error
+    # Its shared-memory collective is compiled at first use (a minute), for nothing that two CPU ranks would notice.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,161 @@
+"""The network together with the per-particle tables: all that training changes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cryoformer_dist.config.schema import LearningRates, RunConfig
+from cryoformer_dist.data.batch import ParticleBatch
+from cryoformer_dist.data.stored_particles import StoredParticles
+from cryoformer_dist.errors import CheckpointError
+from cryoformer_dist.physics.pose import Pose, rotation_from_6d, sixd_from_rotation
+from cryoformer_dist.training.engine import gather_rows
+from cryoformer_dist.training.objectives import Objectives
+from cryoformer_dist.training.occupancy import Lattice
+from cryoformer_dist.training.tables import RowTable
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a batch is rendered from, and the leaves whose gradient updates tables.
+
+    Attributes
+    ----------
+    latent
+        ``None`` when an encoder is to look at the images.
+    pose
+        ``None`` when an encoder is to look at the images.
+    leaves
+        Table name to the rows read from it.
+    """
+
+    latent: Tensor | None
+    pose: Pose | None
+    leaves: dict[str, Tensor]
+
+
+class Learner:
+    """Network and tables of one run, equal on every rank.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    particles
+        Metadata of the whole store: tables have one row per store row.
+    box
+        Side of the images in pixels.
+    pixel_size_angstrom
+        Of the map.
+    lattice
+        Where density is evaluated.
+    device
+        Where it all lives.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        particles: StoredParticles,
+        box: int,
+        pixel_size_angstrom: float,
+        lattice: Lattice,
+        device: torch.device,
+    ) -> None:
+        torch.manual_seed(config.training.seed)
+        self.config = config
+        self.device = device
+        self.objectives = Objectives(config, box, pixel_size_angstrom, lattice.to(device)).to(device)
+        self.tables = _initial_tables(config, particles, device)
+
+    def inputs(self, batch: ParticleBatch, epoch: float) -> Inputs:
+        """Read the tables' rows of a batch, as far as they take part at this point of training.
+
+        Parameters
+        ----------
+        batch
+            Particles of the step.
+        epoch
+            How many epochs of the stage are done, with fraction.
+        """
+        leaves: dict[str, Tensor] = {}
+        settled = epoch >= self.config.training.latent_start_epoch
+        latent = self._latent(batch, leaves) if settled else self._prior_mean(batch)
+        refining = epoch >= self.config.training.freeze_pose_epochs
+        pose = self._pose(batch, leaves) if refining else batch.pose
+        return Inputs(latent, pose, leaves)
+
+    def update_tables(self, batch: ParticleBatch, leaves: dict[str, Tensor], factor: float) -> None:
+        """Move the rows of a batch, on every rank those of all ranks."""
+        for name, leaf in leaves.items():
+            assert leaf.grad is not None
+            # The loss is a mean over the rank's batch; a row's step must not depend on who shared the batch.
+            rows, gradient = gather_rows(batch.row, leaf.grad * len(batch))
+            rate = table_rate(name, self.config.training.learning_rates)
+            self.tables[name].update(rows, gradient, rate * factor)
+
+    def table_state(self) -> dict[str, Any]:
+        """Tables with their optimiser state."""
+        return {name: table.state_dict() for name, table in self.tables.items()}
+
+    def load_table_state(self, state: dict[str, Any]) -> None:
+        """Take over saved tables.
+
+        Raises
+        ------
+        CheckpointError
+            If they are of another model or store.
+        """
+        if set(state) != set(self.tables):
+            raise CheckpointError(
+                f"checkpoint holds tables {sorted(state)}, this configuration needs {sorted(self.tables)}: "
+                "resume with the configuration the run was started with"
+            )
+        for name, table in self.tables.items():
+            table.load_state_dict(state[name])
+
+    def _latent(self, batch: ParticleBatch, leaves: dict[str, Tensor]) -> Tensor | None:
+        form = self.config.model.latent.form
+        if form == "encoder":
+            return None
+        if form == "none":
+            return self._prior_mean(batch)
+        leaves["latent"] = self.tables["latent"].read(batch.row)
+        return leaves["latent"]
+
+    def _prior_mean(self, batch: ParticleBatch) -> Tensor:
+        return torch.zeros(len(batch), self.config.model.latent.dimensions, device=self.device)
+
+    def _pose(self, batch: ParticleBatch, leaves: dict[str, Tensor]) -> Pose | None:
+        form = self.config.model.pose.form
+        if form == "encoder":
+            return None
+        if form == "given":
+            return batch.pose
+        leaves["rotation"] = self.tables["rotation"].read(batch.row)
+        leaves["shift_angstrom"] = self.tables["shift_angstrom"].read(batch.row)
+        return Pose(rotation_from_6d(leaves["rotation"]), leaves["shift_angstrom"])
+
+
+def table_rate(name: str, rates: LearningRates) -> float:
+    """Peak step size of a table."""
+    return {"latent": rates.latent, "rotation": rates.rotation, "shift_angstrom": rates.shift_angstrom}[name]
+
+
+def _initial_tables(
+    config: RunConfig, particles: StoredParticles, device: torch.device
+) -> dict[str, RowTable]:
+    """Latents drawn from their prior, poses as given."""
+    tables = {}
+    rows = len(particles.source_row)
+    if config.model.latent.form == "table":
+        generator = torch.Generator().manual_seed(config.training.seed)
+        latent = torch.randn(rows, config.model.latent.dimensions, generator=generator)
+        tables["latent"] = RowTable(latent.to(device))
+    if config.model.pose.form == "table":
+        rotation = torch.from_numpy(particles.rotation)
+        tables["rotation"] = RowTable(sixd_from_rotation(rotation).to(device))
+        tables["shift_angstrom"] = RowTable(torch.from_numpy(particles.shift_angstrom).to(device))
+    return tables

@@ -1,0 +1,276 @@
+"""The training loop, knowing neither Ray nor where it runs."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+
+from cryoformer_dist.config.schema import RunConfig, TrainingConfig
+from cryoformer_dist.data.batch import BatchSource, ParticleBatch
+from cryoformer_dist.data.order import ParticleOrder, Rows
+from cryoformer_dist.errors import ConfigError, TrainingError
+from cryoformer_dist.training.checkpoint import Checkpoint, Position, write_checkpoint
+from cryoformer_dist.training.engine import Engine, sum_over_ranks
+from cryoformer_dist.training.learner import Learner
+from cryoformer_dist.training.progress import MetricsFile, Reporter, Stopwatch, memory_gib
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of training with one objective."""
+
+    kind: str
+    epochs: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Particles to train on and how to get them.
+
+    Attributes
+    ----------
+    rows
+        Store rows, ascending.
+    shard_rows
+        Rows per shard of the store.
+    batches
+        Reads them.
+    """
+
+    rows: Rows
+    shard_rows: int
+    batches: BatchSource
+
+
+def stages(config: RunConfig) -> list[Stage]:
+    """Pose pre-training when an encoder is to learn the given poses, then reconstruction."""
+    training = config.training
+    found = [Stage("reconstruction", training.epochs)]
+    if config.model.pose.form == "encoder" and training.pose_pretraining_epochs:
+        found.insert(0, Stage("pose_pretraining", training.pose_pretraining_epochs))
+    return found
+
+
+def particles_per_rank(training: TrainingConfig, world: int, particles: int) -> int:
+    """Batch of one rank.
+
+    Raises
+    ------
+    ConfigError
+        If the global batch does not divide by the workers, or exceeds the particles.
+    """
+    size = training.global_batch_size
+    if size % world:
+        raise ConfigError(
+            f"training.global_batch_size: {size} does not divide by {world} workers; take a multiple"
+        )
+    if size > particles:
+        raise ConfigError(f"training.global_batch_size: {size} exceeds the {particles} particles to train on")
+    return size // world
+
+
+def run_training(
+    learner: Learner,
+    engine: Engine,
+    data: TrainingData,
+    reporter: Reporter,
+    run: Path,
+    resume_from: Checkpoint | None = None,
+) -> None:
+    """Train through all stages, from the start or from a checkpoint, as if there had been no interruption.
+
+    Parameters
+    ----------
+    learner
+        Network and tables.
+    engine
+        Wraps ``learner.objectives``.
+    data
+        What to train on.
+    reporter
+        Told of every report and checkpoint.
+    run
+        Run directory; the leader writes ``metrics.jsonl`` and ``checkpoints`` there.
+    resume_from
+        Where to go on.
+
+    Raises
+    ------
+    TrainingError
+        If the loss is not finite.
+    """
+    position = Position()
+    if resume_from is not None:
+        position = resume_from.position
+        engine.load(resume_from.engine_folder)
+        learner.load_table_state(resume_from.tables())
+    session = _Session(learner, engine, data, reporter, run, position)
+    for index, stage in enumerate(stages(learner.config)):
+        if index < session.position.stage:
+            continue
+        if index > session.position.stage:
+            session.position = replace(session.position, stage=index, stage_step=0, consumed=())
+        session.train(stage)
+    session.finish()
+
+
+class _Session:
+    """One attempt at a run, on one rank."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        engine: Engine,
+        data: TrainingData,
+        reporter: Reporter,
+        run: Path,
+        position: Position,
+    ) -> None:
+        self.learner, self.engine, self.data, self.reporter, self.run = learner, engine, data, reporter, run
+        self.position = position
+        self.training = learner.config.training
+        self.batch_size = particles_per_rank(self.training, engine.world, len(data.rows))
+        self.metrics = MetricsFile(run, position.step) if engine.rank == 0 else None
+        self.stopwatch = Stopwatch()
+        self.totals = torch.zeros(3)
+        self.checkpointed = position.step
+
+    def train(self, stage: Stage) -> None:
+        """Go through what is left of a stage."""
+        start = self.position
+        seed = (self.training.seed, start.stage)
+        order = ParticleOrder(self.data.rows, self.data.shard_rows, seed, stage.epochs, start.consumed)
+        world = self.engine.world
+        steps = start.stage_step + math.ceil(order.rows_per_rank(world) / self.batch_size)
+        taken = 0
+        batches = self.data.batches(order, self.engine.rank, world, self.batch_size)
+        for batch in self._timed(batches):
+            progress = self.position.stage_step / steps
+            self._step(stage, batch.to(self.engine.device), progress)
+            taken += len(batch)
+            self.position = replace(
+                self.position,
+                stage_step=self.position.stage_step + 1,
+                step=self.position.step + 1,
+                consumed=order.after(world, taken),
+            )
+            self._after_step(stage, batch, steps)
+        if float(self.totals[2]):
+            self._report(stage, stage.epochs - 1, steps, None)
+
+    def finish(self) -> None:
+        """Keep the last state, if the schedule has not just done so."""
+        if self.checkpointed != self.position.step:
+            self._checkpoint()
+
+    def _timed(self, batches: Iterator[ParticleBatch]) -> Iterator[ParticleBatch]:
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.stopwatch.waited(time.perf_counter() - asked)
+            if batch is None:
+                return
+            yield batch
+
+    def _step(self, stage: Stage, batch: ParticleBatch, progress: float) -> None:
+        learner, step = self.learner, self.position.step
+        epoch = progress * stage.epochs
+        inputs = learner.inputs(batch, epoch)
+        copies = len(learner.objectives.lattice.offsets_pixels)
+        # Drawn from the step alone: equal on all ranks, and nothing to keep for a resume.
+        copy = int(np.random.default_rng([self.training.seed, step]).integers(copies))
+        errors, latent = self.engine.forward(stage.kind, batch, inputs.latent, inputs.pose, copy)
+        prior = latent.square().sum(-1) / learner.objectives.box**2
+        weight = self._prior_weight(stage, progress)
+        loss = (errors + weight * prior).mean()
+        self._refuse_non_finite(loss, errors, batch)
+        factor = learning_rate_factor(self.training, self.position.stage_step, progress)
+        self.engine.step(loss, factor)
+        learner.update_tables(batch, inputs.leaves, factor)
+        self.totals += torch.stack(
+            [errors.detach().sum(), prior.detach().sum(), torch.tensor(float(len(batch)))]
+        ).cpu()
+        self.stopwatch.trained(len(batch) * self.engine.world)
+
+    def _prior_weight(self, stage: Stage, progress: float) -> float:
+        latent = self.learner.config.model.latent
+        active = stage.kind == "reconstruction" and progress >= latent.prior_start
+        return latent.prior if active else 0.0
+
+    def _refuse_non_finite(self, loss: Tensor, errors: Tensor, batch: ParticleBatch) -> None:
+        """All ranks stop together, before any of them takes the step."""
+        bad = sum_over_ranks((~torch.isfinite(loss)).float())
+        if not float(bad):
+            return
+        rows = batch.row[~torch.isfinite(errors.detach()).to(batch.row.device)].tolist()
+        raise TrainingError(
+            f"step {self.position.step}: the loss is not finite on {int(bad)} of {self.engine.world} ranks; "
+            f"rank {self.engine.rank}: store rows {rows or 'none'}. Weights were not touched. Run `check` on the store; "
+            "if it is clean, lower training.learning_rates and --resume from the last checkpoint"
+        )
+
+    def _after_step(self, stage: Stage, batch: ParticleBatch, steps: int) -> None:
+        step = self.position.step
+        due = step % self.training.checkpoint_every_steps == 0
+        folder = self._checkpoint() if due else None
+        if step % self.training.report_every_steps == 0:
+            self._report(stage, batch.epoch, steps, folder)
+
+    def _report(self, stage: Stage, epoch: int, steps: int, checkpoint: Path | None) -> None:
+        errors, prior, count = sum_over_ranks(self.totals.to(self.engine.device)).tolist()
+        done_before = self.position.step - self.position.stage_step
+        reading = self.stopwatch.reading()
+        record: dict[str, Any] = {
+            "stage": stage.kind,
+            "epoch": epoch,
+            "epochs": stage.epochs,
+            "step": self.position.step,
+            "steps": done_before + steps,
+            "loss": errors / count,
+            "prior": prior / count,
+            "learning_rate": learning_rate_factor(
+                self.training, self.position.stage_step, self.position.stage_step / steps
+            ),
+            "active_points": len(self.learner.objectives.lattice.points_pixels),
+            "memory_gib": memory_gib(self.engine.device),
+            "workers": self.engine.world,
+            **reading,
+        }
+        if self.metrics is not None:
+            record["seconds"] += self.metrics.seconds_before
+            self.metrics.append(record)
+        self.reporter.report(record, checkpoint)
+        self.totals.zero_()
+        self.stopwatch.restart()
+
+    def _checkpoint(self) -> Path:
+        self.checkpointed = self.position.step
+        states = {"model": self.learner.objectives.model.state_dict, "tables": self.learner.table_state}
+        return write_checkpoint(
+            self.run,
+            self.position,
+            leader=self.engine.rank == 0,
+            save_engine=self.engine.save,
+            states=lambda: {name: state() for name, state in states.items()},
+            keep=self.training.keep_checkpoints,
+            barrier=_barrier,
+        )
+
+
+def learning_rate_factor(training: TrainingConfig, stage_step: int, progress: float) -> float:
+    """Linear warm-up, then half a cosine down to the final share."""
+    warmup = min(1.0, (stage_step + 1) / max(training.warmup_steps, 1))
+    floor = training.final_learning_rate
+    return warmup * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def _barrier() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()

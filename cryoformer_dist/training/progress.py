@@ -1,0 +1,117 @@
+"""How training tells the outside what it is doing."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+
+class Reporter(Protocol):
+    """Receives one record per report and the folder of a checkpoint when one was just written; a barrier for all ranks."""
+
+    def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
+        """Take a record."""
+
+
+class MetricsFile:
+    """``metrics.jsonl`` of a run, one JSON object per line.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    step
+        Where training goes on: records after it belong to work that was lost and are dropped.
+    """
+
+    def __init__(self, run: Path, step: int) -> None:
+        self._path = run / "metrics.jsonl"
+        kept = [record for record in read_metrics(run) if record["step"] <= step]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        temporary.replace(self._path)
+        self.seconds_before = kept[-1]["seconds"] if kept else 0.0
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a record and hand it to the operating system."""
+        with self._path.open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All complete records of a run; a last line cut by a crash is left out."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class Stopwatch:
+    """Where the time between two reports went."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new interval."""
+        self._interval = time.perf_counter()
+        self._waited = 0.0
+        self._particles = 0
+
+    def waited(self, seconds: float) -> None:
+        """Add time spent waiting for data."""
+        self._waited += seconds
+
+    def trained(self, particles: int) -> None:
+        """Add particles of a step, over all ranks."""
+        self._particles += particles
+
+    def reading(self) -> dict[str, float]:
+        """Throughput and waiting of this interval, and seconds since the start."""
+        now = time.perf_counter()
+        elapsed = max(now - self._interval, 1e-9)
+        return {
+            "particles_per_second": self._particles / elapsed,
+            "data_wait": self._waited / elapsed,
+            "seconds": now - self._start,
+        }
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory of this process on its device, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 2**30
+
+
+def describe(record: dict[str, Any]) -> str:
+    """One line per report for people.
+
+    Examples
+    --------
+    ``reconstruction 3/20  step 1840/5120 36%  loss 0.9871  412 particles/s  data-wait 3%  21.4 GiB  eta 2h14m``
+    """
+    share = record["step"] / record["steps"]
+    left = record["seconds"] * (1 - share) / max(share, 1e-9)
+    return (
+        f"{record['stage'].replace('_', ' ')} {record['epoch'] + 1}/{record['epochs']}  "
+        f"step {record['step']}/{record['steps']} {share:.0%}  loss {record['loss']:.4f}  "
+        f"{record['particles_per_second']:.0f} particles/s  data-wait {record['data_wait']:.0%}  "
+        f"{record['memory_gib']:.1f} GiB  eta {duration(left)}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 45s, 3m05s or 2h14m."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

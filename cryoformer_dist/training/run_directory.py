@@ -1,0 +1,180 @@
+"""The folder of a run: what was asked, on which data, with what; and the maps that training starts from."""
+
+import json
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from cryoformer_dist.config.loading import dump_config, load_config
+from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.data.order import Rows
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import ConfigError, StoreError
+from cryoformer_dist.io.mrc import read_volume, write_volume
+from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.training.occupancy import Lattice, consensus_map, occupied, sphere
+
+_PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
+
+
+def selected_rows(config: RunConfig, store: ParticleStore) -> Rows:
+    """Store rows of the half-set that the run trains on.
+
+    Raises
+    ------
+    StoreError
+        If a half-set is asked for that the store does not have.
+    """
+    half = store.particles().half_set
+    if config.dataset.half == "both":
+        return np.arange(len(store))
+    rows = np.flatnonzero(half == config.dataset.half)
+    if not len(rows):
+        raise StoreError(
+            f"{store.path}: no particle belongs to half-set {config.dataset.half}; the source has no rlnRandomSubset "
+            "or alignments3D/split column: set dataset.half to both"
+        )
+    return rows
+
+
+def prepare_run(
+    config: RunConfig,
+    store: ParticleStore,
+    run: Path,
+    resume: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Make a run directory ready for workers: configuration, manifest, consensus map, occupancy.
+
+    Parameters
+    ----------
+    config
+        Resolved configuration.
+    store
+        Particle store.
+    run
+        Run directory; made when absent.
+    resume
+        Go on with the run that is there.
+    progress
+        Called with images back-projected and in all.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds a run and ``resume`` is not asked for, or the run there is another one.
+    """
+    manifest_path = run / "manifest.json"
+    if manifest_path.is_file():
+        if not resume:
+            raise ConfigError(
+                f"{run}: holds a run already; --resume goes on with it, --name NAME starts another"
+            )
+        _refuse_other_run(config, store, run)
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(dump_config(config))
+    _prepare_maps(config, store, run, progress)
+    # Written last: a folder with a manifest is ready.
+    temporary = manifest_path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(_manifest(config, store), indent=1))
+    temporary.replace(manifest_path)
+
+
+def load_run(run: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """Configuration and manifest of a run.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds no run.
+    """
+    path = run / "manifest.json"
+    if not path.is_file():
+        raise ConfigError(f"{run}: not a run directory (no manifest.json)")
+    return load_config(run / "config.yaml", RunConfig), json.loads(path.read_text())
+
+
+def load_lattice(config: RunConfig, run: Path) -> Lattice:
+    """The points of a prepared run."""
+    mask: Bool[Tensor, "box box box"] = read_volume(run / "occupancy.mrc").voxels > 0.5
+    training = config.training
+    return Lattice.of(mask, training.jitter_lattices, training.seed)
+
+
+def _prepare_maps(
+    config: RunConfig, store: ParticleStore, run: Path, progress: Callable[[int, int], None] | None
+) -> None:
+    consensus = consensus_map(store, selected_rows(config, store), progress=progress)
+    mask = occupied(consensus) if config.training.occupancy == "data" else sphere(store.box_size)
+    if not mask.any():
+        raise StoreError(
+            f"{store.path}: the back-projection of the particles shows no density above the background; run "
+            "`cryoformer-dist check` on the store (poses, CTF and contrast), or set training.occupancy to sphere"
+        )
+    for name, voxels in (("consensus", consensus), ("occupancy", mask.float())):
+        write_volume(
+            run / f"{name}.mrc",
+            Volume(voxels.float(), store.pixel_size_angstrom),
+            [f"cryoformer-dist {name}"],
+        )
+
+
+def _manifest(config: RunConfig, store: ParticleStore) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "name": config.name,
+        "seed": config.training.seed,
+        "store": str(store.path),
+        "store_fingerprint": store.fingerprint,
+        "particles": len(selected_rows(config, store)),
+        "box_size": store.box_size,
+        "pixel_size_angstrom": store.pixel_size_angstrom,
+        "backend": config.model.hash_grid.backend,
+        "engine": config.training.engine,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _refuse_other_run(config: RunConfig, store: ParticleStore, run: Path) -> None:
+    earlier, manifest = load_run(run)
+    if manifest["store_fingerprint"] != store.fingerprint:
+        raise ConfigError(
+            f"{run}: was trained on another store than {store.path}; use that one, or another --name"
+        )
+    if earlier.model != config.model or earlier.training != config.training:
+        changed = [
+            f"{part}.{key}"
+            for part in ("model", "training")
+            for key in getattr(config, part).model_dump()
+            if getattr(getattr(earlier, part), key) != getattr(getattr(config, part), key)
+        ]
+        raise ConfigError(
+            f"{run}: was started with other values of {', '.join(changed)}; resume with those, or use another --name"
+        )
+
+
+def peak_threads(config: RunConfig, cpus_per_worker: float) -> int:
+    """CPU threads a worker may use."""
+    return config.training.threads_per_worker or max(1, round(cpus_per_worker))
+
+
+def set_threads(count: int) -> None:
+    """Bound this process's CPU threads: workers that each take the whole machine slow one another down many times."""
+    torch.set_num_threads(count)
+    torch.set_flush_denormal(True)

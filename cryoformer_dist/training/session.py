@@ -1,0 +1,72 @@
+"""One rank's part of a run, from its files to trained weights; the same with Ray and without."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed
+
+from cryoformer_dist.config.schema import TrainingConfig
+from cryoformer_dist.data.batch import BatchSource
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.training.checkpoint import latest_checkpoint
+from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine, place_in_world
+from cryoformer_dist.training.learner import Learner
+from cryoformer_dist.training.loop import TrainingData, particles_per_rank, run_training
+from cryoformer_dist.training.objectives import Objectives
+from cryoformer_dist.training.progress import Reporter
+from cryoformer_dist.training.run_directory import load_lattice, load_run, selected_rows
+
+
+def train_rank(
+    run: Path, reporter: Reporter, batches_of: Callable[[ParticleStore], BatchSource], device: torch.device
+) -> None:
+    """Train this rank's share of a prepared run, from its newest checkpoint when there is one.
+
+    Parameters
+    ----------
+    run
+        Run directory from `prepare_run`.
+    reporter
+        Told of every report.
+    batches_of
+        Loader: `local_batches`, or Ray's.
+    device
+        Where the network lives.
+    """
+    config, manifest = load_run(run)
+    store = ParticleStore.open(manifest["store"])
+    rows = selected_rows(config, store)
+    particles_per_rank(config.training, place_in_world()[1], len(rows))
+    learner = Learner(
+        config,
+        store.particles(),
+        store.box_size,
+        store.pixel_size_angstrom,
+        load_lattice(config, run),
+        device,
+    )
+    engine = build_engine(learner.objectives, config.training, device, len(rows))
+    data = TrainingData(rows, store.shard_size, batches_of(store))
+    run_training(learner, engine, data, reporter, run, latest_checkpoint(run))
+
+
+def build_engine(
+    module: Objectives, training: TrainingConfig, device: torch.device, particles: int
+) -> Engine:
+    """The engine that the configuration names."""
+    if training.engine == "torch":
+        return TorchEngine(module, training, device)
+    world = place_in_world()[1]
+    return DeepSpeedEngine(module, training, device, particles_per_rank(training, world, particles))
+
+
+def join_world_of_one() -> None:
+    """A process group of this process alone: DeepSpeed needs one even without company."""
+    if torch.distributed.is_initialized():
+        return
+    os.environ.setdefault("LOCAL_RANK", "0")
+    meeting_point = Path(tempfile.mkdtemp()) / "group"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=0, world_size=1)

@@ -1,0 +1,89 @@
+"""A small world with one motion: a blob that goes round another, as maps, truth folder and finished run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cryoformer_dist.analysis.evaluate import Estimate, evaluate, read_truth
+from cryoformer_dist.analysis.reconstruct import SeriesPlan, reconstruct, write_evaluation
+from cryoformer_dist.io.mrc import write_volume
+from cryoformer_dist.physics.pose import random_rotations
+from cryoformer_dist.physics.volume import Volume
+
+BOX = 16
+VOXEL_SIZE_ANGSTROM = 4.0
+
+
+def blobs(angle_deg: np.ndarray) -> np.ndarray:
+    """A still blob and one that goes round it: ``(states, BOX, BOX, BOX)``."""
+    axis = np.arange(BOX) - BOX // 2
+    z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
+    maps = []
+    for angle in np.deg2rad(angle_deg):
+        still = np.exp(-((x + 1) ** 2 + y**2 + z**2) / 6)
+        moving = np.exp(-((x - 4 * np.cos(angle)) ** 2 + (y - 4 * np.sin(angle)) ** 2 + (z - 2) ** 2) / 4)
+        maps.append(still + 0.8 * moving)
+    return np.array(maps, dtype=np.float32)
+
+
+def decode_circle(latents: np.ndarray) -> np.ndarray:
+    """The perfect decoder for latents (cos, sin)."""
+    return blobs(np.rad2deg(np.arctan2(latents[:, 1], latents[:, 0])))
+
+
+def write_truth(folder: Path, particles: int, states: int) -> Path:
+    """Truth folder of a full circle."""
+    folder.mkdir()
+    rng = np.random.default_rng(3)
+    coordinates = np.arange(states) * 360.0 / states
+    np.savez(
+        folder / "truth.npz",
+        state=rng.uniform(0, 360, particles),
+        rotation=random_rotations(particles, torch.Generator().manual_seed(0)).numpy(),
+        shift_angstrom=rng.uniform(-5, 5, (particles, 2)).astype(np.float32),
+        volume_state=coordinates,
+        period=np.float64(360),
+        discrete=np.bool_(False),
+    )
+    for index, voxels in enumerate(blobs(coordinates)):
+        write_volume(folder / f"volume_{index:03d}.mrc", Volume(torch.from_numpy(voxels), VOXEL_SIZE_ANGSTROM))
+    return folder
+
+
+def write_run(run: Path, truth_folder: Path, *, judged: bool = True, refined: bool = True) -> Path:
+    """Everything a finished run leaves behind, from a perfect decoder."""
+    run.mkdir()
+    truth = read_truth(truth_folder)
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(truth.state))
+    angle = np.deg2rad(truth.state[order])
+    latents = np.stack([np.cos(angle), np.sin(angle)], axis=1) + 0.05 * rng.normal(size=(len(order), 2))
+    latents = latents.astype(np.float32)
+    poses = (truth.rotation[order], truth.shift_angstrom[order])
+    moved = poses[1] + rng.normal(size=poses[1].shape).astype(np.float32)
+    estimate = Estimate(latents, order, poses[0], moved, *(poses if refined else (None, None)))
+    consensus = Volume(torch.from_numpy(truth.volumes.mean(axis=0)), VOXEL_SIZE_ANGSTROM)
+    write_volume(run / "consensus.mrc", consensus)
+    write_evaluation(run, evaluate(decode_circle, estimate, consensus, truth if judged else None))
+    plan = SeriesPlan(clusters=4, axes=2, points=3)
+    reconstruct(run, decode_circle, latents, order, VOXEL_SIZE_ANGSTROM, plan, ["made by a test"])
+    records = [
+        {
+            "stage": stage,
+            "epoch": 0,
+            "step": 10 * number,
+            "loss": 1.0 - 0.01 * number,
+            "particles_per_second": 100.0 + number,
+            "data_wait": 0.02,
+            "memory_gib": 1.0,
+            "seconds": 5.0 * (6 * index + number),
+        }
+        for index, stage in enumerate(("pose_settling", "reconstruction"))
+        for number in range(1, 7)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (run / "config.yaml").write_text("training:\n  seed: 0  # <not markup>\n")
+    (run / "manifest.json").write_text(json.dumps({"seed": 0, "workers": 2, "store": {"fingerprint": "ab12"}}))
+    return run

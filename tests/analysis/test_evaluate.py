@@ -1,0 +1,266 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from rotating_blobs import blobs, decode_circle
+
+from cryoformer_dist.analysis.evaluate import (
+    Estimate,
+    Truth,
+    evaluate,
+    map_variation,
+    particles_of_states,
+    pose_errors,
+    read_truth,
+    score_maps,
+)
+from cryoformer_dist.errors import SmallSampleWarning, StoreError, StoreNotFoundError
+from cryoformer_dist.io.mrc import write_volume
+from cryoformer_dist.physics.pose import random_rotations, rotation_from_axis_angle
+from cryoformer_dist.physics.volume import Volume
+
+STATES = 8
+PARTICLES = 800
+
+
+@pytest.fixture(scope="module")
+def truth() -> Truth:
+    rng = np.random.default_rng(3)
+    states = np.arange(STATES) * 360.0 / STATES
+    return Truth(
+        state=rng.uniform(0, 360, PARTICLES),
+        rotation=random_rotations(PARTICLES, torch.Generator().manual_seed(0)).numpy(),
+        shift_angstrom=rng.uniform(-5, 5, (PARTICLES, 2)).astype(np.float32),
+        volume_state=states,
+        volumes=blobs(states),
+        voxel_size_angstrom=4.0,
+        period=360.0,
+        discrete=False,
+    )
+
+
+def estimate_of(truth: Truth, latents_in_file_order: np.ndarray, **refined) -> Estimate:
+    """Rows permuted as in a store."""
+    order = np.random.default_rng(1).permutation(PARTICLES)
+    latents = latents_in_file_order[order].astype(np.float32)
+    given = {"stored_rotation": truth.rotation[order], "stored_shift_angstrom": truth.shift_angstrom[order]}
+    return Estimate(latents, order, **given, **{name: value[order] for name, value in refined.items()})
+
+
+def circle(truth: Truth) -> np.ndarray:
+    angle = np.deg2rad(truth.state)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def consensus_of(truth: Truth) -> Volume:
+    return Volume(torch.from_numpy(truth.volumes.mean(axis=0)), truth.voxel_size_angstrom)
+
+
+def test_the_mean_map_scores_nothing(truth):
+    scores = score_maps(np.stack([truth.volumes.mean(axis=0)] * STATES), truth.volumes)
+    assert scores.difference_map_correlation == 0
+    assert scores.difference_map_amplitude == 0
+    assert scores.auc_gap == pytest.approx(0, abs=1e-6)
+    assert scores.map_correlation > 0.5
+
+
+def test_the_truth_scores_one(truth):
+    scores = score_maps(truth.volumes, truth.volumes)
+    assert scores.difference_map_correlation == pytest.approx(1)
+    assert scores.difference_map_amplitude == pytest.approx(1)
+    assert scores.map_correlation == pytest.approx(1)
+    assert scores.fsc_area_own == pytest.approx(1, abs=1e-5)
+    assert scores.auc_gap > 0.1
+
+
+def test_maps_of_the_wrong_states_score_nothing(truth):
+    scores = score_maps(np.roll(truth.volumes, STATES // 2, axis=0), truth.volumes)
+    assert scores.difference_map_correlation <= 0.05
+    assert scores.auc_gap < 0
+    mirrored = score_maps(truth.volumes[::-1].copy(), truth.volumes)
+    assert mirrored.difference_map_correlation <= 0.05
+
+
+def test_scores_ignore_scale_and_offset_even_one_per_map(truth):
+    noisy = truth.volumes + 0.05 * np.random.default_rng(0).normal(size=truth.volumes.shape).astype(np.float32)
+    plain = score_maps(noisy, truth.volumes)
+    offset = np.linspace(-3, 3, STATES).reshape(-1, 1, 1, 1)
+    moved = score_maps((7 * noisy + offset).astype(np.float32), truth.volumes)
+    for name in plain.__slots__:
+        assert getattr(moved, name) == pytest.approx(getattr(plain, name), abs=2e-4), name
+
+
+def test_damped_motion_keeps_its_correlation_and_loses_amplitude(truth):
+    mean = truth.volumes.mean(axis=0)
+    scores = score_maps(mean + 0.5 * (truth.volumes - mean), truth.volumes)
+    assert scores.difference_map_correlation == pytest.approx(1, abs=1e-5)
+    assert scores.difference_map_amplitude == pytest.approx(0.5, abs=1e-4)
+
+
+def test_unrelated_change_scores_nothing(truth):
+    noise = np.random.default_rng(5).normal(size=truth.volumes.shape).astype(np.float32)
+    scores = score_maps(truth.volumes.mean(axis=0) + 0.1 * noise, truth.volumes)
+    assert abs(scores.difference_map_correlation) < 0.05
+
+
+def test_a_perfect_run_reaches_the_ceiling_and_the_consensus_the_floor(truth):
+    result = evaluate(decode_circle, estimate_of(truth, circle(truth)), consensus_of(truth), truth)
+    metrics = result.metrics
+    assert metrics["difference_map_correlation"] > 0.99
+    assert metrics["difference_map_amplitude"] == pytest.approx(1, abs=0.05)
+    assert metrics["map_correlation"] > 0.99
+    assert metrics["auc_gap"] == pytest.approx(metrics["ceiling"]["auc_gap"], abs=0.03)
+    assert metrics["latent_rank_correlation"] == pytest.approx(1, abs=1e-3)
+    assert metrics["angle_error_deg"] < 0.1
+    floor = metrics["consensus"]
+    assert floor["difference_map_correlation"] == 0
+    assert floor["auc_gap"] == pytest.approx(0, abs=1e-6)
+    assert floor["latent_rank_correlation"] == 0
+    assert len(metrics["states"]) == len(result.own) == len(result.consensus) == STATES
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_latents_of_the_wrong_particles_score_nothing(truth):
+    shuffled = circle(truth)[np.random.default_rng(0).permutation(PARTICLES)]
+    metrics = evaluate(decode_circle, estimate_of(truth, shuffled), consensus_of(truth), truth).metrics
+    assert abs(metrics["latent_rank_correlation"]) < 0.15
+    assert metrics["angle_error_deg"] == pytest.approx(90, abs=8)
+    assert metrics["auc_gap"] < 0.5 * metrics["ceiling"]["auc_gap"]
+
+
+def test_a_run_that_ignores_its_latents_equals_the_consensus(truth):
+    mean = truth.volumes.mean(axis=0)
+    still = evaluate(
+        lambda latents: np.stack([mean] * len(latents)),
+        estimate_of(truth, circle(truth)),
+        consensus_of(truth),
+        truth,
+    ).metrics
+    for name in ("difference_map_correlation", "auc_gap", "map_correlation", "fsc_area_own"):
+        assert still[name] == pytest.approx(still["consensus"][name], abs=1e-6)
+
+
+def test_truth_of_a_larger_box_is_band_limited_to_the_maps(truth):
+    large = Truth(
+        **{name: getattr(truth, name) for name in truth.__slots__ if name not in ("volumes", "voxel_size_angstrom")},
+        volumes=np.stack([np.kron(v, np.ones((2, 2, 2), dtype=np.float32)) for v in truth.volumes]),
+        voxel_size_angstrom=2.0,
+    )
+    result = evaluate(decode_circle, estimate_of(truth, circle(truth)), consensus_of(truth), large)
+    assert result.voxel_size_angstrom == pytest.approx(4.0)
+    with pytest.raises(StoreError, match="larger"):
+        evaluate(
+            lambda latents: np.zeros((len(latents), 64, 64, 64), dtype=np.float32),
+            estimate_of(truth, circle(truth)),
+            consensus_of(truth),
+            truth,
+        )
+
+
+def test_truth_of_another_simulation_is_refused(truth):
+    estimate = estimate_of(truth, circle(truth))
+    foreign = Estimate(
+        estimate.latents, estimate.source_row + 10, estimate.stored_rotation, estimate.stored_shift_angstrom
+    )
+    with pytest.raises(StoreError, match="same simulation"):
+        evaluate(decode_circle, foreign, consensus_of(truth), truth)
+
+
+def test_windows_wrap_round_the_period_and_hold_only_near_particles(truth):
+    chosen = particles_of_states(truth.state, truth)
+    first = truth.state[chosen[0]]
+    assert (first > 300).any()
+    assert (first < 60).any()
+    half_bin = 360 / STATES / 2
+    for value, rows in zip(truth.volume_state, chosen, strict=True):
+        distance = np.abs((truth.state[rows] - value + 180) % 360 - 180)
+        assert distance.max() <= 0.6 * half_bin
+    assert len(np.unique(np.concatenate(chosen))) == sum(map(len, chosen))
+
+
+def test_an_empty_window_is_widened_with_a_warning(truth):
+    with pytest.warns(SmallSampleWarning, match="state 0"):
+        chosen = particles_of_states(np.clip(truth.state, 30, 330), truth)
+    assert all(len(rows) >= 5 for rows in chosen)
+
+
+def test_pose_errors_are_those_that_were_put_in(truth):
+    turn = rotation_from_axis_angle(torch.tensor([[0.0, 0.0, np.deg2rad(10.0)]])).float().numpy()
+    moved = truth.shift_angstrom + np.array([3.0, 4.0], dtype=np.float32)
+    errors = pose_errors(turn @ truth.rotation, moved, truth.rotation, truth.shift_angstrom, 64.0)
+    assert errors.angle_deg_median == pytest.approx(10, abs=1e-2)
+    assert errors.squared_frobenius_mean == pytest.approx(8 * np.sin(np.deg2rad(5)) ** 2, rel=1e-3)
+    assert errors.shift_angstrom_mean == pytest.approx(5, rel=1e-4)
+    assert errors.shift_box_fraction_mean == pytest.approx(5 / 64, rel=1e-4)
+
+
+def test_refined_poses_are_reported_beside_the_given_ones(truth):
+    exact = evaluate(
+        decode_circle,
+        estimate_of(truth, circle(truth), rotation=truth.rotation, shift_angstrom=truth.shift_angstrom + 1),
+        consensus_of(truth),
+        truth,
+    ).metrics["pose"]
+    assert exact["before"]["shift_angstrom_mean"] == pytest.approx(0, abs=1e-6)
+    assert exact["after"]["shift_angstrom_mean"] == pytest.approx(np.sqrt(2), rel=1e-4)
+    assert sum(exact["angle_deg_histogram"]["after"]) == PARTICLES
+    given = evaluate(decode_circle, estimate_of(truth, circle(truth)), consensus_of(truth), truth).metrics["pose"]
+    assert "after" not in given
+
+
+def test_classes_are_judged_by_naming_them(truth):
+    label = np.floor(truth.state / 120)
+    classes = Truth(
+        label,
+        truth.rotation,
+        truth.shift_angstrom,
+        np.arange(3.0),
+        blobs(np.arange(3.0) * 120),
+        4.0,
+        0.0,
+        True,
+    )
+    latents = 5 * np.eye(3)[label.astype(int)] + np.random.default_rng(0).normal(size=(PARTICLES, 3)) * 0.2
+    metrics = evaluate(
+        lambda z: blobs(z.argmax(axis=1) * 120.0), estimate_of(truth, latents), consensus_of(classes), classes
+    ).metrics
+    assert metrics["latent_rank_correlation"] > 0.99
+    assert metrics["cluster_accuracy"] == 1
+    assert metrics["difference_map_correlation"] == pytest.approx(1, abs=1e-5)
+    assert [row["particles"] for row in metrics["states"]] == np.bincount(label.astype(int)).tolist()
+
+
+def test_without_a_truth_no_measure_against_it_is_invented(truth):
+    refined = {"rotation": truth.rotation, "shift_angstrom": truth.shift_angstrom + 3}
+    result = evaluate(decode_circle, estimate_of(truth, circle(truth), **refined), consensus_of(truth))
+    metrics = result.metrics
+    assert not metrics["has_truth"]
+    against_truth = {
+        "difference_map_correlation",
+        "auc_gap",
+        "latent_rank_correlation",
+        "map_correlation",
+        "consensus",
+    }
+    assert not against_truth & set(metrics)
+    assert metrics["map_variation"] == pytest.approx(map_variation(result.volumes))
+    assert metrics["pose_change"]["shift_angstrom_mean"] == pytest.approx(np.sqrt(18), rel=1e-4)
+    assert not result.own
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_truth_folder_round_trips_and_missing_parts_are_named(truth, tmp_path):
+    with pytest.raises(StoreNotFoundError, match=r"truth\.npz"):
+        read_truth(tmp_path)
+    fields = ("state", "rotation", "shift_angstrom", "volume_state", "period", "discrete")
+    np.savez(tmp_path / "truth.npz", **{name: getattr(truth, name) for name in fields})
+    for index, voxels in enumerate(truth.volumes):
+        write_volume(tmp_path / f"volume_{index:03d}.mrc", Volume(torch.from_numpy(voxels), 4.0))
+    found = read_truth(tmp_path)
+    np.testing.assert_allclose(found.volumes, truth.volumes)
+    np.testing.assert_array_equal(found.state, truth.state)
+    assert (found.period, found.discrete, found.voxel_size_angstrom) == (360.0, False, pytest.approx(4.0))
+    (tmp_path / "volume_003.mrc").unlink()
+    with pytest.raises(StoreNotFoundError, match=r"volume_003\.mrc"):
+        read_truth(tmp_path)

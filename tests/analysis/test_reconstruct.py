@@ -1,0 +1,90 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+from rotating_blobs import VOXEL_SIZE_ANGSTROM, blobs, decode_circle, write_run, write_truth
+
+from cryoformer_dist.analysis.evaluate import Evaluation
+from cryoformer_dist.analysis.reconstruct import SeriesPlan, choose_latents, reconstruct, write_evaluation, write_series
+from cryoformer_dist.errors import StoreError
+from cryoformer_dist.io.mrc import read_volume
+
+
+@pytest.fixture
+def latents() -> np.ndarray:
+    angle = np.linspace(0, 2 * np.pi, 400, endpoint=False)
+    return np.stack([2 * np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+
+
+def test_every_map_is_the_decoded_latent_with_its_voxel_size(latents, tmp_path):
+    plan = SeriesPlan(clusters=5, axes=2, points=4)
+    written = reconstruct(tmp_path, decode_circle, latents, np.arange(400), VOXEL_SIZE_ANGSTROM, plan, ["test"])
+    names = [f"kmeans_{i:03d}" for i in range(5)] + [f"pc{k}_{i:03d}" for k in (1, 2) for i in range(4)]
+    assert [path.stem for path in written] == names
+    with np.load(tmp_path / "latent.npz") as table:
+        for path in written:
+            name, number = path.stem.split("_")
+            volume = read_volume(path)
+            expected = decode_circle(table[f"{name}_latent"][int(number)][None])[0]
+            np.testing.assert_allclose(volume.voxels.numpy(), expected, atol=1e-6)
+            assert volume.voxel_size_angstrom == pytest.approx(VOXEL_SIZE_ANGSTROM)
+
+
+def test_latent_table_keeps_rows_and_marks_centres(latents, tmp_path):
+    source_row = np.arange(400)[::-1].copy()
+    reconstruct(tmp_path, decode_circle, latents, source_row, 4.0, SeriesPlan(clusters=5))
+    with np.load(tmp_path / "latent.npz", allow_pickle=False) as table:
+        np.testing.assert_array_equal(table["latent"], latents)
+        np.testing.assert_array_equal(table["source_row"], source_row)
+        np.testing.assert_array_equal(table["kmeans_latent"], latents[table["kmeans_row"]])
+        assert table["pca"].shape == (400, 2)
+        assert table["kmeans_label"].max() == 4
+        assert table["explained_variance"].sum() == pytest.approx(1)
+
+
+def test_a_second_call_leaves_no_map_of_the_first(latents, tmp_path):
+    for clusters, axes in ((8, 2), (3, 1)):
+        flat = latents * [1, axes - 1]
+        plan = SeriesPlan(clusters=clusters, axes=2, points=clusters)
+        reconstruct(tmp_path, decode_circle, flat.astype(np.float32), np.arange(400), 4.0, plan)
+    left = sorted(path.stem for path in (tmp_path / "volumes").iterdir())
+    assert left == [f"{name}_{i:03d}" for name in ("kmeans", "pc1") for i in range(3)]
+
+
+def test_latents_that_do_not_vary_give_one_cluster_and_no_axis():
+    series = choose_latents(np.ones((50, 3), dtype=np.float32), np.arange(50), SeriesPlan())
+    assert list(series.latents) == ["kmeans"]
+    assert len(series.latents["kmeans"]) == 1
+
+
+def test_rows_of_another_run_are_refused(latents):
+    with pytest.raises(StoreError, match="one run"):
+        choose_latents(latents, np.arange(399), SeriesPlan())
+
+
+def test_evaluation_files_agree_with_the_metrics(tmp_path):
+    run = write_run(tmp_path / "run", write_truth(tmp_path / "truth", 600, 6))
+    metrics = json.loads((run / "metrics.json").read_text())
+    curves = sorted((run / "fsc").glob("*.csv"))
+    assert len(curves) == len(list((run / "volumes").glob("state_*.mrc"))) == 6
+    with curves[2].open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    area = np.mean([float(row["fsc_own"]) for row in rows[1:]])
+    assert area == pytest.approx(metrics["states"][2]["fsc_area_own"], abs=1e-5)
+    assert float(rows[4]["frequency_per_angstrom"]) == pytest.approx(4 / (16 * VOXEL_SIZE_ANGSTROM), abs=1e-6)
+
+
+def test_judging_again_without_a_truth_leaves_nothing_of_the_first_verdict(tmp_path):
+    run = write_run(tmp_path / "run", write_truth(tmp_path / "truth", 300, 4))
+    write_evaluation(run, Evaluation({"has_truth": False}, blobs(np.arange(2.0)), VOXEL_SIZE_ANGSTROM))
+    assert not list((run / "fsc").iterdir())
+    assert not list((run / "volumes").glob("state_*"))
+    assert json.loads((run / "metrics.json").read_text()) == {"has_truth": False}
+
+
+def test_series_replaces_only_its_own_name(tmp_path):
+    write_series(tmp_path, "state", blobs(np.arange(3.0)), 4.0)
+    write_series(tmp_path, "pc1", blobs(np.arange(2.0)), 4.0)
+    write_series(tmp_path, "state", blobs(np.arange(1.0)), 4.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pc1_000.mrc", "pc1_001.mrc", "state_000.mrc"]

@@ -1,0 +1,122 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rotating_blobs import write_run, write_truth
+
+from cryoformer_dist.analysis import report
+from cryoformer_dist.analysis.report import read_run, write_report
+from cryoformer_dist.errors import CryoFormerError, StoreNotFoundError
+
+VOID = {"meta", "img", "br", "hr", "input", "link"}
+
+
+class Page(HTMLParser):
+    """Collects what a page loads and whether its tags close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.open_tags: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href") and value]
+        if tag not in VOID:
+            self.open_tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open_tags.pop() == tag
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_pictures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_LARGE", 56)
+        patch.setattr(report, "_SMALL", 40)
+        yield
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_truth(tmp_path_factory.mktemp("world") / "truth", 500, 4)
+
+
+@pytest.fixture(scope="module")
+def page(truth: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    run = write_run(tmp_path_factory.mktemp("full") / "run", truth)
+    return write_report(run, truth, "Blobs & balls").read_text()
+
+
+def test_page_is_closed_loads_nothing_and_runs_nothing(page):
+    parsed = Page()
+    parsed.feed(page)
+    assert parsed.open_tags == []
+    assert "script" not in parsed.tags
+    assert all(link.startswith(("data:", "#")) for link in parsed.loads)
+    assert not re.search(r"url\((?!['\"]?(data:|#))", page)
+    assert "@import" not in page
+
+
+def test_page_is_small_and_escapes_what_users_wrote(page):
+    assert len(page) < 2_000_000
+    assert "Blobs &amp; balls" in page
+    assert "&lt;not markup&gt;" in page
+
+
+def test_page_shows_every_measure_picture_and_file(page):
+    expected = """The motion was recovered|Difference-map correlation|Fourier shell correlation|Latent map
+        |Cluster centres|Central slices|State by state|refined|Throughput|pose settling|Resolved configuration
+        |store.fingerprint|chimerax --cmd|prefers-color-scheme|@media print"""
+    for words in (part.strip() for part in expected.split("|")):
+        assert words in page, words
+
+
+def test_page_without_truth_or_refinement_claims_nothing(truth, tmp_path):
+    run = write_run(tmp_path / "run", truth, judged=False, refined=False)
+    text = write_report(run).read_text()
+    assert "No truth is known" in text
+    for words in ("Difference-map correlation", "State by state", "Poses</h2>", "true coordinate"):
+        assert words not in text, words
+    assert "Cluster centres" in text
+
+
+def test_page_of_unrefined_poses_says_so(truth, tmp_path):
+    run = write_run(tmp_path / "run", truth, refined=False)
+    for stale in (run / "volumes").glob("*"):
+        stale.unlink()
+    text = write_report(run, truth).read_text()
+    assert "they were not refined" in text
+    assert "The motion</h2>" not in text
+
+
+def test_page_of_an_empty_run_says_what_is_missing(tmp_path):
+    text = write_report(tmp_path).read_text()
+    assert "Not evaluated yet" in text
+    assert tmp_path.name in text
+
+
+def test_a_missing_run_is_named(tmp_path):
+    with pytest.raises(StoreNotFoundError, match="nowhere"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_a_record_cut_off_by_a_kill_is_left_out_but_a_broken_one_is_named(tmp_path):
+    good = json.dumps({"stage": "a", "step": 1, "loss": 1.0})
+    (tmp_path / "metrics.jsonl").write_text(f"{good}\n{good[:9]}")
+    assert len(read_run(tmp_path).records) == 1
+    (tmp_path / "metrics.jsonl").write_text(f"{good}\n{good[:9]}\n{good}\n")
+    with pytest.raises(CryoFormerError, match="line 2"):
+        read_run(tmp_path)
+
+
+def test_run_reads_back_what_was_written(truth, tmp_path):
+    run = read_run(write_run(tmp_path / "run", truth))
+    assert sorted(run.volumes) == ["kmeans", "pc1", "pc2", "state"]
+    assert run.fsc["fsc_own"].shape == (4, 8)
+    assert np.all(run.fsc["fsc_own"][:, 0] > 0.9)
+    assert run.latent["latent"].shape == (500, 2)

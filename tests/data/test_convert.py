@@ -1,0 +1,371 @@
+import hashlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from simulated_particles import PIXEL_SIZE_ANGSTROM, source_images, write_particles
+
+from cryoformer_dist.data.convert import (
+    ConversionOptions,
+    begin_conversion,
+    convert_serially,
+    convert_shard,
+    finish_conversion,
+    plan_conversion,
+)
+from cryoformer_dist.data.store import COLUMNS, PROGRESS_FOLDER, ParticleStore
+from cryoformer_dist.errors import CryoFormerWarning, ParticleFormatError, SmallSampleWarning, StoreError
+from cryoformer_dist.io.particles import ParticleTable
+from cryoformer_dist.io.reading import read_particles
+from cryoformer_dist.physics.fourier import crop_images
+from cryoformer_dist.physics.grids import radius_grid
+
+SMALL_SHARDS = ConversionOptions(box_size=24, contrast="light", shard_rows=32, chunk_rows=8)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> ParticleTable:
+    return write_particles(tmp_path_factory.mktemp("light"))
+
+
+@pytest.fixture(scope="module")
+def store(table: ParticleTable, tmp_path_factory: pytest.TempPathFactory) -> ParticleStore:
+    return _convert(table, tmp_path_factory.mktemp("store") / "s.zarr", SMALL_SHARDS)
+
+
+def _convert(table: ParticleTable, output: Path, options: ConversionOptions) -> ParticleStore:
+    return convert_serially(plan_conversion(table, output, options))
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _replace_image(table: ParticleTable, row: int, image: np.ndarray) -> None:
+    """Overwrite an image of a table's stack on disk."""
+    path, box = table.stack_paths[table.stack[row]], table.optics[0].box_size
+    content = bytearray(path.read_bytes())
+    start = 1024 + int(table.stack_index[row]) * box * box * 4
+    content[start : start + box * box * 4] = image.astype("<f4").tobytes()
+    path.write_bytes(bytes(content))
+
+
+def test_store_rows_are_a_permutation_of_the_table_rows(store: ParticleStore, table: ParticleTable) -> None:
+    particles = store.particles()
+    rows = particles.source_row
+    np.testing.assert_array_equal(np.sort(rows), np.arange(len(table)))
+    assert np.abs(np.corrcoef(rows, np.arange(len(rows)))[0, 1]) < 0.3
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(particles, name), getattr(table, name)[rows])
+
+
+def test_what_is_read_is_the_crop_of_the_normalised_source(
+    store: ParticleStore, table: ParticleTable
+) -> None:
+    images = source_images(table)
+    outside = (radius_grid(32, 2) > 15).numpy()
+    corners = images[:, outside]
+    images = (images - corners.mean(1)[:, None, None]) / corners.std(1)[:, None, None]
+    expected = (
+        crop_images(torch.from_numpy(images), 24).numpy() * store.attributes["conversion"]["scale_after_crop"]
+    )
+    stored = store.read_images(np.arange(len(store))).astype(np.float32)
+    np.testing.assert_allclose(stored, expected[store.particles().source_row], atol=4e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("box", [None, 24, 16])
+def test_background_deviation_is_one_after_conversion(
+    table: ParticleTable, tmp_path: Path, box: int | None
+) -> None:
+    store = _convert(table, tmp_path / "s.zarr", replace(SMALL_SHARDS, box_size=box))
+    images = store.read_images(np.arange(len(store))).astype(np.float32)
+    corners = images[:, (radius_grid(store.box_size, 2) > store.box_size / 2 - 1).numpy()]
+    assert corners.std() == pytest.approx(1.0, abs=0.02)
+    assert corners.mean() == pytest.approx(0.0, abs=0.02)
+
+
+def test_pixel_size_grows_as_the_box_shrinks(store: ParticleStore) -> None:
+    assert store.pixel_size_angstrom == pytest.approx(PIXEL_SIZE_ANGSTROM * 32 / 24)
+    assert store.attributes["optics"][0]["pixel_size_angstrom"] == store.pixel_size_angstrom
+    assert store.attributes["optics"][0]["source_pixel_size_angstrom"] == PIXEL_SIZE_ANGSTROM
+    np.testing.assert_allclose(store.particles().pixel_size_angstrom, store.pixel_size_angstrom)
+
+
+def test_both_contrasts_are_found_and_give_the_same_images(table: ParticleTable, tmp_path: Path) -> None:
+    options = replace(SMALL_SHARDS, contrast="auto")
+    light = _convert(table, tmp_path / "light.zarr", options)
+    negative = tmp_path / "negative"
+    negative.mkdir()
+    dark_table = replace(table, stack_paths=tuple(negative / path.name for path in table.stack_paths))
+    for source, target in zip(table.stack_paths, dark_table.stack_paths, strict=True):
+        content = source.read_bytes()
+        target.write_bytes(content[:1024] + (-np.frombuffer(content[1024:], "<f4")).tobytes())
+    dark = _convert(dark_table, tmp_path / "dark.zarr", options)
+    assert (light.attributes["contrast"]["sign"], dark.attributes["contrast"]["sign"]) == (1, -1)
+    assert light.attributes["contrast"]["confidence"] > 5
+    assert dark.attributes["contrast"]["confidence"] < -5
+    rows = np.arange(len(light))
+    np.testing.assert_array_equal(light.read_images(rows), dark.read_images(rows))
+
+
+def test_a_given_contrast_is_obeyed(table: ParticleTable, tmp_path: Path, store: ParticleStore) -> None:
+    dark = _convert(table, tmp_path / "s.zarr", replace(SMALL_SHARDS, contrast="dark"))
+    assert dark.attributes["contrast"] == {"sign": -1, "confidence": 0.0, "how": "given"}
+    np.testing.assert_array_equal(dark.read_images(np.arange(9)), -store.read_images(np.arange(9)))
+
+
+def test_an_uncertain_contrast_is_said_and_taken_as_light(tmp_path: Path) -> None:
+    noise = write_particles(tmp_path / "noise", particles=40, noise_ratio=1e6)
+    with pytest.warns(SmallSampleWarning, match="uncertain.*--contrast"):
+        plan = plan_conversion(noise, tmp_path / "s.zarr", ConversionOptions())
+    assert (plan.contrast.sign, plan.contrast.how) == (1, "uncertain")
+
+
+def test_without_poses_the_contrast_is_assumed_and_said(table: ParticleTable, tmp_path: Path) -> None:
+    with pytest.warns(SmallSampleWarning, match="no poses.*--contrast"):
+        plan = plan_conversion(
+            replace(table, rotation=None), tmp_path / "s.zarr", ConversionOptions(box_size=16)
+        )
+    assert plan.contrast.how == "assumed"
+    assert not convert_serially(plan).has_poses
+
+
+def test_the_contrast_of_a_real_simulated_stack_is_dark(shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "particles" / "tomodrgn_2class"
+    with pytest.warns(CryoFormerWarning):
+        table = read_particles(folder / "10076_both_32_sim.star", datadir=folder)
+    store = _convert(table, tmp_path / "s.zarr", ConversionOptions())
+    assert len(store) == 1296
+    assert store.attributes["contrast"]["sign"] == -1
+    assert store.attributes["contrast"]["confidence"] < -50
+    assert store.pixel_size_angstrom == pytest.approx(13.1)
+
+
+def test_the_same_input_gives_the_same_bytes_and_another_seed_another_order(
+    table: ParticleTable, store: ParticleStore, tmp_path: Path
+) -> None:
+    again = _convert(table, tmp_path / "again.zarr", SMALL_SHARDS)
+    assert _hashes(again.path) == _hashes(store.path)
+    assert again.fingerprint == store.fingerprint
+    other = _convert(table, tmp_path / "other.zarr", replace(SMALL_SHARDS, seed=1))
+    assert (other.particles().source_row != store.particles().source_row).any()
+    assert other.fingerprint != store.fingerprint
+
+
+def test_shards_may_be_written_in_any_order_and_twice(
+    table: ParticleTable, store: ParticleStore, tmp_path: Path
+) -> None:
+    plan = plan_conversion(table, tmp_path / "s.zarr", SMALL_SHARDS)
+    for shard in [*reversed(begin_conversion(plan)), 2]:
+        convert_shard(plan, shard)
+    assert _hashes(finish_conversion(plan).path) == _hashes(store.path)
+
+
+_KILLED = """
+import pickle, signal, sys
+import cryoformer_dist.data.store as store
+from cryoformer_dist.data.convert import convert_serially
+synchronise, calls = store.synchronise, []
+def pause_inside_the_second_shard(target):
+    synchronise(target)
+    calls.append(target)
+    if len(calls) == 27:
+        print("half", flush=True)
+        signal.pause()
+store.synchronise = pause_inside_the_second_shard
+convert_serially(pickle.load(open(sys.argv[1], "rb")))
+"""
+
+
+def test_a_killed_conversion_continues_to_the_same_bytes(
+    table: ParticleTable, store: ParticleStore, tmp_path: Path
+) -> None:
+    output = tmp_path / "s.zarr"
+    plan_file = tmp_path / "plan"
+    plan_file.write_bytes(pickle.dumps(plan_conversion(table, output, SMALL_SHARDS)))
+    child = subprocess.Popen(
+        [sys.executable, "-c", _KILLED, str(plan_file)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"half\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    # What a writer killed in the middle of a file leaves.
+    (output / "images" / "c" / "3" / "0").mkdir(parents=True, exist_ok=True)
+    (output / "images" / "c" / "3" / "0" / "0.1f3a.partial").write_bytes(b"half a shard")
+
+    with pytest.raises(StoreError, match="conversion unfinished: run the same convert command again"):
+        ParticleStore.open(output)
+    plan = plan_conversion(table, output, SMALL_SHARDS)
+    assert plan.resumes
+    pending = begin_conversion(plan)
+    assert pending == [1, 2, 3, 4]
+    assert (output / "images" / "c" / "1" / "0" / "0").exists()
+    calls: list[int] = []
+    finished = convert_serially(plan, lambda done, total: calls.append(done))
+    assert calls[0] == len(table) - sum(np.diff(plan.layout.shard_range(shard))[0] for shard in pending) > 0
+    assert calls[-1] == len(table)
+    assert _hashes(finished.path) == _hashes(store.path)
+
+
+def test_a_kill_after_completion_is_recognised(
+    table: ParticleTable, store: ParticleStore, tmp_path: Path
+) -> None:
+    plan = plan_conversion(table, tmp_path / "s.zarr", SMALL_SHARDS)
+    finished = convert_serially(plan)
+    # As if killed between the mark and the removal of the progress folder.
+    folder = finished.path / PROGRESS_FOLDER
+    folder.mkdir()
+    (folder / "plan.json").write_text(
+        f'{{"fingerprint": "{plan.fingerprint}", "scale": {plan.preparation.scale!r}, '
+        '"contrast": {"sign": 1, "z_score": 0.0, "how": "given"}}'
+    )
+    assert len(ParticleStore.open(finished.path)) == len(table)
+    again = plan_conversion(table, tmp_path / "s.zarr", SMALL_SHARDS)
+    assert begin_conversion(again) == []
+    assert _hashes(finish_conversion(again).path) == _hashes(store.path)
+
+
+def test_an_unfinished_conversion_with_other_options_is_refused(table: ParticleTable, tmp_path: Path) -> None:
+    output = tmp_path / "s.zarr"
+    begin_conversion(plan_conversion(table, output, SMALL_SHARDS))
+    other = replace(SMALL_SHARDS, box_size=16)
+    with pytest.raises(StoreError, match=r"other options.*--overwrite"):
+        plan_conversion(table, output, other)
+    store = _convert(table, output, replace(other, overwrite=True))
+    assert store.box_size == 16
+
+
+def test_a_changed_stack_is_another_plan(tmp_path: Path) -> None:
+    table = write_particles(tmp_path / "p", particles=60)
+    plan = plan_conversion(table, tmp_path / "s.zarr", SMALL_SHARDS)
+    begin_conversion(plan)
+    os.utime(table.stack_paths[0], ns=(0, time.time_ns()))
+    with pytest.raises(StoreError, match="other particles"):
+        plan_conversion(table, tmp_path / "s.zarr", SMALL_SHARDS)
+
+
+def test_a_finished_store_is_replaced_only_when_asked(table: ParticleTable, tmp_path: Path) -> None:
+    output = tmp_path / "s.zarr"
+    _convert(table, output, SMALL_SHARDS)
+    with pytest.raises(StoreError, match=r"finished store is there.*--overwrite"):
+        plan_conversion(table, output, SMALL_SHARDS)
+    assert _convert(table, output, replace(SMALL_SHARDS, box_size=16, overwrite=True)).box_size == 16
+
+
+def test_a_folder_of_something_else_is_never_replaced(table: ParticleTable, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
+    with pytest.raises(StoreError, match="not a particle store: choose another output"):
+        plan_conversion(table, tmp_path / "thesis", replace(SMALL_SHARDS, overwrite=True))
+
+
+def test_planning_writes_nothing(table: ParticleTable, tmp_path: Path) -> None:
+    plan_conversion(table, tmp_path / "s.zarr", SMALL_SHARDS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_stack_is_found_before_anything_is_written(table: ParticleTable, tmp_path: Path) -> None:
+    broken = replace(table, stack_paths=(table.stack_paths[0], tmp_path / "gone.mrcs"))
+    with pytest.raises(ParticleFormatError, match=r"gone\.mrcs"):
+        plan_conversion(broken, tmp_path / "s.zarr", SMALL_SHARDS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        (34, "never enlarged: give --box with an even number up to 32"),
+        (23, "give --box 22"),
+        (4, "give --box 8"),
+    ],
+)
+def test_a_box_that_cannot_be_is_refused(
+    table: ParticleTable, tmp_path: Path, box: int, message: str
+) -> None:
+    with pytest.raises(ParticleFormatError, match=message):
+        plan_conversion(table, tmp_path / "s.zarr", ConversionOptions(box_size=box))
+
+
+@pytest.mark.parametrize("diameter", [0.0, 160.0, 500.0])
+def test_a_diameter_that_leaves_no_background_is_refused(
+    table: ParticleTable, tmp_path: Path, diameter: float
+) -> None:
+    with pytest.raises(ParticleFormatError, match="smaller --particle-diameter"):
+        plan_conversion(table, tmp_path / "s.zarr", ConversionOptions(particle_diameter_angstrom=diameter))
+
+
+def test_the_particle_diameter_moves_the_background(table: ParticleTable, tmp_path: Path) -> None:
+    store = _convert(table, tmp_path / "s.zarr", replace(SMALL_SHARDS, particle_diameter_angstrom=80.0))
+    images = store.read_images(np.arange(len(store))).astype(np.float32)
+    background = (radius_grid(24, 2) > 40.0 / store.pixel_size_angstrom).numpy()
+    assert images[:, background].std() == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.full((32, 32), 5.0), "constant background"),
+        (np.zeros((32, 32)), "constant background"),
+        (np.where(np.eye(32) > 0, np.nan, np.random.default_rng(0).normal(size=(32, 32))), "not finite"),
+    ],
+)
+def test_an_image_that_cannot_be_normalised_is_named(tmp_path: Path, image: np.ndarray, message: str) -> None:
+    table = write_particles(tmp_path / "p", particles=60)
+    _replace_image(table, 50, image)
+    number = int(table.stack_index[50]) + 1
+    with pytest.raises(ParticleFormatError, match=rf"b\.mrcs: image {number:06d} \(row 51 of .*{message}"):
+        _convert(table, tmp_path / "s.zarr", SMALL_SHARDS)
+
+
+def test_a_pixel_beyond_float16_is_named(tmp_path: Path) -> None:
+    table = write_particles(tmp_path / "p", particles=60)
+    image = np.random.default_rng(0).normal(size=(32, 32))
+    image[16, 16] = 1e8
+    _replace_image(table, 5, image)
+    with pytest.raises(ParticleFormatError, match=r"a\.mrcs: image 000006 .*65504"):
+        _convert(table, tmp_path / "s.zarr", replace(SMALL_SHARDS, box_size=None))
+
+
+def test_groups_of_several_boxes_need_a_common_one_and_keep_their_pixel_sizes(tmp_path: Path) -> None:
+    first = write_particles(tmp_path / "one", particles=40, box=32)
+    second = write_particles(tmp_path / "two", particles=40, box=40, seed=1)
+    both = ParticleTable(
+        source=first.source,
+        stack_paths=(*first.stack_paths, *second.stack_paths),
+        optics=(*first.optics, *second.optics),
+        **{
+            name: np.concatenate([getattr(first, name), getattr(second, name) + offset])
+            for name, offset in (("stack", np.int32(2)), ("optics_group", np.int32(1)), ("source_row", 40))
+        },
+        **{
+            name: np.concatenate([getattr(first, name), getattr(second, name)])
+            for name in ("stack_index", *(c for c in COLUMNS if c not in ("optics_group", "source_row")))
+        },
+    )
+    with pytest.raises(
+        ParticleFormatError, match="images of 32, 40 pixels: give --box with an even number up to 32"
+    ):
+        plan_conversion(both, tmp_path / "s.zarr", ConversionOptions())
+    store = _convert(both, tmp_path / "s.zarr", SMALL_SHARDS)
+    particles = store.particles()
+    expected = np.where(particles.source_row < 40, 5.0 * 32 / 24, 5.0 * 40 / 24)
+    np.testing.assert_allclose(particles.pixel_size_angstrom, expected, rtol=1e-6)
+
+
+def test_no_particles_are_refused(table: ParticleTable, tmp_path: Path) -> None:
+    with pytest.raises(ParticleFormatError, match="no particles"):
+        plan_conversion(table.select(np.array([], dtype=np.int64)), tmp_path / "s.zarr", ConversionOptions())

@@ -1,0 +1,273 @@
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cryoformer_dist.data.store import (
+    COLUMNS,
+    ParticleStore,
+    attributes_fingerprint,
+    complete_store,
+    create_store,
+    write_shard,
+)
+from cryoformer_dist.data.stored_particles import StoreLayout
+from cryoformer_dist.errors import StoreError, StoreNotFoundError
+
+ROWS, BOX, SHARD, CHUNK = 21, 6, 8, 4
+
+
+def _attributes() -> dict:
+    group = {
+        "name": "one",
+        "voltage_kv": 300.0,
+        "spherical_aberration_mm": 2.7,
+        "amplitude_contrast": 0.1,
+        "pixel_size_angstrom": 1.5,
+    }
+    return {
+        "box_size": BOX,
+        "pixel_size_angstrom": 1.5,
+        "optics": [group, {**group, "voltage_kv": 200.0, "pixel_size_angstrom": 1.6}],
+        "has_poses": True,
+        "source": {
+            "path": "/somewhere/a.star",
+            "sha256": "0" * 64,
+            "stacks": [{"path": "/x.mrcs", "bytes": 3}],
+        },
+    }
+
+
+def _content() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    arrays = {"images": random.normal(size=(ROWS, BOX, BOX)).astype(np.float16)}
+    for name, (dtype, shape) in COLUMNS.items():
+        arrays[name] = (random.random((ROWS, *shape)) * 2).astype(dtype)
+    # A column that equals the fill value everywhere must still be on disk.
+    arrays["half_set"][:] = 0
+    return arrays
+
+
+@pytest.fixture(scope="module")
+def whole_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("whole") / "particles.zarr"
+    layout = StoreLayout(ROWS, BOX, SHARD, CHUNK)
+    create_store(path, layout)
+    for shard in reversed(range(layout.shards)):
+        start, stop = layout.shard_range(shard)
+        write_shard(path, shard, {name: values[start:stop] for name, values in _content().items()})
+    complete_store(path, _attributes())
+    return path
+
+
+@pytest.fixture
+def store_path(whole_store: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole_store, tmp_path / "particles.zarr"))
+
+
+def _flip_byte(file: Path, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def test_what_is_written_is_read(store_path: Path) -> None:
+    store = ParticleStore.open(store_path)
+    content = _content()
+    assert (len(store), store.box_size, store.shard_size, store.chunk_size) == (ROWS, BOX, SHARD, CHUNK)
+    assert store.pixel_size_angstrom == 1.5
+    np.testing.assert_array_equal(store.read_images(np.arange(ROWS)), content["images"])
+    particles = store.particles()
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(particles, name), content[name])
+    assert particles.rotation.dtype == np.float32
+    assert particles.uid.dtype == np.uint64
+    np.testing.assert_array_equal(particles.voltage_kv, np.array([300, 200])[content["optics_group"]])
+    np.testing.assert_allclose(
+        particles.pixel_size_angstrom, np.array([1.5, 1.6])[content["optics_group"]], rtol=1e-6
+    )
+
+
+def test_rows_come_in_the_order_asked_for_across_shards_and_with_repeats(store_path: Path) -> None:
+    rows = np.array([20, 3, 3, 9, 0, 15, 16, 8])
+    np.testing.assert_array_equal(
+        ParticleStore.open(store_path).read_images(rows), _content()["images"][rows]
+    )
+
+
+def test_no_rows_give_no_images(store_path: Path) -> None:
+    assert ParticleStore.open(store_path).read_images(np.array([], dtype=np.int64)).shape == (0, BOX, BOX)
+
+
+@pytest.mark.parametrize("row", [-1, ROWS])
+def test_a_row_that_does_not_exist_is_refused_by_number(store_path: Path, row: int) -> None:
+    with pytest.raises(StoreError, match=rf"row {row} asked for, rows are 0 \.\. {ROWS - 1}"):
+        ParticleStore.open(store_path).read_images(np.array([2, row]))
+
+
+def test_poses_and_ctf_of_rows_are_those_of_the_columns(store_path: Path) -> None:
+    particles, rows = ParticleStore.open(store_path).particles(), np.array([5, 1])
+    np.testing.assert_array_equal(particles.pose(rows).rotation.numpy(), particles.rotation[rows])
+    np.testing.assert_array_equal(
+        particles.ctf(rows).defocus_v_angstrom.numpy(), particles.defocus_v_angstrom[rows]
+    )
+    assert len(particles.ctf().voltage_kv) == ROWS
+
+
+def test_a_whole_store_verifies_and_counts_every_shard(store_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    ParticleStore.open(store_path).verify(lambda done, total: calls.append((done, total)))
+    assert calls == [(i + 1, 33) for i in range(33)]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "position", "chunk", "rows"),
+    [
+        ("images", "c/0/0/0", 5, 0, r"0 \.\. 3"),
+        ("images", "c/1/0/0", CHUNK * BOX * BOX * 2 + 4 + 7, 3, r"12 \.\. 15"),
+        ("images", "c/2/0/0", CHUNK * BOX * BOX * 2 + 4 + 1, 5, r"20 \.\. 20"),
+        ("rotation", "c/1/0/0", 11, 2, r"8 \.\. 11"),
+        ("half_set", "c/0", CHUNK + 4 + 2, 1, r"4 \.\. 7"),
+        ("uid", "c/2", 9, 4, r"16 \.\. 19"),
+    ],
+)
+def test_a_flipped_byte_names_array_chunk_rows_and_file(
+    store_path: Path, name: str, file: str, position: int, chunk: int, rows: str
+) -> None:
+    damaged = store_path / name / file
+    _flip_byte(damaged, position)
+    with pytest.raises(
+        StoreError, match=rf"array '{name}', chunk {chunk} \(rows {rows}\) is damaged, file {damaged}"
+    ):
+        ParticleStore.open(store_path).verify()
+
+
+def test_every_byte_of_a_shard_file_is_guarded(store_path: Path) -> None:
+    file = store_path / "source_row" / "c" / "1"
+    whole = file.read_bytes()
+    store = ParticleStore.open(store_path)
+    for position in (*range(0, len(whole), 9), *range(len(whole) - 5, len(whole))):
+        _flip_byte(file, position)
+        with pytest.raises(StoreError, match="array 'source_row'"):
+            store.verify()
+        file.write_bytes(whole)
+    store.verify()
+
+
+def test_a_damaged_chunk_is_named_while_training_reads_too(store_path: Path) -> None:
+    _flip_byte(store_path / "images" / "c" / "1" / "0" / "0", 3)
+    store = ParticleStore.open(store_path)
+    np.testing.assert_array_equal(store.read_images(np.array([0])), _content()["images"][:1])
+    with pytest.raises(StoreError, match="array 'images', chunk 2"):
+        store.read_images(np.array([9]))
+
+
+@pytest.mark.parametrize("name", ["images", "half_set", "rotation"])
+def test_a_missing_shard_is_named_and_never_read_as_zeros(store_path: Path, name: str) -> None:
+    key = {"images": "c/1/0/0", "half_set": "c/1", "rotation": "c/1/0/0"}[name]
+    (store_path / name / key).unlink()
+    store = ParticleStore.open(store_path)
+    with pytest.raises(
+        StoreError, match=rf"array '{name}', shard 1 \(chunk 2 on, rows 8 \.\. 15\) is missing"
+    ):
+        store.verify()
+    with pytest.raises(StoreError, match="is missing"):
+        store.read_images(np.array([9])) if name == "images" else store.particles()
+
+
+def test_a_truncated_shard_is_damage(store_path: Path) -> None:
+    file = store_path / "images" / "c" / "2" / "0" / "0"
+    whole = file.read_bytes()
+    for length in (0, 7, 100, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        store = ParticleStore.open(store_path)
+        message = rf"array 'images', shard 2 .* has {length} bytes instead of {len(whole)}, file {file}"
+        with pytest.raises(StoreError, match=message):
+            store.verify()
+        # Zarr reads an empty file as zeros.
+        with pytest.raises(StoreError, match=message):
+            store.read_images(np.array([20]))
+
+
+def test_changed_attributes_are_found(store_path: Path) -> None:
+    file = store_path / "zarr.json"
+    file.write_text(file.read_text().replace('"pixel_size_angstrom": 1.5', '"pixel_size_angstrom": 1.3'))
+    with pytest.raises(StoreError, match="attributes are not those that were written"):
+        ParticleStore.open(store_path).verify()
+
+
+def test_an_unfinished_store_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    create_store(tmp_path / "s.zarr", StoreLayout(ROWS, BOX, SHARD, CHUNK))
+    with pytest.raises(
+        StoreError, match="conversion unfinished: run the same convert command again to continue"
+    ):
+        ParticleStore.open(tmp_path / "s.zarr")
+
+
+def test_a_store_with_a_missing_shard_cannot_be_completed(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    create_store(path, StoreLayout(ROWS, BOX, SHARD, CHUNK))
+    write_shard(path, 0, {name: values[:SHARD] for name, values in _content().items()})
+    with pytest.raises(StoreError, match="shard 1"):
+        complete_store(path, _attributes())
+    with pytest.raises(StoreError, match="unfinished"):
+        ParticleStore.open(path)
+
+
+def test_a_newer_schema_is_refused_by_number(store_path: Path) -> None:
+    file = store_path / "zarr.json"
+    content = json.loads(file.read_text())
+    content["attributes"]["schema_version"] = 99
+    file.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match="store schema 99, this program reads 1: update"):
+        ParticleStore.open(store_path)
+
+
+def test_nothing_and_something_else_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(StoreNotFoundError, match="no such particle store"):
+        ParticleStore.open(tmp_path / "nowhere.zarr")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StoreError, match="not a particle store"):
+        ParticleStore.open(tmp_path / "folder")
+
+
+def test_a_missing_array_is_named(store_path: Path) -> None:
+    shutil.rmtree(store_path / "uid")
+    with pytest.raises(StoreError, match="array 'uid' is missing"):
+        ParticleStore.open(store_path)
+
+
+def test_a_store_without_poses_gives_none(store_path: Path) -> None:
+    complete_store(store_path, {**_attributes(), "has_poses": False})
+    store = ParticleStore.open(store_path)
+    assert not store.has_poses
+    with pytest.raises(StoreError, match="no poses"):
+        store.particles().pose()
+
+
+def test_the_fingerprint_ignores_places_and_nothing_else() -> None:
+    attributes = _attributes()
+    moved = json.loads(json.dumps(attributes))
+    moved["source"]["path"] = "/elsewhere"
+    moved["source"]["stacks"][0]["path"] = "/elsewhere.mrcs"
+    assert attributes_fingerprint(attributes, 5) == attributes_fingerprint(moved, 5)
+    assert attributes_fingerprint(attributes, 5) != attributes_fingerprint(attributes, 6)
+    moved["source"]["stacks"][0]["bytes"] = 4
+    assert attributes_fingerprint(attributes, 5) != attributes_fingerprint(moved, 5)
+
+
+def test_a_store_can_be_sent_to_another_process(store_path: Path) -> None:
+    store = pickle.loads(pickle.dumps(ParticleStore.open(store_path)))
+    np.testing.assert_array_equal(store.read_images(np.array([4])), _content()["images"][[4]])
+
+
+def test_a_shard_may_be_written_again(store_path: Path) -> None:
+    file = store_path / "images" / "c" / "0" / "0" / "0"
+    whole = file.read_bytes()
+    # What a killed writer leaves: a truncated file must not be merged with the new rows.
+    file.write_bytes(whole[:50])
+    write_shard(store_path, 0, {name: values[:SHARD] for name, values in _content().items()})
+    assert file.read_bytes() == whole
