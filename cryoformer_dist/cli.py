@@ -3,7 +3,6 @@
 Heavy imports happen inside commands, so that help appears at once.
 """
 
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import typer
 
 from cryoformer_dist import terminal
 from cryoformer_dist.errors import ConfigError, CryoFormerError, CryoFormerWarning
+from cryoformer_dist.orchestration.environment import prepare_environment
 
 if TYPE_CHECKING:
     from cryoformer_dist.config.schema import ClusterConfig, RunConfig
@@ -72,7 +72,7 @@ def simulate(
     if config is None:
         settings = parse_overrides(overrides or [], SimulationConfig, "simulate")
     else:
-        settings = load_config(config, SimulationConfig, overrides or [])
+        settings = load_config(config, SimulationConfig, overrides or []).with_paths_from(config.resolve().parent)
     with terminal.progress("simulating particles") as progress:
         made = make(settings, output, progress, overwrite=overwrite)
     terminal.say(f"particles  {made.star}")
@@ -248,8 +248,7 @@ def report(run: RunFolder) -> None:
 
 def main() -> None:
     """Run the command line: one red line and exit code 2 for what a user can mend, a traceback for what we must."""
-    # Threads that spin while they wait slow a busy machine down tenfold; read when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_environment()
     with _spoken_warnings():
         try:
             app()

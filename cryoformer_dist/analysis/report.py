@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from cryoformer_dist.analysis import figures
 from cryoformer_dist.analysis.evaluate import Truth, fit_box, read_truth
@@ -328,4 +327,4 @@ def _curves(found: RunFiles, truth: Truth | None) -> dict[str, Any]:
         )
     if "pose" in found.metrics:
         drawn["pose_figure"] = figures.pose_histograms(found.metrics["pose"])
-    return {name: None if svg is None else Markup(svg) for name, svg in drawn.items()}
+    return drawn

@@ -75,6 +75,8 @@ def _explain(item: Any) -> str:
         return "no such key; check the spelling"
     if item["type"] == "missing":
         return "is required"
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
     return f"{item['msg']} (got {item['input']!r})"
 
 
@@ -88,4 +90,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
             raise ConfigError(f"override {override!r}: {section!r} holds a value, not a section")
-    target[last] = yaml.safe_load(text)
+    try:
+        target[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value: {error}") from error

@@ -109,10 +109,10 @@ class LearningRates(Section):
     """Step sizes at their peak."""
 
     hash_grid: float = Field(1e-2, gt=0)
-    network: float = Field(1e-3, gt=0)
+    network: float = Field(7e-4, gt=0)
     encoder: float = Field(1e-3, gt=0)
     latent: float = Field(
-        0.3, gt=0, description="latent table, in units of the prior's standard deviation per visit"
+        1.0, gt=0, description="latent table, in units of the prior's standard deviation per visit"
     )
     rotation: float = Field(1e-2, gt=0, description="pose table, 6D rotation")
     shift_angstrom: float = Field(0.5, gt=0, description="pose table, shift, angstrom per visit")

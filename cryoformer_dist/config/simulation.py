@@ -46,9 +46,7 @@ class HingeSource(SimulationSection):
         description="direction of the axis in the model's frame; left out: where the group collides least",
     )
     start_deg: float = Field(0.0, description="angle of the first state; 0 is the model as it is")
-    arc_deg: float = Field(
-        360.0, gt=0, le=360, description="how far the group turns; 360 makes the state periodic"
-    )
+    arc_deg: float = Field(360.0, gt=0, le=360, description="how far the group turns; 360 makes the state periodic")
 
     @model_validator(mode="after")
     def _one_pivot(self) -> "HingeSource":
@@ -65,9 +63,7 @@ class MorphSource(SimulationSection):
     kind: Literal["morph"]
     first: Path = Field(description="atomic model of state 0")
     last: Path = Field(description="atomic model of state 1")
-    align: bool = Field(
-        True, description="lay the last model onto the first (least squares) before interpolating"
-    )
+    align: bool = Field(True, description="lay the last model onto the first (least squares) before interpolating")
     align_on: tuple[ResidueSelection, ...] = Field(
         (),
         description="residues that are laid onto each other, the core that does not move; all when left out",
@@ -79,8 +75,7 @@ class ModelsSource(SimulationSection):
 
     kind: Literal["models"]
     path: Path = Field(
-        description="multi-model .pdb/.cif, or .npz with coords (frames, atoms, 3) in angstrom "
-        "and optionally element"
+        description="multi-model .pdb/.cif, or .npz with coords (frames, atoms, 3) in angstrom and optionally element"
     )
 
 
@@ -128,8 +123,7 @@ class PosesConfig(SimulationSection):
 
     table: Path | None = Field(
         None,
-        description=".star, .cs, or .npz with rotation (rows, 3, 3) and shift_angstrom (rows, 2); "
-        "uniform if left out",
+        description=".star, .cs, or .npz with rotation (rows, 3, 3) and shift_angstrom (rows, 2); uniform if left out",
     )
     rows: Literal["in_order", "random"] = Field(
         "in_order", description="in_order: row i for particle i; random: drawn with replacement"
@@ -145,9 +139,7 @@ class PosesConfig(SimulationSection):
 class MicroscopeConfig(SimulationSection):
     """The contrast transfer function: uniform ranges, or the values of a table."""
 
-    apply: bool = Field(
-        True, description="false: an ideal phase plate, CTF 1 everywhere, and the .star says so"
-    )
+    apply: bool = Field(True, description="false: an ideal phase plate, CTF 1 everywhere, and the .star says so")
     table: Path | None = Field(
         None,
         description=".star, .cs, or .npz with defocus_u_angstrom, defocus_v_angstrom, defocus_angle_deg "
@@ -193,9 +185,7 @@ class PerturbationConfig(SimulationSection):
 class SimulationConfig(SimulationSection):
     """A synthetic particle set with known truth."""
 
-    seed: int = Field(
-        0, ge=0, description="states, poses, CTF, noise and errors each draw from a stream of their own"
-    )
+    seed: int = Field(0, ge=0, description="states, poses, CTF, noise and errors each draw from a stream of their own")
     noise_seed: int | None = Field(
         None,
         ge=0,
@@ -203,9 +193,7 @@ class SimulationConfig(SimulationSection):
     )
     particles: PositiveInt = 4000
     box_size: int = Field(32, ge=8, description="side of the images in pixels, even")
-    box_length_angstrom: float = Field(
-        230.0, gt=0, description="side of the images; pixel size = this / box_size"
-    )
+    box_length_angstrom: float = Field(230.0, gt=0, description="side of the images; pixel size = this / box_size")
     source: Source = PhantomSource()
     states: StatesConfig = StatesConfig()
     poses: PosesConfig = PosesConfig()
@@ -237,9 +225,7 @@ class SimulationConfig(SimulationSection):
             if box is not None and box % 2:
                 raise ValueError(f"{name} is {box}: boxes are even, use {box + 1}")
         if self.simulated_box < self.box_size:
-            raise ValueError(
-                f"snr_box must be at least box_size ({self.box_size}): images are cropped, never padded"
-            )
+            raise ValueError(f"snr_box must be at least box_size ({self.box_size}): images are cropped, never padded")
         return self
 
     @model_validator(mode="after")
@@ -247,17 +233,11 @@ class SimulationConfig(SimulationSection):
         states = self.states
         if isinstance(self.source, VolumesSource):
             if states.kind != "discrete":
-                raise ValueError(
-                    "maps cannot be interpolated: with source.kind volumes set states.kind: discrete"
-                )
+                raise ValueError("maps cannot be interpolated: with source.kind volumes set states.kind: discrete")
             if states.count not in (None, len(self.source.paths)):
-                raise ValueError(
-                    f"states.count must be the number of maps, {len(self.source.paths)}: leave it out"
-                )
+                raise ValueError(f"states.count must be the number of maps, {len(self.source.paths)}: leave it out")
         elif states.kind == "discrete" and states.count is None and not isinstance(self.source, ModelsSource):
-            raise ValueError(
-                f"states.count is required for discrete states of source.kind {self.source.kind}"
-            )
+            raise ValueError(f"states.count is required for discrete states of source.kind {self.source.kind}")
         return self
 
     @property

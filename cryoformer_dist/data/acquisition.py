@@ -120,9 +120,7 @@ def _populations(states: StatesConfig, count: int) -> NDArray[np.float64]:
     if not states.weights:
         return np.full(count, 1 / count)
     if len(states.weights) != count:
-        raise ConfigError(
-            f"states.weights: {len(states.weights)} numbers for {count} classes; give one per class"
-        )
+        raise ConfigError(f"states.weights: {len(states.weights)} numbers for {count} classes; give one per class")
     weights = np.asarray(states.weights)
     return np.asarray(weights / weights.sum())
 
@@ -249,30 +247,22 @@ def _npz_columns(
     try:
         with np.load(path, allow_pickle=False) as file:
             columns = {
-                name: np.asarray(file[name], np.float64)
-                for name in (*required, *optional)
-                if name in file.files
+                name: np.asarray(file[name], np.float64) for name in (*required, *optional) if name in file.files
             }
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(
-            f"{key}: {path} cannot be read as npz ({error}); write it with numpy.savez"
-        ) from error
+        raise ConfigError(f"{key}: {path} cannot be read as npz ({error}); write it with numpy.savez") from error
     missing = [name for name in required if name not in columns]
     if missing:
         raise ConfigError(f"{key}: {path} lacks {', '.join(missing)}; store one row per particle")
     if len({len(column) for column in columns.values()}) > 1:
         lengths = {name: len(column) for name, column in columns.items()}
-        raise ConfigError(
-            f"{key}: {path} has columns of different lengths {lengths}; store one row per particle"
-        )
+        raise ConfigError(f"{key}: {path} has columns of different lengths {lengths}; store one row per particle")
     if not all(np.isfinite(column).all() for column in columns.values()):
         raise ConfigError(f"{key}: {path} holds numbers that are not finite; correct those rows")
     return columns
 
 
-def _table_rows(
-    section: str, table: Path, available: int, order: str, config: SimulationConfig
-) -> NDArray[np.int64]:
+def _table_rows(section: str, table: Path, available: int, order: str, config: SimulationConfig) -> NDArray[np.int64]:
     if order == "random" and available:
         generator = np.random.default_rng(
             np.random.SeedSequence(config.seed, spawn_key=(int(Stream.TABLE_ROWS), section == "ctf"))

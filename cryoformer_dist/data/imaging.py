@@ -73,9 +73,7 @@ class AtomImager:
 
     def volume(self, coordinate: float, box: int) -> Float[Tensor, "box box box"]:
         """Map at one state in voxels of ``box``; its sum along the beam has `project`'s pixel values."""
-        pixels = self.molecule.coordinates_angstrom(np.asarray([coordinate]))[0] * (
-            box / self.box_length_angstrom
-        )
+        pixels = self.molecule.coordinates_angstrom(np.asarray([coordinate]))[0] * (box / self.box_length_angstrom)
         weight = torch.tensor(self.molecule.weight, dtype=torch.float32)
         frequency = torch.fft.fftfreq(box, dtype=torch.float64)
         half = box // 2 + 1

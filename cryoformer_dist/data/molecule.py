@@ -57,9 +57,7 @@ class HingedMolecule:
         """`(states,)` degrees to `(states, atoms, 3)`."""
         result = np.repeat(self.atoms_angstrom[None], len(state), axis=0)
         arm = self.atoms_angstrom[self.moving] - self.pivot_angstrom
-        result[:, self.moving] = (
-            arm @ rotation_about(self.axis, state).transpose(0, 2, 1) + self.pivot_angstrom
-        )
+        result[:, self.moving] = arm @ rotation_about(self.axis, state).transpose(0, 2, 1) + self.pivot_angstrom
         return result
 
     def moved(self, offset_angstrom: NDArray[np.float64]) -> "HingedMolecule":
@@ -107,9 +105,7 @@ class PathMolecule:
         position = np.clip(state, 0.0, 1.0) * steps
         before = np.minimum(position.astype(np.int64), steps - 1)
         share = (position - before)[:, None, None]
-        return np.asarray(
-            self.frames_angstrom[before] * (1 - share) + self.frames_angstrom[before + 1] * share
-        )
+        return np.asarray(self.frames_angstrom[before] * (1 - share) + self.frames_angstrom[before + 1] * share)
 
     def moved(self, offset_angstrom: NDArray[np.float64]) -> "PathMolecule":
         """Return the same path displaced by `(3,)`."""
@@ -206,9 +202,7 @@ def _hinged(source: HingeSource) -> HingedMolecule:
     model = _read("source.model", source.model)[0]
     moving = _select("source.moving", model, source.moving)
     if moving.all():
-        raise ConfigError(
-            "source.moving: selects every atom, so nothing would move; leave the fixed part out"
-        )
+        raise ConfigError("source.moving: selects every atom, so nothing would move; leave the fixed part out")
     atoms = model.coordinates_angstrom
     pivot = np.asarray(source.hinge_angstrom or (), np.float64)
     if source.hinge:
@@ -265,11 +259,7 @@ def _morph(source: MorphSource) -> PathMolecule:
     first, last = first.select(rows_first), last.select(rows_last)
     start, end = first.coordinates_angstrom, last.coordinates_angstrom
     if source.align:
-        core = (
-            _select("source.align_on", first, source.align_on)
-            if source.align_on
-            else np.ones(len(first), np.bool_)
-        )
+        core = _select("source.align_on", first, source.align_on) if source.align_on else np.ones(len(first), np.bool_)
         end = _laid_onto(end, start, core)
     return PathMolecule(np.stack([start, end]), first.weight)
 

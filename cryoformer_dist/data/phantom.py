@@ -110,9 +110,7 @@ def _on_cone(axis: NDArray[np.float64], tilt: float, azimuth: float) -> NDArray[
     """Point at ``tilt`` from the axis and ``azimuth`` around it (radians), a unit vector."""
     across = _across(axis)
     beside = np.cross(axis, across)
-    return np.asarray(
-        np.cos(tilt) * axis + np.sin(tilt) * (np.cos(azimuth) * across + np.sin(azimuth) * beside)
-    )
+    return np.asarray(np.cos(tilt) * axis + np.sin(tilt) * (np.cos(azimuth) * across + np.sin(azimuth) * beside))
 
 
 def _frame(direction: NDArray[np.float64], twist_deg: float) -> NDArray[np.float64]:

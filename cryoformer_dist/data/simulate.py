@@ -208,9 +208,7 @@ def _signals(scene: _Scene, blocks: list[list[slice]]) -> Iterator[Tensor]:
             yield scene.signal(rows)
 
 
-def _with_progress(
-    made: Iterator[Tensor], total: int, progress: Callable[[int, int], None] | None
-) -> Iterator[Tensor]:
+def _with_progress(made: Iterator[Tensor], total: int, progress: Callable[[int, int], None] | None) -> Iterator[Tensor]:
     done = 0
     for images in made:
         done += len(images)
@@ -241,9 +239,7 @@ def _scale(config: SimulationConfig, images: Tensor) -> _Scale:
 def _write_truth(config: SimulationConfig, scene: _Scene, scale: _Scale, folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     states = scene.states
-    for number, (state, coordinate) in enumerate(
-        zip(states.volume_state, states.volume_coordinate, strict=True)
-    ):
+    for number, (state, coordinate) in enumerate(zip(states.volume_state, states.volume_coordinate, strict=True)):
         voxels = scene.imager.volume(float(coordinate), config.box_size) * scale.signal
         labels = (_LABEL, f"state {state:.6g}")
         write_volume(folder / f"volume_{number:03d}.mrc", Volume(voxels, config.pixel_size_angstrom), labels)

@@ -69,9 +69,7 @@ def read_structure(path: Path) -> list[AtomicModel]:
     structure.remove_alternative_conformations()
     models = [_atoms_of(model) for model in structure]
     if not models or min(len(model) for model in models) == 0:
-        raise ConfigError(
-            f"{path}: holds no atoms (hydrogens and waters are left out); give a .pdb or .cif file"
-        )
+        raise ConfigError(f"{path}: holds no atoms (hydrogens and waters are left out); give a .pdb or .cif file")
     return models
 
 
@@ -121,13 +119,9 @@ def read_trajectory(path: Path) -> list[AtomicModel]:
     except KeyError as error:
         raise ConfigError(f"{path}: has no array `coords`; store (frames, atoms, 3) in angstrom") from error
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(
-            f"{path}: not an npz of plain arrays ({error}); write it with numpy.savez"
-        ) from error
+        raise ConfigError(f"{path}: not an npz of plain arrays ({error}); write it with numpy.savez") from error
     if coordinates.ndim != 3 or coordinates.shape[-1] != 3 or coordinates.size == 0:
-        raise ConfigError(
-            f"{path}: coords has shape {coordinates.shape}; store (frames, atoms, 3) in angstrom"
-        )
+        raise ConfigError(f"{path}: coords has shape {coordinates.shape}; store (frames, atoms, 3) in angstrom")
     if not np.isfinite(coordinates).all():
         frame = int(np.argwhere(~np.isfinite(coordinates))[0, 0])
         raise ConfigError(f"{path}: coords of frame {frame} are not finite; write the trajectory again")
@@ -140,9 +134,7 @@ def read_trajectory(path: Path) -> list[AtomicModel]:
 
 def _element_weight(element: NDArray[Any], atoms: int, path: Path) -> NDArray[np.float64]:
     if element.shape != (atoms,):
-        raise ConfigError(
-            f"{path}: element has shape {element.shape}, coords {atoms} atoms; store one per atom"
-        )
+        raise ConfigError(f"{path}: element has shape {element.shape}, coords {atoms} atoms; store one per atom")
     if element.dtype.kind in "iuf":
         return element.astype(np.float64)
     names, inverse = np.unique(element, return_inverse=True)
@@ -169,9 +161,7 @@ def select_atoms(model: AtomicModel, selections: Sequence[str]) -> NDArray[np.bo
     for selection in selections:
         parts = _SELECTION.match(selection)
         if parts is None:
-            raise ConfigError(
-                f"selection {selection!r}: write chain, chain:residue or chain:first-last, as in H:1-230"
-            )
+            raise ConfigError(f"selection {selection!r}: write chain, chain:residue or chain:first-last, as in H:1-230")
         chain, first, last = parts.groups()
         part = model.chain == chain
         if first is not None:

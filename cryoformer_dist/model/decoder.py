@@ -28,9 +28,7 @@ class _Projections(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.query, self.key, self.value, self.output = (
-            orthogonal_linear(channels, channels) for _ in range(4)
-        )
+        self.query, self.key, self.value, self.output = (orthogonal_linear(channels, channels) for _ in range(4))
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return self.output(attention(self.query(query), self.key(key), self.value(value)))
@@ -63,6 +61,7 @@ class DeformationBlock(nn.Module):
         queries: Float[Tensor, "particles queries channels"],
         deformation: Float[Tensor, "particles queries channels"],
     ) -> Float[Tensor, "particles queries channels"]:
+        """Queries that have met each other and the deformation feature."""
         normed = self.norms[0](queries)
         queries = queries + self.self_attention(normed, normed, normed)
         normed = self.norms[1](queries)
@@ -137,9 +136,7 @@ class DeformationDecoder(nn.Module):
         self, hidden: Float[Tensor, "*shared points hidden"], folded: FoldedQueries
     ) -> Float[Tensor, "particles points queries"]:
         """Weight of every query at every point: the 3D attention map (paper, fig. 8)."""
-        return torch.softmax(
-            torch.baddbmm(folded.key_bias[:, None], _per_particle(hidden, folded), folded.key), dim=-1
-        )
+        return torch.softmax(torch.baddbmm(folded.key_bias[:, None], _per_particle(hidden, folded), folded.key), dim=-1)
 
     def density(
         self, hidden: Float[Tensor, "*shared points hidden"], folded: FoldedQueries

@@ -1,5 +1,7 @@
 """MLP image encoders of the paper (section 3.2)."""
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -26,9 +28,10 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, box: int, outputs: int, output_gain: float) -> None:
         super().__init__()
         widths = [box * box, *[config.width] * config.hidden_layers]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        layers = [nn.Linear(inputs, units) for inputs, units in pairwise(widths)]
+        self.hidden = nn.ModuleList(layers)
         self.output = nn.Linear(config.width, outputs)
-        for layer in self.hidden:
+        for layer in layers:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
         nn.init.normal_(self.output.weight, std=output_gain * config.width**-0.5)

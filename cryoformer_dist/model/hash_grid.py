@@ -1,8 +1,8 @@
 """Multiresolution hash grid in tiny-cuda-nn's definition, index for index, so that tables move between backends.
 
-Points live in the unit cube. Level ``l`` has scale ``exp2(l log2(growth)) * base - 1`` and ``ceil(scale) + 1`` vertices per
-side; coarse levels are dense, fine ones hashed; a point sits at ``scale * x + 0.5`` (Mueller et al. 2022, and the source of
-tiny-cuda-nn, whose own functions made the golden numbers of our tests).
+Points live in the unit cube. Level ``l`` has scale ``exp2(l log2(growth)) * base - 1`` and ``ceil(scale) + 1`` vertices
+per side; coarse levels are dense, fine ones hashed; a point sits at ``scale * x + 0.5`` (Mueller et al. 2022, and the
+source of tiny-cuda-nn, whose own functions made the golden numbers of our tests).
 """
 
 import math
@@ -138,7 +138,7 @@ def _sparse(start: Tensor, index: Tensor, weight: Tensor, size: tuple[int, int])
     with warnings.catch_warnings():
         # torch calls its CSR layout beta; the golden test guards what we use of it.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support", category=UserWarning)
-        return torch.sparse_csr_tensor(start.int(), index.int(), weight, size=size)
+        return torch.sparse_csr_tensor(start.int(), index.int(), weight, size=size, check_invariants=False)
 
 
 class _FixedLattice(torch.autograd.Function):
@@ -148,7 +148,7 @@ class _FixedLattice(torch.autograd.Function):
         return (operator.gather @ table).reshape(operator.points, -1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         rows = ctx.operator.gather.shape[0]
         return ctx.operator.scatter @ gradient.reshape(rows, -1), None
 
@@ -163,7 +163,7 @@ class _Interpolate(torch.autograd.Function):
         return (rows * weight[..., None]).sum(-2)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor | None]:
         table, entry, weight = ctx.saved_tensors
         flat = entry.reshape(-1)
         spread = (weight[..., None] * gradient[..., None, :]).reshape(len(flat), -1)

@@ -11,18 +11,6 @@ from typing import Any
 import ray
 
 _OBJECT_STORE_BYTES = 512 * 2**20
-# Set before Ray is imported anywhere it is started; inherited by its processes.
-_QUIET = {
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_DATA_LOG_LEVEL": "ERROR",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
-    "RAY_AUTH_MODE": "token",
-    "PYTHONWARNINGS": "ignore::FutureWarning",
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "passive",
-}
-
 
 @contextmanager
 def running_ray(
@@ -47,8 +35,6 @@ def running_ray(
     if ray.is_initialized():
         yield None
         return
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = address or os.environ.get("RAY_ADDRESS", "local")
     folder = None
@@ -60,8 +46,8 @@ def running_ray(
         if dashboard is not None:
             options |= {"dashboard_host": dashboard[0], "dashboard_port": dashboard[1]}
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.init(address=address, **options)
     try:
+        context = ray.init(address=address, **options)
         url = context.dashboard_url
         yield f"http://{url}" if url else None
     finally:

@@ -64,10 +64,13 @@ class Request:
 
 
 def read_run_file(path: Path, overrides: list[str]) -> RunConfig:
-    """A run file, with its store's path made absolute from the file's folder."""
+    """A run file, its paths made absolute from the file's folder."""
     config = load_config(path, RunConfig, overrides)
-    store = (path.resolve().parent / Path(config.dataset.store).expanduser()).resolve()
-    return config.model_copy(update={"dataset": config.dataset.model_copy(update={"store": str(store)})})
+    folder = path.resolve().parent
+    changes: dict[str, Any] = {"store": str((folder / Path(config.dataset.store).expanduser()).resolve())}
+    if config.dataset.simulate is not None:
+        changes["simulate"] = config.dataset.simulate.with_paths_from(folder)
+    return config.model_copy(update={"dataset": config.dataset.model_copy(update=changes)})
 
 
 def read_cluster_file(path: Path, overrides: list[str]) -> tuple[ClusterConfig, Path | None]:

@@ -32,7 +32,7 @@ class FourierAccumulator:
         self._weight = torch.zeros(size**3)
         self._frequency = frequency_grid(size)
         radius = self._frequency.square().sum(-1).sqrt() * size
-        # Beyond the Nyquist sphere trilinear weights would fall off the lattice. On the column kx = 0 half a column says it all.
+        # Beyond the Nyquist sphere trilinear weights would fall off the lattice; on the column kx = 0 half says it all.
         redundant = (self._frequency[..., 0] == 0) & (self._frequency[..., 1] < 0)
         self._inside = (radius < size // 2 - 1) & ~redundant
 

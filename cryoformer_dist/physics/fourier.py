@@ -14,9 +14,7 @@ def image_to_fourier(images: Float[Tensor, "*batch box box"]) -> Complex[Tensor,
     return torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))
 
 
-def fourier_to_image(
-    coefficients: Complex[Tensor, "*batch box half"], box: int
-) -> Float[Tensor, "*batch box box"]:
+def fourier_to_image(coefficients: Complex[Tensor, "*batch box half"], box: int) -> Float[Tensor, "*batch box box"]:
     """Inverse of `image_to_fourier`."""
     return torch.fft.fftshift(torch.fft.irfft2(coefficients, s=(box, box)), dim=(-2, -1))
 
@@ -53,9 +51,7 @@ def crop_images(images: Float[Tensor, "*batch old old"], box: int) -> Float[Tens
     return fourier_to_image(coefficients, box) * (box / old) ** 2
 
 
-def crop_half_plane(
-    coefficients: Complex[Tensor, "*batch old half"], box: int
-) -> Complex[Tensor, "*batch box cut"]:
+def crop_half_plane(coefficients: Complex[Tensor, "*batch old half"], box: int) -> Complex[Tensor, "*batch box cut"]:
     """The low frequencies of a half plane, up to the Nyquist frequency of a smaller box."""
     half = box // 2
     return torch.cat([coefficients[..., :half, : half + 1], coefficients[..., -half:, : half + 1]], dim=-2)

@@ -1,7 +1,7 @@
 """Orientation and in-plane shift of a particle, and the ways other programs write them.
 
-``A`` is RELION's matrix: a voxel ``c = (x, y, z)`` about the centre lands on the image at ``(A c)_xy - shift``; the shift
-is what is added to the image to centre it.
+``A`` is RELION's matrix: a voxel ``c = (x, y, z)`` about the centre lands on the image at ``(A c)_xy - shift``; the
+shift is what is added to the image to centre it.
 """
 
 from dataclasses import dataclass
@@ -87,13 +87,11 @@ def axis_angle_from_rotation(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Ten
 
 
 def _quaternion_from_matrix(matrix: Tensor) -> Tensor:
-    """Unit quaternion (w, x, y, z) with w >= 0: the eigenvector of Bar-Itzhack's symmetric matrix, stable at 180 degrees."""
+    """Unit quaternion (w, x, y, z), w >= 0: eigenvector of Bar-Itzhack's symmetric matrix, stable at 180 degrees."""
     m = matrix.double()
     trace = m.diagonal(dim1=-2, dim2=-1).sum(-1)
     symmetric = m + m.transpose(-1, -2) - trace[..., None, None] * torch.eye(3, dtype=m.dtype)
-    axial = torch.stack(
-        [m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]], dim=-1
-    )
+    axial = torch.stack([m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]], dim=-1)
     top = torch.cat([trace[..., None], axial], dim=-1)[..., None, :]
     bottom = torch.cat([axial[..., None], symmetric], dim=-1)
     vectors = torch.linalg.eigh(torch.cat([top, bottom], dim=-2)).eigenvectors[..., :, -1]

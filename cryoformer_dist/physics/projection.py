@@ -1,9 +1,9 @@
 """From density to image: the integral along the beam, two ways.
 
-`project_points` splats densities known on one canonical lattice (shared by a batch) onto each image: a type-1 non-uniform
-FFT with a cubic B-spline on a twofold grid, the kernel divided out in Fourier space. `project_rays` queries the density
-at the rotated coordinates of every image, as the paper does: the reference. Both return the half-plane transform of the
-image, phase origin at the centre pixel, before the CTF.
+`project_points` splats densities known on one canonical lattice (shared by a batch) onto each image: a type-1
+non-uniform FFT with a cubic B-spline on a twofold grid, the kernel divided out in Fourier space. `project_rays` queries
+the density at the rotated coordinates of every image, as the paper does: the reference. Both return the half-plane
+transform of the image, phase origin at the centre pixel, before the CTF.
 """
 
 from collections.abc import Callable
@@ -130,7 +130,7 @@ class _Splat(torch.autograd.Function):
         return folded[:, :size, :size].contiguous()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         density, fraction, index = ctx.saved_tensors
         padded = ctx.size + _TAPS - 1
         around = torch.nn.functional.pad(gradient[:, None], (0, _TAPS - 1, 0, _TAPS - 1), mode="circular")

@@ -1,6 +1,7 @@
 """Everything a run needs to go on as if it had never stopped, in one folder that appears whole or not at all."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -147,7 +148,7 @@ def write_checkpoint(
 def _load(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error}); delete its folder to use an older checkpoint"
         ) from error

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from cryoformer_dist.data.order import ParticleOrder, Rows
 from cryoformer_dist.errors import ConfigError, TrainingError
 from cryoformer_dist.training.checkpoint import Checkpoint, Position, write_checkpoint
 from cryoformer_dist.training.engine import Engine, sum_over_ranks
-from cryoformer_dist.training.learner import Learner
+from cryoformer_dist.training.learner import Inputs, Learner
 from cryoformer_dist.training.progress import MetricsFile, Reporter, Stopwatch, memory_gib
 
 
@@ -163,7 +163,7 @@ class _Session:
             )
             self._after_step(stage, batch, steps)
         if float(self.totals[2]):
-            self._report(stage, stage.epochs - 1, steps, None)
+            self._report(stage, stage.epochs - 1, steps)
 
     def finish(self) -> None:
         """Keep the last state, if the schedule has not just done so."""
@@ -182,7 +182,9 @@ class _Session:
     def _step(self, stage: Stage, batch: ParticleBatch, progress: float) -> None:
         learner, step = self.learner, self.position.step
         epoch = progress * stage.epochs
-        inputs = learner.inputs(batch, epoch)
+        # Pre-training looks at images and given poses alone.
+        fit = stage.kind == "reconstruction"
+        inputs = learner.inputs(batch, epoch) if fit else Inputs(None, None, {})
         copies = len(learner.objectives.lattice.offsets_pixels)
         # Drawn from the step alone: equal on all ranks, and nothing to keep for a resume.
         copy = int(np.random.default_rng([self.training.seed, step]).integers(copies))
@@ -195,7 +197,7 @@ class _Session:
         self.engine.step(loss, factor)
         learner.update_tables(batch, inputs.leaves, factor)
         self.totals += torch.stack(
-            [errors.detach().sum(), prior.detach().sum(), torch.tensor(float(len(batch)))]
+            [errors.detach().sum(), prior.detach().sum(), errors.new_tensor(len(batch))]
         ).cpu()
         self.stopwatch.trained(len(batch) * self.engine.world)
 
@@ -217,13 +219,11 @@ class _Session:
         )
 
     def _after_step(self, stage: Stage, batch: ParticleBatch, steps: int) -> None:
-        step = self.position.step
-        due = step % self.training.checkpoint_every_steps == 0
-        folder = self._checkpoint() if due else None
-        if step % self.training.report_every_steps == 0:
-            self._report(stage, batch.epoch, steps, folder)
+        # Checkpoints are due at some of the reports: the schema sees to it.
+        if self.position.step % self.training.report_every_steps == 0:
+            self._report(stage, batch.epoch, steps)
 
-    def _report(self, stage: Stage, epoch: int, steps: int, checkpoint: Path | None) -> None:
+    def _report(self, stage: Stage, epoch: int, steps: int) -> None:
         errors, prior, count = sum_over_ranks(self.totals.to(self.engine.device)).tolist()
         done_before = self.position.step - self.position.stage_step
         reading = self.stopwatch.reading()
@@ -246,13 +246,15 @@ class _Session:
         if self.metrics is not None:
             record["seconds"] += self.metrics.seconds_before
             self.metrics.append(record)
-        self.reporter.report(record, checkpoint)
+        # After the record: a crash in between repeats the record, the other way round it would be lost.
+        due = self.position.step % self.training.checkpoint_every_steps == 0
+        self.reporter.report(record, self._checkpoint() if due else None)
         self.totals.zero_()
         self.stopwatch.restart()
 
     def _checkpoint(self) -> Path:
         self.checkpointed = self.position.step
-        states = {"model": self.learner.objectives.model.state_dict, "tables": self.learner.table_state}
+        states: dict[str, Callable[[], dict[str, Any]]] = {"model": self.learner.objectives.model.state_dict, "tables": self.learner.table_state}
         return write_checkpoint(
             self.run,
             self.position,

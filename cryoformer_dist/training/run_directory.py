@@ -157,13 +157,15 @@ def _refuse_other_run(config: RunConfig, store: ParticleStore, run: Path) -> Non
         raise ConfigError(
             f"{run}: was trained on another store than {store.path}; use that one, or another --name"
         )
-    if earlier.model != config.model or earlier.training != config.training:
-        changed = [
-            f"{part}.{key}"
-            for part in ("model", "training")
-            for key in getattr(config, part).model_dump()
-            if getattr(getattr(earlier, part), key) != getattr(getattr(config, part), key)
-        ]
+    changed = [
+        f"{part}.{key}"
+        for part in ("model", "training")
+        for key in getattr(config, part).model_dump()
+        if getattr(getattr(earlier, part), key) != getattr(getattr(config, part), key)
+    ]
+    if earlier.dataset.half != config.dataset.half:
+        changed.insert(0, "dataset.half")
+    if changed:
         raise ConfigError(
             f"{run}: was started with other values of {', '.join(changed)}; resume with those, or use another --name"
         )

@@ -1,7 +1,7 @@
 """Learnable numbers that belong to single particles: latents and poses.
 
-Every rank holds the whole table. A step touches few rows; the ranks exchange only those rows' gradients and apply the same
-row-wise Adam, so tables stay equal everywhere and a restart at another world size needs nothing special.
+Every rank holds the whole table. A step touches few rows; the ranks exchange only those rows' gradients and apply the
+same row-wise Adam, so tables stay equal everywhere and a restart at another world size needs nothing special.
 """
 
 import torch
@@ -36,7 +36,13 @@ class RowTable:
     def update(
         self, rows: Int[Tensor, " batch"], gradient: Float[Tensor, "batch width"], learning_rate: float
     ) -> None:
-        """One Adam step of distinct rows; the gradient's scale does not matter, its history does."""
+        """One Adam step of some rows; the gradient's scale does not matter, its history does.
+
+        A row that comes twice, from the end of one epoch and the beginning of the next, is one visit with both gradients:
+        writing it twice would keep either, and not the same one on every rank.
+        """
+        rows, place = torch.unique(rows, return_inverse=True)
+        gradient = torch.zeros_like(self.values[rows]).index_add_(0, place, gradient)
         visits = self._visits[rows] + 1
         first = torch.lerp(gradient, self._first[rows], _FIRST_DECAY)
         second = torch.lerp(gradient.square(), self._second[rows], _SECOND_DECAY)

@@ -21,11 +21,11 @@ from cryoformer_dist.physics.grids import frequency_grid
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> ParticleTable:
-    return write_particles(tmp_path_factory.mktemp("particles"), particles=240, noise_ratio=3.0)
+    return write_particles(tmp_path_factory.mktemp("particles"), particles=120, noise_ratio=2.0)
 
 
 def _store(table: ParticleTable, folder: Path, contrast: str = "light") -> ParticleStore:
-    options = ConversionOptions(contrast=contrast, shard_rows=128, chunk_rows=32)  # type: ignore[arg-type]
+    options = ConversionOptions(contrast=contrast, shard_rows=64, chunk_rows=16)  # type: ignore[arg-type]
     return convert_serially(plan_conversion(table, folder / "s.zarr", options))
 
 
@@ -44,7 +44,7 @@ def test_a_healthy_store_is_found_healthy(healthy: tuple) -> None:
     assert report.healthy
     assert report.contrast_z_score > 3
     assert report.half_sets == "given"
-    assert (report.particles, report.sample) == (240, 240)
+    assert (report.particles, report.sample) == (120, 120)
     assert max(report.fsc_area, key=report.fsc_area.__getitem__) == check.AS_STORED
     assert "the given conventions are the best of 4" in "\n".join(report.findings)
     assert all(finding in str(report) for finding in report.findings)
@@ -125,10 +125,10 @@ def test_conventions_that_the_data_cannot_tell_are_said_to_be_so(
 
 def test_unknown_half_sets_are_drawn_by_the_seed(table: ParticleTable, tmp_path: Path) -> None:
     store = _store(replace(table, half_set=np.zeros_like(table.half_set)), tmp_path)
-    report = check_store(store, tmp_path / "one", sample=100, seed=3)
-    again = check_store(store, tmp_path / "two", sample=100, seed=3)
+    report = check_store(store, tmp_path / "one", sample=60, seed=3)
+    again = check_store(store, tmp_path / "two", sample=60, seed=3)
     assert report.half_sets == "random"
-    assert report.sample == 100
+    assert report.sample == 60
     assert report.fsc is not None
     assert again.fsc is not None
     torch.testing.assert_close(report.fsc.correlation, again.fsc.correlation, rtol=0, atol=0)

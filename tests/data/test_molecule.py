@@ -123,9 +123,7 @@ def test_end_states_are_laid_onto_each_other_by_their_core(tmp_path, residues):
     turn = rotation_about(np.asarray([1.0, 2.0, 3.0]), np.asarray([40.0]))[0]
     away = moved @ turn.T + [30.0, -10.0, 5.0]
     first = write_chain(tmp_path / "first.pdb", residues)
-    last = write_chain(
-        tmp_path / "last.pdb", [(c, n, xyz) for (c, n, _), xyz in zip(residues, away, strict=True)]
-    )
+    last = write_chain(tmp_path / "last.pdb", [(c, n, xyz) for (c, n, _), xyz in zip(residues, away, strict=True)])
     molecule = build_molecule(MorphSource(kind="morph", first=first, last=last, align_on=("F",)))
     start, middle, end = molecule.coordinates_angstrom(np.asarray([0.0, 0.5, 1.0]))
     np.testing.assert_allclose(end - start, moved - file, atol=5e-3)

@@ -48,10 +48,7 @@ def best_overlay(atoms, weight, other):
     for rotation in scored:
         score = correlation(target, blurred_map(moved @ rotation.T, weight))
         for degrees in np.geomspace(25, 3, 40):
-            turn = (
-                Rotation.from_rotvec(np.deg2rad(degrees) * generator.standard_normal(3)).as_matrix()
-                @ rotation
-            )
+            turn = Rotation.from_rotvec(np.deg2rad(degrees) * generator.standard_normal(3)).as_matrix() @ rotation
             trial = correlation(target, blurred_map(moved @ turn.T, weight))
             if trial > score:
                 score, rotation = trial, turn

@@ -24,9 +24,7 @@ CLEAN = {"snr": None, "ctf": {"apply": False}}
 
 
 def configured(**values) -> SimulationConfig:
-    return SimulationConfig.model_validate(
-        {"particles": 40, "box_size": 24, "states": {"truth_volumes": 2}} | values
-    )
+    return SimulationConfig.model_validate({"particles": 40, "box_size": 24, "states": {"truth_volumes": 2}} | values)
 
 
 def images_of(simulated) -> torch.Tensor:

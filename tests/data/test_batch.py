@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cryoformer_dist.data.batch import ImageBlock, local_batches, make_batch, rebatch
+from cryoformer_dist.data.order import ParticleOrder, Phase
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.physics.ctf import CTFParams
+
+
+def _order(store: ParticleStore, epochs: int = 1, consumed: tuple[Phase, ...] = ()) -> ParticleOrder:
+    return ParticleOrder(np.arange(len(store)), store.shard_size, (0, 0), epochs, consumed)
+
+
+def _rows_of(order: ParticleOrder, rank: int, world: int) -> list[int]:
+    return [int(row) for piece in order.pieces(rank, world) for row in piece.rows]
+
+
+def test_batches_follow_the_order_across_pieces_and_the_last_is_smaller(tiny_store: Path) -> None:
+    store = ParticleStore.open(tiny_store)
+    order = _order(store)
+    for rank, world in [(0, 1), (0, 3), (2, 3)]:
+        batches = list(local_batches(store)(order, rank, world, 12))
+        rows = _rows_of(order, rank, world)
+        assert [len(batch) for batch in batches] == [12] * (len(rows) // 12) + [len(rows) % 12]
+        assert torch.cat([batch.row for batch in batches]).tolist() == rows
+
+
+def test_every_image_travels_with_the_metadata_of_its_own_row(tiny_store: Path) -> None:
+    store = ParticleStore.open(tiny_store)
+    particles = store.particles()
+    images = store.read_images(np.arange(len(store))).astype(np.float32)
+    assert len(np.unique(particles.defocus_u_angstrom)) == len(store)
+    for batch in local_batches(store)(_order(store), 0, 1, 10):
+        rows = batch.row.numpy()
+        np.testing.assert_array_equal(batch.images.numpy(), images[rows])
+        np.testing.assert_array_equal(batch.pose.rotation.numpy(), particles.rotation[rows])
+        np.testing.assert_array_equal(batch.pose.shift_angstrom.numpy(), particles.shift_angstrom[rows])
+        np.testing.assert_array_equal(batch.pixel_size_angstrom.numpy(), particles.pixel_size_angstrom[rows])
+        for name in CTFParams.__dataclass_fields__:
+            np.testing.assert_array_equal(getattr(batch.ctf, name).numpy(), getattr(particles, name)[rows])
+
+
+def test_a_batch_goes_on_into_the_next_epoch_and_belongs_to_that(tiny_store: Path) -> None:
+    store = ParticleStore.open(tiny_store)
+    batches = list(local_batches(store)(_order(store, epochs=2), 0, 1, 48))
+    assert [(len(batch), batch.epoch) for batch in batches] == [(48, 0), (48, 1), (32, 1)]
+
+
+def test_what_was_consumed_does_not_come_again(tiny_store: Path) -> None:
+    store = ParticleStore.open(tiny_store)
+    whole = list(local_batches(store)(_order(store), 0, 1, 8))
+    rest = list(local_batches(store)(_order(store, consumed=(Phase(1, 24),)), 0, 1, 8))
+    assert len(rest) == len(whole) - 3
+    for one, other in zip(rest, whole[3:], strict=True):
+        assert torch.equal(one.row, other.row)
+        assert torch.equal(one.images, other.images)
+
+
+def test_nothing_left_means_no_batch(tiny_store: Path) -> None:
+    store = ParticleStore.open(tiny_store)
+    assert list(local_batches(store)(_order(store, consumed=(Phase(1, 64),)), 0, 1, 8)) == []
+
+
+def test_stopping_early_leaves_no_reader_behind(tiny_store: Path) -> None:
+    import threading
+
+    store = ParticleStore.open(tiny_store)
+    before = threading.active_count()
+    batches = local_batches(store)(_order(store, epochs=50), 0, 1, 4)
+    next(batches)
+    assert threading.active_count() == before + 1
+    batches.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+def test_rebatching_keeps_the_stream_for_any_sizes_of_blocks() -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 3, 7, 50):
+        lengths = rng.integers(0, 9, 12)
+        rows = np.split(np.arange(lengths.sum()), np.cumsum(lengths)[:-1])
+        blocks = [
+            ImageBlock(np.tile(part[:, None, None], (1, 2, 2)).astype(np.float16), part, part // 10) for part in rows
+        ]
+        cut = list(rebatch(blocks, size))
+        assert {len(block.row) for block in cut[:-1]} <= {size}
+        assert 0 < len(cut[-1].row) <= size
+        for name in ("images", "row", "epoch"):
+            joined = np.concatenate([getattr(block, name) for block in cut])
+            np.testing.assert_array_equal(joined, np.concatenate([getattr(block, name) for block in blocks]))
+
+
+def test_moving_a_batch_moves_all_of_it(tiny_store: Path) -> None:
+    store = ParticleStore.open(tiny_store)
+    rows = np.arange(5)
+    batch = make_batch(ImageBlock(store.read_images(rows), rows, np.zeros(5, np.int64)), store.particles())
+    moved = batch.to(torch.device("meta"))
+    tensors = [moved.images, moved.row, moved.pixel_size_angstrom, moved.pose.rotation, moved.pose.shift_angstrom]
+    tensors += [getattr(moved.ctf, name) for name in CTFParams.__dataclass_fields__]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert (len(moved), moved.epoch) == (5, 0)

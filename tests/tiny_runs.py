@@ -1,0 +1,118 @@
+"""The smallest simulated set and the smallest network that go the whole way, for tests of any folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cryoformer_dist.config.loading import parse_config
+from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.config.simulation import SimulationConfig
+from cryoformer_dist.data.batch import BatchSource, local_batches
+from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
+from cryoformer_dist.data.simulate import simulate
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.io.reading import read_particles
+from cryoformer_dist.training.checkpoint import latest_checkpoint
+from cryoformer_dist.training.run_directory import prepare_run
+from cryoformer_dist.training.session import train_rank
+
+PARTICLES = 64
+SHARD_ROWS = 16
+CPU = torch.device("cpu")
+
+_MODEL = {
+    "hash_grid": {"levels": 2, "base_resolution": 4, "finest_resolution": 8, "log2_table_size": 10},
+    "decoder": {"queries": 4, "channels": 8, "blocks": 1, "hidden_width": 8, "density_width": 8},
+    "latent": {"dimensions": 2, "encoder": {"hidden_layers": 2, "width": 16}},
+    "pose": {"encoder": {"hidden_layers": 2, "width": 16}},
+}
+_TRAINING = {
+    "seed": 3,
+    "epochs": 2,
+    "pose_pretraining_epochs": 1,
+    "global_batch_size": 12,
+    "warmup_steps": 2,
+    "freeze_pose_epochs": 0,
+    "jitter_lattices": 2,
+    "occupancy": "sphere",
+    "engine": "torch",
+    "threads_per_worker": 1,
+    "report_every_steps": 2,
+    "checkpoint_every_steps": 4,
+    "keep_checkpoints": 10,
+}
+
+
+def write_set(folder: Path, particles: int = PARTICLES, box: int = 16, **simulation: Any) -> Path:
+    """Simulate and convert; ``folder/particles/`` and the store, which is returned."""
+    config = SimulationConfig(particles=particles, box_size=box, **simulation)
+    made = simulate(config, folder / "particles")
+    options = ConversionOptions(contrast="light", shard_rows=SHARD_ROWS, chunk_rows=8)
+    return convert_serially(plan_conversion(read_particles(made.star), folder / "particles.zarr", options)).path
+
+
+def tiny_settings(store: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Plain values of a run file, with dotted keys changed."""
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "dataset": {"store": str(store), "loader": "local"},
+        "model": {part: dict(section) for part, section in _MODEL.items()},
+        "training": dict(_TRAINING),
+        "results": {"kmeans_volumes": 2, "principal_components": 1, "volumes_per_component": 2},
+    }
+    for key, value in (changes or {}).items():
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[last] = value
+    return values
+
+
+def tiny_config(store: Path, changes: dict[str, Any] | None = None) -> RunConfig:
+    return parse_config(tiny_settings(store, changes), RunConfig, "tiny")
+
+
+class Stop(Exception):
+    """What a test ends training with."""
+
+
+@dataclass
+class Listener:
+    """Keeps every report; ends training when the step ``stop_at`` is reported."""
+
+    stop_at: int | None = None
+    records: list[dict[str, Any]] = field(default_factory=list)
+    checkpoints: list[Path] = field(default_factory=list)
+
+    def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
+        self.records.append(record)
+        if checkpoint is not None:
+            self.checkpoints.append(checkpoint)
+        if record["step"] == self.stop_at:
+            raise Stop
+
+
+def train(
+    config: RunConfig,
+    run: Path,
+    listener: Listener | None = None,
+    batches_of: Callable[[ParticleStore], BatchSource] = local_batches,
+) -> Listener:
+    """Prepare a run, or go on with it, and train in this process."""
+    listener = listener or Listener()
+    store = ParticleStore.open(config.dataset.store)
+    prepare_run(config, store, run, resume=(run / "manifest.json").is_file())
+    train_rank(run, listener, batches_of, CPU)
+    return listener
+
+
+def final_state(run: Path) -> dict[str, torch.Tensor]:
+    """Weights and tables of the newest checkpoint, flat."""
+    checkpoint = latest_checkpoint(run)
+    assert checkpoint is not None
+    tables = {f"{name}.{key}": value for name, state in checkpoint.tables().items() for key, value in state.items()}
+    return checkpoint.weights() | tables
