@@ -36,9 +36,7 @@ def write_particles(
     defocus = 8000 + 12000 * torch.rand(particles, generator=generator)
     ones = torch.ones(particles)
     ctf = CTFParams(defocus, defocus + 300, 40 * ones, 0 * ones, 300 * ones, 2.7 * ones, 0.1 * ones)
-    projection = project_points(
-        torch.ones(particles, len(points)), points, rotation, -shift / PIXEL_SIZE_ANGSTROM, box
-    )
+    projection = project_points(torch.ones(particles, len(points)), points, rotation, -shift / PIXEL_SIZE_ANGSTROM, box)
     transfer = contrast_transfer_function(ctf, frequency_grid(box)[None] / PIXEL_SIZE_ANGSTROM)
     signal = fourier_to_image(projection * transfer, box)
     noise = torch.randn(signal.shape, generator=generator) * signal.std() * noise_ratio**0.5

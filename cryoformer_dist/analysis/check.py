@@ -88,9 +88,7 @@ class CheckReport:
     files: tuple[Path, ...]
 
     def __str__(self) -> str:
-        lines = [
-            f"{'all chunks whole' if self.healthy else 'LOOK BEFORE TRAINING'}: {self.particles} particles"
-        ]
+        lines = [f"{'all chunks whole' if self.healthy else 'LOOK BEFORE TRAINING'}: {self.particles} particles"]
         lines += [f"- {finding}" for finding in self.findings]
         return "\n".join([*lines, f"picture    {self.files[-1]}"])
 
@@ -151,9 +149,7 @@ def check_store(
         findings = [background, "the store has no poses: nothing was back-projected"]
         picture = CheckPicture(shown, store.pixel_size_angstrom, findings)
         draw_check(output / "check.png", picture)
-        return CheckReport(
-            len(store), 0, "random", None, None, {}, 0.0, tuple(findings), True, (output / "check.png",)
-        )
+        return CheckReport(len(store), 0, "random", None, None, {}, 0.0, tuple(findings), True, (output / "check.png",))
     half, half_sets = _halves(particles, rows, seed)
     maps, small = _back_project_halves(store, particles, rows, half, report)
     areas = _try_variants(small.first(_VARIANT_SAMPLE), report)
@@ -300,9 +296,7 @@ def _judge(areas: dict[str, float], z_score: float) -> tuple[list[str], bool]:
     alike = [name for name in areas if name != AS_STORED and name not in worse and name not in better]
     if better:
         best = max(better, key=better.__getitem__)
-        problems.append(
-            f"{_ADVICE[best]} (half-map FSC area {areas[best]:.3f} against {stored:.3f} as stored)"
-        )
+        problems.append(f"{_ADVICE[best]} (half-map FSC area {areas[best]:.3f} against {stored:.3f} as stored)")
     elif not alike:
         second = max(areas[name] for name in worse)
         notes.append(
@@ -320,9 +314,7 @@ def _judge(areas: dict[str, float], z_score: float) -> tuple[list[str], bool]:
             f"the protein is dark ({-z_score:.1f} standard errors): convert again with the other --contrast"
         )
     elif z_score < CERTAIN_Z_SCORE:
-        notes.append(
-            f"the contrast is uncertain ({z_score:+.1f} standard errors; 3 are wanted): look at the picture"
-        )
+        notes.append(f"the contrast is uncertain ({z_score:+.1f} standard errors; 3 are wanted): look at the picture")
     else:
         notes.append(f"the protein is bright, as it must be ({z_score:.1f} standard errors)")
     notes.append("the hand cannot be told from projections: compare the map with a known structure")

@@ -62,17 +62,17 @@ def _draw_maps(figure: Figure, grid: Any, volume: Volume) -> None:
     # Rows of each picture run along the first axis named in the title, columns along the second.
     titles = ("y, x (along z)", "z, x (along y)", "z, y (along x)")
     for axis, title in enumerate(titles):
-        _show(
-            figure.add_subplot(grid[0, 2 * axis : 2 * axis + 2]), voxels.take(middle, axis), f"slice {title}"
-        )
+        _show(figure.add_subplot(grid[0, 2 * axis : 2 * axis + 2]), voxels.take(middle, axis), f"slice {title}")
         _show(figure.add_subplot(grid[1, 2 * axis : 2 * axis + 2]), voxels.sum(axis), f"projection {title}")
 
 
 def _draw_images(figure: Figure, grid: Any, row: int, picture: CheckPicture) -> None:
-    """Draw stored images, and the same with frequencies beyond 20 A left out."""
+    """Draw stored images, and the same without their high frequencies."""
     box = picture.images.shape[-1]
     field_angstrom = box * picture.image_pixel_size_angstrom
-    low_box = min(box, max(16, 2 * round(field_angstrom / _LOW_PASS_ANGSTROM)))
+    # Coarse pixels need a coarser filter for it to be seen.
+    wanted = max(_LOW_PASS_ANGSTROM, 4 * picture.image_pixel_size_angstrom)
+    low_box = min(box, max(8, 2 * round(field_angstrom / wanted)))
     low = crop_images(torch.from_numpy(picture.images), low_box).numpy()
     limit = 2 * field_angstrom / low_box
     for column, (image, smooth) in enumerate(zip(picture.images, low, strict=True)):

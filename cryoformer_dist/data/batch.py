@@ -74,7 +74,8 @@ def make_batch(block: ImageBlock, particles: StoredParticles) -> ParticleBatch:
     """Join images with the metadata of their rows."""
     return ParticleBatch(
         images=torch.from_numpy(block.images.astype(np.float32)),
-        row=torch.from_numpy(block.row),
+        # Ray lends its blocks read-only; a copy of a few integers costs nothing.
+        row=torch.tensor(block.row),
         pose=particles.pose(block.row),
         ctf=particles.ctf(block.row),
         pixel_size_angstrom=torch.from_numpy(particles.pixel_size_angstrom[block.row]),

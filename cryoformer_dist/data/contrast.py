@@ -37,9 +37,7 @@ class Contrast:
 
     def __str__(self) -> str:
         found = "light-on-dark" if self.sign > 0 else "dark-on-light, images multiplied by -1"
-        measured = (
-            f", {abs(self.z_score):.1f} standard errors" if self.how in ("measured", "uncertain") else ""
-        )
+        measured = f", {abs(self.z_score):.1f} standard errors" if self.how in ("measured", "uncertain") else ""
         return f"{found} ({self.how}{measured})"
 
 

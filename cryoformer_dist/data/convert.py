@@ -119,9 +119,7 @@ def plan_conversion(table: ParticleTable, output: Path, options: ConversionOptio
     """
     output = Path(output)
     if len(table) == 0:
-        raise ParticleFormatError(
-            f"{table.source}: no particles; check the file, or the selection made with --ind"
-        )
+        raise ParticleFormatError(f"{table.source}: no particles; check the file, or the selection made with --ind")
     check_stacks(table)
     box_size = common_box(table, options.box_size)
     check_diameter(table, options.particle_diameter_angstrom)

@@ -20,7 +20,7 @@ from cryoformer_dist.physics.grids import radius_grid
 
 ContrastChoice = Literal["auto", "light", "dark"]
 
-_BLOCK_BYTES = 64 * 2**20
+_BLOCK_BYTES = 16 * 2**20
 _SCALE_SAMPLE = 1000
 _CONTRAST_SAMPLE = 2000
 _CONTRAST_BOX = 48
@@ -109,7 +109,7 @@ def check_diameter(table: ParticleTable, diameter_angstrom: float | None) -> Non
 def prepared_images(
     table: ParticleTable, rows: NDArray[np.int64], preparation: Preparation
 ) -> Iterator[tuple[NDArray[np.int64], Float[Tensor, "block box box"]]]:
-    """Read and prepare images block by block, each stack opened once, 64 MiB of source pixels at a time.
+    """Read and prepare images block by block, each stack opened once, 16 MiB of source pixels at a time.
 
     Parameters
     ----------
@@ -142,9 +142,7 @@ def prepared_images(
         per_block = max(1, _BLOCK_BYTES // (4 * optics.box_size**2))
         for start in range(0, len(members), per_block):
             block = members[start : start + per_block]
-            pixels = torch.from_numpy(
-                np.ascontiguousarray(stack.read(table.stack_index[rows[block]]), np.float32)
-            )
+            pixels = torch.from_numpy(np.ascontiguousarray(stack.read(table.stack_index[rows[block]]), np.float32))
             normalised, bad = _normalise(pixels, background)
             if bad is not None:
                 raise _bad_image(table, int(rows[block[bad]]), pixels[bad])
@@ -241,9 +239,7 @@ def _bad_image(table: ParticleTable, row: int, pixels: Tensor) -> ParticleFormat
     """Error that names the file and the number of an image that cannot be normalised."""
     place = image_place(table, row)
     if not bool(torch.isfinite(pixels).all()):
-        return ParticleFormatError(
-            f"{place} has pixels that are not finite: leave it out or extract it again"
-        )
+        return ParticleFormatError(f"{place} has pixels that are not finite: leave it out or extract it again")
     return ParticleFormatError(
         f"{place} has a constant background, so its noise cannot be measured: leave it out, or extract the "
         "particles unmasked; if only the corners are blank, give --particle-diameter"

@@ -38,9 +38,7 @@ def _open_group(path: Path, mode: str) -> Any:
 
 def attributes_fingerprint(attributes: Mapping[str, Any], particles: int) -> str:
     """sha256 of what a store says about itself, without the places its sources lay at."""
-    kept = {
-        key: value for key, value in attributes.items() if key not in ("fingerprint", "complete", "source")
-    }
+    kept = {key: value for key, value in attributes.items() if key not in ("fingerprint", "complete", "source")}
     source = dict(attributes.get("source", {}))
     source.pop("path", None)
     stacks = source.get("stacks", [])
@@ -156,9 +154,7 @@ class ParticleStore:
         """
         path = Path(path)
         if not path.exists():
-            raise StoreNotFoundError(
-                f"{path}: no such particle store; make it with 'cryoformer-dist convert'"
-            )
+            raise StoreNotFoundError(f"{path}: no such particle store; make it with 'cryoformer-dist convert'")
         if not is_store_directory(path):
             raise StoreError(f"{path}: not a particle store; make one with 'cryoformer-dist convert'")
         if not is_complete(path):
@@ -302,9 +298,7 @@ class ParticleStore:
                 f"file {file}: {reason}; {_REMEDY}"
             ) from error
 
-    def _first_damaged_chunk(
-        self, array: Any, start: int, stop: int, error: Exception
-    ) -> tuple[int, Exception]:
+    def _first_damaged_chunk(self, array: Any, start: int, stop: int, error: Exception) -> tuple[int, Exception]:
         """Find the first chunk in a damaged range that cannot be read by itself."""
         for chunk in range(start // self.chunk_size, -(-stop // self.chunk_size)):
             try:

@@ -45,10 +45,12 @@ class GridLayout:
 
     @staticmethod
     def of(levels: int, base_resolution: int, growth: float, table_size: int) -> "GridLayout":
-        """Lay out levels as tiny-cuda-nn does, computing in double and rounding once."""
+        """Lay out levels as tiny-cuda-nn does, with its roundings: they decide which entries the finest levels use."""
         scales, resolutions, offsets = [], [], [0]
+        exponent = np.float32(math.log2(growth))
         for level in range(levels):
-            scale = np.float32(2.0 ** (level * math.log2(growth)) * base_resolution - 1.0)
+            power = np.float32(2.0 ** float(np.float32(level) * exponent))
+            scale = power * np.float32(base_resolution) - np.float32(1)
             resolution = math.ceil(scale) + 1
             entries = min((resolution**3 + 7) // 8 * 8, table_size)
             scales.append(float(scale))
@@ -80,7 +82,8 @@ class GridLayout:
         """
         entries, fractions = [], []
         for level, (scale, resolution) in enumerate(zip(self.scales, self.resolutions, strict=True)):
-            position = points * scale + 0.5
+            # One rounding, as a fused multiply-add has: two would move points across the borders of fine cells.
+            position = (points.double() * scale + 0.5).to(points.dtype)
             cell = position.detach().floor()
             fractions.append(position - cell)
             entries.append(self._level_entries(cell.long(), level, resolution) + self.offsets[level])

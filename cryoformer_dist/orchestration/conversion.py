@@ -25,7 +25,7 @@ def convert_particles(
 ) -> ParticleStore:
     """Write the shards of a plan with Ray tasks, at most one per worker under way.
 
-    Memory is bounded: a worker holds one shard of stored images and 64 MiB of source pixels. A Ray that is
+    Memory is bounded: a worker holds one shard of stored images and 16 MiB of source pixels. A Ray that is
     initialised already is used and left running.
 
     Parameters

@@ -66,7 +66,9 @@ def project_rays(
     ----------
     density_at
         Density of each particle at its own molecule-frame points, in pixels about the centre.
-    rotation, shift_pixels, box
+    rotation
+        ``(particles, 3, 3)``: A of each particle, divided by a magnification if pixel sizes differ.
+    shift_pixels, box
         As in `project_points`.
     radius_pixels
         Points of the image frame farther than this from the (shifted) centre are empty.
@@ -121,7 +123,8 @@ class _Splat(torch.autograd.Function):
         for row, row_weight in enumerate(_bspline(fraction[..., 1])):
             value = density * row_weight
             for column, column_weight in enumerate(column_weights):
-                grid.scatter_add_(0, index + (row * padded + column), (value * column_weight).reshape(-1))
+                # A view that starts at the tap spares an addition to every index.
+                grid[row * padded + column :].scatter_add_(0, index, (value * column_weight).reshape(-1))
         ctx.save_for_backward(density, fraction, index)
         ctx.size = size
         folded = grid.reshape(-1, padded, padded)
@@ -142,7 +145,7 @@ class _Splat(torch.autograd.Function):
         for row, row_weight in enumerate(_bspline(fraction[..., 1])):
             line, slope = torch.zeros_like(density), torch.zeros_like(density)
             for column in range(_TAPS):
-                tap = flat.index_select(0, index + (row * padded + column)).reshape(density.shape)
+                tap = flat[row * padded + column :].index_select(0, index).reshape(density.shape)
                 line += tap * column_weights[column]
                 if wants_position:
                     slope += tap * column_slopes[column]

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.model.cryoformer import CryoFormer
-from cryoformer_dist.model.decoder import FoldedQueries
 from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import fourier_to_image, image_to_fourier, mean_squared_error_half_plane
 from cryoformer_dist.physics.grids import frequency_grid
@@ -81,21 +80,19 @@ class Objectives(nn.Module):
         """Half-plane transform of each particle's projection, before the CTF."""
         pixel = batch.pixel_size_angstrom[:, None]
         magnification = self.pixel_size_angstrom / pixel
-        rotation = pose.rotation * magnification[..., None]
         shift_pixels = -pose.shift_angstrom / pixel
         folded = self.model.condition(latent)
         if self.projection == "rays":
-            return project_rays(
-                lambda points: self._density_at(points / magnification[..., None], folded) / magnification,
-                pose.rotation,
-                shift_pixels,
-                self.box,
-                # Emptiness is decided in pixels of the map.
-                radius_pixels=2 * self.box,
-            )
+
+            def density_at(points: Tensor) -> Tensor:
+                return self.model.density(self._hidden_at(points), folded) / magnification
+
+            rotation = pose.rotation / magnification[..., None]
+            return project_rays(density_at, rotation, shift_pixels, self.box, self.box / 2 - 1)
         hidden = self.model.feature_volume.at_lattice(self.operators[copy])
         points = self.lattice.points_pixels + self.lattice.offsets_pixels[copy]
         density = self.model.density(hidden, folded) * magnification.square()
+        rotation = pose.rotation * magnification[..., None]
         return project_points(density, points, rotation, shift_pixels, self.box)
 
     def encode_pose(self, batch: ParticleBatch) -> Pose:
@@ -111,11 +108,8 @@ class Objectives(nn.Module):
             raise ValueError("this model has no deformation encoder: set model.latent.form to encoder")
         return self.model.deformation_encoder(self._encoder_input(batch))
 
-    def _density_at(self, points: Tensor, folded: FoldedQueries) -> Tensor:
-        """Density of each particle at its own points in pixels of the map, zero outside the map's sphere."""
-        hidden = self.model.feature_volume(points.reshape(-1, 3)).reshape(*points.shape[:2], -1)
-        inside = points.square().sum(-1) <= (self.box / 2 - 1) ** 2
-        return torch.where(inside, self.model.density(hidden, folded), 0.0)
+    def _hidden_at(self, points: Tensor) -> Tensor:
+        return self.model.feature_volume(points.reshape(-1, 3)).reshape(*points.shape[:2], -1)
 
     def _transfer(self, batch: ParticleBatch) -> Tensor:
         frequency = self.frequency[None] / batch.pixel_size_angstrom[:, None, None, None]

@@ -21,7 +21,7 @@ from cryoformer_dist.physics.grids import frequency_grid
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> ParticleTable:
-    return write_particles(tmp_path_factory.mktemp("particles"), particles=120, noise_ratio=2.0)
+    return write_particles(tmp_path_factory.mktemp("particles"), particles=120, box=24, noise_ratio=2.0)
 
 
 def _store(table: ParticleTable, folder: Path, contrast: str = "light") -> ParticleStore:
@@ -37,6 +37,12 @@ def healthy(
     store, calls = _store(table, folder), []
     report = check_store(store, folder / "check", progress=lambda *call: calls.append(call))
     return store, report, calls
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Drawing takes seconds; the healthy report above and the one without poses below are drawn for real.
+    monkeypatch.setattr(check, "draw_check", lambda path, picture: None)
 
 
 def test_a_healthy_store_is_found_healthy(healthy: tuple) -> None:
@@ -77,9 +83,7 @@ def test_progress_runs_through_every_stage_to_its_end(healthy: tuple) -> None:
 
 
 def test_flipped_shifts_are_told(table: ParticleTable, tmp_path: Path) -> None:
-    report = check_store(
-        _store(replace(table, shift_angstrom=-table.shift_angstrom), tmp_path), tmp_path / "out"
-    )
+    report = check_store(_store(replace(table, shift_angstrom=-table.shift_angstrom), tmp_path), tmp_path / "out")
     assert not report.healthy
     assert report.findings[0].startswith("the shifts look flipped")
     assert str(report).startswith("LOOK BEFORE TRAINING")
@@ -95,13 +99,11 @@ def test_transposed_rotations_are_told(table: ParticleTable, tmp_path: Path) -> 
 
 def test_flipped_phases_are_told(table: ParticleTable, tmp_path: Path) -> None:
     pixel_size = table.optics[0].pixel_size_angstrom
-    transfer = contrast_transfer_function(table.ctf_params(), frequency_grid(32)[None] / pixel_size)
+    transfer = contrast_transfer_function(table.ctf_params(), frequency_grid(24)[None] / pixel_size)
     flipped = image_to_fourier(torch.from_numpy(source_images(table))) * transfer.sign()
-    write_stack(tmp_path / "flipped.mrcs", fourier_to_image(flipped, 32).numpy(), pixel_size)
+    write_stack(tmp_path / "flipped.mrcs", fourier_to_image(flipped, 24).numpy(), pixel_size)
     rows = np.arange(len(table))
-    other = replace(
-        table, stack_paths=(tmp_path / "flipped.mrcs",), stack=np.zeros_like(table.stack), stack_index=rows
-    )
+    other = replace(table, stack_paths=(tmp_path / "flipped.mrcs",), stack=np.zeros_like(table.stack), stack_index=rows)
     report = check_store(_store(other, tmp_path), tmp_path / "out")
     assert not report.healthy
     assert report.findings[0].startswith("the images look phase-flipped")
@@ -114,9 +116,7 @@ def test_a_dark_protein_is_told(table: ParticleTable, tmp_path: Path) -> None:
     assert report.findings[0].startswith("the protein is dark")
 
 
-def test_conventions_that_the_data_cannot_tell_are_said_to_be_so(
-    table: ParticleTable, tmp_path: Path
-) -> None:
+def test_conventions_that_the_data_cannot_tell_are_said_to_be_so(table: ParticleTable, tmp_path: Path) -> None:
     centred = replace(table, shift_angstrom=np.zeros_like(table.shift_angstrom))
     report = check_store(_store(centred, tmp_path), tmp_path / "out")
     line = next(finding for finding in report.findings if "cannot be told apart in this sample" in finding)
@@ -135,12 +135,14 @@ def test_unknown_half_sets_are_drawn_by_the_seed(table: ParticleTable, tmp_path:
 
 
 def test_without_poses_only_the_bytes_and_the_background_are_judged(
-    table: ParticleTable, tmp_path: Path
+    table: ParticleTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.undo()
     report = check_store(_store(replace(table, rotation=None), tmp_path), tmp_path / "out")
     assert report.healthy
     assert report.fsc is None
     assert [path.name for path in report.files] == ["check.png"]
+    assert report.files[0].stat().st_size > 10_000
     assert "no poses" in report.findings[1]
 
 

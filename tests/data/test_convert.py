@@ -68,24 +68,18 @@ def test_store_rows_are_a_permutation_of_the_table_rows(store: ParticleStore, ta
         np.testing.assert_array_equal(getattr(particles, name), getattr(table, name)[rows])
 
 
-def test_what_is_read_is_the_crop_of_the_normalised_source(
-    store: ParticleStore, table: ParticleTable
-) -> None:
+def test_what_is_read_is_the_crop_of_the_normalised_source(store: ParticleStore, table: ParticleTable) -> None:
     images = source_images(table)
     outside = (radius_grid(32, 2) > 15).numpy()
     corners = images[:, outside]
     images = (images - corners.mean(1)[:, None, None]) / corners.std(1)[:, None, None]
-    expected = (
-        crop_images(torch.from_numpy(images), 24).numpy() * store.attributes["conversion"]["scale_after_crop"]
-    )
+    expected = crop_images(torch.from_numpy(images), 24).numpy() * store.attributes["conversion"]["scale_after_crop"]
     stored = store.read_images(np.arange(len(store))).astype(np.float32)
     np.testing.assert_allclose(stored, expected[store.particles().source_row], atol=4e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("box", [None, 24, 16])
-def test_background_deviation_is_one_after_conversion(
-    table: ParticleTable, tmp_path: Path, box: int | None
-) -> None:
+def test_background_deviation_is_one_after_conversion(table: ParticleTable, tmp_path: Path, box: int | None) -> None:
     store = _convert(table, tmp_path / "s.zarr", replace(SMALL_SHARDS, box_size=box))
     images = store.read_images(np.arange(len(store))).astype(np.float32)
     corners = images[:, (radius_grid(store.box_size, 2) > store.box_size / 2 - 1).numpy()]
@@ -132,9 +126,7 @@ def test_an_uncertain_contrast_is_said_and_taken_as_light(tmp_path: Path) -> Non
 
 def test_without_poses_the_contrast_is_assumed_and_said(table: ParticleTable, tmp_path: Path) -> None:
     with pytest.warns(SmallSampleWarning, match="no poses.*--contrast"):
-        plan = plan_conversion(
-            replace(table, rotation=None), tmp_path / "s.zarr", ConversionOptions(box_size=16)
-        )
+        plan = plan_conversion(replace(table, rotation=None), tmp_path / "s.zarr", ConversionOptions(box_size=16))
     assert plan.contrast.how == "assumed"
     assert not convert_serially(plan).has_poses
 
@@ -221,9 +213,7 @@ def test_a_killed_conversion_continues_to_the_same_bytes(
     assert _hashes(finished.path) == _hashes(store.path)
 
 
-def test_a_kill_after_completion_is_recognised(
-    table: ParticleTable, store: ParticleStore, tmp_path: Path
-) -> None:
+def test_a_kill_after_completion_is_recognised(table: ParticleTable, store: ParticleStore, tmp_path: Path) -> None:
     plan = plan_conversion(table, tmp_path / "s.zarr", SMALL_SHARDS)
     finished = convert_serially(plan)
     # As if killed between the mark and the removal of the progress folder.
@@ -293,17 +283,13 @@ def test_a_missing_stack_is_found_before_anything_is_written(table: ParticleTabl
         (4, "give --box 8"),
     ],
 )
-def test_a_box_that_cannot_be_is_refused(
-    table: ParticleTable, tmp_path: Path, box: int, message: str
-) -> None:
+def test_a_box_that_cannot_be_is_refused(table: ParticleTable, tmp_path: Path, box: int, message: str) -> None:
     with pytest.raises(ParticleFormatError, match=message):
         plan_conversion(table, tmp_path / "s.zarr", ConversionOptions(box_size=box))
 
 
 @pytest.mark.parametrize("diameter", [0.0, 160.0, 500.0])
-def test_a_diameter_that_leaves_no_background_is_refused(
-    table: ParticleTable, tmp_path: Path, diameter: float
-) -> None:
+def test_a_diameter_that_leaves_no_background_is_refused(table: ParticleTable, tmp_path: Path, diameter: float) -> None:
     with pytest.raises(ParticleFormatError, match="smaller --particle-diameter"):
         plan_conversion(table, tmp_path / "s.zarr", ConversionOptions(particle_diameter_angstrom=diameter))
 
@@ -356,9 +342,7 @@ def test_groups_of_several_boxes_need_a_common_one_and_keep_their_pixel_sizes(tm
             for name in ("stack_index", *(c for c in COLUMNS if c not in ("optics_group", "source_row")))
         },
     )
-    with pytest.raises(
-        ParticleFormatError, match="images of 32, 40 pixels: give --box with an even number up to 32"
-    ):
+    with pytest.raises(ParticleFormatError, match="images of 32, 40 pixels: give --box with an even number up to 32"):
         plan_conversion(both, tmp_path / "s.zarr", ConversionOptions())
     store = _convert(both, tmp_path / "s.zarr", SMALL_SHARDS)
     particles = store.particles()

@@ -86,16 +86,12 @@ def test_what_is_written_is_read(store_path: Path) -> None:
     assert particles.rotation.dtype == np.float32
     assert particles.uid.dtype == np.uint64
     np.testing.assert_array_equal(particles.voltage_kv, np.array([300, 200])[content["optics_group"]])
-    np.testing.assert_allclose(
-        particles.pixel_size_angstrom, np.array([1.5, 1.6])[content["optics_group"]], rtol=1e-6
-    )
+    np.testing.assert_allclose(particles.pixel_size_angstrom, np.array([1.5, 1.6])[content["optics_group"]], rtol=1e-6)
 
 
 def test_rows_come_in_the_order_asked_for_across_shards_and_with_repeats(store_path: Path) -> None:
     rows = np.array([20, 3, 3, 9, 0, 15, 16, 8])
-    np.testing.assert_array_equal(
-        ParticleStore.open(store_path).read_images(rows), _content()["images"][rows]
-    )
+    np.testing.assert_array_equal(ParticleStore.open(store_path).read_images(rows), _content()["images"][rows])
 
 
 def test_no_rows_give_no_images(store_path: Path) -> None:
@@ -111,9 +107,7 @@ def test_a_row_that_does_not_exist_is_refused_by_number(store_path: Path, row: i
 def test_poses_and_ctf_of_rows_are_those_of_the_columns(store_path: Path) -> None:
     particles, rows = ParticleStore.open(store_path).particles(), np.array([5, 1])
     np.testing.assert_array_equal(particles.pose(rows).rotation.numpy(), particles.rotation[rows])
-    np.testing.assert_array_equal(
-        particles.ctf(rows).defocus_v_angstrom.numpy(), particles.defocus_v_angstrom[rows]
-    )
+    np.testing.assert_array_equal(particles.ctf(rows).defocus_v_angstrom.numpy(), particles.defocus_v_angstrom[rows])
     assert len(particles.ctf().voltage_kv) == ROWS
 
 
@@ -139,9 +133,7 @@ def test_a_flipped_byte_names_array_chunk_rows_and_file(
 ) -> None:
     damaged = store_path / name / file
     _flip_byte(damaged, position)
-    with pytest.raises(
-        StoreError, match=rf"array '{name}', chunk {chunk} \(rows {rows}\) is damaged, file {damaged}"
-    ):
+    with pytest.raises(StoreError, match=rf"array '{name}', chunk {chunk} \(rows {rows}\) is damaged, file {damaged}"):
         ParticleStore.open(store_path).verify()
 
 
@@ -170,9 +162,7 @@ def test_a_missing_shard_is_named_and_never_read_as_zeros(store_path: Path, name
     key = {"images": "c/1/0/0", "half_set": "c/1", "rotation": "c/1/0/0"}[name]
     (store_path / name / key).unlink()
     store = ParticleStore.open(store_path)
-    with pytest.raises(
-        StoreError, match=rf"array '{name}', shard 1 \(chunk 2 on, rows 8 \.\. 15\) is missing"
-    ):
+    with pytest.raises(StoreError, match=rf"array '{name}', shard 1 \(chunk 2 on, rows 8 \.\. 15\) is missing"):
         store.verify()
     with pytest.raises(StoreError, match="is missing"):
         store.read_images(np.array([9])) if name == "images" else store.particles()
@@ -201,9 +191,7 @@ def test_changed_attributes_are_found(store_path: Path) -> None:
 
 def test_an_unfinished_store_is_refused_with_the_remedy(tmp_path: Path) -> None:
     create_store(tmp_path / "s.zarr", StoreLayout(ROWS, BOX, SHARD, CHUNK))
-    with pytest.raises(
-        StoreError, match="conversion unfinished: run the same convert command again to continue"
-    ):
+    with pytest.raises(StoreError, match="conversion unfinished: run the same convert command again to continue"):
         ParticleStore.open(tmp_path / "s.zarr")
 
 

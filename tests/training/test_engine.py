@@ -1,0 +1,204 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cryoformer_dist.config.schema import TrainingConfig
+from cryoformer_dist.errors import BackendUnavailableError, CheckpointError
+from cryoformer_dist.training import engine as engine_module
+from cryoformer_dist.training.engine import (
+    DeepSpeedEngine,
+    Engine,
+    TorchEngine,
+    gather_rows,
+    parameter_groups,
+    place_in_world,
+    sum_over_ranks,
+)
+from cryoformer_dist.training.session import join_world_of_one
+
+CPU = torch.device("cpu")
+NAMES = ("hash_grid", "network", "encoder")
+Make = Callable[..., tuple["_Quadratic", Engine]]
+
+
+class _Quadratic(nn.Module):
+    """A bowl over three parameters, one of each kind that has a rate of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.grid = nn.ParameterDict({"table": nn.Parameter(torch.randn(7, 2, generator=generator))})
+        self.line = nn.Linear(2, 3)
+        self.image_encoder = nn.ParameterDict({"weight": nn.Parameter(torch.randn(4, generator=generator))})
+        with torch.no_grad():
+            for parameter in self.line.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+    def forward(self, target: Tensor) -> Tensor:
+        return torch.stack([(parameter - target).square().mean() for parameter in self.parameters()]).sum()
+
+
+@pytest.fixture(scope="module")
+def _world_of_one() -> Iterator[None]:
+    join_world_of_one()
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(params=["torch", "deepspeed-0", "deepspeed-1", "deepspeed-2"])
+def make(request: pytest.FixtureRequest) -> Make:
+    kind, _, stage = request.param.partition("-")
+
+    def build(**training: object) -> tuple[_Quadratic, Engine]:
+        module = _Quadratic()
+        config = TrainingConfig(zero_stage=int(stage or 0), **training)  # type: ignore[arg-type]
+        if kind == "torch":
+            return module, TorchEngine(module, config, CPU)
+        return module, DeepSpeedEngine(module, config, CPU, particles_per_rank=4)
+
+    if kind == "deepspeed":
+        request.getfixturevalue("_world_of_one")
+    return build
+
+
+def _train(engine: Engine, steps: int, factor: float = 1.0) -> list[float]:
+    losses = []
+    for step in range(steps):
+        loss = engine.forward(torch.tensor(0.1 * step))
+        engine.step(loss, factor)
+        losses.append(loss.item())
+    return losses
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+class TestEngineContract:
+    """What the loop relies on, whichever engine it is."""
+
+    def test_it_knows_its_place(self, make: Make) -> None:
+        _, engine = make()
+        assert (engine.rank, engine.world, engine.device) == (0, 1, CPU)
+
+    def test_steps_go_downhill(self, make: Make) -> None:
+        _, engine = make()
+        losses = []
+        for _ in range(20):
+            loss = engine.forward(torch.tensor(0.5))
+            engine.step(loss, 1.0)
+            losses.append(loss.item())
+        assert losses == sorted(losses, reverse=True)
+        assert losses[-1] < losses[0]
+
+    def test_at_rate_zero_nothing_moves(self, make: Make) -> None:
+        module, engine = make(weight_decay=0.5)
+        before = _copy(module)
+        _train(engine, 3, factor=0.0)
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, before[name]), name
+
+    def test_each_kind_of_parameter_moves_at_its_own_rate_times_the_factor(self, make: Make) -> None:
+        rates = {"hash_grid": 0.1, "network": 0.01, "encoder": 0.001}
+        module, engine = make(learning_rates=rates, weight_decay=0.0)
+        before = _copy(module)
+        _train(engine, 1, factor=0.5)
+        # The first step of Adam is the rate itself, whatever the gradient.
+        names = {"grid.table": "hash_grid", "line.weight": "network", "image_encoder.weight": "encoder"}
+        for name, kind in names.items():
+            step = (module.state_dict()[name] - before[name]).abs()
+            torch.testing.assert_close(step, torch.full_like(step, 0.5 * rates[kind]), rtol=1e-3, atol=0)
+
+    def test_gradients_do_not_add_up_over_steps(self, make: Make) -> None:
+        module, engine = make()
+        reference = _Quadratic()
+        optimizer = torch.optim.AdamW(parameter_groups(reference, TrainingConfig()), betas=(0.9, 0.99))
+        _train(engine, 5)
+        for step in range(5):
+            optimizer.zero_grad()
+            reference(torch.tensor(0.1 * step)).backward()
+            optimizer.step()
+        for name, value in reference.state_dict().items():
+            torch.testing.assert_close(module.state_dict()[name], value, rtol=0, atol=1e-6)
+
+    def test_a_saved_state_goes_on_bit_equal(self, make: Make, tmp_path: Path) -> None:
+        module, engine = make()
+        _train(engine, 4)
+        engine.save(tmp_path / "engine")
+        expected = _train(engine, 3, factor=0.7)
+        resumed_module, resumed = make()
+        resumed.load(tmp_path / "engine")
+        assert _train(resumed, 3, factor=0.7) == expected
+        for name, value in module.state_dict().items():
+            assert torch.equal(resumed_module.state_dict()[name], value), name
+
+    def test_an_absent_state_is_named_with_the_way_out(self, make: Make, tmp_path: Path) -> None:
+        _, engine = make()
+        with pytest.raises(CheckpointError, match=rf"{tmp_path}.*training\.engine"):
+            engine.load(tmp_path)
+
+    def test_long_gradients_are_cut(self, make: Make) -> None:
+        moments = []
+        for clipping in (0.0, 1e-3):
+            _, engine = make(gradient_clipping=clipping)
+            engine.step(engine.forward(torch.tensor(5.0)), 1.0)
+            inner = getattr(engine, "_optimizer", None) or engine._engine.optimizer  # type: ignore[attr-defined]
+            inner = getattr(inner, "optimizer", inner)
+            squares = [state["exp_avg_sq"].sum() for state in inner.state.values()]
+            moments.append(torch.stack(squares).sum().sqrt().item())
+        # sqrt(1 - 0.99) times the gradient's norm.
+        assert moments[0] > 0.1
+        assert moments[1] == pytest.approx(0.1 * 1e-3, rel=1e-2)
+
+
+@pytest.mark.usefixtures("_world_of_one")
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_deepspeed_gives_the_weights_of_plain_torch(stage: int) -> None:
+    config = TrainingConfig(zero_stage=stage, gradient_clipping=0.5)  # type: ignore[arg-type]
+    modules = _Quadratic(), _Quadratic()
+    _train(TorchEngine(modules[0], config, CPU), 5)
+    _train(DeepSpeedEngine(modules[1], config, CPU, particles_per_rank=4), 5)
+    for name, value in modules[0].state_dict().items():
+        torch.testing.assert_close(modules[1].state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+def test_every_parameter_is_in_one_group_and_the_table_does_not_decay() -> None:
+    module = _Quadratic()
+    groups = parameter_groups(module, TrainingConfig())
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in module.parameters())
+    assert [group["weight_decay"] for group in groups] == [0.0, 1e-4, 1e-4]
+    assert [group["peak_lr"] for group in groups] == [group["lr"] for group in groups]
+    assert groups[0]["params"] == [module.grid["table"]]
+
+
+def test_a_table_entry_that_no_point_touches_stays() -> None:
+    module = _Quadratic()
+    engine = TorchEngine(module, TrainingConfig(weight_decay=0.5), CPU)
+    before = _copy(module)["grid.table"]
+    engine.step(module.grid["table"][2:].square().sum(), 1.0)
+    moved = (module.grid["table"] != before).any(-1)
+    assert moved.tolist() == [False, False, True, True, True, True, True]
+
+
+def test_without_deepspeed_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(BackendUnavailableError, match=r"pip install deepspeed.*training\.engine: torch"):
+        engine_module._import_deepspeed()
+
+
+def test_alone_gathering_and_summing_change_nothing() -> None:
+    assert place_in_world() == (0, 1)
+    rows, values = torch.tensor([3, 1]), torch.randn(2, 4)
+    gathered = gather_rows(rows, values)
+    assert torch.equal(gathered[0], rows)
+    assert torch.equal(gathered[1], values)
+    total = sum_over_ranks(values)
+    assert torch.equal(total, values)
+    total.zero_()
+    assert values.abs().sum() > 0

@@ -1,0 +1,279 @@
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import CPU, Listener, Stop, final_state, tiny_config, train
+
+from cryoformer_dist.config.schema import RunConfig, TrainingConfig
+from cryoformer_dist.data.batch import ParticleBatch, local_batches
+from cryoformer_dist.data.order import ParticleOrder
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import CheckpointError, ConfigError, TrainingError
+from cryoformer_dist.training import loop
+from cryoformer_dist.training.checkpoint import Position, checkpoints, latest_checkpoint
+from cryoformer_dist.training.engine import TorchEngine
+from cryoformer_dist.training.learner import Learner
+from cryoformer_dist.training.loop import (
+    Stage,
+    TrainingData,
+    learning_rate_factor,
+    particles_per_rank,
+    run_training,
+    stages,
+)
+from cryoformer_dist.training.occupancy import Lattice, sphere
+from cryoformer_dist.training.progress import read_metrics
+
+EXACT = ("stage", "epoch", "epochs", "step", "steps", "loss", "prior", "learning_rate", "active_points", "workers")
+TABLES = {"model.latent.form": "table", "model.pose.form": "table"}
+ENCODERS = {"model.latent.form": "encoder", "model.pose.form": "encoder"}
+MIXED = {"model.latent.form": "table", "model.pose.form": "encoder"}
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    """Records without clocks and memory."""
+    return [{key: record[key] for key in EXACT} for record in read_metrics(run)]
+
+
+def _assert_same_end(run: Path, other: Path) -> None:
+    assert _metrics(run) == _metrics(other)
+    state, other_state = final_state(run), final_state(other)
+    assert state.keys() == other_state.keys()
+    for name, value in state.items():
+        assert torch.equal(value, other_state[name]), name
+
+
+@pytest.fixture(scope="module", params=[TABLES, ENCODERS, MIXED], ids=["tables", "encoders", "mixed"])
+def whole(
+    request: pytest.FixtureRequest, tiny_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunConfig, Path]:
+    """An uninterrupted run: 11 steps of 12 in two epochs of 64, the pose encoder's 6 before them."""
+    config = tiny_config(tiny_store, request.param)
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(config, run)
+    return config, run
+
+
+def test_pose_pretraining_comes_first_and_only_for_an_encoder(tiny_store: Path) -> None:
+    encoder = {"model.pose.form": "encoder"}
+    assert stages(tiny_config(tiny_store)) == [Stage("reconstruction", 2)]
+    assert stages(tiny_config(tiny_store, {"model.pose.form": "table"})) == [Stage("reconstruction", 2)]
+    both = [Stage("pose_pretraining", 1), Stage("reconstruction", 2)]
+    assert stages(tiny_config(tiny_store, encoder)) == both
+    none = encoder | {"training.pose_pretraining_epochs": 0}
+    assert stages(tiny_config(tiny_store, none)) == [Stage("reconstruction", 2)]
+
+
+def test_the_global_batch_is_shared_out_evenly_or_refused_by_name() -> None:
+    assert particles_per_rank(TrainingConfig(global_batch_size=12), 3, 100) == 4
+    assert particles_per_rank(TrainingConfig(global_batch_size=12), 1, 12) == 12
+    with pytest.raises(ConfigError, match=r"training\.global_batch_size: 12 does not divide by 5 workers"):
+        particles_per_rank(TrainingConfig(global_batch_size=12), 5, 100)
+    with pytest.raises(ConfigError, match=r"training\.global_batch_size: 12 exceeds the 11 particles"):
+        particles_per_rank(TrainingConfig(global_batch_size=12), 1, 11)
+
+
+def test_the_learning_rate_warms_up_then_follows_half_a_cosine() -> None:
+    training = TrainingConfig(warmup_steps=4, final_learning_rate=0.1)
+    warm = [learning_rate_factor(training, step, 0.0) for step in range(6)]
+    assert warm == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    falling = [learning_rate_factor(training, 100, progress) for progress in np.linspace(0, 1, 11)]
+    assert all(one > other for one, other in itertools.pairwise(falling))
+    assert falling[5] == pytest.approx(0.55)
+    assert falling[-1] == pytest.approx(0.1)
+    assert learning_rate_factor(training, 100, 1.5) == pytest.approx(0.1)
+    assert learning_rate_factor(TrainingConfig(warmup_steps=0), 0, 0.0) == 1
+
+
+def test_a_run_takes_the_steps_it_announces_and_reports_each_particle(whole: tuple[RunConfig, Path]) -> None:
+    config, run = whole
+    records = _metrics(run)
+    pretraining = 6 if config.model.pose.form == "encoder" else 0
+    last = pretraining + math.ceil(2 * 64 / 12)
+    assert records[-1]["step"] == records[-1]["steps"] == last
+    # Every second step, and the ends of both stages.
+    expected = sorted({*range(2, last + 1, 2), *([6] if pretraining else []), last})
+    assert [record["step"] for record in records] == expected
+    kinds = [record["stage"] for record in records]
+    assert kinds == ["pose_pretraining"] * (pretraining // 2) + ["reconstruction"] * (len(kinds) - pretraining // 2)
+    assert [record["epoch"] for record in records if record["stage"] == "reconstruction"][-1] == 1
+    assert all(math.isfinite(record["loss"]) for record in records)
+    found = latest_checkpoint(run)
+    assert found is not None
+    assert found.position.step == last
+
+
+def test_training_lowers_the_loss(tiny_store: Path, tmp_path: Path) -> None:
+    changes = {"training.epochs": 12, "training.report_every_steps": 4, "training.learning_rates": {"network": 5e-3}}
+    records = train(tiny_config(tiny_store, changes), tmp_path / "run").records
+    assert records[-1]["loss"] < 0.98 * records[0]["loss"]
+
+
+def test_pretraining_brings_the_encoder_nearer_to_the_given_poses(tiny_store: Path, tmp_path: Path) -> None:
+    changes = ENCODERS | {"training.pose_pretraining_epochs": 20, "training.epochs": 1}
+    records = train(tiny_config(tiny_store, changes), tmp_path / "run").records
+    losses = [record["loss"] for record in records if record["stage"] == "pose_pretraining"]
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("stop_at", [2, 4, 6, 8, 10])
+def test_an_interrupted_run_ends_bit_equal_to_one_that_was_not(
+    whole: tuple[RunConfig, Path], tmp_path: Path, stop_at: int
+) -> None:
+    config, run = whole
+    with pytest.raises(Stop):
+        train(config, tmp_path / "run", Listener(stop_at))
+    resumed = train(config, tmp_path / "run")
+    # From the last checkpoint, not from the start.
+    assert resumed.records[0]["step"] == stop_at - stop_at % 4 + 2
+    _assert_same_end(tmp_path / "run", run)
+
+
+def test_a_run_interrupted_many_times_ends_bit_equal_too(whole: tuple[RunConfig, Path], tmp_path: Path) -> None:
+    config, run = whole
+    for stop_at in (4, 6, 8):
+        with pytest.raises(Stop):
+            train(config, tmp_path / "run", Listener(stop_at))
+    train(config, tmp_path / "run")
+    _assert_same_end(tmp_path / "run", run)
+
+
+def test_a_crash_right_after_a_checkpoint_loses_no_record(
+    whole: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = whole
+    write = loop.write_checkpoint
+
+    def write_and_crash(*arguments: Any, **named: Any) -> Path:
+        write(*arguments, **named)
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write_checkpoint", write_and_crash)
+        with pytest.raises(Stop):
+            train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
+    _assert_same_end(tmp_path / "run", run)
+
+
+def test_resuming_a_finished_run_changes_nothing(whole: tuple[RunConfig, Path]) -> None:
+    config, run = whole
+    before, records = final_state(run), (run / "metrics.jsonl").read_bytes()
+    assert train(config, run).records == []
+    assert (run / "metrics.jsonl").read_bytes() == records
+    for name, value in final_state(run).items():
+        assert torch.equal(value, before[name])
+
+
+def test_the_seed_decides_everything(tiny_store: Path, tmp_path: Path) -> None:
+    changes = TABLES | {"training.epochs": 1}
+    for name, seed in [("a", 3), ("b", 3), ("c", 4)]:
+        train(tiny_config(tiny_store, changes | {"training.seed": seed}), tmp_path / name)
+    _assert_same_end(tmp_path / "a", tmp_path / "b")
+    assert _metrics(tmp_path / "a")[0]["loss"] != _metrics(tmp_path / "c")[0]["loss"]
+
+
+def test_checkpoints_come_when_due_and_with_their_report(tiny_store: Path, tmp_path: Path) -> None:
+    listener = train(tiny_config(tiny_store, {"training.keep_checkpoints": 2}), tmp_path / "run")
+    assert [path.name for path in listener.checkpoints] == ["step-00000004", "step-00000008"]
+    assert [one.position.step for one in checkpoints(tmp_path / "run")] == [8, 11]
+
+
+def test_latents_wait_for_their_epoch_and_poses_for_theirs(tiny_store: Path, tmp_path: Path) -> None:
+    changes = TABLES | {"training.latent_start_epoch": 1.0, "training.freeze_pose_epochs": 1.5}
+    train(tiny_config(tiny_store, changes), tmp_path / "run")
+    by_step = {one.position.step: one.tables() for one in checkpoints(tmp_path / "run")}
+    moved = {
+        step: {name: int((state["visits"] > 0).sum()) for name, state in tables.items()}
+        for step, tables in by_step.items()
+    }
+    # 11 steps are two epochs: latents from step 6 on, poses from step 9 on.
+    assert moved[4] == {"latent": 0, "rotation": 0, "shift_angstrom": 0}
+    assert moved[8]["latent"] > 0
+    assert moved[8]["rotation"] == moved[8]["shift_angstrom"] == 0
+    assert moved[11]["rotation"] == moved[11]["shift_angstrom"] > 0
+
+
+def test_a_prior_pulls_latents_to_zero(tiny_store: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for prior in (0.0, 1e6):
+        changes = {"model.latent.prior": prior, "model.latent.prior_start": 0.0}
+        train(tiny_config(tiny_store, changes), tmp_path / str(prior))
+        sizes[prior] = final_state(tmp_path / str(prior))["latent.values"].square().mean()
+    assert sizes[1e6] < 0.5 * sizes[0.0]
+
+
+class _Poisoned:
+    """Batches of which one has images that are not numbers; keeps the learner's state just before it."""
+
+    def __init__(self, at: int, rows: list[int]) -> None:
+        self.at, self.rows = at, rows
+        self.poisoned: list[int] = []
+        self.before: dict[str, torch.Tensor] = {}
+        self.learner: Learner | None = None
+
+    def state(self) -> dict[str, torch.Tensor]:
+        assert self.learner is not None
+        tables = {
+            f"{table}.{name}": value
+            for table, state in self.learner.table_state().items()
+            for name, value in state.items()
+        }
+        return {
+            name: value.detach().clone() for name, value in (self.learner.objectives.state_dict() | tables).items()
+        }
+
+    def of(self, store: ParticleStore) -> Any:
+        read = local_batches(store)
+
+        def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
+            for number, batch in enumerate(read(order, rank, world, size)):
+                if number == self.at:
+                    self.before = self.state()
+                    images = batch.images.clone()
+                    images[self.rows] = torch.nan
+                    self.poisoned = batch.row[self.rows].tolist()
+                    batch = replace(batch, images=images)
+                yield batch
+
+        return batches
+
+
+def _learner(config: RunConfig, store: ParticleStore) -> Learner:
+    lattice = Lattice.of(sphere(store.box_size), 2, 0)
+    return Learner(config, store.particles(), store.box_size, store.pixel_size_angstrom, lattice, CPU)
+
+
+def test_a_loss_that_is_not_finite_names_the_store_rows_and_touches_nothing(
+    store: ParticleStore, tmp_path: Path
+) -> None:
+    config = tiny_config(store.path, TABLES)
+    poison = _Poisoned(at=2, rows=[1, 7])
+    poison.learner = learner = _learner(config, store)
+    engine = TorchEngine(learner.objectives, config.training, CPU)
+    data = TrainingData(np.arange(len(store)), store.shard_size, poison.of(store))
+    with pytest.raises(TrainingError) as error:
+        run_training(learner, engine, data, Listener(), tmp_path)
+    assert f"step 2: the loss is not finite on 1 of 1 ranks; rank 0: store rows {poison.poisoned}." in str(error.value)
+    after = poison.state()
+    for name, value in poison.before.items():
+        assert torch.equal(after[name], value), name
+
+
+def test_a_checkpoint_of_another_table_layout_is_refused(tiny_store: Path, tmp_path: Path) -> None:
+    store = ParticleStore.open(tiny_store)
+    train(tiny_config(tiny_store, TABLES), tmp_path / "run")
+    config = tiny_config(tiny_store)
+    learner = _learner(config, store)
+    with pytest.raises(CheckpointError, match=r"tables \['latent', 'rotation', 'shift_angstrom'\].*needs \['latent'\]"):
+        learner.load_table_state(latest_checkpoint(tmp_path / "run").tables())  # type: ignore[union-attr]
+
+
+def test_a_fresh_position_is_the_beginning() -> None:
+    assert Position() == Position(stage=0, stage_step=0, step=0, consumed=())

@@ -1,0 +1,116 @@
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cryoformer_dist.training.progress import (
+    MetricsFile,
+    Stopwatch,
+    describe,
+    duration,
+    memory_gib,
+    read_metrics,
+)
+
+RECORD: dict[str, Any] = {
+    "stage": "pose_pretraining",
+    "epoch": 2,
+    "epochs": 20,
+    "step": 1840,
+    "steps": 5120,
+    "loss": 0.98712,
+    "particles_per_second": 411.7,
+    "data_wait": 0.031,
+    "memory_gib": 21.44,
+    "seconds": 4512.0,
+}
+
+
+def _records(run: Path) -> list[int]:
+    return [record["step"] for record in read_metrics(run)]
+
+
+def _fill(run: Path, *steps: int) -> None:
+    metrics = MetricsFile(run, 0)
+    for step in steps:
+        metrics.append({"step": step, "seconds": step / 2})
+
+
+def test_no_file_means_no_records(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+
+
+def test_records_come_back_as_written(tmp_path: Path) -> None:
+    MetricsFile(tmp_path, 0).append(RECORD)
+    assert read_metrics(tmp_path) == [RECORD]
+
+
+def test_going_on_drops_the_records_of_work_that_was_lost(tmp_path: Path) -> None:
+    _fill(tmp_path, 2, 4, 6, 8)
+    metrics = MetricsFile(tmp_path, 5)
+    assert _records(tmp_path) == [2, 4]
+    assert metrics.seconds_before == 2.0
+    metrics.append({"step": 6, "seconds": 3.5})
+    assert _records(tmp_path) == [2, 4, 6]
+
+
+def test_the_step_gone_on_from_is_kept(tmp_path: Path) -> None:
+    _fill(tmp_path, 2, 4)
+    MetricsFile(tmp_path, 4)
+    assert _records(tmp_path) == [2, 4]
+
+
+def test_starting_anew_starts_empty(tmp_path: Path) -> None:
+    _fill(tmp_path, 2, 4)
+    assert MetricsFile(tmp_path, 0).seconds_before == 0
+    assert _records(tmp_path) == []
+
+
+def test_a_last_line_cut_by_a_crash_is_left_out_and_does_not_spoil_the_next(tmp_path: Path) -> None:
+    _fill(tmp_path, 2, 4)
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_text()
+    for cut in ('{"step": 6, "sec', '{"step": 6, "seconds": 3}'):
+        path.write_text(whole + cut)
+        assert _records(tmp_path) == [2, 4]
+        MetricsFile(tmp_path, 99).append({"step": 6, "seconds": 3.0})
+        assert _records(tmp_path) == [2, 4, 6]
+        assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_the_line_for_people_says_where_training_is_and_when_it_ends() -> None:
+    assert describe(RECORD) == (
+        "pose pretraining 3/20  step 1840/5120 36%  loss 0.9871  412 particles/s  data-wait 3%  21.4 GiB  eta 2h14m"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (185, "3m05s"), (3599.7, "1h00m"), (8040, "2h14m"), (360000, "100h00m")],
+)
+def test_durations_read_as_people_write_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_the_stopwatch_tells_the_interval_from_the_whole() -> None:
+    watch = Stopwatch()
+    time.sleep(0.02)
+    watch.restart()
+    watch.trained(30)
+    watch.trained(10)
+    watch.waited(0.005)
+    time.sleep(0.02)
+    reading = watch.reading()
+    elapsed = 40 / reading["particles_per_second"]
+    assert 0.02 <= elapsed <= reading["seconds"] - 0.02
+    assert reading["data_wait"] == pytest.approx(0.005 / elapsed)
+    watch.restart()
+    assert watch.reading()["particles_per_second"] == 0
+    assert watch.reading()["data_wait"] == 0
+
+
+def test_memory_of_this_process_is_in_gib() -> None:
+    assert 0.05 < memory_gib(torch.device("cpu")) < 100
