@@ -33,9 +33,7 @@ Overrides = Annotated[
     typer.Option("--set", help="Override a value of the file: dotted.key=value. May be repeated."),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="Run directory, as printed by train or launch.")]
-Name = Annotated[
-    str | None, typer.Option(help="Name of the run directory; the run file's name when left out.")
-]
+Name = Annotated[str | None, typer.Option(help="Name of the run directory; the run file's name when left out.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is there.")]
 
 
@@ -53,16 +51,10 @@ def init(
 
 @app.command(epilog="Example: `cryoformer-dist simulate --output set --set particles=1000 --set snr=0.1`")
 def simulate(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for stacks, particles.star and truth/.")
-    ],
-    config: Annotated[
-        Path | None, typer.Argument(help="Simulation file; the built-in molecule when left out.")
-    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for stacks, particles.star and truth/.")],
+    config: Annotated[Path | None, typer.Argument(help="Simulation file; the built-in molecule when left out.")] = None,
     overrides: Overrides = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a set that is already there.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a set that is already there.")] = False,
 ) -> None:
     """Make particle images with known states, poses and volumes."""
     from cryoformer_dist.config.loading import load_config, parse_overrides
@@ -82,17 +74,11 @@ def simulate(
 
 @app.command(epilog="Example: `cryoformer-dist convert run_data.star -o particles.zarr --box 128`")
 def convert(
-    particles: Annotated[
-        Path, typer.Argument(help="RELION .star, cryoSPARC .cs, or a stack with --poses and --ctf.")
-    ],
+    particles: Annotated[Path, typer.Argument(help="RELION .star, cryoSPARC .cs, or a stack with --poses and --ctf.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Particle store to write (.zarr).")],
     box: Annotated[int | None, typer.Option(help="Fourier-crop to this even box, pixels.")] = None,
-    datadir: Annotated[
-        Path | None, typer.Option(help="Where the stacks lie, if not where the file says.")
-    ] = None,
-    passthrough: Annotated[
-        list[Path] | None, typer.Option(help="cryoSPARC passthrough .cs. May be repeated.")
-    ] = None,
+    datadir: Annotated[Path | None, typer.Option(help="Where the stacks lie, if not where the file says.")] = None,
+    passthrough: Annotated[list[Path] | None, typer.Option(help="cryoSPARC passthrough .cs. May be repeated.")] = None,
     poses: Annotated[Path | None, typer.Option(help="cryoDRGN poses.pkl.")] = None,
     ctf: Annotated[Path | None, typer.Option(help="cryoDRGN ctf.pkl.")] = None,
     indices: Annotated[Path | None, typer.Option("--ind", help="cryoDRGN ind.pkl: keep these rows.")] = None,
@@ -103,9 +89,7 @@ def convert(
         float | None, typer.Option(help="Background is outside this diameter, angstrom.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of particles in the store.")] = 0,
-    workers: Annotated[
-        int | None, typer.Option(help="Shards converted at a time; all CPUs when left out.")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Shards converted at a time; all CPUs when left out.")] = None,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the store that is there.")] = False,
 ) -> None:
@@ -153,17 +137,15 @@ def check(
     sample: Annotated[int, typer.Option(min=2, help="Particles to back-project.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
 ) -> None:
-    """Verify every chunk, then back-project a sample: are signs, shifts and hands as they should be?"""
+    """Verify every chunk, then back-project a sample to see whether signs, shifts and rotations are right."""
     from cryoformer_dist.analysis.check import check_store
     from cryoformer_dist.data.store import ParticleStore
 
     folder = output or store.with_suffix(".check")
-    with terminal.progress("checking") as progress:
-        report = check_store(
-            ParticleStore.open(store), folder, sample, seed, lambda stage, done, total: progress(done, total)
-        )
+    with terminal.staged_progress() as progress:
+        report = check_store(ParticleStore.open(store), folder, sample, seed, progress)
     terminal.say(str(report))
-    terminal.say(f"maps, FSC and picture  {folder}")
+    terminal.say(f"next: look at {folder / 'check.png'}, then cryoformer-dist launch cluster/local.yaml --run RUN.yaml")
 
 
 @app.command(epilog="Example: `cryoformer-dist train configs/demo.yaml --local`")
@@ -191,9 +173,7 @@ def train(
 @app.command(epilog="Example: `cryoformer-dist launch cluster/local.yaml`")
 def launch(
     cluster: Annotated[Path, typer.Argument(help="Cluster file.")],
-    run: Annotated[
-        Path | None, typer.Option(help="Run file; the one the cluster file names when left out.")
-    ] = None,
+    run: Annotated[Path | None, typer.Option(help="Run file; the one the cluster file names when left out.")] = None,
     name: Name = None,
     resume: Resume = False,
     overrides: Overrides = None,

@@ -23,32 +23,40 @@ def say(text: str) -> None:
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal, a line now and then elsewhere; yields a callback (done, in all)."""
-    if not sys.stdout.isatty():
-        with _lines(title) as update:
-            yield update
-        return
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with staged_progress() as update:
+        yield lambda done, total: update(title, done, total)
 
 
 @contextmanager
-def _lines(title: str) -> Iterator[Callable[[int, int], None]]:
-    start = last = time.monotonic()
-    finished = False
+def staged_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """One bar for work in stages; yields a callback (stage, done, in all)."""
+    if not sys.stdout.isatty():
+        yield _LineProgress().update
+        return
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
 
-    def update(done: int, total: int) -> None:
-        nonlocal last, finished
+
+class _LineProgress:
+    """Progress for logs: a line when a stage ends, and now and then before."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._start = self._last = time.monotonic()
+        self._ended = False
+
+    def update(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if done >= total and not finished:
-            finished = True
-            say(f"{title}  {done}/{total}  {now - start:.1f} s")
-        elif now - last > _LINE_EVERY_SECONDS:
-            last = now
-            say(f"{title}  {done}/{total}")
-
-    yield update
+        if stage != self._stage:
+            self._stage, self._start, self._last, self._ended = stage, now, now, False
+        if done >= total and not self._ended:
+            self._ended = True
+            say(f"{stage}  {done}/{total}  {now - self._start:.1f} s")
+        elif not self._ended and now - self._last > _LINE_EVERY_SECONDS:
+            self._last = now
+            say(f"{stage}  {done}/{total}")
 
 
 def record_line(record: dict[str, Any]) -> None:

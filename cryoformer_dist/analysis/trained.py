@@ -48,9 +48,7 @@ class TrainedRun:
     stored_shift_angstrom: Float[np.ndarray, "particles 2"]
     learner: Learner
 
-    def decode(
-        self, latents: Float[np.ndarray, "states dimensions"]
-    ) -> Float[np.ndarray, "states box box box"]:
+    def decode(self, latents: Float[np.ndarray, "states dimensions"]) -> Float[np.ndarray, "states box box box"]:
         """Maps of latent vectors, in density units."""
         lattice = self.learner.objectives.lattice
         vectors = torch.from_numpy(np.asarray(latents, dtype=np.float32))
@@ -108,9 +106,7 @@ def load_trained(run: Path) -> TrainedRun:
 
 
 @torch.no_grad()
-def _estimates(
-    learner: Learner, store: ParticleStore, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _estimates(learner: Learner, store: ParticleStore, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Latents, rotations and shifts of rows, from tables or by encoding their images."""
     model, particles = learner.config.model, store.particles()
     latent = np.zeros((len(rows), model.latent.dimensions), dtype=np.float32)

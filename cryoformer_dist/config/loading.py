@@ -56,12 +56,8 @@ def parse_config(values: dict[str, Any], schema: type[Config], where: str) -> Co
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, item['loc'])) or '(file)'}: {_explain(item)}" for item in error.errors()
-        ]
-        raise ConfigError(
-            "\n".join([f"{where}: {len(lines)} mistake{'s' * (len(lines) > 1)}", *lines])
-        ) from error
+        lines = [f"  {'.'.join(map(str, item['loc'])) or '(file)'}: {_explain(item)}" for item in error.errors()]
+        raise ConfigError("\n".join([f"{where}: {len(lines)} mistake{'s' * (len(lines) > 1)}", *lines])) from error
 
 
 def dump_config(config: BaseModel) -> str:

@@ -78,7 +78,7 @@ class PoseConfig(Section):
 
     form: Literal["given", "table", "encoder"] = Field(
         "given",
-        description="given: as in the store; table: refined per particle; encoder: the paper's MLP, pre-trained on the given",
+        description="given: as in the store; table: refined per particle; encoder: the paper's MLP",
     )
     encoder: EncoderConfig = EncoderConfig()
 
@@ -111,9 +111,7 @@ class LearningRates(Section):
     hash_grid: float = Field(1e-2, gt=0)
     network: float = Field(7e-4, gt=0)
     encoder: float = Field(1e-3, gt=0)
-    latent: float = Field(
-        1.0, gt=0, description="latent table, in units of the prior's standard deviation per visit"
-    )
+    latent: float = Field(1.0, gt=0, description="latent table, in units of the prior's standard deviation per visit")
     rotation: float = Field(1e-2, gt=0, description="pose table, 6D rotation")
     shift_angstrom: float = Field(0.5, gt=0, description="pose table, shift, angstrom per visit")
 
@@ -134,26 +132,20 @@ class TrainingConfig(Section):
     )
     weight_decay: float = Field(1e-4, ge=0)
     gradient_clipping: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
-    freeze_pose_epochs: float = Field(
-        1.0, ge=0, description="keep the given poses this long before refining them"
-    )
+    freeze_pose_epochs: float = Field(1.0, ge=0, description="keep the given poses this long before refining them")
     latent_start_epoch: float = Field(0.0, ge=0, description="latents stay at the prior's mean until then")
     projection: Literal["lattice", "rays"] = Field(
         "lattice",
         description="lattice: one set of points for the batch, splatted; rays: the paper's reference, slow",
     )
-    jitter_lattices: PositiveInt = Field(
-        4, description="sub-voxel shifted copies of the lattice that steps draw from"
-    )
+    jitter_lattices: PositiveInt = Field(4, description="sub-voxel shifted copies of the lattice that steps draw from")
     occupancy: Literal["data", "sphere"] = Field(
         "data",
         description="data: evaluate only points near density seen in a back-projection; sphere: all inside",
     )
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     zero_stage: Literal[0, 1, 2] = Field(0, description="DeepSpeed ZeRO stage")
-    threads_per_worker: int = Field(
-        0, ge=0, description="CPU threads of a worker; 0 divides the machine evenly"
-    )
+    threads_per_worker: int = Field(0, ge=0, description="CPU threads of a worker; 0 divides the machine evenly")
     report_every_steps: PositiveInt = 50
     checkpoint_every_steps: PositiveInt = 250
     keep_checkpoints: PositiveInt = 2
@@ -170,9 +162,7 @@ class ResultsConfig(Section):
 class RunConfig(Section):
     """One training run."""
 
-    name: str = Field(
-        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder name under the storage path"
-    )
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder name under the storage path")
     dataset: DatasetConfig
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
@@ -182,9 +172,7 @@ class RunConfig(Section):
     def _consistent(self) -> "RunConfig":
         if self.training.checkpoint_every_steps % self.training.report_every_steps:
             # Otherwise a resumed run would report other averages than an uninterrupted one.
-            raise ValueError(
-                "training.checkpoint_every_steps must be a multiple of training.report_every_steps"
-            )
+            raise ValueError("training.checkpoint_every_steps must be a multiple of training.report_every_steps")
         if self.training.projection == "rays" and self.training.occupancy != "sphere":
             raise ValueError("training.projection: rays needs training.occupancy: sphere")
         return self
@@ -194,18 +182,14 @@ class WorkersConfig(Section):
     """Training processes."""
 
     count: PositiveInt = 1
-    cpus: float = Field(
-        0.9, gt=0, description="CPUs per worker; leave a little of the machine for reading data"
-    )
+    cpus: float = Field(0.9, gt=0, description="CPUs per worker; leave a little of the machine for reading data")
     gpus: float = Field(0, ge=0, description="GPUs per worker")
 
 
 class ClusterConfig(Section):
     """Where a run happens."""
 
-    run: str | None = Field(
-        None, description="run file that `launch` trains; relative to this file; --run overrides"
-    )
+    run: str | None = Field(None, description="run file that `launch` trains; relative to this file; --run overrides")
     provider: Literal["local"] = Field("local", description="local: this machine")
     storage: str = Field("runs", description="where run directories go; every node must see it")
     workers: WorkersConfig = WorkersConfig()

@@ -56,9 +56,7 @@ class PieceDatasource(Datasource):
 
         def read() -> Iterator[Any]:
             images = ParticleStore.open(path).read_images(rows)
-            yield BlockAccessor.batch_to_block(
-                {"images": images, "row": rows, "epoch": np.full(len(rows), epoch)}
-            )
+            yield BlockAccessor.batch_to_block({"images": images, "row": rows, "epoch": np.full(len(rows), epoch)})
 
         size = len(rows) * self._row_bytes
         metadata = BlockMetadata(num_rows=len(rows), size_bytes=size, input_files=None, exec_stats=None)

@@ -1,8 +1,9 @@
 """In which order particles are seen, by whom: a pure function of the seed, so that a resumed run goes on exactly.
 
-An epoch's order shuffles shards, and rows inside a shard; store rows are themselves a random permutation of the source, so
-this is a global shuffle. Each rank gets one contiguous stretch of an epoch's order: it reads few shards, no two ranks read
-the same particle, and all have equally many. The rows that do not divide by the ranks come first in the next epoch.
+An epoch's order shuffles shards, and rows inside a shard; store rows are themselves a random permutation of the
+source, so this is a global shuffle. Each rank gets one contiguous stretch of an epoch's order: it reads few shards, no
+two ranks read the same particle, and all have equally many. The rows that do not divide by the ranks come first in the
+next epoch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -124,7 +125,6 @@ class ParticleOrder:
         groups = np.split(self.rows, np.flatnonzero(np.diff(shard)) + 1)
         shuffled = np.random.default_rng([*self.seed, epoch]).permutation(len(groups))
         inside = [
-            np.random.default_rng([*self.seed, epoch, int(group)]).permutation(groups[group])
-            for group in shuffled
+            np.random.default_rng([*self.seed, epoch, int(group)]).permutation(groups[group]) for group in shuffled
         ]
         return np.concatenate(inside)

@@ -69,22 +69,17 @@ def read_poses_pkl(path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"first of shape {rotation.shape}; make the file with 'cryodrgn parse_pose_star' or "
             "'parse_pose_csparc'"
         )
-    shift = (
-        _float_array(path, parts[1]) if len(parts) == 2 else np.zeros((len(rotation), 2), dtype=np.float32)
-    )
+    shift = _float_array(path, parts[1]) if len(parts) == 2 else np.zeros((len(rotation), 2), dtype=np.float32)
     if shift.shape != (len(rotation), 2):
         raise ParticleFormatError(
-            f"{path}: {len(rotation)} rotations but translations of shape {shift.shape}; both need one row "
-            "per particle"
+            f"{path}: {len(rotation)} rotations but translations of shape {shift.shape}; both need one row per particle"
         )
     check_finite(path, {"rotation": rotation, "translation": shift})
     error = np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2))
     wrong = (error > _ORTHONORMAL_TOLERANCE) | (np.linalg.det(rotation) < 0)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        raise ParticleFormatError(
-            f"{path}, row {row + 1}: the matrix is not a rotation; export the poses again"
-        )
+        raise ParticleFormatError(f"{path}, row {row + 1}: the matrix is not a rotation; export the poses again")
     return rotation, shift
 
 
@@ -121,8 +116,7 @@ def read_indices_pkl(path: Path) -> np.ndarray:
         raise ParticleFormatError(f"{path}: expected a flat list of row numbers ({error})") from error
     if rows.ndim != 1 or rows.size == 0 or not np.issubdtype(rows.dtype, np.integer) or rows.min() < 0:
         raise ParticleFormatError(
-            f"{path}: expected a flat, non-empty array of row numbers from 0, found {rows.dtype} of shape "
-            f"{rows.shape}"
+            f"{path}: expected a flat, non-empty array of row numbers from 0, found {rows.dtype} of shape {rows.shape}"
         )
     if len(np.unique(rows)) != len(rows):
         raise ParticleFormatError(f"{path}: names a row twice; give every particle once")
@@ -176,6 +170,4 @@ def _float_array(path: Path, content: Any, kind: type[np.floating] = np.float32)
     try:
         return np.asarray(content, dtype=kind)
     except (TypeError, ValueError) as error:
-        raise ParticleFormatError(
-            f"{path}: expected an array of numbers ({error}); export it again"
-        ) from error
+        raise ParticleFormatError(f"{path}: expected an array of numbers ({error}); export it again") from error

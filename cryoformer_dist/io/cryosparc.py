@@ -183,13 +183,9 @@ def _load(path: Path) -> np.ndarray:
                 f"{path}: truncated or damaged .cs file ({error}); export the particles again"
             ) from error
     if not records.dtype.names:
-        raise ParticleFormatError(
-            f"{path}: a plain numpy array, not a cryoSPARC table; give the job's particles .cs"
-        )
+        raise ParticleFormatError(f"{path}: a plain numpy array, not a cryoSPARC table; give the job's particles .cs")
     if len(records) == 0:
-        raise ParticleFormatError(
-            f"{path}: has 0 rows ({len(records.dtype.names)} fields); give a job with particles"
-        )
+        raise ParticleFormatError(f"{path}: has 0 rows ({len(records.dtype.names)} fields); give a job with particles")
     return records
 
 
@@ -201,15 +197,11 @@ def _join(path: Path, passthrough: Sequence[Path]) -> Fields:
         other = _load(other_path)
         for where, names in ((path, fields), (other_path, other.dtype.names or ())):
             if "uid" not in names:
-                raise ParticleFormatError(
-                    f"{where}: no field uid, so it cannot be joined; export the job again"
-                )
+                raise ParticleFormatError(f"{where}: no field uid, so it cannot be joined; export the job again")
         order = np.argsort(other["uid"], kind="stable")
         keys = other["uid"][order]
         if (keys[1:] == keys[:-1]).any():
-            raise ParticleFormatError(
-                f"{other_path}: a uid occurs twice, so rows cannot be joined; remove duplicates"
-            )
+            raise ParticleFormatError(f"{other_path}: a uid occurs twice, so rows cannot be joined; remove duplicates")
         place = np.searchsorted(keys, fields["uid"]).clip(max=len(keys) - 1)
         absent = keys[place] != fields["uid"]
         if absent.any():

@@ -118,9 +118,7 @@ class ImageStack:
         """
         wanted = np.asarray(indices, dtype=np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise IndexError(
-                f"{self.header.path} holds images 0 to {len(self) - 1}; asked for {wanted.tolist()[:8]}"
-            )
+            raise IndexError(f"{self.header.path} holds images 0 to {len(self) - 1}; asked for {wanted.tolist()[:8]}")
         return np.ascontiguousarray(self._images[wanted], dtype=np.float32)
 
 
@@ -170,18 +168,10 @@ class StackWriter:
             If they are not square, of another box than before, or not finite.
         """
         block = np.ascontiguousarray(images, dtype="<f4")
-        if (
-            block.ndim != 3
-            or block.shape[1] != block.shape[2]
-            or (self._box and block.shape[1:] != self._box)
-        ):
-            raise ValueError(
-                f"{self.path}: images of shape {block.shape} do not extend a stack of {self._box} images"
-            )
+        if block.ndim != 3 or block.shape[1] != block.shape[2] or (self._box and block.shape[1:] != self._box):
+            raise ValueError(f"{self.path}: images of shape {block.shape} do not extend a stack of {self._box} images")
         if not np.isfinite(block).all():
-            raise ValueError(
-                f"{self.path}: images {self.count} .. {self.count + len(block) - 1} hold NaN or infinity"
-            )
+            raise ValueError(f"{self.path}: images {self.count} .. {self.count + len(block) - 1} hold NaN or infinity")
         if not len(block):
             return
         if not self._box:
@@ -226,9 +216,7 @@ class StackWriter:
         self._partial.replace(self.path)
 
 
-def write_stack(
-    path: Path, images: np.ndarray, pixel_size_angstrom: float, labels: Sequence[str] = ()
-) -> None:
+def write_stack(path: Path, images: np.ndarray, pixel_size_angstrom: float, labels: Sequence[str] = ()) -> None:
     """Write images ``(k, box, box)`` as a float32 stack, whole or not at all."""
     with StackWriter(path, pixel_size_angstrom, labels) as writer:
         writer.append(images)
@@ -278,9 +266,7 @@ def write_volume(path: Path, volume: Volume, labels: Sequence[str] = ()) -> None
     """
     voxels = volume.voxels.detach().cpu().numpy().astype("<f4")
     if not np.isfinite(voxels).all():
-        raise ValueError(
-            f"{path}: the volume holds {int((~np.isfinite(voxels)).sum())} voxels that are not finite"
-        )
+        raise ValueError(f"{path}: the volume holds {int((~np.isfinite(voxels)).sum())} voxels that are not finite")
     partial = _partial_path(path)
     try:
         with mrcfile.new(partial, overwrite=True) as created:
@@ -307,9 +293,7 @@ def _quietly(path: Path) -> Iterator[None]:
     except ParticleFormatError:
         raise
     except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise ParticleFormatError(
-            f"{path}: cannot be read as MRC ({error}); check or copy the file again"
-        ) from error
+        raise ParticleFormatError(f"{path}: cannot be read as MRC ({error}); check or copy the file again") from error
 
 
 def _stored_array(header: MRCHeader) -> np.ndarray:
@@ -351,9 +335,7 @@ def _decide_voxel_size(header: MRCHeader, wanted: float | None) -> float:
 
 def _set_labels(header: Any, labels: Sequence[str]) -> None:
     """Ours instead of mrcfile's own dated line, so that equal content gives equal bytes."""
-    lines = [line.encode("ascii", "replace")[:_LABEL_BYTES] for line in (labels or (_DEFAULT_LABEL,))][
-        :_MAX_LABELS
-    ]
+    lines = [line.encode("ascii", "replace")[:_LABEL_BYTES] for line in (labels or (_DEFAULT_LABEL,))][:_MAX_LABELS]
     header.label[:] = b""
     header.label[: len(lines)] = lines
     header.nlabl = len(lines)

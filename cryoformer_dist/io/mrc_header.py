@@ -117,7 +117,5 @@ def _uncompressed_bytes(header: MRCHeader) -> int:
             # The compressed stream itself is cut: what came before it is what there is.
             return min(count, header.expected_bytes - 1)
         except (OSError, zlib.error) as error:
-            raise ParticleFormatError(
-                f"{header.path}: damaged compressed file ({error}); copy it again"
-            ) from error
+            raise ParticleFormatError(f"{header.path}: damaged compressed file ({error}); copy it again") from error
     return count

@@ -92,9 +92,7 @@ class ParticleTable:
         for name in _ROW_FIELDS:
             values = getattr(self, name)
             if values is not None and len(values) != rows:
-                raise ValueError(
-                    f"{name} has {len(values)} rows where stack has {rows}: give one per particle"
-                )
+                raise ValueError(f"{name} has {len(values)} rows where stack has {rows}: give one per particle")
 
     def __len__(self) -> int:
         return len(self.stack)
@@ -129,9 +127,7 @@ class ParticleTable:
             If the source file held no poses: give a refined file or a file of poses.
         """
         if self.rotation is None:
-            raise ParticleFormatError(
-                f"{self.source} holds no poses: give a refined particle file or --poses"
-            )
+            raise ParticleFormatError(f"{self.source} holds no poses: give a refined particle file or --poses")
         return Pose(rotation=_tensor(self.rotation), shift_angstrom=_tensor(self.shift_angstrom))
 
 
@@ -203,9 +199,7 @@ def group_optics(columns: OpticsColumns) -> tuple[tuple[OpticsGroup, ...], np.nd
         taken.add(name)
         mask = int(row[6])
         terms = tuple(term for bit, term in enumerate(columns.term_names) if mask >> bit & 1)
-        optics.append(
-            OpticsGroup(name, row[1].item(), int(row[2]), row[3].item(), row[4].item(), row[5].item(), terms)
-        )
+        optics.append(OpticsGroup(name, row[1].item(), int(row[2]), row[3].item(), row[4].item(), row[5].item(), terms))
     return tuple(optics), rank[inverse.reshape(-1)]
 
 

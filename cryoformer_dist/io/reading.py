@@ -99,9 +99,7 @@ def check_stacks(table: ParticleTable) -> None:
         conflicts += _pixel_size_conflicts(table, header, rows)
     if conflicts:
         more = f" (and {len(conflicts) - 1} more stacks)" if len(conflicts) > 1 else ""
-        warnings.warn(
-            f"{conflicts[0]}{more}; {table.source} is believed", PixelSizeConflictWarning, stacklevel=2
-        )
+        warnings.warn(f"{conflicts[0]}{more}; {table.source} is believed", PixelSizeConflictWarning, stacklevel=2)
 
 
 def _read_dialect(
@@ -111,19 +109,14 @@ def _read_dialect(
     if suffix == ".star":
         return read_star(path, datadir=datadir, require_poses=require_poses, require_ctf=require_ctf)
     if suffix == ".cs":
-        return read_cs(
-            path, passthrough, datadir=datadir, require_poses=require_poses, require_ctf=require_ctf
-        )
+        return read_cs(path, passthrough, datadir=datadir, require_poses=require_poses, require_ctf=require_ctf)
     bare = path.with_suffix("").suffix.lower() if suffix in _COMPRESSED_SUFFIXES else suffix
     if bare not in (*_STACK_SUFFIXES, ".txt"):
-        raise ParticleFormatError(
-            f"{path}: unknown kind {suffix!r}; give a .star, .cs, .mrcs, .mrc or .txt file"
-        )
+        raise ParticleFormatError(f"{path}: unknown kind {suffix!r}; give a .star, .cs, .mrcs, .mrc or .txt file")
     lacking = [option for option, needed in (("--poses", require_poses), ("--ctf", require_ctf)) if needed]
     if lacking:
         raise ParticleFormatError(
-            f"{path}: bare images have neither poses nor CTF; give {' and '.join(lacking)}, or the .star or "
-            ".cs file"
+            f"{path}: bare images have neither poses nor CTF; give {' and '.join(lacking)}, or the .star or .cs file"
         )
     return _bare_images(path, datadir)
 
@@ -181,8 +174,7 @@ def _aligned(path: Path, values: np.ndarray, table: ParticleTable, indices: Path
             spread[rows] = values
             return spread
     raise ParticleFormatError(
-        f"{path}: {len(values)} rows for the {len(table)} particles of {table.source}; give the pickle of "
-        "this file"
+        f"{path}: {len(values)} rows for the {len(table)} particles of {table.source}; give the pickle of this file"
     )
 
 
@@ -236,9 +228,7 @@ def _with_boxes(table: ParticleTable, from_pickle: bool) -> ParticleTable:
 
 def _with_poses(table: ParticleTable, path: Path, indices: Path | None) -> ParticleTable:
     rotation, shift_fraction = read_poses_pkl(path)
-    rotation, shift_fraction = (
-        _aligned(path, values, table, indices) for values in (rotation, shift_fraction)
-    )
+    rotation, shift_fraction = (_aligned(path, values, table, indices) for values in (rotation, shift_fraction))
     box_angstrom = table.per_particle(lambda group: group.box_size * group.pixel_size_angstrom)
     if not box_angstrom.all():
         raise ParticleFormatError(
@@ -252,8 +242,7 @@ def _check_stack(table: ParticleTable, header: MRCHeader, rows: np.ndarray) -> N
     """One stack against the rows of the table that use it."""
     if header.rows != header.columns:
         raise ParticleFormatError(
-            f"{header.path}: images of {header.rows} x {header.columns} pixels are not square; extract "
-            "square particles"
+            f"{header.path}: images of {header.rows} x {header.columns} pixels are not square; extract square particles"
         )
     beyond = rows[(table.stack_index[rows] >= header.sections) | (table.stack_index[rows] < 0)]
     if len(beyond):
@@ -284,10 +273,7 @@ def _pixel_size_conflicts(table: ParticleTable, header: MRCHeader, rows: np.ndar
     """Say when the header has another pixel size than the metadata; an unset header has none."""
     for number in np.unique(table.optics_group[rows]).tolist():
         size = table.optics[number].pixel_size_angstrom
-        if (
-            header.pixel_size_angstrom
-            and abs(header.pixel_size_angstrom - size) > PIXEL_SIZE_TOLERANCE * size
-        ):
+        if header.pixel_size_angstrom and abs(header.pixel_size_angstrom - size) > PIXEL_SIZE_TOLERANCE * size:
             return [
                 f"{header.path}: the header says {header.pixel_size_angstrom:.5g} A per pixel, the metadata "
                 f"{size:.5g} A"

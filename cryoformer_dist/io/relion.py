@@ -131,9 +131,7 @@ def write_star(path: Path, table: ParticleTable, image_names: Sequence[str]) -> 
     if table.rotation is not None:
         euler = _euler(table.rotation)
         particles |= {label: _cells(euler[:, axis]) for axis, label in enumerate(ANGLES)}
-        particles |= {
-            label: _cells(table.shift_angstrom[:, axis]) for axis, label in enumerate(ORIGINS_ANGSTROM)
-        }
+        particles |= {label: _cells(table.shift_angstrom[:, axis]) for axis, label in enumerate(ORIGINS_ANGSTROM)}
     particles |= {
         "rlnDefocusU": _cells(table.defocus_u_angstrom),
         "rlnDefocusV": _cells(table.defocus_v_angstrom),
@@ -194,14 +192,11 @@ def update_star_poses(
         lines = handle.readlines()
     block = find_loop(lines, rows.block_name)
     if block is None or len(block.row_lines) != len(rows):
-        raise ParticleFormatError(
-            f"{source}: block data_{rows.block_name} is not a plain table; rewrite it as loop_"
-        )
+        raise ParticleFormatError(f"{source}: block data_{rows.block_name} is not a plain table; rewrite it as loop_")
     left_out = len(rows) - len(source_row)
     if left_out and not set(columns) <= set(block.labels):
         warnings.warn(
-            f"{output}: {source} has no pose columns, so its {left_out} particles without a new pose are "
-            "left out",
+            f"{output}: {source} has no pose columns, so its {left_out} particles without a new pose are left out",
             CryoFormerWarning,
             stacklevel=2,
         )
@@ -230,9 +225,7 @@ def read_blocks(path: Path) -> dict[str, Block]:
         # starfile reads through this cache and leaves a stale copy of the file behind when it fails.
         linecache.clearcache()
     if not blocks:
-        raise ParticleFormatError(
-            f"{path}: not a STAR file, it has no data_ block; give a .star of particles"
-        )
+        raise ParticleFormatError(f"{path}: not a STAR file, it has no data_ block; give a .star of particles")
     return {name: _columns(block) for name, block in blocks.items()}
 
 

@@ -36,11 +36,7 @@ def resolve_stacks(written: Sequence[str], source: Path, datadir: Path | None = 
         path = Path(text.removeprefix(">"))
         resolved = _first_existing(path, bases, datadir)
         twin = origin.setdefault(resolved, text)
-        if (
-            Path(twin.removeprefix(">")) != path
-            and resolved.name == path.name
-            and _from_datadir(resolved, datadir)
-        ):
+        if Path(twin.removeprefix(">")) != path and resolved.name == path.name and _from_datadir(resolved, datadir):
             raise ParticleFormatError(
                 f"{source}: the stacks {twin} and {text} both lead to {resolved}; give as --datadir the "
                 "folder below which the written paths exist, so that they stay apart"

@@ -214,9 +214,7 @@ def star_poses(rows: StarRows, pixel_size_angstrom: np.ndarray) -> tuple[np.ndar
                 f"{rows.path}: rlnOriginX/Y are in pixels and the file has no pixel size; add "
                 "rlnImagePixelSize, or give --poses"
             )
-        shift = (
-            np.stack([rows.numbers(label) for label in ORIGINS_PIXELS], axis=1) * pixel_size_angstrom[:, None]
-        )
+        shift = np.stack([rows.numbers(label) for label in ORIGINS_PIXELS], axis=1) * pixel_size_angstrom[:, None]
     else:
         return None, np.zeros((len(rows), 2), dtype=np.float32)
     return rotation, shift.astype(np.float32)
@@ -257,9 +255,7 @@ def split_image_names(path: Path, image_names: np.ndarray) -> tuple[list[str], n
 
 def _refuse_tomography(path: Path, blocks: Mapping[str, Block], optics: Block) -> None:
     if any("rlnTomoSubTomosAre2DStacks" in block for block in blocks.values()):
-        raise ParticleFormatError(
-            f"{path}: tilt-series particles (RELION 5 tomography); single-particle files only"
-        )
+        raise ParticleFormatError(f"{path}: tilt-series particles (RELION 5 tomography); single-particle files only")
     dimensions = optics.get("rlnImageDimensionality")
     if dimensions is not None and (_as_numbers(path, "rlnImageDimensionality", dimensions) != 2).any():
         raise ParticleFormatError(
@@ -272,9 +268,7 @@ def _optics_rows(path: Path, particles: Block, optics: Block, count: int) -> np.
     """Row of the optics table of each particle."""
     table = _as_numbers(path, "rlnOpticsGroup", optics["rlnOpticsGroup"]).astype(np.int64)
     if len(np.unique(table)) != len(table):
-        raise ParticleFormatError(
-            f"{path}, data_optics, column rlnOpticsGroup: a group is listed twice; number them"
-        )
+        raise ParticleFormatError(f"{path}, data_optics, column rlnOpticsGroup: a group is listed twice; number them")
     if "rlnOpticsGroup" not in particles:
         if len(table) == 1:
             return np.zeros(count, dtype=np.int64)

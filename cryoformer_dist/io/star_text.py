@@ -16,8 +16,7 @@ def format_block(name: str, columns: Mapping[str, Sequence[str]]) -> str:
     widths = [max(map(len, column), default=0) for column in cells]
     labels = [f"_{label} #{number}" for number, label in enumerate(columns, start=1)]
     rows = [
-        " ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in zip(*cells, strict=True)
+        " ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in zip(*cells, strict=True)
     ]
     return "\n".join([f"data_{name}", "", "loop_", *labels, *rows, "", ""])
 
@@ -61,9 +60,7 @@ def find_loop(lines: Sequence[str], name: str) -> LoopBlock | None:
             break
     if not labels:
         return None
-    rows = [
-        n for n in range(label_line + 1, stop) if lines[n].strip() and not lines[n].strip().startswith("#")
-    ]
+    rows = [n for n in range(label_line + 1, stop) if lines[n].strip() and not lines[n].strip().startswith("#")]
     return LoopBlock(tuple(labels), label_line, np.asarray(rows, dtype=np.int64))
 
 

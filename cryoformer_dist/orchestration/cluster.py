@@ -12,6 +12,7 @@ import ray
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 
+
 @contextmanager
 def running_ray(
     cpus: int | None = None, dashboard: tuple[str, int] | None = None, address: str | None = None

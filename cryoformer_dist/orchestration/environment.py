@@ -17,7 +17,7 @@ _QUIET_AND_SAFE = {
 
 
 def prepare_environment() -> None:
-    """Set what the user has not set: quiet Ray, passive threads, and a token that only this cluster's processes know."""
+    """Set what the user has not set: quiet Ray, passive threads, a token only this cluster's processes know."""
     for name, value in _QUIET_AND_SAFE.items():
         os.environ.setdefault(name, value)
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:

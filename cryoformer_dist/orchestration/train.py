@@ -131,8 +131,8 @@ def _check_resources(cluster: ClusterConfig) -> None:
     needed = workers.count * workers.cpus + READ_CPUS
     if needed > available.get("CPU", 0):
         raise ClusterError(
-            f"workers: {workers.count} x {workers.cpus} CPUs and {READ_CPUS} for reading data need {needed:g} CPUs, the "
-            f"cluster has {available.get('CPU', 0):g}; lower workers.count or workers.cpus"
+            f"workers: {workers.count} x {workers.cpus} CPUs and {READ_CPUS} for reading data need {needed:g} CPUs, "
+            f"the cluster has {available.get('CPU', 0):g}; lower workers.count or workers.cpus"
         )
     if workers.count * workers.gpus > available.get("GPU", 0):
         raise ClusterError(
@@ -149,9 +149,7 @@ def _in_our_words(error: Exception, run: Path) -> CryoFormerError:
             return cause
     if failures:
         rank, failure = next(iter(failures.items()))
-        return TrainingError(
-            f"worker {rank} failed: {failure}\n`--resume` goes on from the last checkpoint in {run}"
-        )
+        return TrainingError(f"worker {rank} failed: {failure}\n`--resume` goes on from the last checkpoint in {run}")
     return ClusterError(f"training stopped: {error}\n`--resume` goes on from the last checkpoint in {run}")
 
 

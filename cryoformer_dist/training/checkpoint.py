@@ -85,9 +85,7 @@ def _open(folder: Path) -> Checkpoint:
             f"{folder / _MANIFEST}: not readable ({error}); delete this folder to use an older one"
         ) from error
     if version > SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{folder}: written by a newer version (schema {version}); upgrade cryoformer-dist"
-        )
+        raise CheckpointError(f"{folder}: written by a newer version (schema {version}); upgrade cryoformer-dist")
     return Checkpoint(folder, Position(**position), manifest)
 
 

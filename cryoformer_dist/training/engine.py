@@ -177,9 +177,7 @@ class DeepSpeedEngine:
             # A client optimiser is ours to choose; ZeRO only asks to be told so.
             "zero_allow_untested_optimizer": True,
         }
-        self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=_optimizer(module, config), config=settings
-        )
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=_optimizer(module, config), config=settings)
         self.rank, self.world = place_in_world()
         self.device = device
 
@@ -212,7 +210,7 @@ def _import_deepspeed() -> Any:
         import deepspeed.ops
     except ImportError as error:
         raise BackendUnavailableError(
-            f"training.engine deepspeed cannot be loaded ({error}); pip install deepspeed, or set training.engine: torch"
+            f"training.engine: deepspeed cannot be loaded ({error}); pip install deepspeed, or set it to torch"
         ) from error
     # Its shared-memory collective is compiled at first use (a minute), for nothing that two CPU ranks would notice.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

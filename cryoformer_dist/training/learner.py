@@ -144,9 +144,7 @@ def table_rate(name: str, rates: LearningRates) -> float:
     return {"latent": rates.latent, "rotation": rates.rotation, "shift_angstrom": rates.shift_angstrom}[name]
 
 
-def _initial_tables(
-    config: RunConfig, particles: StoredParticles, device: torch.device
-) -> dict[str, RowTable]:
+def _initial_tables(config: RunConfig, particles: StoredParticles, device: torch.device) -> dict[str, RowTable]:
     """Latents drawn from their prior, poses as given."""
     tables = {}
     rows = len(particles.source_row)

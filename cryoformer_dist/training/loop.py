@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,9 +68,7 @@ def particles_per_rank(training: TrainingConfig, world: int, particles: int) -> 
     """
     size = training.global_batch_size
     if size % world:
-        raise ConfigError(
-            f"training.global_batch_size: {size} does not divide by {world} workers; take a multiple"
-        )
+        raise ConfigError(f"training.global_batch_size: {size} does not divide by {world} workers; take a multiple")
     if size > particles:
         raise ConfigError(f"training.global_batch_size: {size} exceeds the {particles} particles to train on")
     return size // world
@@ -196,9 +194,7 @@ class _Session:
         factor = learning_rate_factor(self.training, self.position.stage_step, progress)
         self.engine.step(loss, factor)
         learner.update_tables(batch, inputs.leaves, factor)
-        self.totals += torch.stack(
-            [errors.detach().sum(), prior.detach().sum(), errors.new_tensor(len(batch))]
-        ).cpu()
+        self.totals += torch.stack([errors.detach().sum(), prior.detach().sum(), errors.new_tensor(len(batch))]).cpu()
         self.stopwatch.trained(len(batch) * self.engine.world)
 
     def _prior_weight(self, stage: Stage, progress: float) -> float:
@@ -214,8 +210,8 @@ class _Session:
         rows = batch.row[~torch.isfinite(errors.detach()).to(batch.row.device)].tolist()
         raise TrainingError(
             f"step {self.position.step}: the loss is not finite on {int(bad)} of {self.engine.world} ranks; "
-            f"rank {self.engine.rank}: store rows {rows or 'none'}. Weights were not touched. Run `check` on the store; "
-            "if it is clean, lower training.learning_rates and --resume from the last checkpoint"
+            f"rank {self.engine.rank}: store rows {rows or 'none'}. "
+            "Weights were not touched. Run `check` on the store; if it is clean, lower training.learning_rates and --resume from the last checkpoint"
         )
 
     def _after_step(self, stage: Stage, batch: ParticleBatch, steps: int) -> None:
@@ -254,13 +250,17 @@ class _Session:
 
     def _checkpoint(self) -> Path:
         self.checkpointed = self.position.step
-        states: dict[str, Callable[[], dict[str, Any]]] = {"model": self.learner.objectives.model.state_dict, "tables": self.learner.table_state}
+        learner = self.learner
+
+        def states() -> dict[str, dict[str, Any]]:
+            return {"model": learner.objectives.model.state_dict(), "tables": learner.table_state()}
+
         return write_checkpoint(
             self.run,
             self.position,
             leader=self.engine.rank == 0,
             save_engine=self.engine.save,
-            states=lambda: {name: state() for name, state in states.items()},
+            states=states,
             keep=self.training.keep_checkpoints,
             barrier=_barrier,
         )

@@ -37,8 +37,7 @@ class Objectives(nn.Module):
         self.projection = config.training.projection
         self.lattice = lattice
         self.operators = [
-            self.model.feature_volume.lattice(lattice.points_pixels + offset)
-            for offset in lattice.offsets_pixels
+            self.model.feature_volume.lattice(lattice.points_pixels + offset) for offset in lattice.offsets_pixels
         ]
         weight = torch.ones(box, box // 2 + 1)
         # No image says anything about its mean; the Nyquist lines hold one of each pair of frequencies.
@@ -106,10 +105,12 @@ class Objectives(nn.Module):
         """Latent vector of each particle as the deformation encoder sees it."""
         if self.model.deformation_encoder is None:
             raise ValueError("this model has no deformation encoder: set model.latent.form to encoder")
-        return self.model.deformation_encoder(self._encoder_input(batch))
+        latent: Tensor = self.model.deformation_encoder(self._encoder_input(batch))
+        return latent
 
     def _hidden_at(self, points: Tensor) -> Tensor:
-        return self.model.feature_volume(points.reshape(-1, 3)).reshape(*points.shape[:2], -1)
+        hidden: Tensor = self.model.feature_volume(points.reshape(-1, 3))
+        return hidden.reshape(*points.shape[:2], -1)
 
     def _transfer(self, batch: ParticleBatch) -> Tensor:
         frequency = self.frequency[None] / batch.pixel_size_angstrom[:, None, None, None]

@@ -106,6 +106,4 @@ class Lattice:
 
     def to(self, device: torch.device) -> "Lattice":
         """The same lattice on another device."""
-        return Lattice(
-            self.points_pixels.to(device), self.flat_index.to(device), self.offsets_pixels.to(device)
-        )
+        return Lattice(self.points_pixels.to(device), self.flat_index.to(device), self.offsets_pixels.to(device))

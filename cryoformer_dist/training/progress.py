@@ -11,7 +11,7 @@ import torch
 
 
 class Reporter(Protocol):
-    """Receives one record per report and the folder of a checkpoint when one was just written; a barrier for all ranks."""
+    """Receives one record per report, and the folder of a checkpoint just written; a barrier for all ranks."""
 
     def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
         """Take a record."""

@@ -74,9 +74,7 @@ def prepare_run(
     manifest_path = run / "manifest.json"
     if manifest_path.is_file():
         if not resume:
-            raise ConfigError(
-                f"{run}: holds a run already; --resume goes on with it, --name NAME starts another"
-            )
+            raise ConfigError(f"{run}: holds a run already; --resume goes on with it, --name NAME starts another")
         _refuse_other_run(config, store, run)
         return
     run.mkdir(parents=True, exist_ok=True)
@@ -154,9 +152,7 @@ def _version(package: str) -> str:
 def _refuse_other_run(config: RunConfig, store: ParticleStore, run: Path) -> None:
     earlier, manifest = load_run(run)
     if manifest["store_fingerprint"] != store.fingerprint:
-        raise ConfigError(
-            f"{run}: was trained on another store than {store.path}; use that one, or another --name"
-        )
+        raise ConfigError(f"{run}: was trained on another store than {store.path}; use that one, or another --name")
     changed = [
         f"{part}.{key}"
         for part in ("model", "training")

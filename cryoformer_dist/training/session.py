@@ -53,9 +53,7 @@ def train_rank(
     run_training(learner, engine, data, reporter, run, latest_checkpoint(run))
 
 
-def build_engine(
-    module: Objectives, training: TrainingConfig, device: torch.device, particles: int
-) -> Engine:
+def build_engine(module: Objectives, training: TrainingConfig, device: torch.device, particles: int) -> Engine:
     """The engine that the configuration names."""
     if training.engine == "torch":
         return TorchEngine(module, training, device)

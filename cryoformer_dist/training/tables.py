@@ -33,13 +33,11 @@ class RowTable:
         """A leaf copy of some rows, ready to collect their gradient."""
         return self.values[rows].requires_grad_(True)
 
-    def update(
-        self, rows: Int[Tensor, " batch"], gradient: Float[Tensor, "batch width"], learning_rate: float
-    ) -> None:
+    def update(self, rows: Int[Tensor, " batch"], gradient: Float[Tensor, "batch width"], learning_rate: float) -> None:
         """One Adam step of some rows; the gradient's scale does not matter, its history does.
 
-        A row that comes twice, from the end of one epoch and the beginning of the next, is one visit with both gradients:
-        writing it twice would keep either, and not the same one on every rank.
+        A row that comes twice, from the end of one epoch and the beginning of the next, is one visit with both
+        gradients: writing it twice would keep either, and not the same one on every rank.
         """
         rows, place = torch.unique(rows, return_inverse=True)
         gradient = torch.zeros_like(self.values[rows]).index_add_(0, place, gradient)

@@ -46,9 +46,7 @@ class Runs:
 @pytest.mark.parametrize("kind", ["<f4", ">f8", "<i8", "<u4", "?"])
 def test_arrays_of_every_protocol_are_read(tmp_path, protocol, kind):
     array = np.arange(12).reshape(3, 4).astype(kind)
-    back = load_numpy_pickle(
-        save(tmp_path / "a.pkl", (array, np.asfortranarray(array), np.float32(2.5)), protocol)
-    )
+    back = load_numpy_pickle(save(tmp_path / "a.pkl", (array, np.asfortranarray(array), np.float32(2.5)), protocol))
     np.testing.assert_array_equal(back[0], array)
     np.testing.assert_array_equal(back[1], array)
     assert back[2] == 2.5
@@ -159,18 +157,14 @@ def test_ctf_that_cannot_be_is_named(tmp_path, ctf, label):
         read_ctf_pkl(save(tmp_path / "ctf.pkl", ctf))
 
 
-@pytest.mark.parametrize(
-    "rows", [[3, 0, 2], np.asarray([3, 0, 2]), np.asarray([3, 0, 2], dtype=np.uint32), (3, 0, 2)]
-)
+@pytest.mark.parametrize("rows", [[3, 0, 2], np.asarray([3, 0, 2]), np.asarray([3, 0, 2], dtype=np.uint32), (3, 0, 2)])
 def test_indices_are_whole_numbers_in_their_order(tmp_path, rows):
     back = read_indices_pkl(save(tmp_path / "ind.pkl", rows))
     assert back.tolist() == [3, 0, 2]
     assert back.dtype == np.int64
 
 
-@pytest.mark.parametrize(
-    "rows", [[0.5], [-1, 2], [], [[1, 2]], [1, 1], [[1], [2, 3]], [True, False], {"a": 1}]
-)
+@pytest.mark.parametrize("rows", [[0.5], [-1, 2], [], [[1, 2]], [1, 1], [[1], [2, 3]], [True, False], {"a": 1}])
 def test_indices_of_another_form_are_refused(tmp_path, rows):
     with pytest.raises(ParticleFormatError, match=r"ind\.pkl"):
         read_indices_pkl(save(tmp_path / "ind.pkl", rows))

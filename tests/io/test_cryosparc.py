@@ -123,9 +123,7 @@ def test_star_and_cs_of_the_same_particles_give_the_same_table(tmp_path, particl
     from_star, from_cs = read_star(star), read_cs(save(tmp_path / "particles.cs", made))
     assert from_star.stack_paths == from_cs.stack_paths
     for name in ("rotation", "shift_angstrom", "defocus_u_angstrom", "defocus_angle_deg", "phase_shift_deg"):
-        np.testing.assert_allclose(
-            getattr(from_star, name), getattr(from_cs, name), rtol=1e-6, atol=1e-4, err_msg=name
-        )
+        np.testing.assert_allclose(getattr(from_star, name), getattr(from_cs, name), rtol=1e-6, atol=1e-4, err_msg=name)
     for name in ("stack_index", "half_set", "optics_group"):
         np.testing.assert_array_equal(getattr(from_star, name), getattr(from_cs, name))
     for name in ("voltage_kv", "spherical_aberration_mm", "amplitude_contrast"):
@@ -184,9 +182,7 @@ def test_passthrough_without_uid_is_refused(tmp_path, records):
 
 
 def test_all_missing_fields_are_named_in_one_error(tmp_path, records):
-    path = save(
-        tmp_path / "particles.cs", keep(records, ["uid", "blob/path", "blob/idx", "blob/shape", "ctf/df"])
-    )
+    path = save(tmp_path / "particles.cs", keep(records, ["uid", "blob/path", "blob/idx", "blob/shape", "ctf/df"]))
     with pytest.raises(ParticleFormatError) as caught:
         read_cs(path)
     for word in (
@@ -203,9 +199,7 @@ def test_all_missing_fields_are_named_in_one_error(tmp_path, records):
 
 def test_2d_alignments_alone_are_no_poses(tmp_path, records):
     bare = keep(records, ["uid", "blob", "ctf"])
-    wider = np.zeros(
-        6, dtype=[*bare.dtype.descr, ("alignments2D/pose", "<f4"), ("alignments2D/shift", "<f4", (2,))]
-    )
+    wider = np.zeros(6, dtype=[*bare.dtype.descr, ("alignments2D/pose", "<f4"), ("alignments2D/shift", "<f4", (2,))])
     for name in bare.dtype.names:
         wider[name] = bare[name]
     path = save(tmp_path / "class2d.cs", wider)
@@ -215,9 +209,7 @@ def test_2d_alignments_alone_are_no_poses(tmp_path, records):
 
 
 def test_file_without_ctf_is_read_when_the_caller_has_it(tmp_path, records):
-    table = read_cs(
-        save(tmp_path / "particles.cs", keep(records, ["uid", "blob", "alignments3D"])), require_ctf=False
-    )
+    table = read_cs(save(tmp_path / "particles.cs", keep(records, ["uid", "blob", "alignments3D"])), require_ctf=False)
     assert not table.defocus_u_angstrom.any()
 
 

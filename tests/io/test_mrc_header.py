@@ -68,9 +68,7 @@ def test_modes_of_mrc_pass_in_both_byte_orders(tmp_path, mode):
     refuse_other_kinds(path)
 
 
-@pytest.mark.parametrize(
-    "content", [bytes(12) + b"\x05\0\0\0" + bytes(1008), bytes(1023), b"%PDF-1.7 " * 200]
-)
+@pytest.mark.parametrize("content", [bytes(12) + b"\x05\0\0\0" + bytes(1008), bytes(1023), b"%PDF-1.7 " * 200])
 def test_other_kinds_are_refused(tmp_path, content):
     path = tmp_path / "a.mrcs"
     path.write_bytes(content)

@@ -119,9 +119,7 @@ def test_box_differing_from_the_optics_is_named(star, images, write_mrcs):
 
 def test_odd_box_is_refused_with_the_even_ones(star, particle_table, images, write_mrcs):
     write_mrcs(star.with_name("stack.mrcs"), images[:, :7, :7].copy())
-    table = replace(
-        read_particles(star), optics=tuple(replace(group, box_size=7) for group in particle_table.optics)
-    )
+    table = replace(read_particles(star), optics=tuple(replace(group, box_size=7) for group in particle_table.optics))
     with pytest.raises(ParticleFormatError, match=r"odd box 7; only even boxes are used.* 6 or 8 pixels"):
         check_stacks(table)
 
@@ -135,9 +133,7 @@ def test_oblong_images_are_refused(star, images, write_mrcs):
 def test_header_pixel_size_that_differs_is_warned_about_and_not_used(relion_1, rng, write_mrcs):
     write_mrcs(relion_1.parent / "Extract" / "b.mrcs", rng.normal(size=(3, 64, 64)).astype(np.float32), 1.6)
     table = read_particles(relion_1)
-    with pytest.warns(
-        PixelSizeConflictWarning, match=r"b\.mrcs: the header says 1\.6 A .* metadata 1\.5 A"
-    ) as caught:
+    with pytest.warns(PixelSizeConflictWarning, match=r"b\.mrcs: the header says 1\.6 A .* metadata 1\.5 A") as caught:
         check_stacks(table)
     assert len(caught) == 1
     assert table.optics[0].pixel_size_angstrom == pytest.approx(1.5)
@@ -215,9 +211,7 @@ def test_star_without_voltage_uses_the_ctf_pickle(star, pickles):
 
 
 def test_ctf_pickle_does_not_hide_the_aberrations_of_the_star(star, pickles):
-    text = star.read_text().replace(
-        "_rlnImageDimensionality #8", "_rlnImageDimensionality #8\n_rlnBeamTiltX #9"
-    )
+    text = star.read_text().replace("_rlnImageDimensionality #8", "_rlnImageDimensionality #8\n_rlnBeamTiltX #9")
     star.write_text(text.replace(" 8 2\n", " 8 2 0.5\n"))
     with pytest.warns(AberrationsNotAppliedWarning, match="beam tilt"):
         table = read_particles(star, ctf=pickles[1])
@@ -229,12 +223,8 @@ def test_indices_keep_the_named_rows_in_their_order(star, pickles, tmp_path):
     chosen = save(tmp_path / "ind.pkl", np.asarray([9, 2, 4]))
     table = read_particles(star, indices=chosen)
     assert table.source_row.tolist() == [9, 2, 4]
-    np.testing.assert_array_equal(
-        table.defocus_u_angstrom, read_particles(star).defocus_u_angstrom[[9, 2, 4]]
-    )
-    np.testing.assert_array_equal(
-        read_particles(star, poses=poses, indices=chosen).rotation, rotation[[9, 2, 4]]
-    )
+    np.testing.assert_array_equal(table.defocus_u_angstrom, read_particles(star).defocus_u_angstrom[[9, 2, 4]])
+    np.testing.assert_array_equal(read_particles(star, poses=poses, indices=chosen).rotation, rotation[[9, 2, 4]])
 
 
 def test_pickle_of_the_selected_rows_alone_is_understood(star, pickles, tmp_path):

@@ -129,9 +129,7 @@ def test_phase_shift_and_half_sets_may_be_absent(relion_30):
 
 
 def test_all_missing_columns_are_named_in_one_error(relion_30):
-    path = without(
-        relion_30, "rlnAnglePsi", "rlnOriginY", "rlnVoltage", "rlnDefocusV", "rlnDetectorPixelSize"
-    )
+    path = without(relion_30, "rlnAnglePsi", "rlnOriginY", "rlnVoltage", "rlnDefocusV", "rlnDetectorPixelSize")
     with pytest.raises(ParticleFormatError) as caught:
         read_star(path)
     message = str(caught.value)
@@ -209,9 +207,7 @@ def test_file_repaired_after_a_failure_is_read_anew(relion_30):
 
 
 def test_unknown_optics_group_is_named(relion_31):
-    with pytest.raises(
-        ParticleFormatError, match=r"row 2, column rlnOpticsGroup: group 5 is not in data_optics"
-    ):
+    with pytest.raises(ParticleFormatError, match=r"row 2, column rlnOpticsGroup: group 5 is not in data_optics"):
         read_star(edited(relion_31, ("b.mrcs 4 ", "b.mrcs 5 ")))
 
 

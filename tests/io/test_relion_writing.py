@@ -47,9 +47,7 @@ def test_written_file_has_the_labels_that_relion_wants(tmp_path, particle_table)
     assert {"rlnImageSize", "rlnImagePixelSize", "rlnImageDimensionality", "rlnOpticsGroupName"} <= set(
         blocks["optics"]
     )
-    assert {"rlnOriginXAngst", "rlnOpticsGroup", "rlnRandomSubset", "rlnPhaseShift"} <= set(
-        blocks["particles"]
-    )
+    assert {"rlnOriginXAngst", "rlnOpticsGroup", "rlnRandomSubset", "rlnPhaseShift"} <= set(blocks["particles"])
     assert blocks["particles"]["rlnOpticsGroup"].min() == 1
 
 

@@ -51,9 +51,7 @@ def test_blocks_have_the_sizes_their_owner_asserts(shared_data):
     folder = shared_data / "edge" / "star"
 
     def sizes(name: str) -> list[tuple[int, int]]:
-        return [
-            (len(next(iter(block.values()))), len(block)) for block in read_blocks(folder / name).values()
-        ]
+        return [(len(next(iter(block.values()))), len(block)) for block in read_blocks(folder / name).values()]
 
     assert sizes("postprocess.star") == [(1, 6), (49, 7), (49, 3)]
     assert sizes("one_loop.star") == [(16, 12)]
@@ -77,9 +75,7 @@ def test_relion_1_refinement(shared_data):
     assert len(table.stack_paths) == 15
     (group,) = table.optics
     assert group.pixel_size_angstrom == pytest.approx(3.54, abs=1e-4)
-    assert (table.defocus_u_angstrom.min(), table.defocus_u_angstrom.max()) == pytest.approx(
-        (19715, 33864), abs=1
-    )
+    assert (table.defocus_u_angstrom.min(), table.defocus_u_angstrom.max()) == pytest.approx((19715, 33864), abs=1)
     assert (table.shift_angstrom / 3.54).std() == pytest.approx(2.7, abs=0.1)
     assert set(table.half_set.tolist()) == {1, 2}
     assert table.stack_index[:2].tolist() == [41, 49]
@@ -108,9 +104,7 @@ def test_scipion_file_lacks_poses_only(shared_data):
 
 
 def test_aberrations_are_named_and_zero_cs_is_valid(shared_data):
-    with pytest.warns(
-        AberrationsNotAppliedWarning, match=r"rlnMagMat.*rlnEvenZernike.*rlnOddZernike"
-    ) as caught:
+    with pytest.warns(AberrationsNotAppliedWarning, match=r"rlnMagMat.*rlnEvenZernike.*rlnOddZernike") as caught:
         table = read_particles(shared_data / "metadata" / "isecc_aberrations.star")
     assert len(caught) == 1
     assert len(table) == 1
@@ -124,9 +118,7 @@ def test_cryosparc_refinement(shared_data):
     assert len(table.stack_paths) == 196
     assert len(np.unique(table.uid)) == 11764
     assert np.bincount(table.half_set).tolist() == [0, 5882, 5882]
-    assert (table.defocus_u_angstrom.min(), table.defocus_u_angstrom.max()) == pytest.approx(
-        (11352, 22128), rel=0.03
-    )
+    assert (table.defocus_u_angstrom.min(), table.defocus_u_angstrom.max()) == pytest.approx((11352, 22128), rel=0.03)
     (group,) = table.optics
     assert (group.box_size, group.unapplied_aberrations) == (256, ())
     assert group.pixel_size_angstrom == pytest.approx(1.0273438)
@@ -168,9 +160,7 @@ def test_relion_30_and_31_of_real_particles_agree_where_their_owner_left_them_al
     # In row 15 of the 3.1 file stand the numbers of row 14: a slip of its owner.
     alike = np.delete(np.arange(17), 14)
     for name in ("stack_index", "rotation", "defocus_u_angstrom", "defocus_angle_deg", "half_set"):
-        np.testing.assert_allclose(
-            getattr(old, name)[alike], getattr(new, name)[alike], atol=1e-5, err_msg=name
-        )
+        np.testing.assert_allclose(getattr(old, name)[alike], getattr(new, name)[alike], atol=1e-5, err_msg=name)
         np.testing.assert_array_equal(getattr(old, name), getattr(more, name), err_msg=name)
     assert old.optics[0].pixel_size_angstrom == pytest.approx(1.338, abs=1e-6)
     assert [group.pixel_size_angstrom for group in new.optics] == [1.4, 1.4]
@@ -270,9 +260,7 @@ def test_poses_of_a_real_file_are_replaced_and_nothing_else(shared_data, tmp_pat
     table = read_star(source)
     rows = np.arange(len(table))[::-2]
     output = tmp_path / "refined.star"
-    update_star_poses(
-        source, output, rows, table.rotation[rows].transpose(0, 2, 1), -table.shift_angstrom[rows]
-    )
+    update_star_poses(source, output, rows, table.rotation[rows].transpose(0, 2, 1), -table.shift_angstrom[rows])
     after = read_star(output)
     np.testing.assert_allclose(after.rotation[rows], table.rotation[rows].transpose(0, 2, 1), atol=1e-5)
     np.testing.assert_allclose(after.shift_angstrom[rows], -table.shift_angstrom[rows], atol=1e-4)

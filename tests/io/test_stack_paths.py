@@ -39,9 +39,7 @@ def test_project_relative_path_is_found_by_walking_up(tmp_path, star, written):
     assert resolve_stacks([written], star) == (stack,)
 
 
-@pytest.mark.parametrize(
-    "written", ["J1/extract/a.mrcs", "/old/disk/J1/extract/a.mrcs", ">J1/extract/a.mrcs"]
-)
+@pytest.mark.parametrize("written", ["J1/extract/a.mrcs", "/old/disk/J1/extract/a.mrcs", ">J1/extract/a.mrcs"])
 def test_datadir_is_searched_by_bare_name(tmp_path, star, written):
     stack = touch(tmp_path / "moved" / "a.mrcs")
     assert resolve_stacks([written], star, tmp_path / "moved") == (stack,)

@@ -62,17 +62,13 @@ def test_block_named_particles_is_preferred(blocks):
     ],
 )
 def test_pixel_size_is_stated_or_detector_over_magnification(columns, size):
-    particles = {"rlnImageName": column("1@a.mrcs")} | {
-        label: column(cell) for label, cell in columns.items()
-    }
+    particles = {"rlnImageName": column("1@a.mrcs")} | {label: column(cell) for label, cell in columns.items()}
     assert image_pixel_size(open_rows(SOURCE, {"": particles})) == pytest.approx([size], abs=1e-5)
 
 
 def test_pixel_origins_without_pixel_size_are_refused():
     labels = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginX", "rlnOriginY")
-    rows = open_rows(
-        SOURCE, {"": {"rlnImageName": column("1@a"), **{label: column(1.0) for label in labels}}}
-    )
+    rows = open_rows(SOURCE, {"": {"rlnImageName": column("1@a"), **{label: column(1.0) for label in labels}}})
     with pytest.raises(ParticleFormatError, match="rlnOriginX/Y are in pixels"):
         star_poses(rows, np.zeros(1))
     rotation, shift = star_poses(rows, np.full(1, 2.5))

@@ -56,9 +56,7 @@ def test_no_rows_is_the_same_text(lines):
 
 def test_short_number_keeps_the_columns_aligned():
     lines = ["data_\n", "loop_\n", "_a\n", "_b\n", "  123.456789 x\n"]
-    assert (
-        replace_cells(lines, find_loop(lines, ""), {"a": ["1.5"]}, np.asarray([0]))[-1] == "         1.5 x\n"
-    )
+    assert replace_cells(lines, find_loop(lines, ""), {"a": ["1.5"]}, np.asarray([0]))[-1] == "         1.5 x\n"
 
 
 def test_new_column_goes_last_and_drops_rows_without_a_value(lines):

@@ -84,7 +84,9 @@ def test_cropping_to_the_same_box_changes_nothing():
 
 @pytest.mark.parametrize("box", [7, 18, 64])
 def test_cropping_to_an_odd_or_larger_box_is_refused(box):
-    with pytest.raises(ValueError, match=f"cannot crop images of 16 pixels to {box}: ask for an even box of at most 16"):
+    with pytest.raises(
+        ValueError, match=f"cannot crop images of 16 pixels to {box}: ask for an even box of at most 16"
+    ):
         crop_images(noise(1, 16, 16), box)
     with pytest.raises(ValueError, match=f"cannot crop a map of 16 voxels to {box}"):
         crop_volume(noise(16, 16, 16), box)

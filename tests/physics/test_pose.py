@@ -92,7 +92,9 @@ def test_rotation_vector_beyond_pi_comes_back_as_the_short_way_round():
     assert torch.allclose(back, torch.tensor([[0.0, 0.0, -0.5 * torch.pi]]), atol=1e-5)
 
 
-@pytest.mark.parametrize("axis", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.6, -0.8, 0.0), (-1.0, 1.0, 1.0)])
+@pytest.mark.parametrize(
+    "axis", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.6, -0.8, 0.0), (-1.0, 1.0, 1.0)]
+)
 def test_half_turn_survives_the_round_trip_about_any_axis(axis):
     unit = torch.nn.functional.normalize(torch.tensor([axis]), dim=-1)
     half_turn = 2 * unit[..., None] * unit[..., None, :] - torch.eye(3)

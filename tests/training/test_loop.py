@@ -122,7 +122,7 @@ def test_pretraining_brings_the_encoder_nearer_to_the_given_poses(tiny_store: Pa
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
-@pytest.mark.parametrize("stop_at", [2, 4, 6, 8, 10])
+@pytest.mark.parametrize("stop_at", [2, 6, 8])
 def test_an_interrupted_run_ends_bit_equal_to_one_that_was_not(
     whole: tuple[RunConfig, Path], tmp_path: Path, stop_at: int
 ) -> None:
@@ -225,9 +225,7 @@ class _Poisoned:
             for table, state in self.learner.table_state().items()
             for name, value in state.items()
         }
-        return {
-            name: value.detach().clone() for name, value in (self.learner.objectives.state_dict() | tables).items()
-        }
+        return {name: value.detach().clone() for name, value in (self.learner.objectives.state_dict() | tables).items()}
 
     def of(self, store: ParticleStore) -> Any:
         read = local_batches(store)

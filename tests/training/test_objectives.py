@@ -1,0 +1,207 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import tiny_config
+
+from cryoformer_dist.data.batch import ParticleBatch
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.physics.ctf import contrast_transfer_function
+from cryoformer_dist.physics.fourier import fourier_to_image
+from cryoformer_dist.physics.grids import frequency_grid
+from cryoformer_dist.physics.pose import Pose, random_rotations, rotation_from_axis_angle
+from cryoformer_dist.training.objectives import Objectives, pose_loss
+from cryoformer_dist.training.occupancy import Lattice, consensus_map, sphere
+
+BOX = 16
+SMOOTH = {
+    "model.hash_grid": {"levels": 1, "base_resolution": 2, "finest_resolution": 2, "log2_table_size": 10},
+    "training.jitter_lattices": 1,
+}
+
+
+def _objectives(store: ParticleStore, changes: dict[str, object] | None = None, copies: int = 1) -> Objectives:
+    config = tiny_config(store.path, {**SMOOTH, **(changes or {})})
+    torch.manual_seed(1)
+    objectives = Objectives(config, BOX, store.pixel_size_angstrom, Lattice.of(sphere(BOX), copies, 0))
+    with torch.no_grad():
+        # Far from the start, where density hardly varies.
+        objectives.model.feature_volume.grid.table.mul_(100)
+    return objectives
+
+
+def _with_pose(batch: ParticleBatch, rotation: torch.Tensor, shift_pixels: torch.Tensor) -> ParticleBatch:
+    pose = Pose(rotation, -shift_pixels * batch.pixel_size_angstrom[:, None])
+    return replace(batch, pose=pose)
+
+
+def _latent(particles: int) -> torch.Tensor:
+    return torch.randn(particles, 2, generator=torch.Generator().manual_seed(5))
+
+
+@torch.no_grad()
+def _images(objectives: Objectives, batch: ParticleBatch, copy: int = 0) -> torch.Tensor:
+    return fourier_to_image(objectives.render(_latent(len(batch)), batch.pose, batch, copy), BOX)
+
+
+def _both(store: ParticleStore) -> tuple[Objectives, Objectives]:
+    """The same weights by lattice and by rays."""
+    return _objectives(store), _objectives(store, {"training.projection": "rays"})
+
+
+@torch.no_grad()
+def _low_frequencies(objectives: Objectives, batch: ParticleBatch) -> torch.Tensor:
+    """Transforms up to shell 3: two quadratures of one density differ only beyond."""
+    low = frequency_grid(BOX).norm(dim=-1) * BOX < 3.01
+    return objectives.render(_latent(len(batch)), batch.pose, batch, 0) * low
+
+
+def _relative(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def test_the_pose_loss_is_zero_at_equality_with_a_finite_slope() -> None:
+    rotation = random_rotations(4, torch.Generator().manual_seed(0)).requires_grad_(True)
+    shift = torch.randn(4, 2).requires_grad_(True)
+    loss = pose_loss(Pose(rotation, shift), Pose(rotation.detach(), shift.detach()), 100.0)
+    assert loss.max() < 1e-6
+    loss.sum().backward()
+    assert torch.isfinite(rotation.grad).all()
+
+
+def test_the_pose_loss_is_equation_3_by_hand() -> None:
+    angle = 0.7
+    given = random_rotations(1, torch.Generator().manual_seed(0))
+    turn = rotation_from_axis_angle(torch.tensor([[0.0, angle, 0.0]]))
+    estimate = Pose(turn @ given, torch.tensor([[3.0, -5.0]]))
+    loss = pose_loss(estimate, Pose(given, torch.tensor([[1.0, 1.0]])), 200.0)
+    # The Frobenius distance of two rotations an angle apart is 2 sqrt(2) sin(angle / 2).
+    expected = 2 * math.sqrt(2) * math.sin(angle / 2) / 9 + 0.5 * (2 + 6) / 200
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_lattice_and_rays_agree_where_their_points_coincide(store: ParticleStore, batch: ParticleBatch) -> None:
+    quarter = math.pi / 2
+    vectors = torch.tensor(
+        [[0, 0, 0], [quarter, 0, 0], [0, quarter, 0], [0, 0, quarter], [0, math.pi, 0], [0, 0, -quarter]]
+    )
+    shifts = torch.tensor([[0.0, 0], [1, 0], [0, -2], [2, 1], [-1, -1], [0, 0]])
+    moved = _with_pose(batch, rotation_from_axis_angle(vectors), shifts)
+    lattice, rays = (_images(one, moved) for one in _both(store))
+    assert rays.std() > 0.05
+    assert _relative(lattice, rays) < 2e-3
+
+
+def test_lattice_and_rays_agree_at_any_pose(store: ParticleStore, batch: ParticleBatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    moved = _with_pose(batch, random_rotations(6, generator), torch.randn(6, 2, generator=generator))
+    lattice, rays = (_low_frequencies(one, moved) for one in _both(store))
+    assert _relative(lattice, rays) < 0.06
+    assert _relative(lattice.roll(1, 0), rays) > 0.5
+
+
+@pytest.mark.parametrize("pixel_ratio", [0.8, 1.25])
+def test_lattice_and_rays_agree_at_a_pixel_size_of_the_particle_s_own(
+    store: ParticleStore, batch: ParticleBatch, pixel_ratio: float
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    moved = _with_pose(batch, random_rotations(6, generator), torch.zeros(6, 2))
+    ratio = torch.tensor([1, 1, 1, pixel_ratio, pixel_ratio, pixel_ratio])
+    other = replace(moved, pixel_size_angstrom=batch.pixel_size_angstrom * ratio)
+    objectives, reference = _both(store)
+    lattice, rays = (_low_frequencies(one, other) for one in (objectives, reference))
+    for particles in (slice(0, 3), slice(3, 6)):
+        assert _relative(lattice[particles], rays[particles]) < 0.08
+    assert _relative(_low_frequencies(reference, moved)[3:], rays[3:]) > 0.3
+
+
+def test_a_coarser_pixel_makes_a_smaller_image_of_the_same_density(store: ParticleStore, batch: ParticleBatch) -> None:
+    coarse = replace(batch, pixel_size_angstrom=batch.pixel_size_angstrom * 1.25)
+    still = [_with_pose(one, torch.eye(3).expand(6, 3, 3), torch.zeros(6, 2)) for one in (batch, coarse)]
+    fine_image, coarse_image = (_images(_objectives(store), one) for one in still)
+    # A line integral through the centre is the same; the covered area shrinks.
+    torch.testing.assert_close(coarse_image[:, 8, 8], fine_image[:, 8, 8], rtol=0.05, atol=0.02)
+    ratio = coarse_image.sum((1, 2)) / fine_image.sum((1, 2))
+    torch.testing.assert_close(ratio, torch.full((6,), 1.25**-2), rtol=1e-3, atol=0)
+
+
+def test_every_copy_of_the_lattice_is_evaluated_where_it_is_projected_from(store: ParticleStore) -> None:
+    objectives = _objectives(store, copies=3)
+    volume, lattice = objectives.model.feature_volume, objectives.lattice
+    hidden = [volume.at_lattice(operator) for operator in objectives.operators]
+    for copy, offset in enumerate(lattice.offsets_pixels):
+        torch.testing.assert_close(hidden[copy], volume(lattice.points_pixels + offset), rtol=1e-4, atol=1e-4)
+    assert (hidden[0] - hidden[1]).abs().max() > 1e-2
+
+
+def test_the_loss_of_what_is_rendered_is_zero_and_of_an_empty_image_its_power(
+    store: ParticleStore, batch: ParticleBatch
+) -> None:
+    objectives = _objectives(store)
+    transform = objectives.render(_latent(6), batch.pose, batch, 0).detach()
+    frequency = frequency_grid(BOX)[None] / batch.pixel_size_angstrom[:, None, None, None]
+    images = fourier_to_image(transform * contrast_transfer_function(batch.ctf, frequency), BOX)
+    perfect, latent = objectives("reconstruction", replace(batch, images=images + 7.0), _latent(6), batch.pose, 0)
+    empty, _ = objectives("reconstruction", replace(batch, images=torch.zeros_like(images)), _latent(6), batch.pose, 0)
+    # An image's mean says nothing: it may be off.
+    assert perfect.max() < 1e-9
+    assert torch.equal(latent, _latent(6))
+    transform_of_images = torch.fft.fft2(images)
+    transform_of_images[:, 0, 0] = transform_of_images[:, 8, :] = transform_of_images[:, :, 8] = 0
+    power = transform_of_images.abs().square().sum((1, 2)) / BOX**4
+    torch.testing.assert_close(empty, power, rtol=1e-4, atol=1e-7)
+
+
+def test_each_particle_has_a_loss_of_its_own(store: ParticleStore, batch: ParticleBatch) -> None:
+    objectives = _objectives(store)
+    changed = batch.images.clone()
+    changed[2] *= 3
+    one, _ = objectives("reconstruction", batch, _latent(6), batch.pose, 0)
+    other, _ = objectives("reconstruction", replace(batch, images=changed), _latent(6), batch.pose, 0)
+    assert (one != other).tolist() == [False, False, True, False, False, False]
+
+
+def test_the_rendered_pose_and_ctf_are_those_of_the_simulation(store: ParticleStore, batch: ParticleBatch) -> None:
+    # Where the density is put by hand, the real images must say so: off by a sign, they do not.
+
+    consensus = consensus_map(store, np.arange(len(store)))
+    objectives = _objectives(store)
+    objectives.model.density = lambda hidden, folded: consensus.ravel()[objectives.lattice.flat_index].expand(  # type: ignore[method-assign, assignment]
+        len(folded.key), -1
+    )
+    right, _ = objectives("reconstruction", batch, _latent(6), batch.pose, 0)
+    mirrored = Pose(batch.pose.rotation.mT, batch.pose.shift_angstrom)
+    wrong, _ = objectives("reconstruction", batch, _latent(6), mirrored, 0)
+    assert right.mean() < wrong.mean()
+
+
+def test_pretraining_scores_the_encoder_alone(store: ParticleStore, batch: ParticleBatch) -> None:
+    objectives = _objectives(store, {"model.pose.form": "encoder"})
+    loss, latent = objectives("pose_pretraining", batch, None, None, 0)
+    estimate = objectives.encode_pose(batch)
+    torch.testing.assert_close(loss, pose_loss(estimate, batch.pose, BOX * store.pixel_size_angstrom))
+    assert latent.shape == (6, 2)
+    assert latent.abs().max() == 0
+    loss.sum().backward()
+    touched = {name for name, value in objectives.named_parameters() if value.grad is not None}
+    assert touched
+    assert all("orientation_encoder." in name for name in touched)
+
+
+def test_encoders_see_phase_flipped_images_of_any_scale(store: ParticleStore, batch: ParticleBatch) -> None:
+    objectives = _objectives(store, {"model.pose.form": "encoder"})
+    one = objectives.encode_pose(batch)
+    other = objectives.encode_pose(replace(batch, images=batch.images * 5))
+    torch.testing.assert_close(one.rotation, other.rotation, rtol=1e-4, atol=1e-5)
+    negative = replace(batch, images=-batch.images)
+    assert (objectives.encode_pose(negative).rotation - one.rotation).abs().max() > 1e-3
+
+
+def test_an_encoder_that_is_not_there_is_named(store: ParticleStore, batch: ParticleBatch) -> None:
+    objectives = _objectives(store)
+    with pytest.raises(ValueError, match=r"model\.pose\.form"):
+        objectives.encode_pose(batch)
+    with pytest.raises(ValueError, match=r"model\.latent\.form"):
+        objectives.encode_latent(batch)

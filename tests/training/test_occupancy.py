@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import write_set
+
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.physics.grids import lattice_points
+from cryoformer_dist.training.occupancy import Lattice, consensus_map, occupied, sphere
+
+
+@pytest.fixture(scope="module")
+def swinging(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantom whose arm swings through 120 degrees, at SNR 0.1."""
+    source = {"kind": "phantom", "arc_deg": 120}
+    return write_set(tmp_path_factory.mktemp("arc"), particles=1000, box=32, source=source, snr=0.1)
+
+
+def test_no_density_of_any_state_is_masked_away(swinging: Path) -> None:
+    store = ParticleStore.open(swinging)
+    calls: list[tuple[int, int]] = []
+    consensus = consensus_map(store, np.arange(len(store)), progress=lambda *call: calls.append(call))
+    mask = occupied(consensus)
+    assert calls[-1] == (1000, 1000)
+    for path in sorted((swinging.parent / "particles" / "truth").glob("volume_*.mrc")):
+        voxels = read_volume(path).voxels
+        missed = (voxels > 0.02 * voxels.max()) & ~mask
+        assert not missed.any(), f"{path.name}: {int(missed.sum())} voxels"
+    # Worth having: most of the ball is empty.
+    assert mask.sum() < 0.5 * sphere(32).sum()
+    assert not (mask & ~sphere(32)).any()
+
+
+def test_the_consensus_is_that_of_the_rows_asked_for(swinging: Path) -> None:
+    store = ParticleStore.open(swinging)
+    some, others, again = (consensus_map(store, rows) for rows in (np.arange(200), np.arange(200, 400), np.arange(200)))
+    assert torch.equal(some, again)
+    inside = occupied(some)
+    correlation = torch.corrcoef(torch.stack([some[inside], others[inside]]))[0, 1]
+    assert 0.5 < correlation < 0.999
+
+
+def test_a_sample_is_taken_evenly(swinging: Path) -> None:
+    store = ParticleStore.open(swinging)
+    sampled = consensus_map(store, np.arange(300), sample=100)
+    assert torch.equal(sampled, consensus_map(store, np.arange(0, 300, 3)))
+
+
+def test_noise_alone_is_no_density() -> None:
+    noise = torch.randn(32, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert not occupied(noise).any()
+
+
+def test_a_single_blob_is_found_and_widened_by_two_voxels() -> None:
+    volume = 0.01 * torch.randn(32, 32, 32, generator=torch.Generator().manual_seed(0))
+    volume[16, 18, 13] = 100.0
+    mask = occupied(volume)
+    expected = torch.zeros_like(mask)
+    # One voxel from the smoothing, two from the widening.
+    expected[13:20, 15:22, 10:17] = True
+    assert torch.equal(mask, expected)
+
+
+def test_the_sphere_stays_a_voxel_clear_of_the_faces() -> None:
+    ball = sphere(16)
+    assert ball[8, 8, 1]
+    assert not ball[8, 8, 0]
+    assert ball[8, 8, 15]
+    assert torch.equal(ball, ball.transpose(0, 2))
+
+
+def test_a_lattice_holds_the_points_of_its_mask_in_the_order_of_the_volume() -> None:
+    mask = torch.rand(8, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.7
+    lattice = Lattice.of(mask, 3, 0)
+    back = torch.zeros(8**3, dtype=torch.bool)
+    back[lattice.flat_index] = True
+    assert torch.equal(back.reshape(8, 8, 8), mask)
+    assert torch.equal(lattice.points_pixels, lattice_points(8)[lattice.flat_index])
+
+
+def test_shifted_copies_stay_within_a_voxel_and_come_from_the_seed() -> None:
+    mask = sphere(8)
+    one, same, other = Lattice.of(mask, 5, 0), Lattice.of(mask, 5, 0), Lattice.of(mask, 5, 1)
+    assert one.offsets_pixels.shape == (5, 3)
+    assert one.offsets_pixels.abs().max() <= 0.5
+    assert torch.equal(one.offsets_pixels, same.offsets_pixels)
+    assert not torch.equal(one.offsets_pixels, other.offsets_pixels)
+    assert torch.equal(Lattice.of(mask, 1, 0).offsets_pixels, torch.zeros(1, 3))

@@ -1,0 +1,139 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import tiny_config, write_set
+
+from cryoformer_dist.data import convert
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import ConfigError, StoreError
+from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.training import run_directory
+from cryoformer_dist.training.occupancy import sphere
+from cryoformer_dist.training.run_directory import (
+    load_lattice,
+    load_run,
+    peak_threads,
+    prepare_run,
+    selected_rows,
+)
+
+
+def _prepared(store: ParticleStore, run: Path, **changes: object) -> Path:
+    prepare_run(tiny_config(store.path, changes), store, run, resume=False)  # type: ignore[arg-type]
+    return run
+
+
+def test_a_prepared_run_says_what_was_asked_on_which_data_with_what(store: ParticleStore, tmp_path: Path) -> None:
+    config = tiny_config(store.path)
+    run = tmp_path / "deep" / "run"
+    calls: list[tuple[int, int]] = []
+    prepare_run(config, store, run, resume=False, progress=lambda *call: calls.append(call))
+    loaded, manifest = load_run(run)
+    assert loaded == config
+    assert manifest["store_fingerprint"] == store.fingerprint
+    assert Path(manifest["store"]) == store.path
+    assert (manifest["particles"], manifest["box_size"], manifest["seed"]) == (64, 16, 3)
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert calls == [(64, 64)]
+    for name in ("consensus", "occupancy"):
+        volume = read_volume(run / f"{name}.mrc")
+        assert volume.voxels.shape == (16, 16, 16)
+        assert volume.voxel_size_angstrom == pytest.approx(store.pixel_size_angstrom)
+
+
+def test_the_lattice_of_a_run_is_its_occupancy(store: ParticleStore, tmp_path: Path) -> None:
+    run = _prepared(store, tmp_path / "run")
+    lattice = load_lattice(load_run(run)[0], run)
+    assert torch.equal(lattice.flat_index, torch.nonzero(sphere(16).ravel())[:, 0])
+    assert lattice.offsets_pixels.shape == (2, 3)
+
+
+def test_a_run_that_is_there_is_not_written_over(store: ParticleStore, tmp_path: Path) -> None:
+    run = _prepared(store, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(ConfigError, match=r"run: holds a run already; --resume.*--name"):
+        _prepared(store, run)
+    prepare_run(tiny_config(store.path), store, run, resume=True)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_folder_whose_preparation_was_cut_short_is_prepared_again(store: ParticleStore, tmp_path: Path) -> None:
+    run = _prepared(store, tmp_path / "run")
+    (run / "manifest.json").unlink()
+    (run / "occupancy.mrc").write_bytes(b"half")
+    _prepared(store, run)
+    assert load_lattice(load_run(run)[0], run).points_pixels.shape[1] == 3
+
+
+def test_resume_where_there_is_nothing_starts(store: ParticleStore, tmp_path: Path) -> None:
+    prepare_run(tiny_config(store.path), store, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "manifest.json").is_file()
+
+
+def test_resuming_with_other_settings_names_each(store: ParticleStore, tmp_path: Path) -> None:
+    run = _prepared(store, tmp_path / "run")
+    changes = {"training.epochs": 9, "model.latent.dimensions": 5, "dataset.half": 2}
+    with pytest.raises(ConfigError, match=r"other values of dataset\.half, model\.latent, training\.epochs;.*--name"):
+        prepare_run(tiny_config(store.path, changes), store, run, resume=True)
+
+
+def test_resuming_with_other_results_wanted_is_no_other_run(store: ParticleStore, tmp_path: Path) -> None:
+    run = _prepared(store, tmp_path / "run")
+    prepare_run(tiny_config(store.path, {"results.kmeans_volumes": 7}), store, run, resume=True)
+
+
+def test_resuming_on_another_store_is_refused_and_a_moved_one_is_not(store: ParticleStore, tmp_path: Path) -> None:
+    run = _prepared(store, tmp_path / "run")
+    other = ParticleStore.open(write_set(tmp_path / "other", particles=32))
+    with pytest.raises(ConfigError, match=r"trained on another store"):
+        prepare_run(tiny_config(other.path), other, run, resume=True)
+
+
+def test_half_sets_are_kept_apart(store: ParticleStore) -> None:
+    half_set = store.particles().half_set
+    rows = {half: selected_rows(tiny_config(store.path, {"dataset.half": half}), store) for half in ("both", 1, 2)}
+    assert rows["both"].tolist() == list(range(64))
+    assert (half_set[rows[1]] == 1).all()
+    assert (half_set[rows[2]] == 2).all()
+    assert sorted([*rows[1], *rows[2]]) == list(range(64))
+    assert min(len(rows[1]), len(rows[2])) > 16
+
+
+def test_a_half_set_that_the_store_does_not_know_is_refused(store: ParticleStore, tmp_path: Path) -> None:
+    from simulated_particles import write_particles
+
+    table = write_particles(tmp_path / "p", particles=20, box=16, half_set=False)
+    options = convert.ConversionOptions(contrast="light")
+    unknown = convert.convert_serially(convert.plan_conversion(table, tmp_path / "s.zarr", options))
+    with pytest.raises(StoreError, match=r"s\.zarr: no particle belongs to half-set 1.*dataset\.half to both"):
+        selected_rows(tiny_config(unknown.path, {"dataset.half": 1}), unknown)
+
+
+def test_images_without_density_are_refused_where_points_come_from_the_data(
+    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(run_directory, "consensus_map", lambda *_, **__: noise)
+    with pytest.raises(StoreError, match=r"no density above the background.*check.*training\.occupancy"):
+        _prepared(store, tmp_path / "run", **{"training.occupancy": "data"})
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_a_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a run directory"):
+        load_run(tmp_path)
+
+
+def test_threads_are_those_asked_for_or_the_worker_s_share(store: ParticleStore) -> None:
+    assert peak_threads(tiny_config(store.path, {"training.threads_per_worker": 3}), 8) == 3
+    free = tiny_config(store.path, {"training.threads_per_worker": 0})
+    assert [peak_threads(free, cpus) for cpus in (0.2, 0.9, 4.0)] == [1, 1, 4]
+
+
+def test_the_manifest_is_plain_json(store: ParticleStore, tmp_path: Path) -> None:
+    manifest = json.loads((_prepared(store, tmp_path / "run") / "manifest.json").read_text())
+    assert manifest["schema_version"] == 1
+    assert np.isfinite(manifest["pixel_size_angstrom"])
