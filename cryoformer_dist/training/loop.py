@@ -211,7 +211,8 @@ class _Session:
         raise TrainingError(
             f"step {self.position.step}: the loss is not finite on {int(bad)} of {self.engine.world} ranks; "
             f"rank {self.engine.rank}: store rows {rows or 'none'}. "
-            "Weights were not touched. Run `check` on the store; if it is clean, lower training.learning_rates and --resume from the last checkpoint"
+            "Weights were not touched. Run `check` on the store; "
+            "if it is clean, lower training.learning_rates and --resume from the last checkpoint"
         )
 
     def _after_step(self, stage: Stage, batch: ParticleBatch, steps: int) -> None:
