@@ -11,13 +11,16 @@ from torch import Tensor
 
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.backprojection import FourierAccumulator
-from cryoformer_dist.physics.grids import lattice_points, radius_grid
+from cryoformer_dist.physics.fourier import crop_volume
+from cryoformer_dist.physics.grids import centred_axis, lattice_points, radius_grid
 
 _BLOCK = 256
 # Background statistics come from a shell that a centred particle does not reach.
 _SHELL_FRACTION = 0.42
 _BACKGROUND_DEVIATIONS = 5.0
-_DILATION_VOXELS = 2
+# The mask is drawn at this scale, whatever the sampling: a back-projection tells protein from solvent no more finely.
+_MASK_VOXEL_ANGSTROM = 6.0
+_SMALLEST_MASK_BOX = 24
 
 
 def consensus_map(
@@ -60,20 +63,22 @@ def sphere(box: int) -> Bool[Tensor, "box box box"]:
     return radius_grid(box, 3) <= box / 2 - 1
 
 
-def occupied(consensus: Float[Tensor, "box box box"]) -> Bool[Tensor, "box box box"]:
-    """Voxels near density: smoothed consensus above the background's mean by five deviations, widened by two voxels.
+def occupied(consensus: Float[Tensor, "box box box"], voxel_size_angstrom: float) -> Bool[Tensor, "box box box"]:
+    """Voxels near density: smoothed consensus above the background's mean by five deviations, widened by one voxel.
 
-    A part that moves is smeared in the consensus but still well above the background: on an antibody whose arm swings
-    through 120 degrees, no voxel above 2 % of the maximum of any state was missed at SNR 0.1.
+    Decided on a grid of about 6 angstrom. A part that moves is smeared in the consensus but still well above the
+    background: on the built-in molecule at SNR 0.1, whose arm swings through 100 degrees, no voxel above 2 % of the
+    maximum of any state is missed, in 12 % of the box.
     """
     box = consensus.shape[-1]
-    radius = radius_grid(box, 3)
-    smooth = torch.nn.functional.avg_pool3d(consensus[None, None], 3, 1, 1)[0, 0]
-    background = smooth[(radius > _SHELL_FRACTION * box) & sphere(box)]
-    dense = (smooth > background.mean() + _BACKGROUND_DEVIATIONS * background.std()) & sphere(box)
-    width = 2 * _DILATION_VOXELS + 1
-    wide = torch.nn.functional.max_pool3d(dense[None, None].float(), width, 1, _DILATION_VOXELS)[0, 0] > 0
-    return wide & sphere(box)
+    wanted = 2 * round(box * voxel_size_angstrom / _MASK_VOXEL_ANGSTROM / 2)
+    coarse = min(box, max(_SMALLEST_MASK_BOX, wanted))
+    smooth = torch.nn.functional.avg_pool3d(crop_volume(consensus, coarse)[None, None], 3, 1, 1)[0, 0]
+    outer = smooth[(radius_grid(coarse, 3) > _SHELL_FRACTION * coarse) & sphere(coarse)]
+    dense = (smooth > outer.mean() + _BACKGROUND_DEVIATIONS * outer.std()) & sphere(coarse)
+    wide = torch.nn.functional.max_pool3d(dense[None, None].float(), 3, 1, 1)[0, 0] > 0
+    nearest = (centred_axis(box) * coarse / box).round().long().clamp(-coarse // 2, coarse // 2 - 1) + coarse // 2
+    return wide[nearest][:, nearest][:, :, nearest] & sphere(box)
 
 
 @dataclass(frozen=True, slots=True)

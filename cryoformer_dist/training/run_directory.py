@@ -111,7 +111,8 @@ def _prepare_maps(
     config: RunConfig, store: ParticleStore, run: Path, progress: Callable[[int, int], None] | None
 ) -> None:
     consensus = consensus_map(store, selected_rows(config, store), progress=progress)
-    mask = occupied(consensus) if config.training.occupancy == "data" else sphere(store.box_size)
+    by_data = config.training.occupancy == "data"
+    mask = occupied(consensus, store.pixel_size_angstrom) if by_data else sphere(store.box_size)
     if not mask.any():
         raise StoreError(
             f"{store.path}: the back-projection of the particles shows no density above the background; run "

@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
+from phantoms import blobs, correlation, microscope, no_shift
 
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function
 from cryoformer_dist.physics.fourier import fourier_shell_correlation, fourier_to_image, image_to_fourier
 from cryoformer_dist.physics.grids import centred_axis, frequency_grid
 from cryoformer_dist.physics.pose import Pose, random_rotations
-from phantoms import blobs, correlation, microscope, no_shift
 
 BOX, PIXEL, COUNT = 32, 2.0, 600
 

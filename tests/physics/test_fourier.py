@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from phantoms import blobs
 
 from cryoformer_dist.io.relion import read_blocks
 from cryoformer_dist.physics.fourier import (
@@ -17,7 +18,6 @@ from cryoformer_dist.physics.fourier import (
     volume_to_fourier,
 )
 from cryoformer_dist.physics.grids import centred_axis, frequency_grid, radius_grid
-from phantoms import blobs
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from phantoms import Blobs, blobs, correlation, no_shift, relative_error, rotations
 
 from cryoformer_dist.io.mrc import open_stack, read_volume
 from cryoformer_dist.io.relion import read_star
@@ -9,7 +10,6 @@ from cryoformer_dist.physics.fourier import fourier_to_image, image_to_fourier
 from cryoformer_dist.physics.grids import frequency_grid, lattice_points
 from cryoformer_dist.physics.pose import random_rotations, rotation_from_axis_angle
 from cryoformer_dist.physics.projection import _Splat, project_points, project_rays
-from phantoms import Blobs, blobs, correlation, no_shift, relative_error, rotations
 
 BOX = 32
 

@@ -87,8 +87,8 @@ def test_lattice_and_rays_agree_where_their_points_coincide(store: ParticleStore
     vectors = torch.tensor(
         [[0, 0, 0], [quarter, 0, 0], [0, quarter, 0], [0, 0, quarter], [0, math.pi, 0], [0, 0, -quarter]]
     )
-    shifts = torch.tensor([[0.0, 0], [1, 0], [0, -2], [2, 1], [-1, -1], [0, 0]])
-    moved = _with_pose(batch, rotation_from_axis_angle(vectors), shifts)
+    # Rounded and unshifted: a point on the sphere's face must not fall off it.
+    moved = _with_pose(batch, rotation_from_axis_angle(vectors).round(), torch.zeros(6, 2))
     lattice, rays = (_images(one, moved) for one in _both(store))
     assert rays.std() > 0.05
     assert _relative(lattice, rays) < 2e-3
@@ -163,18 +163,19 @@ def test_each_particle_has_a_loss_of_its_own(store: ParticleStore, batch: Partic
     assert (one != other).tolist() == [False, False, True, False, False, False]
 
 
-def test_the_rendered_pose_and_ctf_are_those_of_the_simulation(store: ParticleStore, batch: ParticleBatch) -> None:
-    # Where the density is put by hand, the real images must say so: off by a sign, they do not.
-
-    consensus = consensus_map(store, np.arange(len(store)))
+def test_poses_and_ctf_are_taken_as_the_simulation_means_them(store: ParticleStore, batch: ParticleBatch) -> None:
     objectives = _objectives(store)
-    objectives.model.density = lambda hidden, folded: consensus.ravel()[objectives.lattice.flat_index].expand(  # type: ignore[method-assign, assignment]
-        len(folded.key), -1
-    )
+    consensus = consensus_map(store, np.arange(len(store))).ravel()[objectives.lattice.flat_index]
+    objectives.model.density = lambda _, folded: consensus.expand(len(folded.key), -1)  # type: ignore[method-assign]
     right, _ = objectives("reconstruction", batch, _latent(6), batch.pose, 0)
-    mirrored = Pose(batch.pose.rotation.mT, batch.pose.shift_angstrom)
-    wrong, _ = objectives("reconstruction", batch, _latent(6), mirrored, 0)
-    assert right.mean() < wrong.mean()
+    wrong = {
+        "transposed": (batch, Pose(batch.pose.rotation.mT, batch.pose.shift_angstrom)),
+        "shifted the other way": (batch, Pose(batch.pose.rotation, -batch.pose.shift_angstrom)),
+        "dark": (replace(batch, images=-batch.images), batch.pose),
+    }
+    for name, (images, pose) in wrong.items():
+        loss, _ = objectives("reconstruction", images, _latent(6), pose, 0)
+        assert right.mean() < loss.mean(), name
 
 
 def test_pretraining_scores_the_encoder_alone(store: ParticleStore, batch: ParticleBatch) -> None:

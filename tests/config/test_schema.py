@@ -1,0 +1,90 @@
+from collections.abc import Iterator
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from cryoformer_dist.config.schema import ClusterConfig, RunConfig, WorkersConfig
+
+
+def _run(**sections: object) -> RunConfig:
+    return RunConfig.model_validate({"dataset": {"store": "s.zarr"}, **sections})
+
+
+def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    yield model
+    for field in model.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _models(field.annotation)
+
+
+ALL = sorted({*_models(RunConfig), *_models(ClusterConfig)}, key=lambda model: model.__name__)
+
+
+@pytest.mark.parametrize("model", ALL, ids=lambda model: model.__name__)
+def test_every_section_is_closed_and_frozen(model: type[BaseModel]) -> None:
+    assert model.model_config["extra"] == "forbid"
+    assert model.model_config["frozen"]
+
+
+@pytest.mark.parametrize("model", ALL, ids=lambda model: model.__name__)
+def test_every_default_passes_its_own_check(model: type[BaseModel]) -> None:
+    required = {name: "x" for name, field in model.model_fields.items() if field.is_required()}
+    if "dataset" in required:
+        required = {"dataset": {"store": "x"}}  # type: ignore[dict-item]
+    config = model.model_validate(required)
+    assert model.model_validate(config.model_dump()) == config
+
+
+def test_a_configuration_cannot_be_changed_after_the_check() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        _run().training.epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["demo", "a.b-c_1", "7"])
+def test_a_run_s_name_can_be_a_folder(name: str) -> None:
+    assert _run(name=name).name == name
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "two words", "-x"])
+def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="name"):
+        _run(name=name)
+
+
+def test_checkpoints_fall_on_reports() -> None:
+    assert _run(training={"report_every_steps": 5, "checkpoint_every_steps": 15})
+    with pytest.raises(ValidationError, match="must be a multiple"):
+        _run(training={"report_every_steps": 10, "checkpoint_every_steps": 15})
+
+
+def test_rays_need_the_sphere() -> None:
+    assert _run(training={"projection": "rays", "occupancy": "sphere"})
+    with pytest.raises(ValidationError, match=r"needs training\.occupancy: sphere"):
+        _run(training={"projection": "rays"})
+
+
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        ("training", {"global_batch_size": 0}),
+        ("training", {"final_learning_rate": 1.1}),
+        ("training", {"learning_rates": {"network": 0}}),
+        ("training", {"zero_stage": 3}),
+        ("training", {"keep_checkpoints": 0}),
+        ("model", {"latent": {"dimensions": 0}}),
+        ("model", {"hash_grid": {"log2_table_size": 30}}),
+        ("model", {"hash_grid": {"backend": "magic"}}),
+        ("model", {"pose": {"form": "guess"}}),
+        ("dataset", {"store": "s", "half": 3}),
+        ("dataset", {"store": "s", "simulate": {"snr": 0}}),
+    ],
+)
+def test_values_out_of_range_are_refused(section: str, value: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=section):
+        _run(**{section: value})
+
+
+def test_workers_leave_room_for_reading_by_default() -> None:
+    assert 0 < WorkersConfig().cpus < 1
+    with pytest.raises(ValidationError):
+        WorkersConfig(count=0)

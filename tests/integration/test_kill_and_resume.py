@@ -1,0 +1,138 @@
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_runs import final_state, tiny_settings
+
+from cryoformer_dist.training.progress import read_metrics
+
+EXACT = ("stage", "epoch", "step", "steps", "loss", "prior", "learning_rate")
+# Long enough to be killed in: about a second of steps, a report at each second one.
+CHANGES = {
+    "training.epochs": 30,
+    "model.pose.form": "table",
+    "training.report_every_steps": 2,
+    "training.checkpoint_every_steps": 10,
+}
+
+
+def _command(run_file: Path, storage: Path, name: str, *options: str) -> list[str]:
+    program = [sys.executable, "-m", "cryoformer_dist.cli", "train", str(run_file)]
+    return [*program, "--storage", str(storage), "--name", name, *options]
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def _exact(run: Path) -> list[dict[str, Any]]:
+    return [{key: record[key] for key in EXACT} for record in read_metrics(run)]
+
+
+def _wait_for_step(run: Path, step: int, process: subprocess.Popen[str], seconds: float = 100) -> None:
+    """Until the run has reported a step, while it is still training."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert process.poll() is None, f"training ended before step {step}: {process.communicate()[0]}"
+        if any(record["step"] >= step for record in read_metrics(run)):
+            return
+        time.sleep(0.01)
+    pytest.fail(f"no report of step {step} within {seconds} s")
+
+
+@contextlib.contextmanager
+def _started(command: list[str], log: Path) -> Any:
+    with log.open("w+") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, text=True, env=_environment(), start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=_environment(), check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def run_file(tiny_store: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tiny_settings(tiny_store, CHANGES)))
+    return path
+
+
+def _assert_same(run: Path, other: Path) -> None:
+    assert _exact(run) == _exact(other)
+    state, other_state = final_state(run), final_state(other)
+    assert state.keys() == other_state.keys()
+    for name, value in state.items():
+        assert torch.equal(value, other_state[name]), name
+
+
+def test_a_run_killed_outright_and_resumed_ends_as_if_nothing_had_happened(run_file: Path, tmp_path: Path) -> None:
+    storage = tmp_path / "runs"
+    _run(_command(run_file, storage, "whole", "--local"))
+    with _started(_command(run_file, storage, "killed", "--local"), tmp_path / "log") as process:
+        _wait_for_step(storage / "killed", 34, process)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert read_metrics(storage / "killed")[-1]["step"] < 160
+    _run(_command(run_file, storage, "killed", "--local", "--resume"))
+    assert _exact(storage / "whole")[-1]["step"] == 160
+    _assert_same(storage / "killed", storage / "whole")
+    assert (storage / "killed" / "report.html").is_file()
+
+
+def _training_workers(driver: int) -> list[int]:
+    """Processes below the driver that Ray Train named as its workers."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            title = (folder / "cmdline").read_bytes()
+            if b"RayTrainWorker" in title and os.getsid(int(folder.name)) and _descends(int(folder.name), driver):
+                found.append(int(folder.name))
+    return found
+
+
+def _descends(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        pid = int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds worker processes in /proc, which this system lacks")
+def test_a_ray_worker_killed_outright_is_replaced_and_the_run_ends_the_same(run_file: Path, tmp_path: Path) -> None:
+    storage = tmp_path / "runs"
+    settings = yaml.safe_load(run_file.read_text())
+    settings["training"]["epochs"] = 120
+    run_file.write_text(yaml.safe_dump(settings))
+    options = ("--workers", "2", "--set", "dataset.loader=ray")
+    _run(_command(run_file, storage, "whole", *options))
+    log = tmp_path / "log"
+    with _started(_command(run_file, storage, "killed", *options), log) as process:
+        _wait_for_step(storage / "killed", 34, process)
+        workers = _training_workers(process.pid)
+        assert len(workers) == 2, log.read_text()
+        os.kill(workers[-1], signal.SIGKILL)
+        assert process.wait(timeout=280) == 0, log.read_text()
+    _assert_same(storage / "killed", storage / "whole")
+    manifest = json.loads((storage / "killed" / "manifest.json").read_text())
+    assert manifest["engine"] == "torch"

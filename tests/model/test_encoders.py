@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from cryoformer_dist.config.schema import EncoderConfig
+from cryoformer_dist.model.encoders import DeformationEncoder, ImageEncoder, OrientationEncoder
+
+CONFIG = EncoderConfig(hidden_layers=3, width=32)
+BOX = 16
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+def test_encoder_has_the_layers_it_was_asked_for():
+    encoder = ImageEncoder(CONFIG, BOX, outputs=5, output_gain=1.0)
+    shapes = [tuple(parameter.shape) for name, parameter in encoder.named_parameters() if name.endswith("weight")]
+    assert shapes == [(32, BOX * BOX), (32, 32), (32, 32), (5, 32)]
+    assert encoder(torch.randn(7, BOX, BOX)).shape == (7, 5)
+
+
+@pytest.mark.parametrize("gain", [0.1, 1.0])
+def test_paper_sized_encoder_starts_at_the_asked_scale_and_tells_images_apart(gain):
+    numbers = ImageEncoder(EncoderConfig(), 32, outputs=200, output_gain=gain)(torch.randn(64, 32, 32))
+    # Ten random ReLU layers leave the mean square where it was, within their own luck.
+    assert gain / 3 < float(numbers.square().mean().sqrt()) < gain * 3
+    assert float(numbers.std(0).mean()) > 0.1 * gain
+
+
+def test_orientations_are_rotations_and_shifts_are_small():
+    rotation, shift = OrientationEncoder(CONFIG, BOX)(torch.randn(20, BOX, BOX))
+    assert (rotation.shape, shift.shape) == ((20, 3, 3), (20, 2))
+    assert torch.allclose(rotation @ rotation.mT, torch.eye(3).expand(20, -1, -1), atol=1e-5)
+    assert torch.allclose(torch.linalg.det(rotation), torch.ones(20), atol=1e-5)
+    # A fraction of the box.
+    assert 0 < float(shift.abs().max()) < 0.3
+
+
+def test_orientation_learns_through_the_gram_schmidt():
+    encoder = OrientationEncoder(CONFIG, BOX)
+    rotation, shift = encoder(torch.randn(20, BOX, BOX))
+    ((rotation * torch.randn(20, 3, 3)).sum() + shift.sum()).backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().sum()) > 0, name
+
+
+def test_latents_of_a_batch_have_the_scale_of_the_prior():
+    encoder = DeformationEncoder(CONFIG, BOX, dimensions=4)
+    latent = encoder(3 * torch.randn(200, BOX, BOX) + 1)
+    assert latent.shape == (200, 4)
+    assert torch.allclose(latent.mean(0), torch.zeros(4), atol=1e-5)
+    assert torch.allclose(latent.std(0), torch.ones(4), atol=0.01)
+
+
+def test_trained_encoder_gives_an_image_the_same_latent_in_any_company():
+    encoder = DeformationEncoder(CONFIG, BOX, dimensions=4)
+    images = torch.randn(30, BOX, BOX)
+    encoder(images)
+    encoder.eval()
+    assert torch.allclose(encoder(images[:1]), encoder(images)[:1], atol=1e-5)

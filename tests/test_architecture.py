@@ -1,0 +1,253 @@
+"""The house rules that a reader relies on: who may import whom, who owns which library, how long things get."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "cryoformer_dist"
+ROOT = Path(__file__).resolve().parents[1] / PACKAGE
+
+# Imports point down only. A name with a dot is one module of a room.
+MAY_IMPORT = {
+    "errors": set(),
+    "physics": {"errors"},
+    "config": {"errors"},
+    "model": {"errors", "config", "physics"},
+    "io": {"errors", "physics"},
+    "data": {"errors", "config", "physics", "io"},
+    "training": {"errors", "config", "physics", "model", "data", "io.mrc"},
+    "analysis": {"errors", "config", "physics", "io", "model", "data", "training"},
+    "orchestration": {"errors", "config", "io.reading", "data", "training", "analysis"},
+}
+# The command line and what it speaks through stand above all rooms.
+MAY_IMPORT["starter"] = MAY_IMPORT["terminal"] = set(MAY_IMPORT)
+MAY_IMPORT["cli"] = set(MAY_IMPORT)
+
+# One doorkeeper per outside library: what a new version breaks, it breaks there.
+DOORKEEPERS = {
+    "mrcfile": ("io.mrc",),
+    "starfile": ("io.relion",),
+    "gemmi": ("io.atoms",),
+    "zarr": ("data.store",),
+    "ray": ("data.dataset", "orchestration"),
+    "deepspeed": ("training.engine",),
+    "yaml": ("config.loading",),
+    "pydantic": ("config",),
+    "typer": ("cli",),
+    "rich": ("terminal",),
+    "matplotlib": ("analysis.figures", "analysis.check_figure"),
+    "jinja2": ("analysis.report",),
+    "scipy": ("analysis", "data", "io"),
+}
+# Spoken everywhere, but not by the rooms that must load at once.
+EVERYWHERE = {"torch", "numpy", "jaxtyping"}
+LIGHT = ("cli", "terminal", "starter", "config", "errors")
+
+LONGEST_FILE, LONGEST_FUNCTION = 400, 80
+BANNED_MODULES = {"utils", "util", "helpers", "misc", "common"}
+BANNED_WORDS = re.compile(r"(^|_)(apix|psize|dfu|dfv|utils?)(_|$)")
+
+
+def module_name(path: Path) -> str:
+    """Dotted, without the package: ``io.mrc``, ``cli``; a room's ``__init__`` is the room."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    return {module_name(path): ast.parse(path.read_text(), str(path)) for path in sorted(ROOT.rglob("*.py"))}
+
+
+def paths() -> dict[str, Path]:
+    return {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Full dotted name of everything imported, anywhere in the tree."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+
+
+def own_imports(tree: ast.AST) -> set[str]:
+    """Modules of the package that a module imports."""
+    found = set()
+    for name in imported(tree):
+        if name.startswith(PACKAGE + "."):
+            target = name.removeprefix(PACKAGE + ".")
+            while target and target not in modules():
+                target = target.rpartition(".")[0]
+            found.add(target)
+    return found - {""}
+
+
+def within(module: str, places: tuple[str, ...] | set[str]) -> bool:
+    return any(module == place or module.startswith(place + ".") for place in places)
+
+
+def is_allowed(module: str, target: str) -> bool:
+    room, other = module.split(".")[0], target.split(".")[0]
+    return room == other or within(target, MAY_IMPORT[room])
+
+
+def cycle(edges: dict[str, set[str]]) -> list[str]:
+    """Some closed path of imports, or nothing."""
+    done: set[str] = set()
+
+    def visit(node: str, trail: list[str]) -> list[str]:
+        if node in trail:
+            return [*trail[trail.index(node) :], node]
+        if node in done:
+            return []
+        for target in sorted(edges.get(node, ())):
+            if found := visit(target, [*trail, node]):
+                return found
+        done.add(node)
+        return []
+
+    return next((found for node in sorted(edges) if (found := visit(node, []))), [])
+
+
+def test_every_room_is_in_the_table():
+    rooms = {name.split(".")[0] for name in modules()} - {""}
+    assert rooms == set(MAY_IMPORT)
+
+
+def test_imports_point_down_only():
+    assert [
+        f"{module} imports {target}"
+        for module, tree in modules().items()
+        for target in sorted(own_imports(tree))
+        if module and not is_allowed(module, target)
+    ] == []
+
+
+def test_the_table_would_catch_an_import_that_points_up():
+    tree = ast.parse(f"def f():\n    from {PACKAGE}.io.mrc import read_volume\n    import {PACKAGE}.training.loop")
+    assert own_imports(tree) == {"io.mrc", "training.loop"}
+    assert not is_allowed("physics.ctf", "io.mrc")
+    assert not is_allowed("data.store", "training.loop")
+    assert not is_allowed("orchestration.launch", "terminal")
+    assert not is_allowed("training.loop", "io.relion")
+    assert is_allowed("training.loop", "io.mrc")
+
+
+def test_modules_do_not_import_each_other_in_a_circle():
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    edges = {module: own_imports(tree) - {module} for module, tree in modules().items()}
+    assert sum(map(len, edges.values())) > 50
+    assert cycle(edges) == []
+
+
+def test_every_outside_library_has_its_doorkeeper():
+    strangers = []
+    for module, tree in modules().items():
+        for name in imported(tree):
+            library = name.split(".")[0]
+            if library in sys.stdlib_module_names | EVERYWHERE | {PACKAGE}:
+                continue
+            if not within(module, DOORKEEPERS.get(library, ())):
+                strangers.append(f"{module} imports {library}")
+    assert strangers == []
+
+
+@pytest.mark.parametrize("library", sorted(DOORKEEPERS))
+def test_doorkeepers_stand_at_doors_that_exist(library):
+    users = [module for module, tree in modules().items() if library in {name.split(".")[0] for name in imported(tree)}]
+    assert users
+    for place in DOORKEEPERS[library]:
+        assert place in modules(), f"{place} is gone"
+
+
+def test_rooms_that_load_at_once_do_not_import_torch():
+    heavy = {"torch", "ray", "deepspeed", "numpy"}
+    assert [
+        f"{module} imports {name} at its head"
+        for module, tree in modules().items()
+        if within(module, LIGHT)
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in imported(node)
+        if name.split(".")[0] in heavy
+    ] == []
+
+
+def test_help_appears_without_torch_or_ray():
+    program = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from cryoformer_dist.cli import app\n"
+        "result = CliRunner().invoke(app, ['--help'])\n"
+        "assert result.exit_code == 0 and 'launch' in result.output, result.output\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'ray', 'deepspeed', 'zarr', 'numpy'}))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, cwd=ROOT.parent, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "[]"
+
+
+def test_files_are_short():
+    lengths = {module: len(path.read_text().splitlines()) for module, path in paths().items()}
+    assert {module: length for module, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_functions_are_short():
+    assert [
+        f"{module}.{node.name}: {length} lines"
+        for module, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := node.end_lineno - node.lineno + 1) > LONGEST_FUNCTION
+    ] == []
+
+
+def test_no_module_is_named_for_nothing():
+    assert [module for module in modules() if set(module.split(".")) & BANNED_MODULES] == []
+
+
+def identifiers(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.arg | ast.keyword) and node.arg:
+            yield node.arg
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+
+
+def test_names_carry_units_instead_of_the_fields_shorthand():
+    assert [name for name in ("apix", "psize_x", "_dfu", "my_utils") if not BANNED_WORDS.search(name)] == []
+    assert [
+        f"{module}: {name}"
+        for module, tree in modules().items()
+        for name in identifiers(tree)
+        # Torch's own module is not ours to rename.
+        if BANNED_WORDS.search(name) and name != "utils"
+    ] == []
+
+
+def test_nothing_postpones_annotations():
+    # The shape checks of the tests read annotations as they stand.
+    assert [module for module, tree in modules().items() if "__future__.annotations" in imported(tree)] == []
+
+
+def test_every_exception_of_the_program_takes_one_message():
+    tree = modules()["errors"]
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert len(classes) > 8
+    assert [node.name for node in classes if any(isinstance(item, ast.FunctionDef) for item in node.body)] == []
