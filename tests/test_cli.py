@@ -12,9 +12,7 @@ from cryoformer_dist import cli, errors
 
 COMMANDS = ("init", "simulate", "convert", "check", "train", "launch", "reconstruct", "evaluate", "report")
 ERRORS = [
-    value
-    for value in vars(errors).values()
-    if isinstance(value, type) and issubclass(value, errors.CryoFormerError)
+    value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.CryoFormerError)
 ]
 
 
@@ -32,9 +30,7 @@ def _main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(end.value.code or 0)
 
 
-def _refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
-) -> str:
+def _refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The one message of a command that must fail for a reason the user can mend."""
     assert _main(monkeypatch, *arguments) == 2
     message = capsys.readouterr().err
@@ -55,7 +51,7 @@ def test_every_command_explains_itself_with_an_example_and_every_option(command:
     text = _help(command)
     assert f"cryoformer-dist {command} " in text.split("Example:")[1]
     for option in re.findall(r"^[│ ]+(?:\* +)?(--[a-z-]+)(.*)$", text, re.MULTILINE):
-        assert re.search(r"[a-z]{2,}\S*\.", option[1]), f"{option[0]} has no help"
+        assert re.search(r"[a-z]{2,}\S*[.?]", option[1]), f"{option[0]} has no help"
 
 
 def test_without_arguments_there_is_help() -> None:

@@ -19,8 +19,6 @@ from cryoformer_dist.config.schema import HashGridConfig
 
 _PRIMES = (1, 2654435761, 805459861)
 _UINT32 = 0xFFFFFFFF
-# The largest side whose cube still fits 32 bits: above it tiny-cuda-nn treats a level as too large to be dense.
-_LARGEST_CUBE_SIDE = 1625
 # A growth that puts scales exactly on integers makes the level's size depend on the last bit of exp2f.
 _OFF_INTEGERS = 1.0003
 
@@ -91,7 +89,7 @@ class GridLayout:
 
     def _level_entries(self, cell: Tensor, level: int, resolution: int) -> Tensor:
         size = self.offsets[level + 1] - self.offsets[level]
-        dense = resolution <= _LARGEST_CUBE_SIDE and resolution**3 <= size
+        dense = resolution**3 <= size
         columns = []
         for corner in range(8):
             x, y, z = (cell[:, axis] + (corner >> axis & 1) for axis in range(3))

@@ -87,7 +87,9 @@ class Objectives(nn.Module):
                 return self.model.density(self._hidden_at(points), folded) / magnification
 
             rotation = pose.rotation / magnification[..., None]
-            return project_rays(density_at, rotation, shift_pixels, self.box, self.box / 2 - 1)
+            # Rounding must not drop points on the sphere's face, which the lattice has.
+            radius_pixels = self.box / 2 - 1 + 1e-3
+            return project_rays(density_at, rotation, shift_pixels, self.box, radius_pixels)
         hidden = self.model.feature_volume.at_lattice(self.operators[copy])
         points = self.lattice.points_pixels + self.lattice.offsets_pixels[copy]
         density = self.model.density(hidden, folded) * magnification.square()

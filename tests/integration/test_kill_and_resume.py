@@ -16,12 +16,12 @@ from tiny_runs import final_state, tiny_settings
 from cryoformer_dist.training.progress import read_metrics
 
 EXACT = ("stage", "epoch", "step", "steps", "loss", "prior", "learning_rate")
-# Long enough to be killed in: about a second of steps, a report at each second one.
+# Long enough to be killed in: some seconds of steps, a report at each second one.
 CHANGES = {
-    "training.epochs": 30,
+    "training.epochs": 18,
     "model.pose.form": "table",
     "training.report_every_steps": 2,
-    "training.checkpoint_every_steps": 10,
+    "training.checkpoint_every_steps": 6,
 }
 
 
@@ -86,14 +86,16 @@ def _assert_same(run: Path, other: Path) -> None:
 
 def test_a_run_killed_outright_and_resumed_ends_as_if_nothing_had_happened(run_file: Path, tmp_path: Path) -> None:
     storage = tmp_path / "runs"
-    _run(_command(run_file, storage, "whole", "--local"))
-    with _started(_command(run_file, storage, "killed", "--local"), tmp_path / "log") as process:
-        _wait_for_step(storage / "killed", 34, process)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    assert read_metrics(storage / "killed")[-1]["step"] < 160
-    _run(_command(run_file, storage, "killed", "--local", "--resume"))
-    assert _exact(storage / "whole")[-1]["step"] == 160
+    undisturbed = _started(_command(run_file, storage, "whole", "--local"), tmp_path / "whole.log")
+    with undisturbed as whole:
+        with _started(_command(run_file, storage, "killed", "--local"), tmp_path / "killed.log") as process:
+            _wait_for_step(storage / "killed", 20, process)
+            os.kill(process.pid, signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+        assert read_metrics(storage / "killed")[-1]["step"] < 96
+        _run(_command(run_file, storage, "killed", "--local", "--resume"))
+        assert whole.wait(timeout=100) == 0, (tmp_path / "whole.log").read_text()
+    assert _exact(storage / "whole")[-1]["step"] == 96
     _assert_same(storage / "killed", storage / "whole")
     assert (storage / "killed" / "report.html").is_file()
 

@@ -1,12 +1,18 @@
+import json
 from pathlib import Path
+
+import pytest
+from tiny_runs import tiny_config, train, write_set
+
+from cryoformer_dist.analysis.results import evaluate_run
+from cryoformer_dist.config.loading import load_config
+from cryoformer_dist.config.schema import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def _judged(run: Path) -> dict[str, float]:
-    report = make_results(run)
-    assert report.is_file()
-    metrics: dict[str, float] = json.loads((run / "metrics.json").read_text())
+    metrics: dict[str, float] = json.loads(evaluate_run(run).read_text())
     return metrics
 
 
@@ -22,19 +28,16 @@ def test_a_network_without_latents_recovers_no_motion(tmp_path: Path) -> None:
     assert abs(metrics["difference_map_correlation"]) <= 0.05
     assert metrics["difference_map_amplitude"] <= 0.05
     assert abs(metrics["auc_gap"]) <= 0.02
-    assert abs(metrics["latent_rank_correlation"]) <= 0.1
+    # Cross-validated, a constant predicts slightly against the truth; never with it.
+    assert metrics["latent_rank_correlation"] <= 0.1
 
 
 @pytest.mark.slow
 def test_the_demo_recovers_the_arm_s_motion(tmp_path: Path) -> None:
     demo = load_config(ROOT / "configs" / "demo.yaml", RunConfig, ["training.engine=torch", "dataset.loader=local"])
     assert demo.dataset.simulate is not None
-    store = write_set(
-        tmp_path,
-        **demo.dataset.simulate.model_dump(exclude={"particles", "box_size"}),
-        particles=demo.dataset.simulate.particles,
-        box=demo.dataset.simulate.box_size,
-    )
+    simulation = demo.dataset.simulate.model_dump()
+    store = write_set(tmp_path, simulation.pop("particles"), simulation.pop("box_size"), **simulation)
     config = demo.model_copy(update={"dataset": demo.dataset.model_copy(update={"store": str(store)})})
     train(config, tmp_path / "run")
     metrics = _judged(tmp_path / "run")

@@ -24,8 +24,8 @@ def test_encoder_has_the_layers_it_was_asked_for():
 def test_paper_sized_encoder_starts_at_the_asked_scale_and_tells_images_apart(gain):
     numbers = ImageEncoder(EncoderConfig(), 32, outputs=200, output_gain=gain)(torch.randn(64, 32, 32))
     # Ten random ReLU layers leave the mean square where it was, within their own luck.
-    assert gain / 3 < float(numbers.square().mean().sqrt()) < gain * 3
-    assert float(numbers.std(0).mean()) > 0.1 * gain
+    assert gain / 3 < numbers.square().mean().sqrt().item() < gain * 3
+    assert numbers.std(0).mean().item() > 0.1 * gain
 
 
 def test_orientations_are_rotations_and_shifts_are_small():
@@ -34,7 +34,7 @@ def test_orientations_are_rotations_and_shifts_are_small():
     assert torch.allclose(rotation @ rotation.mT, torch.eye(3).expand(20, -1, -1), atol=1e-5)
     assert torch.allclose(torch.linalg.det(rotation), torch.ones(20), atol=1e-5)
     # A fraction of the box.
-    assert 0 < float(shift.abs().max()) < 0.3
+    assert 0 < shift.abs().max().item() < 0.3
 
 
 def test_orientation_learns_through_the_gram_schmidt():

@@ -20,7 +20,7 @@ def test_lattice_path_equals_querying_the_points(volume):
     weight = torch.randn(len(points), 6)
     by_lattice, by_points = volume.at_lattice(volume.lattice(points)), volume(points)
     assert by_points.shape == (len(points), 6)
-    assert float(by_points.std()) > 0.01
+    assert by_points.std().item() > 0.01
     assert torch.allclose(by_lattice, by_points, atol=1e-6)
     parameters = dict(volume.named_parameters())
     first = torch.autograd.grad((by_lattice * weight).sum(), list(parameters.values()))

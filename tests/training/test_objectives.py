@@ -87,8 +87,9 @@ def test_lattice_and_rays_agree_where_their_points_coincide(store: ParticleStore
     vectors = torch.tensor(
         [[0, 0, 0], [quarter, 0, 0], [0, quarter, 0], [0, 0, quarter], [0, math.pi, 0], [0, 0, -quarter]]
     )
-    # Rounded and unshifted: a point on the sphere's face must not fall off it.
-    moved = _with_pose(batch, rotation_from_axis_angle(vectors).round(), torch.zeros(6, 2))
+    # Of content that stays inside the image: the lattice wraps around its edges, rays do not.
+    shifts = torch.tensor([[0.0, 0], [-1, 0], [0, -1], [-1, -1], [0, 0], [0, 0]])
+    moved = _with_pose(batch, rotation_from_axis_angle(vectors), shifts)
     lattice, rays = (_images(one, moved) for one in _both(store))
     assert rays.std() > 0.05
     assert _relative(lattice, rays) < 2e-3

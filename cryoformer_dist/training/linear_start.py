@@ -1,0 +1,189 @@
+"""First latents from a linear model: a mean map plus a few principal maps, fitted at low resolution.
+
+From random latents the network must break a symmetry, and how soon it does depends on the seed. A linear model (3DVA and
+RECOVAR in spirit; Tipping & Bishop's probabilistic PCA without the posterior's covariance) finds the leading motions in
+seconds by alternating least squares; its coordinates are where the latent table starts.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cryoformer_dist.data.order import Rows
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.physics.ctf import contrast_transfer_function
+from cryoformer_dist.physics.fourier import crop_images, image_to_fourier
+from cryoformer_dist.physics.grids import frequency_grid, half_plane_weight, lattice_points
+from cryoformer_dist.physics.projection import project_points
+
+_PIXEL_ANGSTROM = 14.0
+_SMALLEST_BOX = 16
+_SAMPLE = 10_000
+_ROUNDS = 8
+_DESCENTS = 3
+_BLOCK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """Low-resolution images in units of their noise, ready to be compared with projections."""
+
+    coefficients: Tensor
+    transfer: Tensor
+    rotation: Tensor
+    shift_pixels: Tensor
+
+    def blocks(self) -> Iterator[tuple[slice, "_Images"]]:
+        for start in range(0, len(self.rotation), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            yield part, _Images(*(getattr(self, field.name)[part] for field in fields(self)))
+
+
+def linear_latents(
+    store: ParticleStore,
+    rows: Rows,
+    mask: Bool[Tensor, "box box box"],
+    dimensions: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Float[Tensor, "particles dimensions"]:
+    """Coordinates of particles along the principal maps of their differences, uncorrelated and of unit variance.
+
+    Parameters
+    ----------
+    store
+        Particle store, with poses.
+    rows
+        Particles; the maps are fitted to at most 10,000 of them.
+    mask
+        Where there may be density.
+    dimensions
+        How many principal maps.
+    seed
+        Of the first, random coordinates.
+    progress
+        Called with rounds done and in all.
+    """
+    box = _coarse_box(store)
+    points = _coarse_points(mask, box)
+    model = _LinearModel(points, box)
+    sample = _load(store, rows[:: max(1, len(rows) // _SAMPLE)], box)
+    latent = torch.randn(len(sample.rotation), dimensions, generator=torch.Generator().manual_seed(seed))
+    maps = torch.zeros(dimensions + 1, len(points))
+    for done in range(_ROUNDS):
+        maps = model.fit_maps(sample, latent, maps)
+        latent = _whitened(model.fit_latents(sample, maps))
+        if progress is not None:
+            progress(done + 1, _ROUNDS)
+    maps = model.fit_maps(sample, latent, maps)
+    # The rest of the particles in blocks: their images do not fit in memory together.
+    parts = [rows[start : start + _SAMPLE] for start in range(0, len(rows), _SAMPLE)]
+    return _whitened(torch.cat([model.fit_latents(_load(store, part, box), maps) for part in parts]))
+
+
+class _LinearModel:
+    """Images as ``CTF * projection(maps[0] + latent @ maps[1:])``."""
+
+    def __init__(self, points: Tensor, box: int) -> None:
+        self._points, self._box = points, box
+        weight = half_plane_weight(box).expand(box, -1).clone()
+        weight[0, 0], weight[box // 2], weight[:, -1] = 0, 0, 0
+        self._weight = weight / box**2
+
+    def fit_maps(self, images: _Images, latent: Tensor, start: Tensor) -> Tensor:
+        """Least-squares maps at given coordinates, by a few steps of conjugate gradients from ``start``."""
+        mixing = torch.nn.functional.pad(latent, (1, 0), value=1.0)
+        maps = start.clone()
+        residual = -self._gradient(images, mixing, maps, with_data=True)
+        direction = residual
+        energy = residual.square().sum()
+        for _ in range(_DESCENTS):
+            curved = self._gradient(images, mixing, direction, with_data=False)
+            step = energy / (direction * curved).sum()
+            maps = maps + step * direction
+            residual = residual - step * curved
+            previous, energy = energy, residual.square().sum()
+            direction = residual + (energy / previous) * direction
+        return maps
+
+    def fit_latents(self, images: _Images, maps: Tensor) -> Tensor:
+        """Most probable coordinates of each particle at given maps, under a unit Gaussian prior."""
+        count = len(maps) - 1
+        found = []
+        for _, block in images.blocks():
+            particles = len(block.rotation)
+            everything = self._project(block, maps.repeat(particles, 1), repeat=count + 1)
+            predicted = everything.unflatten(0, (particles, count + 1))
+            residual = block.coefficients - predicted[:, 0]
+            modes = predicted[:, 1:]
+            weighted = modes.conj() * self._weight
+            gram = torch.einsum("bkyx,blyx->bkl", weighted, modes).real + torch.eye(count)
+            match = torch.einsum("bkyx,byx->bk", weighted, residual).real
+            found.append(torch.linalg.solve(gram, match))
+        return torch.cat(found)
+
+    def _project(self, block: _Images, density: Tensor, repeat: int = 1) -> Tensor:
+        rotation, shift, transfer = (
+            values.repeat_interleave(repeat, 0) for values in (block.rotation, block.shift_pixels, block.transfer)
+        )
+        return project_points(density, self._points, rotation, shift, self._box) * transfer
+
+    def _gradient(self, images: _Images, mixing: Tensor, maps: Tensor, with_data: bool) -> Tensor:
+        """Slope of half the squared error in the maps; without data, the error's curvature applied to the maps."""
+        total = torch.zeros_like(maps)
+        for part, block in images.blocks():
+            density = (mixing[part] @ maps).requires_grad_(True)
+            difference = self._project(block, density)
+            if with_data:
+                difference = difference - block.coefficients
+            error = 0.5 * ((difference.real.square() + difference.imag.square()) * self._weight).sum()
+            (slope,) = torch.autograd.grad(error, density)
+            total += mixing[part].T @ slope
+        return total
+
+
+def _coarse_box(store: ParticleStore) -> int:
+    wanted = 2 * round(store.box_size * store.pixel_size_angstrom / _PIXEL_ANGSTROM / 2)
+    return min(store.box_size, max(_SMALLEST_BOX, wanted))
+
+
+def _coarse_points(mask: Tensor, box: int) -> Tensor:
+    """Coarse lattice points in or beside the mask."""
+    size = mask.shape[-1]
+    occupied = lattice_points(size)[mask.ravel()] * (box / size)
+    near = torch.zeros(box, box, box, dtype=torch.bool)
+    x, y, z = (occupied.round().long() + box // 2).clamp(0, box - 1).unbind(-1)
+    near[z, y, x] = True
+    return lattice_points(box)[near.ravel()]
+
+
+def _load(store: ParticleStore, rows: Rows, box: int) -> _Images:
+    """Cropped transforms of some particles; float32 of 16 to 24 pixels, a kilobyte or two each."""
+    particles = store.particles()
+    pixel = torch.from_numpy(particles.pixel_size_angstrom[rows]) * (store.box_size / box)
+    scale = store.box_size / box
+    images = []
+    for start in range(0, len(rows), _BLOCK):
+        block = torch.from_numpy(store.read_images(rows[start : start + _BLOCK]).astype(np.float32))
+        # Cropping averages noise away; the factor brings its standard deviation back to one.
+        images.append(image_to_fourier(crop_images(block, box) * scale))
+    pose = particles.pose(rows)
+    frequency = frequency_grid(box)[None] / pixel[:, None, None, None]
+    magnification = (store.pixel_size_angstrom * store.box_size / box) / pixel
+    return _Images(
+        coefficients=torch.cat(images),
+        transfer=contrast_transfer_function(particles.ctf(rows), frequency),
+        rotation=pose.rotation * magnification[:, None, None],
+        shift_pixels=-pose.shift_angstrom / pixel[:, None],
+    )
+
+
+def _whitened(latent: Tensor) -> Tensor:
+    """Uncorrelated coordinates of mean 0 and variance 1, the strongest first."""
+    centred = latent - latent.mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+    return (centred @ vectors.flip(1)) / values.flip(0).clamp_min(1e-12).sqrt()

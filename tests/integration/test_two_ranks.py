@@ -1,0 +1,82 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from tiny_runs import CPU, Listener, Stop, final_state, tiny_config, train
+
+from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.data.batch import local_batches
+from cryoformer_dist.data.order import Phase
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.training import session
+from cryoformer_dist.training.checkpoint import latest_checkpoint
+from cryoformer_dist.training.progress import read_metrics
+from cryoformer_dist.training.run_directory import prepare_run
+
+CHANGES = {"model.pose.form": "table", "training.global_batch_size": 16}
+
+
+def _rank(rank: int, world: int, meeting_point: str, run: str, stop_at: int | None) -> None:
+    """One training process; leaves what it has learned beside the run."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=world)
+    learners: list[Any] = []
+    original = session.run_training
+
+    def run_training(learner: Any, *rest: Any) -> None:
+        learners.append(learner)
+        original(learner, *rest)
+
+    session.run_training = run_training
+    listener = Listener(stop_at)
+    try:
+        session.train_rank(Path(run), listener, local_batches, CPU)
+    except Stop:
+        return
+    finally:
+        torch.distributed.destroy_process_group()
+    state = learners[0].objectives.model.state_dict()
+    for name, table in learners[0].table_state().items():
+        state |= {f"{name}.{key}": value for key, value in table.items()}
+    torch.save({"state": state, "records": listener.records}, f"{run}-rank{rank}.pt")
+
+
+def _train_on_two(config: RunConfig, run: Path, stop_at: int | None = None) -> None:
+    store = ParticleStore.open(config.dataset.store)
+    prepare_run(config, store, run, resume=(run / "manifest.json").is_file())
+    meeting_point = run.with_name(f"{run.name}-meeting-{stop_at}")
+    torch.multiprocessing.spawn(_rank, args=(2, str(meeting_point), str(run), stop_at), nprocs=2)
+
+
+def test_two_ranks_learn_the_same_and_the_checkpoint_is_what_both_have(tiny_store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _train_on_two(tiny_config(tiny_store, CHANGES), run)
+    ranks = [torch.load(f"{run}-rank{rank}.pt", weights_only=True) for rank in range(2)]
+    saved = final_state(run)
+    for rank in ranks:
+        assert rank["state"].keys() == saved.keys()
+        for name, value in saved.items():
+            assert torch.equal(rank["state"][name], value), name
+    # Each saw its own half, both report the whole.
+    assert [one["loss"] for one in ranks[0]["records"]] == [one["loss"] for one in ranks[1]["records"]]
+    assert {record["workers"] for record in read_metrics(run)} == {2}
+    assert read_metrics(run)[-1]["step"] == 8
+    visits = saved["latent.visits"]
+    assert visits.min() >= 1
+    assert int(visits.sum()) == 2 * 64
+
+
+def test_a_run_of_two_ranks_goes_on_alone_with_what_was_left(tiny_store: Path, tmp_path: Path) -> None:
+    config = tiny_config(tiny_store, CHANGES)
+    run = tmp_path / "run"
+    _train_on_two(config, run, stop_at=6)
+    train(config, run)
+    found = latest_checkpoint(run)
+    assert found is not None
+    assert found.position.consumed == (Phase(2, 32), Phase(1, 64))
+    assert found.position.step == 8
+    assert final_state(run)["latent.visits"].tolist() == pytest.approx([2] * 64)
+    records = read_metrics(run)
+    assert [(record["step"], record["workers"]) for record in records] == [(2, 2), (4, 2), (6, 1), (8, 1)]
