@@ -64,11 +64,11 @@ class LatentConfig(Section):
     prior: float = Field(
         1.0, ge=0, description="weight of the Gaussian prior; 1 is maximum a posteriori for unit noise"
     )
-    prior_start: float = Field(
-        0.3,
-        ge=0,
-        le=1,
-        description="share of the reconstruction before which the prior is off: latents spread first",
+    start: Literal["linear", "random"] = Field(
+        "linear", description="table only; linear: coordinates of a linear model of the images; random: the prior"
+    )
+    linear_dimensions: PositiveInt = Field(
+        4, description="latent dimensions that the linear model starts; the others start near zero"
     )
     encoder: EncoderConfig = EncoderConfig()
 
@@ -133,7 +133,7 @@ class TrainingConfig(Section):
     weight_decay: float = Field(1e-4, ge=0)
     gradient_clipping: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
     freeze_pose_epochs: float = Field(1.0, ge=0, description="keep the given poses this long before refining them")
-    latent_start_epoch: float = Field(0.0, ge=0, description="latents stay at the prior's mean until then")
+    freeze_latent_epochs: float = Field(1.0, ge=0, description="keep the first latents this long before refining them")
     projection: Literal["lattice", "rays"] = Field(
         "lattice",
         description="lattice: one set of points for the batch, splatted; rays: the paper's reference, slow",

@@ -11,8 +11,8 @@ from cryoformer_dist.config.loading import load_config
 from cryoformer_dist.config.schema import ClusterConfig, RunConfig
 from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
 from cryoformer_dist.data.simulate import simulate
-from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import ConfigError, StoreNotFoundError
+from cryoformer_dist.data.store import ParticleStore, is_complete
+from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.io.reading import check_stacks, read_particles
 from cryoformer_dist.orchestration.cluster import running_ray
 from cryoformer_dist.orchestration.conversion import convert_particles
@@ -112,13 +112,10 @@ def _ensure_store(request: Request, voice: Voice, parallel: bool) -> None:
     """Simulate and convert when the run asks for simulated particles that are not there yet."""
     dataset = request.config.dataset
     output = Path(dataset.store)
-    try:
+    if dataset.simulate is None or is_complete(output):
         ParticleStore.open(output)
-    except StoreNotFoundError:
-        if dataset.simulate is None:
-            raise
-    else:
         return
+    # Absent, or begun by a launch that was interrupted: both steps go on where they were.
     folder = output.parent / "particles"
     star = folder / "particles.star"
     if not star.is_file():

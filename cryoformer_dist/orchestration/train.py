@@ -144,7 +144,8 @@ def _check_resources(cluster: ClusterConfig) -> None:
 def _in_our_words(error: Exception, run: Path) -> CryoFormerError:
     failures = getattr(error, "worker_failures", {})
     for failure in failures.values():
-        cause = getattr(failure, "cause", None) or failure.__cause__ or failure
+        # Ray's envelope keeps what the worker raised under a private name only.
+        cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, CryoFormerError):
             return cause
     if failures:

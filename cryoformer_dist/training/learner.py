@@ -53,6 +53,8 @@ class Learner:
         Where density is evaluated.
     device
         Where it all lives.
+    first_latents
+        ``(rows, dimensions)`` of the latent table; drawn from the prior when ``None``.
     """
 
     def __init__(
@@ -63,12 +65,13 @@ class Learner:
         pixel_size_angstrom: float,
         lattice: Lattice,
         device: torch.device,
+        first_latents: Tensor | None = None,
     ) -> None:
         torch.manual_seed(config.training.seed)
         self.config = config
         self.device = device
         self.objectives = Objectives(config, box, pixel_size_angstrom, lattice.to(device)).to(device)
-        self.tables = _initial_tables(config, particles, device)
+        self.tables = _initial_tables(config, particles, device, first_latents)
 
     def inputs(self, batch: ParticleBatch, epoch: float) -> Inputs:
         """Read the tables' rows of a batch, as far as they take part at this point of training.
@@ -81,8 +84,7 @@ class Learner:
             How many epochs of the stage are done, with fraction.
         """
         leaves: dict[str, Tensor] = {}
-        settled = epoch >= self.config.training.latent_start_epoch
-        latent = self._latent(batch, leaves) if settled else self._prior_mean(batch)
+        latent = self._latent(batch, leaves, epoch >= self.config.training.freeze_latent_epochs)
         refining = epoch >= self.config.training.freeze_pose_epochs
         pose = self._pose(batch, leaves) if refining else batch.pose
         return Inputs(latent, pose, leaves)
@@ -116,17 +118,17 @@ class Learner:
         for name, table in self.tables.items():
             table.load_state_dict(state[name])
 
-    def _latent(self, batch: ParticleBatch, leaves: dict[str, Tensor]) -> Tensor | None:
+    def _latent(self, batch: ParticleBatch, leaves: dict[str, Tensor], refining: bool) -> Tensor | None:
         form = self.config.model.latent.form
         if form == "encoder":
             return None
         if form == "none":
-            return self._prior_mean(batch)
-        leaves["latent"] = self.tables["latent"].read(batch.row)
-        return leaves["latent"]
-
-    def _prior_mean(self, batch: ParticleBatch) -> Tensor:
-        return torch.zeros(len(batch), self.config.model.latent.dimensions, device=self.device)
+            return torch.zeros(len(batch), self.config.model.latent.dimensions, device=self.device)
+        latent = self.tables["latent"].read(batch.row)
+        if not refining:
+            return latent.detach()
+        leaves["latent"] = latent
+        return latent
 
     def _pose(self, batch: ParticleBatch, leaves: dict[str, Tensor]) -> Pose | None:
         form = self.config.model.pose.form
@@ -144,13 +146,15 @@ def table_rate(name: str, rates: LearningRates) -> float:
     return {"latent": rates.latent, "rotation": rates.rotation, "shift_angstrom": rates.shift_angstrom}[name]
 
 
-def _initial_tables(config: RunConfig, particles: StoredParticles, device: torch.device) -> dict[str, RowTable]:
-    """Latents drawn from their prior, poses as given."""
+def _initial_tables(
+    config: RunConfig, particles: StoredParticles, device: torch.device, latent: Tensor | None
+) -> dict[str, RowTable]:
+    """Latents as given or drawn from their prior, poses as given."""
     tables = {}
-    rows = len(particles.source_row)
     if config.model.latent.form == "table":
-        generator = torch.Generator().manual_seed(config.training.seed)
-        latent = torch.randn(rows, config.model.latent.dimensions, generator=generator)
+        if latent is None:
+            generator = torch.Generator().manual_seed(config.training.seed)
+            latent = torch.randn(len(particles.source_row), config.model.latent.dimensions, generator=generator)
         tables["latent"] = RowTable(latent.to(device))
     if config.model.pose.form == "table":
         rotation = torch.from_numpy(particles.rotation)

@@ -1,8 +1,8 @@
 """First latents from a linear model: a mean map plus a few principal maps, fitted at low resolution.
 
-From random latents the network must break a symmetry, and how soon it does depends on the seed. A linear model (3DVA and
-RECOVAR in spirit; Tipping & Bishop's probabilistic PCA without the posterior's covariance) finds the leading motions in
-seconds by alternating least squares; its coordinates are where the latent table starts.
+From random latents the network must break a symmetry, and how soon it does depends on the seed. A linear model (3DVA
+and RECOVAR in spirit; probabilistic PCA without the posterior's covariance) finds the leading motions in seconds by
+alternating least squares; its coordinates are where the latent table starts.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from cryoformer_dist.physics.projection import project_points
 _PIXEL_ANGSTROM = 14.0
 _SMALLEST_BOX = 16
 _SAMPLE = 10_000
-_ROUNDS = 8
+_ROUNDS = 3
 _DESCENTS = 3
 _BLOCK = 256
 

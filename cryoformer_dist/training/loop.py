@@ -188,19 +188,13 @@ class _Session:
         copy = int(np.random.default_rng([self.training.seed, step]).integers(copies))
         errors, latent = self.engine.forward(stage.kind, batch, inputs.latent, inputs.pose, copy)
         prior = latent.square().sum(-1) / learner.objectives.box**2
-        weight = self._prior_weight(stage, progress)
-        loss = (errors + weight * prior).mean()
+        loss = (errors + learner.config.model.latent.prior * prior).mean()
         self._refuse_non_finite(loss, errors, batch)
         factor = learning_rate_factor(self.training, self.position.stage_step, progress)
         self.engine.step(loss, factor)
         learner.update_tables(batch, inputs.leaves, factor)
         self.totals += torch.stack([errors.detach().sum(), prior.detach().sum(), errors.new_tensor(len(batch))]).cpu()
         self.stopwatch.trained(len(batch) * self.engine.world)
-
-    def _prior_weight(self, stage: Stage, progress: float) -> float:
-        latent = self.learner.config.model.latent
-        active = stage.kind == "reconstruction" and progress >= latent.prior_start
-        return latent.prior if active else 0.0
 
     def _refuse_non_finite(self, loss: Tensor, errors: Tensor, batch: ParticleBatch) -> None:
         """All ranks stop together, before any of them takes the step."""

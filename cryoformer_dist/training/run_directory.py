@@ -19,8 +19,10 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, StoreError
 from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.training.linear_start import linear_latents
 from cryoformer_dist.training.occupancy import Lattice, consensus_map, occupied, sphere
 
+_FIRST_LATENTS = "first_latents.npy"
 _PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
 
 
@@ -79,7 +81,8 @@ def prepare_run(
         return
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text(dump_config(config))
-    _prepare_maps(config, store, run, progress)
+    mask = _prepare_maps(config, store, run, progress)
+    _prepare_latents(config, store, run, mask)
     # Written last: a folder with a manifest is ready.
     temporary = manifest_path.with_suffix(".tmp")
     temporary.write_text(json.dumps(_manifest(config, store), indent=1))
@@ -107,9 +110,15 @@ def load_lattice(config: RunConfig, run: Path) -> Lattice:
     return Lattice.of(mask, training.jitter_lattices, training.seed)
 
 
+def load_first_latents(run: Path) -> Tensor | None:
+    """First latents of a prepared run, if it was prepared with any."""
+    path = run / _FIRST_LATENTS
+    return torch.from_numpy(np.load(path, allow_pickle=False)) if path.is_file() else None
+
+
 def _prepare_maps(
     config: RunConfig, store: ParticleStore, run: Path, progress: Callable[[int, int], None] | None
-) -> None:
+) -> Bool[Tensor, "box box box"]:
     consensus = consensus_map(store, selected_rows(config, store), progress=progress)
     by_data = config.training.occupancy == "data"
     mask = occupied(consensus, store.pixel_size_angstrom) if by_data else sphere(store.box_size)
@@ -124,6 +133,19 @@ def _prepare_maps(
             Volume(voxels.float(), store.pixel_size_angstrom),
             [f"cryoformer-dist {name}"],
         )
+    return mask
+
+
+def _prepare_latents(config: RunConfig, store: ParticleStore, run: Path, mask: Tensor) -> None:
+    """First latents of every store row: the linear model's coordinates, the other dimensions close to zero."""
+    latent, seed = config.model.latent, config.training.seed
+    if latent.form != "table" or latent.start != "linear":
+        return
+    rows = selected_rows(config, store)
+    count = min(latent.linear_dimensions, latent.dimensions)
+    first = 0.1 * torch.randn(len(store), latent.dimensions, generator=torch.Generator().manual_seed(seed))
+    first[rows, :count] = linear_latents(store, rows, mask, count, seed)
+    np.save(run / _FIRST_LATENTS, first.numpy())
 
 
 def _manifest(config: RunConfig, store: ParticleStore) -> dict[str, Any]:

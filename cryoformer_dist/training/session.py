@@ -17,7 +17,7 @@ from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.loop import TrainingData, particles_per_rank, run_training
 from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.progress import Reporter
-from cryoformer_dist.training.run_directory import load_lattice, load_run, selected_rows
+from cryoformer_dist.training.run_directory import load_first_latents, load_lattice, load_run, selected_rows
 
 
 def train_rank(
@@ -47,6 +47,7 @@ def train_rank(
         store.pixel_size_angstrom,
         load_lattice(config, run),
         device,
+        load_first_latents(run),
     )
     engine = build_engine(learner.objectives, config.training, device, len(rows))
     data = TrainingData(rows, store.shard_size, batches_of(store))

@@ -124,13 +124,13 @@ def _descends(pid: int, ancestor: int) -> bool:
 def test_a_ray_worker_killed_outright_is_replaced_and_the_run_ends_the_same(run_file: Path, tmp_path: Path) -> None:
     storage = tmp_path / "runs"
     settings = yaml.safe_load(run_file.read_text())
-    settings["training"]["epochs"] = 120
+    settings["training"]["epochs"] = 8
     run_file.write_text(yaml.safe_dump(settings))
     options = ("--workers", "2", "--set", "dataset.loader=ray")
     _run(_command(run_file, storage, "whole", *options))
     log = tmp_path / "log"
     with _started(_command(run_file, storage, "killed", *options), log) as process:
-        _wait_for_step(storage / "killed", 34, process)
+        _wait_for_step(storage / "killed", 14, process)
         workers = _training_workers(process.pid)
         assert len(workers) == 2, log.read_text()
         os.kill(workers[-1], signal.SIGKILL)

@@ -189,7 +189,7 @@ def test_without_deepspeed_the_message_says_what_to_do(monkeypatch: pytest.Monke
 
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(
-        BackendUnavailableError, match=r"training\.engine: deepspeed cannot be loaded.*pip install.*torch"
+        BackendUnavailableError, match=r"engine: deepspeed cannot be loaded.*pip install.*torch"
     ):
         engine_module._import_deepspeed()
 

@@ -1,0 +1,132 @@
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from tiny_runs import tiny_config, tiny_settings
+
+from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.data import convert
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import ConfigError, StoreError, StoreNotFoundError
+from cryoformer_dist.orchestration import launch
+from cryoformer_dist.orchestration.launch import Request, Voice, carry_out, read_cluster_file, read_run_file
+
+SIMULATED = {
+    "dataset.simulate": {"particles": 24, "box_size": 16},
+    "training.epochs": 1,
+}
+
+
+class _Heard:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.titles: list[str] = []
+        self.records: list[dict[str, Any]] = []
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        self.titles.append(title)
+        yield lambda done, total: None
+
+    @property
+    def voice(self) -> Voice:
+        return Voice(self.lines.append, self.progress, self.records.append)
+
+
+def _prepared_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop short of training and results: they have tests of their own."""
+    monkeypatch.setattr(launch, "train_locally", lambda run, on_record: None)
+    monkeypatch.setattr(launch, "make_results", lambda run: run / "report.html")
+
+
+def _request(config: RunConfig, run: Path, resume: bool = False) -> Request:
+    return Request(config, None, run, resume)
+
+
+def test_paths_of_a_run_file_start_at_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    simulate = {"source": {"kind": "models", "path": "models/states.npz"}}
+    settings = tiny_settings(Path("../data/s.zarr"), {"dataset.simulate": simulate})
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(folder)
+    config = read_run_file(Path("run.yaml"), ["training.epochs=7"])
+    assert config.dataset.store == str(tmp_path / "data" / "s.zarr")
+    assert config.dataset.simulate is not None
+    assert config.dataset.simulate.source.path == folder / "models" / "states.npz"  # type: ignore[union-attr]
+    assert config.training.epochs == 7
+
+
+def test_paths_of_a_cluster_file_start_at_its_folder_and_absolute_ones_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    (folder / "c.yaml").write_text("run: ../configs/run.yaml\nstorage: ../runs\n")
+    cluster, run = read_cluster_file(folder / "c.yaml", [])
+    assert (cluster.storage, run) == (str(tmp_path / "runs"), tmp_path / "configs" / "run.yaml")
+    (folder / "c.yaml").write_text("storage: /somewhere/else\n")
+    cluster, run = read_cluster_file(folder / "c.yaml", [])
+    assert (cluster.storage, run) == ("/somewhere/else", None)
+
+
+def test_a_run_makes_the_particles_it_asks_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _prepared_only(monkeypatch)
+    config = tiny_config(tmp_path / "data" / "s.zarr", SIMULATED)
+    first, second = _Heard(), _Heard()
+    assert carry_out(_request(config, tmp_path / "run"), first.voice) == tmp_path / "run" / "report.html"
+    assert first.titles[:3] == ["simulating particles", "converting to Zarr", "consensus map"]
+    assert len(ParticleStore.open(tmp_path / "data" / "s.zarr")) == 24
+    assert (tmp_path / "data" / "particles" / "truth" / "truth.npz").is_file()
+    carry_out(_request(config, tmp_path / "other"), second.voice)
+    assert second.titles[0] == "consensus map"
+
+
+@pytest.mark.parametrize("cut", ["simulate", "convert"])
+def test_a_launch_cut_while_it_made_the_particles_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    _prepared_only(monkeypatch)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    config = tiny_config(tmp_path / "s.zarr", SIMULATED)
+    with monkeypatch.context() as patch:
+        if cut == "simulate":
+            patch.setattr("cryoformer_dist.data.simulate._write_particles", fail)
+        else:
+            patch.setattr(convert, "convert_shard", fail)
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(_request(config, tmp_path / "run"), _Heard().voice)
+    carry_out(_request(config, tmp_path / "run"), _Heard().voice)
+    store = ParticleStore.open(tmp_path / "s.zarr")
+    store.verify()
+    assert sorted(store.particles().source_row) == list(range(24))
+
+
+def test_particles_that_are_not_to_be_made_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(StoreNotFoundError, match=r"s\.zarr"):
+        carry_out(_request(tiny_config(tmp_path / "s.zarr"), tmp_path / "run"), _Heard().voice)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_no_store_is_not_written_into(tmp_path: Path) -> None:
+    (tmp_path / "s.zarr").mkdir()
+    (tmp_path / "s.zarr" / "mine.txt").write_text("mine")
+    with pytest.raises(StoreError, match="not a particle store"):
+        carry_out(_request(tiny_config(tmp_path / "s.zarr", SIMULATED), tmp_path / "run"), _Heard().voice)
+    assert [path.name for path in (tmp_path / "s.zarr").iterdir()] == ["mine.txt"]
+
+
+def test_particles_without_poses_are_refused_with_where_to_get_them(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ParticleStore.open(tiny_store)
+    store.attributes["has_poses"] = False
+    monkeypatch.setattr(launch.ParticleStore, "open", lambda path: store)
+    with pytest.raises(ConfigError, match=r"no poses.*RELION or cryoSPARC"):
+        carry_out(_request(tiny_config(tiny_store), tmp_path / "run"), _Heard().voice)
+    assert np.all(store.particles().rotation.shape == (64, 3, 3))

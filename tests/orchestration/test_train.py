@@ -1,0 +1,98 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import ray.train
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from tiny_runs import tiny_config
+
+from cryoformer_dist.config.schema import ClusterConfig, WorkersConfig
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import ClusterError, StoreError, TrainingError
+from cryoformer_dist.orchestration import train
+from cryoformer_dist.training.progress import MetricsFile, read_metrics
+from cryoformer_dist.training.run_directory import prepare_run
+
+
+def _cluster(**workers: Any) -> ClusterConfig:
+    return ClusterConfig(workers=WorkersConfig(**workers))
+
+
+@pytest.mark.parametrize(
+    ("workers", "fits"),
+    [
+        ({"count": 2, "cpus": 0.9}, True),
+        ({"count": 2, "cpus": 1}, False),
+        ({"count": 1, "cpus": 1.9, "gpus": 1}, True),
+        ({"count": 2, "cpus": 0.5, "gpus": 1}, False),
+        ({"count": 2, "cpus": 0.5, "gpus": 0.5}, True),
+    ],
+)
+def test_workers_that_would_wait_for_ever_are_refused(
+    workers: dict[str, Any], fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    if fits:
+        train._check_resources(_cluster(**workers))
+    else:
+        with pytest.raises(ClusterError, match=r"lower workers\.count or workers\."):
+            train._check_resources(_cluster(**workers))
+
+
+def _worker_failure(*causes: Exception) -> ray.train.WorkerGroupError:
+    wrapped: dict[int, Exception] = {
+        rank: UserExceptionWithTraceback(cause, "Traceback ...") for rank, cause in enumerate(causes)
+    }
+    return ray.train.WorkerGroupError("message", wrapped)
+
+
+def test_what_a_worker_said_in_our_words_is_passed_on(tmp_path: Path) -> None:
+    ours = StoreError("s.zarr: chunk 3 is damaged; copy it again")
+    assert train._in_our_words(_worker_failure(RuntimeError("connection closed by peer"), ours), tmp_path) is ours
+
+
+def test_any_other_loss_of_a_worker_says_how_to_go_on(tmp_path: Path) -> None:
+    told = train._in_our_words(_worker_failure(MemoryError("out of memory")), tmp_path)
+    assert isinstance(told, TrainingError)
+    assert "worker 0 failed" in str(told)
+    assert "--resume" in str(told)
+    controller = train._in_our_words(ray.train.ControllerError(RuntimeError("no node")), tmp_path)
+    assert isinstance(controller, ClusterError)
+    assert "--resume" in str(controller)
+
+
+def test_every_new_record_is_told_once_and_old_ones_not(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path, 0)
+    metrics.append({"step": 2, "seconds": 1.0})
+    told: list[int] = []
+    with train._following(tmp_path, lambda record: told.append(record["step"])):
+        metrics.append({"step": 4, "seconds": 2.0})
+        metrics.append({"step": 6, "seconds": 3.0})
+    assert told == [4, 6]
+
+
+def test_following_ends_with_an_error_too(tmp_path: Path) -> None:
+    import threading
+
+    def fail() -> None:
+        with train._following(tmp_path, lambda record: None):
+            raise TrainingError("stopped")
+
+    with pytest.raises(TrainingError, match="stopped"):
+        fail()
+    assert "follow-metrics" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_training_without_ray_tells_every_report(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The process group and denormal numbers are the command line's own process's business.
+    monkeypatch.setattr(train, "join_world_of_one", lambda: None)
+    monkeypatch.setattr(train, "set_threads", lambda count: None)
+    prepare_run(tiny_config(tiny_store), ParticleStore.open(tiny_store), tmp_path, resume=False)
+    told: list[dict[str, Any]] = []
+    train.train_locally(tmp_path, told.append)
+    assert told == read_metrics(tmp_path)
+    assert told[-1]["step"] == told[-1]["steps"] == 11
+    assert not ray.is_initialized()
