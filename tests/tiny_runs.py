@@ -35,6 +35,7 @@ _TRAINING = {
     "pose_pretraining_epochs": 1,
     "global_batch_size": 12,
     "warmup_steps": 2,
+    "freeze_latent_epochs": 0,
     "freeze_pose_epochs": 0,
     "jitter_lattices": 2,
     "occupancy": "sphere",

@@ -144,10 +144,8 @@ def _check_resources(cluster: ClusterConfig) -> None:
 def _in_our_words(error: Exception, run: Path) -> CryoFormerError:
     failures = getattr(error, "worker_failures", {})
     for failure in failures.values():
-        # Ray's envelope keeps what the worker raised under a private name only.
-        cause = getattr(failure, "_base_exc", failure)
-        if isinstance(cause, CryoFormerError):
-            return cause
+        if isinstance(failure, CryoFormerError):
+            return failure
     if failures:
         rank, failure = next(iter(failures.items()))
         return TrainingError(f"worker {rank} failed: {failure}\n`--resume` goes on from the last checkpoint in {run}")
@@ -158,9 +156,11 @@ def _in_our_words(error: Exception, run: Path) -> CryoFormerError:
 def _following(run: Path, on_record: OnRecord) -> Iterator[None]:
     """Tell of every record that the leader adds to ``metrics.jsonl`` while training runs."""
     stop = threading.Event()
+    # Looked at before the thread starts: what comes in between is new.
+    before = max((record["step"] for record in read_metrics(run)), default=-1)
 
     def follow() -> None:
-        told = max((record["step"] for record in read_metrics(run)), default=-1)
+        told = before
         while True:
             last_look = stop.is_set()
             for record in read_metrics(run):

@@ -1,5 +1,4 @@
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -134,7 +133,6 @@ def test_a_ray_worker_killed_outright_is_replaced_and_the_run_ends_the_same(run_
         workers = _training_workers(process.pid)
         assert len(workers) == 2, log.read_text()
         os.kill(workers[-1], signal.SIGKILL)
+        assert read_metrics(storage / "killed")[-1]["step"] < 40
         assert process.wait(timeout=280) == 0, log.read_text()
     _assert_same(storage / "killed", storage / "whole")
-    manifest = json.loads((storage / "killed" / "manifest.json").read_text())
-    assert manifest["engine"] == "torch"

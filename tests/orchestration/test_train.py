@@ -4,7 +4,6 @@ from typing import Any
 import pytest
 import ray
 import ray.train
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from tiny_runs import tiny_config
 
 from cryoformer_dist.config.schema import ClusterConfig, WorkersConfig
@@ -41,14 +40,12 @@ def test_workers_that_would_wait_for_ever_are_refused(
 
 
 def _worker_failure(*causes: Exception) -> ray.train.WorkerGroupError:
-    wrapped: dict[int, Exception] = {
-        rank: UserExceptionWithTraceback(cause, "Traceback ...") for rank, cause in enumerate(causes)
-    }
-    return ray.train.WorkerGroupError("message", wrapped)
+    return ray.train.WorkerGroupError("message", dict(enumerate(causes)))
 
 
 def test_what_a_worker_said_in_our_words_is_passed_on(tmp_path: Path) -> None:
     ours = StoreError("s.zarr: chunk 3 is damaged; copy it again")
+    ours.__cause__ = ValueError("checksum")
     assert train._in_our_words(_worker_failure(RuntimeError("connection closed by peer"), ours), tmp_path) is ours
 
 

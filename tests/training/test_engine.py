@@ -188,9 +188,7 @@ def test_without_deepspeed_the_message_says_what_to_do(monkeypatch: pytest.Monke
     import sys
 
     monkeypatch.setitem(sys.modules, "deepspeed", None)
-    with pytest.raises(
-        BackendUnavailableError, match=r"engine: deepspeed cannot be loaded.*pip install.*torch"
-    ):
+    with pytest.raises(BackendUnavailableError, match=r"engine: deepspeed cannot be loaded.*pip install.*torch"):
         engine_module._import_deepspeed()
 
 

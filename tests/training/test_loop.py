@@ -194,7 +194,7 @@ def test_checkpoints_come_when_due_and_with_their_report(tiny_store: Path, tmp_p
 
 
 def test_latents_wait_for_their_epoch_and_poses_for_theirs(tiny_store: Path, tmp_path: Path) -> None:
-    changes = TABLES | {"training.latent_start_epoch": 1.0, "training.freeze_pose_epochs": 1.5}
+    changes = TABLES | {"training.freeze_latent_epochs": 1.0, "training.freeze_pose_epochs": 1.5}
     train(tiny_config(tiny_store, changes), tmp_path / "run")
     by_step = {one.position.step: one.tables() for one in checkpoints(tmp_path / "run")}
     moved = {
@@ -211,7 +211,7 @@ def test_latents_wait_for_their_epoch_and_poses_for_theirs(tiny_store: Path, tmp
 def test_a_prior_pulls_latents_to_zero(tiny_store: Path, tmp_path: Path) -> None:
     sizes = {}
     for prior in (0.0, 1e6):
-        changes = {"model.latent.prior": prior, "model.latent.prior_start": 0.0}
+        changes = {"model.latent.prior": prior}
         train(tiny_config(tiny_store, changes), tmp_path / str(prior))
         sizes[prior] = final_state(tmp_path / str(prior))["latent.values"].square().mean()
     assert sizes[1e6] < 0.5 * sizes[0.0]
