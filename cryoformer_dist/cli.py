@@ -261,7 +261,7 @@ def _carry_out(
 
     run = storage / (name or settings.name)
     terminal.say(f"run directory  {run}")
-    voice = Voice(terminal.say, terminal.progress, terminal.record_line)
+    voice = Voice(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
     report = carry_out(Request(settings, cluster, run, resume), voice)
     terminal.say(f"report         {report}")
 

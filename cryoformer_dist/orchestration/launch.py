@@ -20,6 +20,7 @@ from cryoformer_dist.orchestration.train import train_locally, train_with_ray
 from cryoformer_dist.training.run_directory import prepare_run
 
 Progress = Callable[[int, int], None]
+StagedProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,15 @@ class Voice:
         One line.
     progress
         Title to a context that yields a progress callback (done, in all).
+    stages
+        The same for work in stages: the callback is told (stage, done, in all).
     record
         One report of training.
     """
 
     say: Callable[[str], None]
     progress: Callable[[str], AbstractContextManager[Progress]]
+    stages: Callable[[], AbstractContextManager[StagedProgress]]
     record: Callable[[dict[str, Any]], None]
 
 
@@ -139,5 +143,5 @@ def _prepare(request: Request, voice: Voice) -> None:
             f"{store.path}: the particles have no poses, training needs a first estimate; refine them in RELION or "
             "cryoSPARC and convert the result"
         )
-    with voice.progress("consensus map") as progress:
+    with voice.stages() as progress:
         prepare_run(request.config, store, request.run, request.resume, progress)

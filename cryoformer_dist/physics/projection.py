@@ -90,13 +90,19 @@ def project_rays(
 def _bspline(fraction: Tensor) -> list[Tensor]:
     """Cubic B-spline weights of the four grid lines around a point at ``fraction`` past the second."""
     f, g = fraction, 1 - fraction
-    return [g**3 / 6, (4 - 6 * f**2 + 3 * f**3) / 6, (4 - 6 * g**2 + 3 * g**3) / 6, f**3 / 6]
+    f2 = f * f
+    last, first = f2 * f / 6, g * g * g / 6
+    second = 2 / 3 - f2 + 3 * last
+    # They sum to one.
+    return [first, second, 1 - first - second - last, last]
 
 
 def _bspline_slope(fraction: Tensor) -> list[Tensor]:
     """Derivative of `_bspline` with respect to the point's position."""
     f, g = fraction, 1 - fraction
-    return [-(g**2) / 2, -2 * f + 1.5 * f**2, 2 * g - 1.5 * g**2, f**2 / 2]
+    last, first = f * f / 2, -(g * g) / 2
+    second = 3 * last - 2 * f
+    return [first, second, -first - second - last, last]
 
 
 def _kernel_correction(box: int) -> Tensor:

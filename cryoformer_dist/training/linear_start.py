@@ -117,7 +117,7 @@ class _LinearModel:
         for _, block in images.blocks():
             particles = len(block.rotation)
             everything = self._project(block, maps.repeat(particles, 1), repeat=count + 1)
-            predicted = everything.unflatten(0, (particles, count + 1))
+            predicted = everything.reshape(particles, count + 1, *everything.shape[1:])
             residual = block.coefficients - predicted[:, 0]
             modes = predicted[:, 1:]
             weighted = modes.conj() * self._weight
@@ -186,4 +186,5 @@ def _whitened(latent: Tensor) -> Tensor:
     """Uncorrelated coordinates of mean 0 and variance 1, the strongest first."""
     centred = latent - latent.mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-    return (centred @ vectors.flip(1)) / values.flip(0).clamp_min(1e-12).sqrt()
+    white: Tensor = (centred @ vectors.flip(1)) / values.flip(0).clamp_min(1e-12).sqrt()
+    return white

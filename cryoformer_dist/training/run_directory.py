@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,13 @@ from cryoformer_dist.training.occupancy import Lattice, consensus_map, occupied,
 
 _FIRST_LATENTS = "first_latents.npy"
 _PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
+
+
+StagedProgress = Callable[[str, int, int], None]
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Tell nobody."""
 
 
 def selected_rows(config: RunConfig, store: ParticleStore) -> Rows:
@@ -51,7 +59,7 @@ def prepare_run(
     store: ParticleStore,
     run: Path,
     resume: bool,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StagedProgress | None = None,
 ) -> None:
     """Make a run directory ready for workers: configuration, manifest, consensus map, occupancy.
 
@@ -66,7 +74,7 @@ def prepare_run(
     resume
         Go on with the run that is there.
     progress
-        Called with images back-projected and in all.
+        Called with (stage, done, in all).
 
     Raises
     ------
@@ -81,8 +89,9 @@ def prepare_run(
         return
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text(dump_config(config))
-    mask = _prepare_maps(config, store, run, progress)
-    _prepare_latents(config, store, run, mask)
+    report = progress or _silent
+    mask = _prepare_maps(config, store, run, report)
+    _prepare_latents(config, store, run, mask, report)
     # Written last: a folder with a manifest is ready.
     temporary = manifest_path.with_suffix(".tmp")
     temporary.write_text(json.dumps(_manifest(config, store), indent=1))
@@ -117,9 +126,9 @@ def load_first_latents(run: Path) -> Tensor | None:
 
 
 def _prepare_maps(
-    config: RunConfig, store: ParticleStore, run: Path, progress: Callable[[int, int], None] | None
+    config: RunConfig, store: ParticleStore, run: Path, progress: StagedProgress
 ) -> Bool[Tensor, "box box box"]:
-    consensus = consensus_map(store, selected_rows(config, store), progress=progress)
+    consensus = consensus_map(store, selected_rows(config, store), progress=partial(progress, "consensus map"))
     by_data = config.training.occupancy == "data"
     mask = occupied(consensus, store.pixel_size_angstrom) if by_data else sphere(store.box_size)
     if not mask.any():
@@ -136,7 +145,9 @@ def _prepare_maps(
     return mask
 
 
-def _prepare_latents(config: RunConfig, store: ParticleStore, run: Path, mask: Tensor) -> None:
+def _prepare_latents(
+    config: RunConfig, store: ParticleStore, run: Path, mask: Tensor, progress: StagedProgress
+) -> None:
     """First latents of every store row: the linear model's coordinates, the other dimensions close to zero."""
     latent, seed = config.model.latent, config.training.seed
     if latent.form != "table" or latent.start != "linear":
@@ -144,7 +155,7 @@ def _prepare_latents(config: RunConfig, store: ParticleStore, run: Path, mask: T
     rows = selected_rows(config, store)
     count = min(latent.linear_dimensions, latent.dimensions)
     first = 0.1 * torch.randn(len(store), latent.dimensions, generator=torch.Generator().manual_seed(seed))
-    first[rows, :count] = linear_latents(store, rows, mask, count, seed)
+    first[rows, :count] = linear_latents(store, rows, mask, count, seed, partial(progress, "first latents"))
     np.save(run / _FIRST_LATENTS, first.numpy())
 
 

@@ -32,9 +32,17 @@ class _Heard:
         self.titles.append(title)
         yield lambda done, total: None
 
+    @contextmanager
+    def stages(self) -> Iterator[Callable[[str, int, int], None]]:
+        def heard(stage: str, done: int, total: int) -> None:
+            if stage not in self.titles:
+                self.titles.append(stage)
+
+        yield heard
+
     @property
     def voice(self) -> Voice:
-        return Voice(self.lines.append, self.progress, self.records.append)
+        return Voice(self.lines.append, self.progress, self.stages, self.records.append)
 
 
 def _prepared_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def _prepared(store: ParticleStore, run: Path, **changes: object) -> Path:
 def test_a_prepared_run_says_what_was_asked_on_which_data_with_what(store: ParticleStore, tmp_path: Path) -> None:
     config = tiny_config(store.path)
     run = tmp_path / "deep" / "run"
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     prepare_run(config, store, run, resume=False, progress=lambda *call: calls.append(call))
     loaded, manifest = load_run(run)
     assert loaded == config
@@ -37,7 +37,8 @@ def test_a_prepared_run_says_what_was_asked_on_which_data_with_what(store: Parti
     assert Path(manifest["store"]) == store.path
     assert (manifest["particles"], manifest["box_size"], manifest["seed"]) == (64, 16, 3)
     assert manifest["versions"]["torch"] == torch.__version__
-    assert calls == [(64, 64)]
+    assert calls[0] == ("consensus map", 64, 64)
+    assert calls[-1][0] == "first latents"
     for name in ("consensus", "occupancy"):
         volume = read_volume(run / f"{name}.mrc")
         assert volume.voxels.shape == (16, 16, 16)
