@@ -21,10 +21,12 @@ from cryoformer_dist.data.store import ParticleStore
 READ_CPUS = 0.1
 # One Ray Data execution costs about a second to start: it spans epochs, but its task list must stay small.
 _PIECES_PER_EXECUTION = 512
+# A task may cost the start of a process, seconds of a small machine: it must have something to read.
+_TASK_BYTES = 64 * 2**20
 
 
 class PieceDatasource(Datasource):
-    """Reads pieces of shards, one block each, in the order given.
+    """Reads pieces of shards in the order given, one block each.
 
     Parameters
     ----------
@@ -44,22 +46,42 @@ class PieceDatasource(Datasource):
         """Bytes of all blocks together."""
         return self._row_bytes * sum(len(piece.rows) for piece in self._pieces)
 
+    @property
+    def task_count(self) -> int:
+        """How many tasks read the pieces."""
+        return len(self._groups())
+
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """One task per piece; ``parallelism`` is Ray's wish, our order is the law."""
-        return [self._task(piece, per_task_row_limit) for piece in self._pieces]
+        """Tasks of some 64 MiB; ``parallelism`` is Ray's wish, our order is the law."""
+        return [self._task(group, per_task_row_limit) for group in self._groups()]
 
-    def _task(self, piece: Piece, per_task_row_limit: int | None) -> ReadTask:
+    def _groups(self) -> list[list[Piece]]:
+        """Consecutive pieces that one task reads."""
+        rows_per_task = max(1, _TASK_BYTES // self._row_bytes)
+        groups: list[list[Piece]] = []
+        room = 0
+        for piece in self._pieces:
+            if len(piece.rows) > room:
+                groups.append([])
+                room = rows_per_task
+            groups[-1].append(piece)
+            room -= len(piece.rows)
+        return groups
+
+    def _task(self, group: Sequence[Piece], per_task_row_limit: int | None) -> ReadTask:
         # Plain values only: a task that captured this object would carry all pieces.
-        path, rows, epoch = self._path, piece.rows, piece.epoch
+        path, reads = self._path, [(piece.rows, piece.epoch) for piece in group]
 
         def read() -> Iterator[Any]:
-            images = ParticleStore.open(path).read_images(rows)
-            yield BlockAccessor.batch_to_block({"images": images, "row": rows, "epoch": np.full(len(rows), epoch)})
+            store = ParticleStore.open(path)
+            for rows, epoch in reads:
+                columns = {"images": store.read_images(rows), "row": rows, "epoch": np.full(len(rows), epoch)}
+                yield BlockAccessor.batch_to_block(columns)
 
-        size = len(rows) * self._row_bytes
-        metadata = BlockMetadata(num_rows=len(rows), size_bytes=size, input_files=None, exec_stats=None)
+        rows = sum(len(piece.rows) for piece in group)
+        metadata = BlockMetadata(num_rows=rows, size_bytes=rows * self._row_bytes, input_files=None, exec_stats=None)
         return ReadTask(read, metadata, per_task_row_limit=per_task_row_limit)
 
 
@@ -80,8 +102,7 @@ def _blocks(store: ParticleStore, pieces: Iterator[Piece]) -> Iterator[ImageBloc
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     while window := list(islice(pieces, _PIECES_PER_EXECUTION)):
-        dataset = ray.data.read_datasource(
-            PieceDatasource(store, window), override_num_blocks=len(window), num_cpus=READ_CPUS
-        )
+        source = PieceDatasource(store, window)
+        dataset = ray.data.read_datasource(source, override_num_blocks=source.task_count, num_cpus=READ_CPUS)
         for columns in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
             yield ImageBlock(columns["images"], columns["row"], columns["epoch"])

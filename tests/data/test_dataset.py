@@ -37,6 +37,7 @@ def test_ray_gives_exactly_the_batches_of_the_local_reader_in_their_order(
 ) -> None:
     # Several executions must follow one another without a seam.
     monkeypatch.setattr(dataset, "_PIECES_PER_EXECUTION", 5)
+    monkeypatch.setattr(dataset, "_TASK_BYTES", 2 * 16 * (16 * 16 * 2 + 16))
     store = ParticleStore.open(tiny_store)
     order = _order(store, epochs=2, consumed=consumed)
     expected = list(local_batches(store)(order, rank, world, 12))
@@ -50,13 +51,16 @@ def test_ray_gives_exactly_the_batches_of_the_local_reader_in_their_order(
         assert one.epoch == other.epoch
 
 
-def test_there_is_one_task_per_piece_whatever_ray_would_like(tiny_store: Path) -> None:
+@pytest.mark.parametrize(("task_bytes", "tasks"), [(1, 4), (2 * 16 * (16 * 16 * 2 + 16), 2), (2**20, 1)])
+def test_tasks_read_consecutive_pieces_up_to_a_size_one_block_each(
+    tiny_store: Path, monkeypatch: pytest.MonkeyPatch, task_bytes: int, tasks: int
+) -> None:
+    monkeypatch.setattr(dataset, "_TASK_BYTES", task_bytes)
     store = ParticleStore.open(tiny_store)
     pieces = list(_order(store).pieces(0, 1))
     source = PieceDatasource(store, pieces)
-    tasks = source.get_read_tasks(parallelism=1)
-    assert len(tasks) == len(pieces) == 4
-    for task, piece in zip(tasks, pieces, strict=True):
-        (block,) = task()
-        assert block["row"].to_pylist() == piece.rows.tolist()
+    made = source.get_read_tasks(parallelism=1)
+    assert len(made) == source.task_count == tasks
+    blocks = [block["row"].to_pylist() for task in made for block in task()]
+    assert blocks == [piece.rows.tolist() for piece in pieces]
     assert source.estimate_inmemory_data_size() == 64 * (16 * 16 * 2 + 16)
