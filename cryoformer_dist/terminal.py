@@ -24,6 +24,8 @@ def say(text: str) -> None:
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal, a line now and then elsewhere; yields a callback (done, in all)."""
     with staged_progress() as update:
+        # Shown, and timed, from here on.
+        update(title, 0, 1)
         yield lambda done, total: update(title, done, total)
 
 
