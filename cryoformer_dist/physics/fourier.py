@@ -78,6 +78,17 @@ def crop_volume(voxels: Float[Tensor, "old old old"], box: int) -> Float[Tensor,
     return fourier_to_volume(cropped) * (box / old) ** 3
 
 
+def comparable_frequencies(box: int) -> Float[Tensor, "box half"]:
+    """One where two images can be compared, zero elsewhere, on the half plane.
+
+    No image says anything about its mean, and the Nyquist lines hold one of each pair of frequencies.
+    """
+    weight = torch.ones(box, box // 2 + 1)
+    weight[0, 0] = 0
+    weight[box // 2], weight[:, box // 2] = 0, 0
+    return weight
+
+
 def mean_squared_error_half_plane(
     difference: Complex[Tensor, "batch box half"], weight: Float[Tensor, "box half"] | None = None
 ) -> Float[Tensor, " batch"]:

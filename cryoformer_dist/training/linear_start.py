@@ -16,7 +16,7 @@ from torch import Tensor
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.ctf import contrast_transfer_function
-from cryoformer_dist.physics.fourier import crop_images, image_to_fourier
+from cryoformer_dist.physics.fourier import comparable_frequencies, crop_images, image_to_fourier
 from cryoformer_dist.physics.grids import frequency_grid, half_plane_weight, lattice_points
 from cryoformer_dist.physics.projection import project_points
 
@@ -90,9 +90,7 @@ class _LinearModel:
 
     def __init__(self, points: Tensor, box: int) -> None:
         self._points, self._box = points, box
-        weight = half_plane_weight(box).expand(box, -1).clone()
-        weight[0, 0], weight[box // 2], weight[:, -1] = 0, 0, 0
-        self._weight = weight / box**2
+        self._weight = comparable_frequencies(box) * half_plane_weight(box) / box**2
 
     def fit_maps(self, images: _Images, latent: Tensor, start: Tensor) -> Tensor:
         """Least-squares maps at given coordinates, by a few steps of conjugate gradients from ``start``."""

@@ -1,6 +1,5 @@
 """What the two stages minimise."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -8,7 +7,12 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.model.cryoformer import CryoFormer
 from cryoformer_dist.physics.ctf import contrast_transfer_function
-from cryoformer_dist.physics.fourier import fourier_to_image, image_to_fourier, mean_squared_error_half_plane
+from cryoformer_dist.physics.fourier import (
+    comparable_frequencies,
+    fourier_to_image,
+    image_to_fourier,
+    mean_squared_error_half_plane,
+)
 from cryoformer_dist.physics.grids import frequency_grid
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.projection import project_points, project_rays
@@ -39,11 +43,7 @@ class Objectives(nn.Module):
         self.operators = [
             self.model.feature_volume.lattice(lattice.points_pixels + offset) for offset in lattice.offsets_pixels
         ]
-        weight = torch.ones(box, box // 2 + 1)
-        # No image says anything about its mean; the Nyquist lines hold one of each pair of frequencies.
-        weight[0, 0] = 0
-        weight[box // 2], weight[:, box // 2] = 0, 0
-        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("weight", comparable_frequencies(box), persistent=False)
         self.register_buffer("frequency", frequency_grid(box), persistent=False)
         self.weight: Tensor
         self.frequency: Tensor

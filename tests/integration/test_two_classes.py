@@ -17,7 +17,7 @@ from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.io.reading import check_stacks, read_particles
 from cryoformer_dist.orchestration.train import train_locally
 from cryoformer_dist.physics.ctf import contrast_transfer_function
-from cryoformer_dist.physics.fourier import image_to_fourier, mean_squared_error_half_plane
+from cryoformer_dist.physics.fourier import comparable_frequencies, image_to_fourier, mean_squared_error_half_plane
 from cryoformer_dist.physics.grids import frequency_grid, lattice_points
 from cryoformer_dist.physics.projection import project_points
 from cryoformer_dist.training.run_directory import prepare_run
@@ -63,8 +63,7 @@ def oracle_errors(store: ParticleStore, folder: Path) -> np.ndarray:
     frequency = frequency_grid(box)[None] / store.pixel_size_angstrom
     transfer = contrast_transfer_function(particles.ctf(rows), frequency)
     pose = particles.pose(rows)
-    weight = torch.ones(box, box // 2 + 1)
-    weight[0, 0], weight[box // 2], weight[:, box // 2] = 0, 0, 0
+    weight = comparable_frequencies(box)
     errors = []
     for name in ("D", "E"):
         voxels = read_volume(folder / f"10076_class{name}_32.mrc").voxels
