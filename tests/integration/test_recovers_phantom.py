@@ -41,8 +41,9 @@ def test_the_demo_recovers_the_arm_s_motion(tmp_path: Path) -> None:
     config = demo.model_copy(update={"dataset": demo.dataset.model_copy(update={"store": str(store)})})
     train(config, tmp_path / "run")
     metrics = _judged(tmp_path / "run")
-    # Measured 0.88, 0.89, 0.25 and 0.85; the consensus map scores 0 in all four.
-    assert metrics["difference_map_correlation"] > 0.75
-    assert 0.7 < metrics["difference_map_amplitude"] < 1.2
-    assert metrics["auc_gap"] > 0.17
-    assert metrics["latent_rank_correlation"] > 0.7
+    # Measured over three seeds: 0.91 to 0.92, 0.97 to 0.98, 0.27 to 0.28, 0.87 to 0.89; the consensus map scores 0.
+    assert metrics["difference_map_correlation"] >= 0.85
+    assert 0.8 < metrics["difference_map_amplitude"] < 1.2
+    assert metrics["auc_gap"] >= 0.18
+    assert metrics["latent_rank_correlation"] >= 0.75
+    assert metrics["map_correlation"] >= 0.96
