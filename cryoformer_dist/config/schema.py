@@ -195,4 +195,6 @@ class ClusterConfig(Section):
     workers: WorkersConfig = WorkersConfig()
     max_failures: int = Field(3, ge=0, description="worker or node losses survived before giving up")
     dashboard_host: str = Field("127.0.0.1", description="address the Ray dashboard listens on")
-    dashboard_port: int = Field(8265, ge=0, le=65535)
+    dashboard_port: int | None = Field(
+        None, ge=0, le=65535, description="port of the Ray dashboard; 8265 or the next free one when left out"
+    )

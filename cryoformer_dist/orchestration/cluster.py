@@ -10,12 +10,14 @@ from typing import Any
 
 import ray
 
+from cryoformer_dist.errors import ClusterError
+
 _OBJECT_STORE_BYTES = 512 * 2**20
 
 
 @contextmanager
 def running_ray(
-    cpus: int | None = None, dashboard: tuple[str, int] | None = None, address: str | None = None
+    cpus: int | None = None, dashboard: tuple[str, int | None] | None = None, address: str | None = None
 ) -> Iterator[str | None]:
     """Have Ray for a while; one that was up already is used and left up.
 
@@ -24,7 +26,7 @@ def running_ray(
     cpus
         CPUs of a Ray of our own; those of the machine when ``None``.
     dashboard
-        Host and port of a dashboard, when one is wanted.
+        Host and port of a dashboard, when one is wanted; without a port, the first free one from 8265.
     address
         Of a running cluster; ``RAY_ADDRESS`` when ``None``.
 
@@ -32,6 +34,11 @@ def running_ray(
     ------
     url
         Of the dashboard, if there is one.
+
+    Raises
+    ------
+    ClusterError
+        If Ray refuses the options, as it does a dashboard port that is taken.
     """
     if ray.is_initialized():
         yield None
@@ -45,13 +52,21 @@ def running_ray(
         options |= {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": folder}
         options |= {"include_dashboard": dashboard is not None}
         if dashboard is not None:
-            options |= {"dashboard_host": dashboard[0], "dashboard_port": dashboard[1]}
+            host, port = dashboard
+            options |= {"dashboard_host": host} | ({} if port is None else {"dashboard_port": port})
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        context = ray.init(address=address, **options)
+        context = _started(address, options)
         url = context.dashboard_url
         yield f"http://{url}" if url else None
     finally:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _started(address: str, options: dict[str, Any]) -> Any:
+    try:
+        return ray.init(address=address, **options)
+    except ValueError as error:
+        raise ClusterError(f"Ray did not start: {error}") from error
