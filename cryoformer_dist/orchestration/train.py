@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 from cryoformer_dist.config.schema import ClusterConfig
 from cryoformer_dist.data.batch import local_batches
 from cryoformer_dist.data.dataset import READ_CPUS, ray_batches
-from cryoformer_dist.errors import ClusterError, CryoFormerError, TrainingError
+from cryoformer_dist.errors import ClusterError, ConfigError, CryoFormerError, TrainingError
 from cryoformer_dist.training.progress import read_metrics
 from cryoformer_dist.training.run_directory import load_run, peak_threads, set_threads
 from cryoformer_dist.training.session import join_world_of_one, train_rank
@@ -101,9 +101,11 @@ def train_with_ray(run: Path, cluster: ClusterConfig, on_record: OnRecord) -> No
     )
     with _following(run, on_record):
         try:
-            trainer.fit()
+            result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _in_our_words(error, run) from error
+    if isinstance(result.return_value, CryoFormerError):
+        raise result.return_value
 
 
 def train_locally(run: Path, on_record: OnRecord) -> None:
@@ -116,12 +118,17 @@ def train_locally(run: Path, on_record: OnRecord) -> None:
         train_rank(run, SilentReporter(), local_batches, device)
 
 
-def _worker(arguments: dict[str, Any]) -> None:
-    """Ray Train calls this in every worker, again after each restart."""
+def _worker(arguments: dict[str, Any]) -> CryoFormerError | None:
+    """Ray Train calls this in every worker, again after each restart; returns what no restart would mend."""
     set_threads(arguments["threads"])
     run = Path(arguments["run"])
     batches_of = ray_batches if arguments["loader"] == "ray" else local_batches
-    train_rank(run, RayReporter(run), batches_of, ray.train.torch.get_device())
+    try:
+        train_rank(run, RayReporter(run), batches_of, ray.train.torch.get_device())
+    except (ConfigError, TrainingError) as error:
+        # All ranks meet these together. Raised, Ray would start the workers again, to meet them again.
+        return error
+    return None
 
 
 def _check_resources(cluster: ClusterConfig) -> None:

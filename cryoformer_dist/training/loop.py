@@ -17,7 +17,7 @@ from cryoformer_dist.data.batch import BatchSource, ParticleBatch
 from cryoformer_dist.data.order import ParticleOrder, Rows
 from cryoformer_dist.errors import ConfigError, TrainingError
 from cryoformer_dist.training.checkpoint import Checkpoint, Position, write_checkpoint
-from cryoformer_dist.training.engine import Engine, sum_over_ranks
+from cryoformer_dist.training.engine import Engine, gather_rows, sum_over_ranks
 from cryoformer_dist.training.learner import Inputs, Learner
 from cryoformer_dist.training.progress import MetricsFile, Reporter, Stopwatch, memory_gib
 
@@ -201,12 +201,12 @@ class _Session:
         bad = sum_over_ranks((~torch.isfinite(loss)).float())
         if not float(bad):
             return
-        rows = batch.row[~torch.isfinite(errors.detach()).to(batch.row.device)].tolist()
+        rows, finite = gather_rows(batch.row, torch.isfinite(errors.detach()))
         raise TrainingError(
             f"step {self.position.step}: the loss is not finite on {int(bad)} of {self.engine.world} ranks; "
-            f"rank {self.engine.rank}: store rows {rows or 'none'}. "
-            "Weights were not touched. Run `check` on the store; "
-            "if it is clean, lower training.learning_rates and --resume from the last checkpoint"
+            f"store rows {rows[~finite].tolist() or 'none: the latents are to blame'}. Weights were not touched. "
+            "Run `check` on the store; if it is clean, lower training.learning_rates and --resume from the last "
+            "checkpoint"
         )
 
     def _after_step(self, stage: Stage, batch: ParticleBatch, steps: int) -> None:

@@ -266,7 +266,7 @@ def test_a_loss_that_is_not_finite_names_the_store_rows_and_touches_nothing(
     data = TrainingData(np.arange(len(store)), store.shard_size, poison.of(store))
     with pytest.raises(TrainingError) as error:
         run_training(learner, engine, data, Listener(), tmp_path)
-    assert f"step 2: the loss is not finite on 1 of 1 ranks; rank 0: store rows {poison.poisoned}." in str(error.value)
+    assert f"step 2: the loss is not finite on 1 of 1 ranks; store rows {poison.poisoned}." in str(error.value)
     after = poison.state()
     for name, value in poison.before.items():
         assert torch.equal(after[name], value), name
