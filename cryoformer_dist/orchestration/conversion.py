@@ -80,6 +80,9 @@ def _run_tasks(plan: ConversionPlan, pending: list[int], workers: int | None) ->
     finally:
         for reference in running:
             ray.cancel(reference, force=False)
+        if running:
+            # No writer may outlive this call: the next one may replace the store.
+            ray.wait(running, num_returns=len(running))
 
 
 def _convert_in_task(plan: ConversionPlan, shard: int) -> int:
