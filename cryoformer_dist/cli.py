@@ -205,17 +205,68 @@ def evaluate(
         Path | None,
         typer.Option(help="Truth folder of a simulation; the one beside its particles when left out."),
     ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Region (.mrc) in which to judge the motion; where the truth moves when left out."),
+    ] = None,
+    solvent_mask: Annotated[
+        Path | None,
+        typer.Option(help="Mask (.mrc) of the per-image FSC; round the true maps when left out."),
+    ] = None,
 ) -> None:
     """Judge a run: against the truth where there is one, with the consensus map as the floor."""
     import json
 
-    from cryoformer_dist.analysis.results import evaluate_run
+    from cryoformer_dist.analysis.results import MaskFiles, evaluate_run
+    from cryoformer_dist.analysis.verdict import summary_lines
 
-    path = evaluate_run(run, truth)
-    for key, value in json.loads(path.read_text()).items():
-        if isinstance(value, int | float):
-            terminal.say(f"{key:<32} {value:.4g}")
+    path = evaluate_run(run, truth, masks=MaskFiles(mask, solvent_mask))
+    for line in summary_lines(json.loads(path.read_text())):
+        terminal.say(line)
     terminal.say(f"all measures  {path}")
+
+
+@app.command(epilog="Example: `cryoformer-dist fsc half1.mrc half2.mrc --mask mask.mrc --output fsc.csv`")
+def fsc(
+    first: Annotated[Path, typer.Argument(help="Map (.mrc) of any program.")],
+    second: Annotated[Path, typer.Argument(help="Map on the same grid.")],
+    mask: Annotated[Path | None, typer.Option(help="Mask (.mrc); adds the masked and the corrected curve.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Table of the curves (.csv).")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Picture of the curves (.png, .svg or .pdf).")] = None,
+) -> None:
+    """Compare two maps: FSC unmasked, masked, and corrected for the mask by phase randomisation."""
+    from cryoformer_dist.analysis.fsc_figure import draw_fsc
+    from cryoformer_dist.analysis.map_fsc import describe, read_and_compare, write_curves
+
+    comparison, volume = read_and_compare(first, second, mask)
+    name = "none" if mask is None else str(mask)
+    for line in describe(comparison, name):
+        terminal.say(line)
+    if output is not None:
+        terminal.say(f"table       {write_curves(output, comparison)}")
+    if figure is not None:
+        title = f"{first.name} and {second.name} · {volume.voxel_size_angstrom:.4g} Å per voxel · mask {name}"
+        terminal.say(f"figure      {draw_fsc(figure, comparison.curves, title)}")
+
+
+@app.command(epilog="Example: `cryoformer-dist halves runs/half1 runs/half2`")
+def halves(
+    first: Annotated[Path, typer.Argument(help="Run trained with --set dataset.half=1.")],
+    second: Annotated[Path, typer.Argument(help="Run trained with --set dataset.half=2.")],
+    mask: Annotated[Path | None, typer.Option(help="Mask (.mrc); made from the maps when left out.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for table, picture and maps; RUN1/halves.")
+    ] = None,
+) -> None:
+    """Compare two runs trained apart on the two half-sets: in their maps and their motion."""
+    from cryoformer_dist.analysis.half_maps import compare_halves, write_half_maps
+    from cryoformer_dist.analysis.map_fsc import describe
+
+    found = compare_halves(first, second, mask)
+    terminal.say(f"motion      correlation {found.matched.correlation:.3f} between the halves")
+    for line in describe(found.average, found.mask_name, f"mean of {len(found.pairs)} pairs"):
+        terminal.say(line)
+    terminal.say(f"written     {write_half_maps(output or first / 'halves', found, (first, second))}")
 
 
 @app.command(epilog="Example: `cryoformer-dist report runs/demo`")

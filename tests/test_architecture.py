@@ -41,7 +41,7 @@ DOORKEEPERS = {
     "pydantic": ("config",),
     "typer": ("cli",),
     "rich": ("terminal",),
-    "matplotlib": ("analysis.figures", "analysis.check_figure"),
+    "matplotlib": ("analysis.figures", "analysis.check_figure", "analysis.fsc_figure"),
     "jinja2": ("analysis.report",),
     "scipy": ("analysis", "data", "io"),
 }

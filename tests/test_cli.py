@@ -10,7 +10,19 @@ from typer.testing import CliRunner
 
 from cryoformer_dist import cli, errors
 
-COMMANDS = ("init", "simulate", "convert", "check", "train", "launch", "reconstruct", "evaluate", "report")
+COMMANDS = (
+    "init",
+    "simulate",
+    "convert",
+    "check",
+    "train",
+    "launch",
+    "reconstruct",
+    "evaluate",
+    "fsc",
+    "halves",
+    "report",
+)
 ERRORS = [
     value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.CryoFormerError)
 ]
@@ -104,6 +116,8 @@ def test_our_warnings_are_one_line_and_others_stay_as_they_are(
         (("launch", "absent.yaml"), "absent.yaml: no such file"),
         (("reconstruct", "absent"), "absent: not a run directory"),
         (("evaluate", "absent"), "absent: not a run directory"),
+        (("fsc", "absent.mrc", "other.mrc"), "absent.mrc"),
+        (("halves", "absent", "other"), "absent: not a run directory"),
         (("report", "absent"), "absent: not a run directory"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
@@ -185,3 +199,30 @@ def test_a_store_that_is_absent_and_not_to_be_simulated_is_refused(
     message = _refused(monkeypatch, capsys, "train", run, "--local", "--storage", tmp_path / "runs")
     # Where the run file lies, not where the command was given.
     assert f"{tmp_path / 'absent.zarr'}: no such particle store" in message
+
+
+def test_fsc_speaks_of_two_maps_and_writes_table_and_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from cryoformer_dist.io.mrc import write_volume
+    from cryoformer_dist.physics.grids import radius_grid
+    from cryoformer_dist.physics.volume import Volume
+
+    monkeypatch.chdir(tmp_path)
+    radius = radius_grid(16, 3)
+    generator = torch.Generator().manual_seed(0)
+    for name in ("one", "two"):
+        noisy = torch.exp(-radius.square() / 8) + 0.1 * torch.randn(radius.shape, generator=generator)
+        write_volume(Path(f"{name}.mrc"), Volume(noisy, 4.0))
+    write_volume(Path("mask.mrc"), Volume((radius < 6).float(), 4.0))
+    arguments = ("fsc", "one.mrc", "two.mrc", "--mask", "mask.mrc", "-o", "out/fsc.csv", "--figure", "out/fsc.svg")
+    assert _main(monkeypatch, *arguments) == 0
+    said = capsys.readouterr().out
+    for words in ("box 16", "4 A per voxel", "Nyquist 8 A", "mask.mrc", "corrected", "FSC 0.143"):
+        assert words in said
+    assert Path("out/fsc.csv").read_text().startswith("shell,frequency_per_angstrom,resolution_angstrom,unmasked")
+    assert "mask.mrc" in Path("out/fsc.svg").read_text()
+    assert _main(monkeypatch, "fsc", "one.mrc", "two.mrc") == 0
+    assert "masked" not in capsys.readouterr().out.replace("unmasked", "")

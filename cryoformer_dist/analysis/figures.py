@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.image
 import numpy as np
-from jaxtyping import Float, Real
+from jaxtyping import Float, Int, Real
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, to_hex
@@ -22,6 +22,7 @@ from cryoformer_dist.analysis.rendering import (
     Colour,
     View,
     central_slices,
+    cluster_colour,
     colour_at,
     common_level,
     render_surface,
@@ -157,8 +158,7 @@ def latent_scatter(
     period: float = 0.0,
 ) -> str:
     """Latents on their first two axes, coloured by the true coordinate or by density; centres numbered."""
-    points = pca if pca.shape[1] > 1 else np.column_stack([pca[:, 0], np.zeros(len(pca))])
-    marks = centres if centres.shape[1] > 1 else np.column_stack([centres[:, 0], np.zeros(len(centres))])
+    points, marks = _plane(pca), _plane(centres)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.4, 4.4), layout="constrained")
         axes = figure.subplots()
@@ -184,19 +184,59 @@ def latent_scatter(
             name = "true coordinate"
         bar = figure.colorbar(drawn, ax=axes, shrink=0.75, aspect=28, pad=0.02, label=name)
         bar.outline.set_visible(False)
-        for number, (x, y) in enumerate(marks[:, :2]):
-            circle = {
-                "boxstyle": "circle,pad=0.22",
-                "facecolor": "white",
-                "edgecolor": "#1d2433",
-                "linewidth": 0.8,
-            }
-            axes.text(x, y, str(number), ha="center", va="center", fontsize=8, color="#1d2433", bbox=circle)
-        share = [*explained_variance, 0.0]
-        axes.set_xlabel(f"PC1 · {share[0]:.0%} of the variance")
-        axes.set_ylabel(f"PC2 · {share[1]:.0%} of the variance")
-        axes.margins(0.06)
+        _mark_centres(axes, marks, explained_variance)
         return _svg(figure, "Latents on their first two principal axes")
+
+
+def cluster_scatter(
+    pca: Float[np.ndarray, "particles axes"],
+    explained_variance: Float[np.ndarray, " axes"],
+    centres: Float[np.ndarray, "clusters axes"],
+    label: Int[np.ndarray, " particles"],
+) -> str:
+    """Latents on their first two axes, coloured by their k-means cluster; centres numbered (paper, fig. E)."""
+    points = _plane(pca)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.4, 4.4), layout="constrained")
+        axes = figure.subplots()
+        order = np.random.default_rng(0).permutation(len(points))[:60_000]
+        colours = np.array([cluster_colour(number) for number in range(int(label.max()) + 1)])
+        size = float(np.clip(30_000 / max(len(points), 1), 2.0, 12.0))
+        x, y = points[order].T
+        axes.scatter(x, y, c=colours[label[order]], s=size, alpha=0.7, linewidths=0, rasterized=True)
+        _mark_centres(axes, _plane(centres), explained_variance)
+        return _svg(figure, "Latents on their first two principal axes by cluster")
+
+
+def _plane(coordinates: np.ndarray) -> np.ndarray:
+    """First two coordinates, the second zero where there is one only."""
+    missing = max(2 - coordinates.shape[1], 0)
+    return np.pad(coordinates, ((0, 0), (0, missing)))[:, :2]
+
+
+def _mark_centres(axes: Axes, marks: np.ndarray, explained_variance: np.ndarray) -> None:
+    """Number the cluster centres and say what share of the variance each axis holds."""
+    for number, (x, y) in enumerate(_apart(marks, 0.045 * np.ptp(axes.dataLim.get_points(), axis=0))):
+        circle = {"boxstyle": "circle,pad=0.22", "facecolor": "white", "edgecolor": "#1d2433", "linewidth": 0.8}
+        axes.text(x, y, str(number), ha="center", va="center", fontsize=8, color="#1d2433", bbox=circle)
+    share = [*explained_variance, 0.0]
+    axes.set_xlabel(f"PC1 · {share[0]:.0%} of the variance")
+    axes.set_ylabel(f"PC2 · {share[1]:.0%} of the variance")
+    axes.margins(0.06)
+
+
+def _apart(marks: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """Push marks that would hide each other a little apart."""
+    scale = np.where(least > 0, least, 1.0)
+    placed = marks / scale
+    for _ in range(30):
+        gap = placed[:, None] - placed[None]
+        distance = np.linalg.norm(gap, axis=-1, keepdims=True)
+        # Marks on one spot have no direction of their own: their numbers give one.
+        turn = np.arange(len(marks), dtype=np.float64)[:, None] - np.arange(len(marks))
+        away = np.where(distance > 1e-6, gap / distance.clip(min=1e-6), np.stack([np.sign(turn), 0 * turn], axis=-1))
+        placed = placed + 0.5 * (away * (1 - distance).clip(min=0)).sum(axis=1)
+    return np.asarray(placed * scale)
 
 
 def _coordinate_map(periodic: bool) -> LinearSegmentedColormap:

@@ -6,10 +6,13 @@ import numpy as np
 from jaxtyping import Float, Int, Real
 from scipy.cluster.vq import kmeans2
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial import cKDTree
 from scipy.stats import rankdata
 
 PREDICTION_DIMENSIONS = 10
 """Linear prediction uses at most this many principal coordinates, so that wide latents do not overfit."""
+NEIGHBOURS = 20
+"""Particles whose states stand for that of one in their midst."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,18 +214,43 @@ def predict_coordinate(
     )
 
 
-def _predict_out_of_fold(latents: np.ndarray, target: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Least squares on standardised principal coordinates, every particle predicted by the other folds."""
+def _standardised(latents: np.ndarray) -> np.ndarray:
+    """Principal coordinates in units of their standard deviation, those left out that do not vary."""
     coordinates = principal_axes(latents, PREDICTION_DIMENSIONS).project(latents)
     spread = coordinates.std(axis=0)
     keep = spread > 1e-6 * max(float(spread.max()), 1e-30)
-    design = np.concatenate([coordinates[:, keep] / spread[keep], np.ones((len(latents), 1))], axis=1)
+    standardised: np.ndarray = coordinates[:, keep] / spread[keep]
+    return standardised
+
+
+def _predict_out_of_fold(latents: np.ndarray, target: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Least squares on standardised principal coordinates, every particle predicted by the other folds."""
+    design = np.concatenate([_standardised(latents), np.ones((len(latents), 1))], axis=1)
     fold = np.random.default_rng(seed).permutation(len(latents)) % folds
     predicted = np.zeros_like(target)
     for k in range(folds):
         weights = np.linalg.lstsq(design[fold != k], target[fold != k], rcond=None)[0]
         predicted[fold == k] = design[fold == k] @ weights
     return predicted
+
+
+def nearest_neighbours(
+    latents: Float[np.ndarray, "particles latent"], rows: Int[np.ndarray, " chosen"], count: int = NEIGHBOURS
+) -> Int[np.ndarray, "chosen neighbours"]:
+    """Rows of the particles whose latents lie nearest to those of some rows, these themselves left out.
+
+    Distances are taken between standardised principal coordinates, as many as the linear prediction uses.
+    """
+    design = _standardised(latents)
+    if not design.shape[1]:
+        design = np.zeros((len(latents), 1))
+    count = min(count, len(latents) - 1)
+    found = np.asarray(cKDTree(design).query(design[rows], k=count + 1)[1])
+    others = found != rows[:, None]
+    # Where latents coincide, a particle need not be the nearest to itself.
+    others[others.all(axis=1), -1] = False
+    nearest: np.ndarray = found[others].reshape(len(rows), count)
+    return nearest
 
 
 def linear_class_accuracy(
@@ -232,10 +260,21 @@ def linear_class_accuracy(
     seed: int = 0,
 ) -> float:
     """Share of particles whose class a cross-validated linear classifier names, averaged over the classes."""
+    named = predict_class(latents, label, folds, seed) == label
+    return float(np.mean([named[label == value].mean() for value in np.unique(label)]))
+
+
+def predict_class(
+    latents: Float[np.ndarray, "particles latent"],
+    label: Real[np.ndarray, " particles"],
+    folds: int = 5,
+    seed: int = 0,
+) -> Real[np.ndarray, " particles"]:
+    """Class that a linear classifier fitted to the other folds names for each particle."""
     classes, index = np.unique(label, return_inverse=True)
     score = _predict_out_of_fold(latents, np.eye(len(classes))[index], folds, seed)
-    named = score.argmax(axis=1) == index
-    return float(np.mean([named[index == k].mean() for k in range(len(classes))]))
+    named: np.ndarray = classes[score.argmax(axis=1)]
+    return named
 
 
 def cluster_class_accuracy(cluster: Int[np.ndarray, " particles"], label: Int[np.ndarray, " particles"]) -> float:
@@ -270,5 +309,7 @@ def score_latents(
     prediction = predict_coordinate(latents, state, period)
     scores = {"latent_rank_correlation": prediction.rank_correlation}
     if prediction.angle_error_deg is not None:
-        scores["angle_error_deg"] = prediction.angle_error_deg
-    return scores
+        return {**scores, "angle_error_deg": prediction.angle_error_deg}
+    span = float(np.ptp(state))
+    error = float(np.abs(prediction.predicted - state).mean())
+    return {**scores, "mean_absolute_error": error / span if span else 0.0}

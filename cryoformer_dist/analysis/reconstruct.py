@@ -177,10 +177,11 @@ def write_evaluation(run: Path, evaluation: Evaluation, labels: Sequence[str] = 
         write_series(run / "volumes", "state", evaluation.volumes, evaluation.voxel_size_angstrom, labels)
     else:
         _remove_series(run / "volumes", "state")
-    return _write_json(run / "metrics.json", evaluation.metrics)
+    return write_json(run / "metrics.json", evaluation.metrics)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> Path:
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write a JSON file that is whole or not there; a number that is not finite is refused."""
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     os.replace(temporary, path)

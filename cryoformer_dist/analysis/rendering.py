@@ -13,6 +13,12 @@ Colour = tuple[float, float, float]
 """Red, green, blue in [0, 1]."""
 
 BODY_COLOUR: Colour = (0.80, 0.83, 0.88)
+VALUE_STOPS = ("#ccd4df", "#d9d6c8", "#f0c763", "#ea7f35", "#c62f3b", "#7a1236")
+"""Colours of a map's values on a surface, low to high; the grey of `BODY_COLOUR` is low."""
+CLUSTER_COLOURS = (
+    "#3f7fd6", "#ef8636", "#3ba272", "#d8434e", "#8e63ce", "#a0694d", "#e06fb4", "#6f7787", "#b3ac2c", "#29b3c9",
+)  # fmt: skip
+"""Colours of clusters by number; from the eleventh on they come again."""
 _LINE_STOPS = ("#3b4cc0", "#2f8fd0", "#2fb6a3", "#8cc152", "#f2b632", "#ee7b2d", "#d0342c")
 _CIRCLE_STOPS = ("#d0342c", "#f0952b", "#b9c23c", "#35b384", "#2f9bd6", "#5a56c8", "#b748a8", "#d0342c")
 _FINE_BOX = (112, 160)
@@ -47,11 +53,25 @@ def state_colours(count: int, periodic: bool = False) -> list[Colour]:
 
 def colour_at(position: float, periodic: bool = False) -> Colour:
     """Colour of a position in [0, 1] of the range of states."""
-    stops = _CIRCLE_STOPS if periodic else _LINE_STOPS
-    table = np.array([[int(stop[i : i + 2], 16) / 255 for i in (1, 3, 5)] for stop in stops])
-    at = np.clip(position, 0, 1) * (len(stops) - 1)
-    red, green, blue = (float(np.interp(at, np.arange(len(stops)), table[:, k])) for k in range(3))
+    red, green, blue = _ramp(np.asarray(position), _CIRCLE_STOPS if periodic else _LINE_STOPS)
+    return float(red), float(green), float(blue)
+
+
+def cluster_colour(number: int) -> Colour:
+    """Colour of a cluster in pictures and in the latent map."""
+    red, green, blue = _rgb(CLUSTER_COLOURS[number % len(CLUSTER_COLOURS)])
     return red, green, blue
+
+
+def _rgb(stop: str) -> list[float]:
+    return [int(stop[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+
+def _ramp(positions: Float[np.ndarray, "*shape"], stops: Sequence[str]) -> Float[np.ndarray, "*shape 3"]:
+    """Colours at positions in [0, 1] between evenly spaced stops."""
+    table = np.array([_rgb(stop) for stop in stops])
+    at = np.clip(positions, 0, 1) * (len(stops) - 1)
+    return np.stack([np.interp(at, np.arange(len(stops)), table[:, k]) for k in range(3)], axis=-1)
 
 
 def common_level(volumes: Float[np.ndarray, "states box box box"], enclosed: float = 0.8) -> float:
@@ -130,17 +150,57 @@ def render_surface(
     numpy.ndarray
         Red, green, blue, opacity in [0, 1].
     """
+    traced = _trace(voxels, level, view, size)
+    base = np.broadcast_to(np.array(colour), (size, size, 3))
+    if highlight is not None:
+        weight = _smoothstep(traced.sample(highlight), 0.18, 0.62)[..., None]
+        base = base * weight + np.array(BODY_COLOUR) * (1 - weight)
+    return traced.paint(base)
+
+
+def render_values(
+    voxels: Float[np.ndarray, "box box box"],
+    level: float,
+    view: View,
+    fields: Sequence[tuple[Float[np.ndarray, "box box box"], tuple[float, float]]],
+    size: int = 240,
+) -> list[Float[np.ndarray, "size size 4"]]:
+    """Draw a lit iso-surface once per field, coloured by its values there between two limits (`VALUE_STOPS`)."""
+    traced = _trace(voxels, level, view, size)
+    pictures = []
+    for values, (low, high) in fields:
+        position = (traced.sample(values) - low) / (high - low if high > low else 1.0)
+        pictures.append(traced.paint(_ramp(position, VALUE_STOPS)))
+    return pictures
+
+
+@dataclass(frozen=True, slots=True)
+class _Surface:
+    """What a picture sees of an iso-surface: where each ray meets it, how much of the pixel it fills."""
+
+    view: View
+    slab: np.ndarray
+    hit: np.ndarray
+    depth: np.ndarray
+    opacity: np.ndarray
+
+    def sample(self, field: np.ndarray) -> np.ndarray:
+        """Values of a map at the surface."""
+        return _sample_surface(field, self.view, self.depth, len(self.slab))
+
+    def paint(self, base: np.ndarray) -> np.ndarray:
+        """Light a surface of given colours."""
+        pixels = self.depth * (_THICKNESS * len(base) / len(self.slab))
+        shaded = _light(base, _normals(self.slab, self.depth), pixels, self.hit)
+        return np.concatenate([shaded, self.opacity[..., None]], axis=-1)
+
+
+def _trace(voxels: np.ndarray, level: float, view: View, size: int) -> _Surface:
     slab = _sample_view(_refine(_without_dust(voxels, level)), view, size, level)
     hit, depth = _first_hit(slab, level)
     ceiling = slab.max(axis=0)
     slope = np.hypot(*np.gradient(ceiling)).clip(min=1e-9 + 1e-3 * np.ptp(ceiling))
-    opacity = ((ceiling - level) / slope + 0.5).clip(0, 1) * hit
-    base = np.broadcast_to(np.array(colour), (size, size, 3))
-    if highlight is not None:
-        weight = _smoothstep(_sample_surface(highlight, view, depth, len(slab)), 0.18, 0.62)[..., None]
-        base = base * weight + np.array(BODY_COLOUR) * (1 - weight)
-    shaded = _light(base, _normals(slab, depth), depth * (_THICKNESS * size / len(slab)), hit)
-    return np.concatenate([shaded, opacity[..., None]], axis=-1)
+    return _Surface(view, slab, hit, depth, ((ceiling - level) / slope + 0.5).clip(0, 1) * hit)
 
 
 def _without_dust(voxels: np.ndarray, level: float) -> np.ndarray:

@@ -11,7 +11,8 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from cryoformer_dist.analysis import figures
-from cryoformer_dist.analysis.evaluate import Truth, fit_box, read_truth
+from cryoformer_dist.analysis.flexibility_figures import cluster_section, flexibility_section
+from cryoformer_dist.analysis.map_scores import fit_box
 from cryoformer_dist.analysis.rendering import (
     BODY_COLOUR,
     Colour,
@@ -21,6 +22,7 @@ from cryoformer_dist.analysis.rendering import (
     common_level,
     state_colours,
 )
+from cryoformer_dist.analysis.truth import Truth, read_truth
 from cryoformer_dist.analysis.verdict import key_figures, measure_rows, pose_rows, stage_rows, verdict
 from cryoformer_dist.errors import CryoFormerError, StoreNotFoundError
 from cryoformer_dist.io.mrc import read_volume
@@ -215,6 +217,8 @@ def _next_steps(run: RunFiles) -> list[dict[str, str]]:
             play = f"open volumes/{name}_*.mrc vseries true; volume #1 level {level:.4g}; "
             play += "vseries play #1 direction oscillate"
             steps.append({"text": f"{text} in ChimeraX (run in this folder)", "command": f"chimerax --cmd '{play}'"})
+    if (run.path / "flexibility.cxc").is_file():
+        steps.append({"text": "Colour the mean map by flexibility", "command": "chimerax flexibility.cxc"})
     if "kmeans" in run.volumes:
         steps.append({"text": "Open the cluster maps side by side", "command": "chimerax volumes/kmeans_*.mrc"})
     if (run.path / "poses.star").is_file():
@@ -239,7 +243,7 @@ def _pictures(found: RunFiles, truth: Truth | None) -> dict[str, Any]:
     """Render surfaces and cut slices, all from one view."""
     kind = next((name for name in ("state", "pc1", "kmeans") if name in found.volumes), None)
     if kind is None:
-        return {"film": None, "groups": [], "slices": []}
+        return {"film": None, "groups": [], "slices": [], "flexible": None, "clusters": None}
     shown = found.volumes[kind]
     view = best_view(shown, common_level(shown))
     are_states = kind == "state"
@@ -270,6 +274,8 @@ def _pictures(found: RunFiles, truth: Truth | None) -> dict[str, Any]:
         "film": _film(frames, periodic),
         "groups": [{"title": title, "note": note, "rows": rows}, *_series_groups(found, shown, view)],
         "slices": figures.slice_columns(columns),
+        "flexible": flexibility_section(found.path, found.volumes.get("kmeans", shown), view, _SMALL),
+        "clusters": cluster_section(found.latent, found.volumes.get("kmeans", shown[:1]), view, _SMALL),
     }
 
 
@@ -290,10 +296,10 @@ def _film(frames: dict[str, list[np.ndarray]], periodic: bool) -> dict[str, Any]
 
 
 def _series_groups(found: RunFiles, shown: np.ndarray, view: View) -> list[dict[str, Any]]:
-    """Rows of pictures of the latent axis and the cluster centres, less the series already shown."""
+    """Rows of pictures of the series not shown yet; clusters have a section of their own."""
     groups = []
     for name, (title, note) in _HEADINGS.items():
-        if name in found.volumes and found.volumes[name] is not shown:
+        if name != "kmeans" and name in found.volumes and found.volumes[name] is not shown:
             pick = _spread(len(found.volumes[name]), _MOST_PICTURES)
             tints = [_SERIES_COLOUR] * len(pick)
             images = common_crop(figures.surface_pictures(found.volumes[name][pick], view, tints, _SMALL))

@@ -1,18 +1,28 @@
 """Everything that is made of a trained run: maps, latents, poses for other programs, verdict, report."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cryoformer_dist.analysis.evaluate import Estimate, Truth, evaluate, read_truth
+import numpy as np
+
+from cryoformer_dist.analysis.evaluate import Estimate, Masks, evaluate
+from cryoformer_dist.analysis.flexibility import flexible_regions
+from cryoformer_dist.analysis.masks import read_mask
+from cryoformer_dist.analysis.oracle import oracle_metrics
 from cryoformer_dist.analysis.reconstruct import SeriesPlan, reconstruct, write_evaluation
 from cryoformer_dist.analysis.report import write_report
 from cryoformer_dist.analysis.trained import TrainedRun, load_trained
+from cryoformer_dist.analysis.truth import Truth, read_truth
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.io.cryosparc import update_cs_poses
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.io.relion import update_star_poses
+from cryoformer_dist.training.run_directory import selected_rows
 
 
 def reconstruct_run(run: Path, trained: TrainedRun | None = None) -> list[Path]:
-    """Write maps at cluster centres and along principal axes, the latent table, and refined poses.
+    """Write maps at cluster centres and along principal axes, flexible regions, the latent table, refined poses.
 
     Parameters
     ----------
@@ -33,12 +43,32 @@ def reconstruct_run(run: Path, trained: TrainedRun | None = None) -> list[Path]:
     written = reconstruct(
         run, trained.decode, trained.latents, trained.source_row, voxel_size, plan, _labels(run, trained)
     )
+    known = _truth(None, trained)
+    written += flexible_regions(run, trained, known.volumes if known else None, _labels(run, trained))
     if trained.poses_refined:
         written.append(_write_poses(run, trained))
     return written
 
 
-def evaluate_run(run: Path, truth: Path | None = None, trained: TrainedRun | None = None) -> Path:
+@dataclass(frozen=True, slots=True)
+class MaskFiles:
+    """Masks for judging a run against a truth, as files.
+
+    Attributes
+    ----------
+    region
+        Where difference maps and FSC are compared; else where the truth moves.
+    solvent
+        For the masked per-image FSC; else made from the truth.
+    """
+
+    region: Path | None = None
+    solvent: Path | None = None
+
+
+def evaluate_run(
+    run: Path, truth: Path | None = None, trained: TrainedRun | None = None, masks: MaskFiles | None = None
+) -> Path:
     """Judge a run against the truth, if there is one, and write ``metrics.json`` and FSC tables.
 
     Parameters
@@ -49,6 +79,13 @@ def evaluate_run(run: Path, truth: Path | None = None, trained: TrainedRun | Non
         Truth folder of a simulation; the one beside the run's particle file when ``None``.
     trained
         The run, if it is loaded already.
+    masks
+        In place of those made from the truth.
+
+    Raises
+    ------
+    ConfigError
+        If masks are given but no truth is known, or they do not fit the maps.
     """
     trained = trained or load_trained(run)
     refined = trained.poses_refined
@@ -61,8 +98,28 @@ def evaluate_run(run: Path, truth: Path | None = None, trained: TrainedRun | Non
         shift_angstrom=trained.shift_angstrom if refined else None,
     )
     consensus = read_volume(run / "consensus.mrc")
-    verdict = evaluate(trained.decode, estimate, consensus, _truth(truth, trained))
+    known = _truth(truth, trained)
+    fitted = _fitted(masks or MaskFiles(), trained, known is not None)
+    verdict = evaluate(trained.decode, estimate, consensus, known, fitted)
+    if known is not None and len(known.volumes) > 1:
+        store = ParticleStore.open(trained.manifest["store"])
+        oracle = oracle_metrics(store, known, trained.latents, selected_rows(trained.config, store))
+        verdict = replace(verdict, metrics={**verdict.metrics, "oracle": oracle})
     return write_evaluation(run, verdict, _labels(run, trained))
+
+
+def _fitted(masks: MaskFiles, trained: TrainedRun, truth_known: bool) -> Masks:
+    """Masks at the box of the decoded maps."""
+    given = [path for path in (masks.region, masks.solvent) if path is not None]
+    if given and not truth_known:
+        raise ConfigError(f"{given[0]}: masks serve the comparison with a truth, and none is known: leave them out")
+    box = int(trained.manifest["box_size"])
+    length = box * float(trained.manifest["pixel_size_angstrom"])
+
+    def fitted(path: Path | None) -> np.ndarray | None:
+        return None if path is None else read_mask(path, box, length)
+
+    return Masks(solvent=fitted(masks.solvent), region=fitted(masks.region))
 
 
 def make_results(run: Path) -> Path:

@@ -1,5 +1,6 @@
 """A trained run, ready to be asked: latents and poses of its particles, and maps of any latent."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,22 @@ from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.run_directory import load_lattice, load_run, selected_rows
 
 _BLOCK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedState:
+    """One conformation at the points of the lattice.
+
+    Attributes
+    ----------
+    density
+        ``(points,)``.
+    attention
+        ``(points, queries)``: weight of every query at every point.
+    """
+
+    density: Float[np.ndarray, " points"]
+    attention: Float[np.ndarray, "points queries"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +71,18 @@ class TrainedRun:
         vectors = torch.from_numpy(np.asarray(latents, dtype=np.float32))
         model = self.learner.objectives.model
         return model.volumes(vectors, lattice.points_pixels, lattice.flat_index).numpy()
+
+    def decode_states(self, latents: Float[np.ndarray, "states dimensions"]) -> Iterator[DecodedState]:
+        """Density and 3D attention of latent vectors at the lattice's points, one state at a time."""
+        model = self.learner.objectives.model
+        with torch.no_grad():
+            hidden = model.feature_volume(self.learner.objectives.lattice.points_pixels)
+        for vector in torch.from_numpy(np.asarray(latents, dtype=np.float32)):
+            # Not round the yield: the caller would go on without gradients.
+            with torch.no_grad():
+                folded = model.condition(vector[None])
+                density, attention = model.density(hidden, folded)[0], model.decoder.attention_map(hidden, folded)[0]
+            yield DecodedState(density.numpy(), attention.numpy())
 
     @property
     def poses_refined(self) -> bool:

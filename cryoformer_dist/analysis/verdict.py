@@ -135,6 +135,48 @@ def measure_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for key, name, meaning in MEASURES
     ]
+    return [*rows, *_local_rows(metrics), *_state_rows(metrics)]
+
+
+def _local_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Single particles' maps, and the moving region."""
+    rows = []
+    if "per_image_fsc_auc" in metrics:
+        per_image = metrics["per_image_fsc_auc"]
+        rows.append(
+            {
+                "name": "Per-image FSC area, masked",
+                "meaning": "CryoBench's: the maps of single particles. Its perfect score is (box / 2 − 1) / box.",
+                "ours": f"{per_image['masked_mean']:.3f} ± {per_image['masked_std']:.3f}",
+                "floor": f"{per_image['consensus_masked_mean']:.3f}",
+                "ceiling": f"{per_image['perfect']:.3f}",
+            }
+        )
+    if "moving_region" in metrics:
+        region, key = metrics["moving_region"], "difference_map_correlation"
+        where = "in the given mask" if region["mask"] == "given" else "where the truth moves"
+        rows.append(
+            {
+                "name": "Difference-map correlation, moving region",
+                "meaning": f"The same only {where}: {region['share_of_box']:.1%} of the box.",
+                "ours": f"{region[key]:.3f}",
+                "floor": f"{region['consensus'][key]:.3f}",
+                "ceiling": f"{region['ceiling'][key]:.3f}",
+            }
+        )
+    return rows
+
+
+_ORACLE_MEANING = {
+    "ours_": "State of {particles} images predicted linearly from their latents. Ceiling: an oracle that knows the "
+    "true maps and poses; the noise hides the rest.",
+    "neighbours_": "The mean state of the nearest particles in latent space, which also follows a curved path.",
+}
+
+
+def _state_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Error of the state of single particles, beside the oracle's where it was asked."""
+    rows = []
     if "angle_error_deg" in metrics:
         meaning = "Mean error of the state predicted from the latents; chance is 90°."
         ours = f"{metrics['angle_error_deg']:.1f}°"
@@ -145,17 +187,53 @@ def measure_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
             ("class_accuracy", "Class accuracy, linear"),
             ("cluster_accuracy", "Class accuracy, k-means"),
         ):
-            ours = f"{metrics[key]:.3f}"
-            rows.append(
-                {
-                    "name": name,
-                    "meaning": "Particles named rightly.",
-                    "ours": ours,
-                    "floor": chance,
-                    "ceiling": "1",
-                }
-            )
+            meaning, ours = "Particles named rightly.", f"{metrics[key]:.3f}"
+            rows.append({"name": name, "meaning": meaning, "ours": ours, "floor": chance, "ceiling": "1"})
+    if "oracle" in metrics:
+        rows += _oracle_rows(metrics["oracle"], len(metrics["states"]))
     return rows
+
+
+def _oracle_rows(oracle: Mapping[str, Any], states: int) -> list[dict[str, str]]:
+    named = (
+        ("angle_error_deg", "Angle error of single images", "{:.1f}°", "90.0°"),
+        # A guess in the middle of a uniform range errs by a quarter of it.
+        ("mean_absolute_error", "Error of single images, share of the range", "{:.3f}", "0.250"),
+        ("class_accuracy", "Class accuracy of single images", "{:.3f}", f"{1 / max(states, 1):.3f}"),
+    )
+    key, name, form, chance = next(row for row in named if row[0] in oracle)
+    readings = (("ours_", "linear"), ("neighbours_", "by neighbours"))
+    return [
+        {
+            "name": f"{name}, {reading}",
+            "meaning": _ORACLE_MEANING[prefix].format(**oracle),
+            "ours": form.format(oracle[f"{prefix}{key}"]),
+            "floor": chance,
+            "ceiling": form.format(oracle[key]),
+        }
+        for prefix, reading in readings
+        if f"{prefix}{key}" in oracle
+    ]
+
+
+_SUMMARY = {
+    "per_image_fsc_auc": ("masked_mean", "consensus_masked_mean", "mean", "consensus_mean", "perfect"),
+    "moving_region": ("difference_map_correlation", "auc_gap"),
+    "oracle": (
+        "angle_error_deg", "mean_absolute_error", "class_accuracy", "rank_correlation",
+        "ours_angle_error_deg", "ours_mean_absolute_error", "ours_class_accuracy", "ours_rank_correlation",
+        "neighbours_angle_error_deg", "neighbours_mean_absolute_error", "neighbours_class_accuracy",
+        "neighbours_rank_correlation", "error_ratio", "neighbours_error_ratio",
+    ),
+}  # fmt: skip
+
+
+def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """Lines for the terminal: every plain number, and the key numbers of the measures that hold several."""
+    shown = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+    for part, keys in _SUMMARY.items():
+        shown |= {f"{part}.{key}": metrics[part][key] for key in keys if metrics.get(part, {}).get(key) is not None}
+    return [f"{key:<44} {value:.4g}" for key, value in shown.items()]
 
 
 def pose_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:

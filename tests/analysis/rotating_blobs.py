@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cryoformer_dist.analysis.evaluate import Estimate, evaluate, read_truth
+from cryoformer_dist.analysis.evaluate import Estimate, evaluate
 from cryoformer_dist.analysis.reconstruct import SeriesPlan, reconstruct, write_evaluation
+from cryoformer_dist.analysis.truth import Truth, read_truth
 from cryoformer_dist.io.mrc import write_volume
 from cryoformer_dist.physics.pose import random_rotations
 from cryoformer_dist.physics.volume import Volume
@@ -31,6 +32,28 @@ def blobs(angle_deg: np.ndarray) -> np.ndarray:
 def decode_circle(latents: np.ndarray) -> np.ndarray:
     """The perfect decoder for latents (cos, sin)."""
     return blobs(np.rad2deg(np.arctan2(latents[:, 1], latents[:, 0])))
+
+
+def circle_truth(particles: int, states: int) -> Truth:
+    """A full circle of which only some states have a reference map."""
+    rng = np.random.default_rng(3)
+    coordinates = np.arange(states) * 360.0 / states
+    return Truth(
+        state=rng.uniform(0, 360, particles),
+        rotation=random_rotations(particles, torch.Generator().manual_seed(0)).numpy(),
+        shift_angstrom=rng.uniform(-5, 5, (particles, 2)).astype(np.float32),
+        volume_state=coordinates,
+        volumes=blobs(coordinates),
+        voxel_size_angstrom=VOXEL_SIZE_ANGSTROM,
+        period=360.0,
+        discrete=False,
+    )
+
+
+def on_circle(state_deg: np.ndarray) -> np.ndarray:
+    """The perfect latents, ``(particles, 2)``."""
+    angle = np.deg2rad(state_deg)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
 
 
 def write_truth(folder: Path, particles: int, states: int) -> Path:

@@ -5,16 +5,9 @@ import pytest
 import torch
 from rotating_blobs import blobs, decode_circle
 
-from cryoformer_dist.analysis.evaluate import (
-    Estimate,
-    Truth,
-    evaluate,
-    map_variation,
-    particles_of_states,
-    pose_errors,
-    read_truth,
-    score_maps,
-)
+from cryoformer_dist.analysis.evaluate import Estimate, evaluate, pose_errors
+from cryoformer_dist.analysis.map_scores import map_variation, score_maps
+from cryoformer_dist.analysis.truth import Truth, particles_of_states, read_truth
 from cryoformer_dist.errors import SmallSampleWarning, StoreError, StoreNotFoundError
 from cryoformer_dist.io.mrc import write_volume
 from cryoformer_dist.physics.pose import random_rotations, rotation_from_axis_angle

@@ -9,7 +9,7 @@ import pytest
 from rotating_blobs import blobs
 
 from cryoformer_dist.analysis import figures
-from cryoformer_dist.analysis.rendering import best_view, common_level, state_colours
+from cryoformer_dist.analysis.rendering import best_view, cluster_colour, common_level, state_colours
 
 RECORDS = [
     {"stage": stage, "step": step, "loss": 1.0 / step, "particles_per_second": 100.0, "data_wait": 0.1}
@@ -54,6 +54,7 @@ def drawn() -> dict[str, str]:
         "poses": figures.pose_histograms(pose),
         "scatter": figures.latent_scatter(latents, share, latents[:4], rng.uniform(0, 360, 300), 360.0),
         "density": figures.latent_scatter(latents, share, latents[:4]),
+        "clusters": figures.cluster_scatter(latents, share, latents[:4], np.arange(300) % 4),
         "one axis": figures.latent_scatter(latents[:, :1], share[:1], latents[:4, :1]),
     }
 
@@ -113,3 +114,23 @@ def test_slices_are_clipped_per_map():
 
 def test_no_global_plotting_state_is_used():
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_every_cluster_is_drawn_in_its_colour_and_numbered(monkeypatch):
+    texts, colours = [], []
+    monkeypatch.setattr(figures, "_svg", lambda figure, title: collect(figure.axes[0]) or title)
+
+    def collect(axes):
+        texts.extend(axes.texts)
+        colours.extend(map(tuple, axes.collections[0].get_facecolors()[:, :3]))
+
+    points = np.random.default_rng(0).normal(size=(90, 2))
+    centres = np.array([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+    figures.cluster_scatter(points, np.array([0.6, 0.4]), centres, np.arange(90) % 3)
+    assert [text.get_text() for text in texts] == ["0", "1", "2"]
+    assert {*colours} == {cluster_colour(number) for number in range(3)}
+    # Centres on one spot are pushed apart, a free one stays.
+    places = np.array([text.get_position() for text in texts])
+    assert np.abs(places[0] - places[1]).max() > 0.1
+    assert np.abs(places[:2]).max() < 0.5
+    np.testing.assert_allclose(places[2], [1, 1])

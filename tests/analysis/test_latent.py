@@ -7,6 +7,8 @@ from cryoformer_dist.analysis.latent import (
     cluster_class_accuracy,
     kmeans,
     linear_class_accuracy,
+    nearest_neighbours,
+    predict_class,
     predict_coordinate,
     principal_axes,
     rank_correlation,
@@ -83,7 +85,10 @@ def test_traversal_runs_between_the_percentiles_on_one_axis_only(rng):
 def test_latents_linear_in_the_coordinate_score_one(rng):
     state = rng.uniform(0, 120, PARTICLES)
     latents = np.outer(state, rng.normal(size=8)) + 1e-6 * rng.normal(size=(PARTICLES, 8))
-    assert score_latents(latents, state, 0.0, False) == {"latent_rank_correlation": pytest.approx(1, abs=1e-6)}
+    assert score_latents(latents, state, 0.0, False) == {
+        "latent_rank_correlation": pytest.approx(1, abs=1e-6),
+        "mean_absolute_error": pytest.approx(0, abs=1e-6),
+    }
 
 
 def test_latents_on_a_circle_score_one_and_no_angle_error(rng):
@@ -137,3 +142,38 @@ def test_separate_classes_are_named_and_mixed_ones_are_chance(rng):
     mixed = rng.normal(size=(PARTICLES, 3))
     assert linear_class_accuracy(mixed, label) == pytest.approx(1 / 3, abs=0.06)
     assert abs(score_latents(mixed, label.astype(np.float64), 0.0, True)["latent_rank_correlation"]) < 0.1
+
+
+def test_neighbours_are_the_nearest_others_in_units_of_each_axis_spread(rng):
+    latents = rng.normal(size=(300, 3)) * np.array([100.0, 1.0, 0.0])
+    rows = np.array([5, 0, 77])
+    found = nearest_neighbours(latents, rows, 4)
+    scaled = latents[:, :2] / latents[:, :2].std(axis=0)
+    for row, near in zip(rows, found, strict=True):
+        distance = np.linalg.norm(scaled - scaled[row], axis=1)
+        distance[row] = np.inf
+        # Principal axes of a sample are not quite the axes it was drawn along.
+        assert len(set(near) & set(np.argsort(distance)[:4])) >= 3
+        assert row not in near
+
+
+def test_particles_with_one_latent_have_neighbours_other_than_themselves():
+    found = nearest_neighbours(np.ones((10, 2)), np.arange(10), 20)
+    assert found.shape == (10, 9)
+    assert all(row not in near for row, near in enumerate(found))
+
+
+def test_neighbours_follow_a_curved_path_where_a_line_cannot(rng):
+    state = rng.uniform(0, 1, PARTICLES)
+    angle = 1.5 * np.pi * state
+    latents = np.stack([np.cos(angle), np.sin(angle)], axis=1) + 0.02 * rng.normal(size=(PARTICLES, 2))
+    linear = np.abs(predict_coordinate(latents, state).predicted - state).mean()
+    near = np.abs(state[nearest_neighbours(latents, np.arange(PARTICLES))].mean(axis=1) - state).mean()
+    assert near < 0.02 < 0.05 < linear
+
+
+def test_a_class_is_named_by_particles_of_the_other_folds(rng):
+    label = np.repeat([3.0, 7.0], PARTICLES // 2)
+    assert (predict_class(label[:, None] + 0.1 * rng.normal(size=(PARTICLES, 1)), label) == label).all()
+    blind = predict_class(rng.normal(size=(PARTICLES, 2)), label)
+    assert (blind == label).mean() == pytest.approx(0.5, abs=0.1)

@@ -3,13 +3,16 @@ import pytest
 from rotating_blobs import blobs
 
 from cryoformer_dist.analysis.rendering import (
+    CLUSTER_COLOURS,
     View,
     best_view,
     central_slices,
+    cluster_colour,
     colour_at,
     common_crop,
     common_level,
     render_surface,
+    render_values,
     state_colours,
     variation_map,
 )
@@ -48,6 +51,33 @@ def test_the_nearer_part_hides_the_farther():
     behind = render_surface(mark + ball(0, 0, 8, 4), 0.5, FRONT, RED, highlight=ball(0, 0, 8, 4), size=80)
     assert image[40, 40, 0] - image[40, 40, 1] > 0.3
     assert abs(behind[40, 40, 0] - behind[40, 40, 1]) < 0.1
+
+
+def test_a_surface_wears_the_values_of_another_map_between_the_limits():
+    voxels = ball(-7, 0, 0, 4) + ball(7, 0, 0, 4)
+    field = np.broadcast_to((np.arange(32.0) > 16), (32, 32, 32)).astype(np.float32)
+    up, down, above = render_values(
+        voxels, 0.5, FRONT, [(field, (0.0, 1.0)), (1 - field, (0.0, 1.0)), (field, (2.0, 3.0))], size=80
+    )
+    left, right = up[40, 22], up[40, 57]
+    # Low is grey, high is a deep red.
+    assert np.ptp(left[:3]) < 0.15
+    assert right[0] - right[1] > 0.15
+    np.testing.assert_allclose(down[40, 57, :2] - down[40, 57, 2], left[:2] - left[2], atol=0.1)
+    assert np.ptp(above[40, 57, :3]) < 0.15
+    np.testing.assert_array_equal(up[..., 3], render_surface(voxels, 0.5, FRONT, RED, size=80)[..., 3])
+
+
+def test_limits_without_a_range_still_draw():
+    (picture,) = render_values(ball(0, 0, 0, 6), 0.5, FRONT, [(np.zeros((32, 32, 32)), (0.0, 0.0))], size=48)
+    assert np.isfinite(picture).all()
+    assert picture[..., 3].any()
+
+
+def test_clusters_have_colours_of_their_own():
+    colours = [cluster_colour(number) for number in range(len(CLUSTER_COLOURS))]
+    assert len({*colours}) >= 10
+    assert cluster_colour(len(CLUSTER_COLOURS)) == colours[0]
 
 
 def test_turning_the_view_turns_the_picture_and_does_not_mirror_it():

@@ -1,6 +1,6 @@
 import pytest
 
-from cryoformer_dist.analysis.verdict import key_figures, measure_rows, pose_rows, stage_rows, verdict
+from cryoformer_dist.analysis.verdict import key_figures, measure_rows, pose_rows, stage_rows, summary_lines, verdict
 
 
 def metrics(score: float, gap: float, **more) -> dict:
@@ -77,6 +77,50 @@ def test_every_measure_stands_beside_its_floor_and_ceiling():
     rows = measure_rows(metrics(0.9, 0.2, angle_error_deg=25.0))
     assert len(rows) == 8
     assert all(row["ours"] and row["floor"] and row["ceiling"] for row in rows)
+
+
+LOCAL = {
+    "per_image_fsc_auc": {
+        "masked_mean": 0.42, "masked_std": 0.01, "consensus_masked_mean": 0.41, "mean": 0.4, "consensus_mean": 0.38,
+        "perfect": 0.469,
+    },
+    "moving_region": {
+        "difference_map_correlation": 0.95, "auc_gap": 0.7, "mask": "truth", "share_of_box": 0.044,
+        "consensus": {"difference_map_correlation": 0.0}, "ceiling": {"difference_map_correlation": 1.0},
+    },
+    "oracle": {
+        "particles": 500, "mean_absolute_error": 0.028, "ours_mean_absolute_error": 0.108, "error_ratio": 3.8,
+        "neighbours_mean_absolute_error": 0.055, "neighbours_error_ratio": 1.9,
+    },
+}  # fmt: skip
+
+
+def test_single_images_and_the_moving_region_stand_beside_consensus_and_oracle():
+    rows = {row["name"]: row for row in measure_rows(metrics(0.9, 0.2, **LOCAL))}
+    found = [(row["ours"], row["floor"], row["ceiling"]) for row in list(rows.values())[-4:]]
+    assert found == [
+        ("0.420 ± 0.010", "0.410", "0.469"),
+        ("0.950", "0.000", "1.000"),
+        ("0.108", "0.250", "0.028"),
+        ("0.055", "0.250", "0.028"),
+    ]
+    assert "4.4% of the box" in rows["Difference-map correlation, moving region"]["meaning"]
+    angles = {"particles": 500, "angle_error_deg": 12.0, "ours_angle_error_deg": 20.0, "error_ratio": 1.7}
+    last = measure_rows(metrics(0.9, 0.2, **LOCAL | {"oracle": angles}))[-1]
+    assert (last["ours"], last["floor"], last["ceiling"]) == ("20.0°", "90.0°", "12.0°")
+    classes = {"particles": 500, "class_accuracy": 1.0, "ours_class_accuracy": 0.9, "error_ratio": None}
+    last = measure_rows(metrics(0.9, 0.2, **LOCAL | {"oracle": classes}))[-1]
+    assert (last["ours"], last["floor"], last["ceiling"]) == ("0.900", "0.500", "1.000")
+
+
+def test_the_summary_holds_plain_numbers_and_the_keys_of_the_larger_measures():
+    lines = dict(line.split() for line in summary_lines(metrics(0.9, 0.2, **LOCAL)))
+    assert lines["difference_map_correlation"] == "0.9"
+    assert lines["per_image_fsc_auc.masked_mean"] == "0.42"
+    assert lines["moving_region.difference_map_correlation"] == "0.95"
+    assert lines["oracle.error_ratio"] == "3.8"
+    assert "oracle.angle_error_deg" not in lines
+    assert "map_variation" in dict(line.split() for line in summary_lines({"map_variation": 0.1, "has_truth": False}))
 
 
 def test_stage_seconds_survive_a_resume():

@@ -1,0 +1,239 @@
+"""Two runs trained apart on the two half-sets: whether they show the same maps and the same motion.
+
+Everything in the two runs is independent: consensus, occupancy, first latents, network. As in the CryoFormer paper
+(EMPIAR-10180), maps are sampled evenly along the first principal axis of the latents of both, and the FSC curves of the
+pairs are averaged.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from cryoformer_dist.analysis.evaluate import Decode
+from cryoformer_dist.analysis.fsc_figure import draw_fsc
+from cryoformer_dist.analysis.latent import axis_traversal, principal_axes
+from cryoformer_dist.analysis.map_fsc import MapComparison, average_comparison, compare_maps, write_curves
+from cryoformer_dist.analysis.map_scores import centred, cosine
+from cryoformer_dist.analysis.masks import read_mask, solvent_mask
+from cryoformer_dist.analysis.reconstruct import write_json, write_series
+from cryoformer_dist.analysis.trained import TrainedRun, load_trained
+from cryoformer_dist.errors import ConfigError, StoreError
+from cryoformer_dist.io.mrc import read_volume
+
+PAIRS = 10
+_PERCENTILES = (5.0, 95.0)
+_AXES_TRIED = 3
+_MASK_THRESHOLD = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class HalfRun:
+    """One half as the comparison needs it.
+
+    Attributes
+    ----------
+    decode
+        Latents to maps.
+    latents
+        ``(particles, latent)`` of its own particles.
+    consensus
+        Back-projection of its own particles.
+    """
+
+    decode: Decode
+    latents: Float[np.ndarray, "particles latent"]
+    consensus: Float[np.ndarray, "box box box"]
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedMaps:
+    """Maps of both halves at corresponding places of the latent space.
+
+    Attributes
+    ----------
+    first, second
+        ``(pairs, box, box, box)``.
+    axis
+        Principal axis of the second half that matches the first axis of the first, from 1.
+    reversed
+        Whether it runs the other way.
+    correlation
+        Of the difference maps of both series: 1 for the same motion, about 0 for unrelated ones.
+    """
+
+    first: Float[np.ndarray, "pairs box box box"]
+    second: Float[np.ndarray, "pairs box box box"]
+    axis: int
+    reversed: bool
+    correlation: float
+
+
+@dataclass(frozen=True, slots=True)
+class HalfSetComparison:
+    """FSC between two half-sets.
+
+    Attributes
+    ----------
+    consensus
+        Of the back-projections: what a rigid reconstruction reaches.
+    mean_map
+        Of the mean of the sampled maps.
+    average
+        Mean of the curves of the pairs.
+    pairs
+        Each pair along the axis.
+    matched
+        The maps.
+    mask
+        What the masked curves were taken under.
+    mask_name
+        ``from the maps``, or the file.
+    voxel_size_angstrom
+        Of the maps.
+    """
+
+    consensus: MapComparison
+    mean_map: MapComparison
+    average: MapComparison
+    pairs: tuple[MapComparison, ...]
+    matched: MatchedMaps
+    mask: Float[np.ndarray, "box box box"]
+    mask_name: str
+    voxel_size_angstrom: float
+
+    def metrics(self) -> dict[str, Any]:
+        """Contents of half_maps.json, without the names of the runs."""
+        box = self.mask.shape[-1]
+        return {
+            "voxel_size_angstrom": self.voxel_size_angstrom,
+            "nyquist_angstrom": 2 * self.voxel_size_angstrom,
+            "box_size": box,
+            "mask": {"source": self.mask_name, "share_of_box": float(self.mask.mean())},
+            "motion": {
+                "correlation": self.matched.correlation,
+                "axis_of_second": self.matched.axis,
+                "reversed": self.matched.reversed,
+                "maps": len(self.pairs),
+            },
+            "resolution_angstrom": {
+                "average": self.average.resolutions(),
+                "mean_map": self.mean_map.resolutions(),
+                "consensus": self.consensus.resolutions(),
+            },
+            "fsc_area": {name: curve.area for name, curve in self.average.curves.items()},
+            "pairs": [pair.resolutions() for pair in self.pairs],
+        }
+
+
+def match_maps(first: HalfRun, second: HalfRun, pairs: int = PAIRS) -> MatchedMaps:
+    """Sample both halves evenly along a principal axis, from the 5th to the 95th percentile of their particles.
+
+    Axes have no sign, and two nearly equal ones may change places: of the leading axes of the second half, either way
+    round, the one is taken whose difference maps correlate best with those of the first. A motion that closes on itself
+    spreads over two axes whose phase is arbitrary; there a low correlation says nothing.
+    """
+    walk = axis_traversal(first.latents, principal_axes(first.latents), 0, pairs, _PERCENTILES)
+    maps = first.decode(walk)
+    axes = principal_axes(second.latents)
+    varying = max(1, int(np.count_nonzero(axes.explained_variance[:_AXES_TRIED] > 1e-6)))
+    found = []
+    for axis in range(varying):
+        others = second.decode(axis_traversal(second.latents, axes, axis, pairs, _PERCENTILES))
+        for backwards, series in ((False, others), (True, others[::-1])):
+            found.append(MatchedMaps(maps, series, axis + 1, backwards, cosine(_changes(maps), _changes(series))))
+    return max(found, key=lambda match: match.correlation)
+
+
+def _changes(maps: np.ndarray) -> np.ndarray:
+    wide = centred(maps)
+    changes: np.ndarray = wide - wide.mean(axis=0)
+    return changes
+
+
+def compare_half_runs(
+    first: HalfRun,
+    second: HalfRun,
+    voxel_size_angstrom: float,
+    mask: Float[np.ndarray, "box box box"] | None = None,
+    mask_name: str = "",
+) -> HalfSetComparison:
+    """Compare the maps of two halves; without a mask one is made from the mean of all sampled maps."""
+    matched = match_maps(first, second)
+    if mask is None:
+        overall = (matched.first.mean(axis=0) + matched.second.mean(axis=0)) / 2
+        mask, mask_name = solvent_mask(overall[None], _MASK_THRESHOLD), "from the maps"
+
+    def compared(one: np.ndarray, other: np.ndarray) -> MapComparison:
+        return compare_maps(one, other, voxel_size_angstrom, mask)
+
+    pairs = tuple(compared(one, other) for one, other in zip(matched.first, matched.second, strict=True))
+    return HalfSetComparison(
+        consensus=compared(first.consensus, second.consensus),
+        mean_map=compared(matched.first.mean(axis=0), matched.second.mean(axis=0)),
+        average=average_comparison(list(pairs)),
+        pairs=pairs,
+        matched=matched,
+        mask=mask,
+        mask_name=mask_name,
+        voxel_size_angstrom=voxel_size_angstrom,
+    )
+
+
+def compare_halves(first_run: Path, second_run: Path, mask: Path | None = None) -> HalfSetComparison:
+    """Compare two runs trained on the two half-sets of one store.
+
+    Raises
+    ------
+    StoreError
+        If the runs are of different stores.
+    ConfigError
+        If they are not of half 1 and half 2: train each with ``--set dataset.half=1`` and ``=2``.
+    """
+    runs = [load_trained(path) for path in (first_run, second_run)]
+    _refuse_unfit(runs, (first_run, second_run))
+    size = float(runs[0].manifest["pixel_size_angstrom"])
+    box = int(runs[0].manifest["box_size"])
+    given = None if mask is None else read_mask(mask, box, box * size)
+    halves = [
+        HalfRun(run.decode, run.latents, read_volume(path / "consensus.mrc").voxels.numpy())
+        for run, path in zip(runs, (first_run, second_run), strict=True)
+    ]
+    return compare_half_runs(halves[0], halves[1], size, given, "" if mask is None else str(mask))
+
+
+def _refuse_unfit(runs: Sequence[TrainedRun], paths: Sequence[Path]) -> None:
+    prints = {run.manifest["store_fingerprint"] for run in runs}
+    if len(prints) > 1:
+        raise StoreError(f"{paths[0]} and {paths[1]} were trained on different stores: half-sets are halves of one")
+    halves = [run.config.dataset.half for run in runs]
+    if set(halves) != {1, 2}:
+        raise ConfigError(
+            f"{paths[0]} was trained on half {halves[0]}, {paths[1]} on half {halves[1]}: a comparison needs one run "
+            "with --set dataset.half=1 and one with --set dataset.half=2"
+        )
+
+
+def write_half_maps(folder: Path, comparison: HalfSetComparison, runs: Sequence[Path]) -> Path:
+    """Write ``half_maps.json``, ``.csv`` (the averaged curves), ``.png``, ``.svg``, and the pairs of maps.
+
+    Returns
+    -------
+    Path
+        ``half_maps.json``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_curves(folder / "half_maps.csv", comparison.average)
+    faint = [pair.curves["corrected"] for pair in comparison.pairs]
+    curves = {**comparison.average.curves, "consensus, corrected": comparison.consensus.curves["corrected"]}
+    title = f"Half-sets, average of {len(comparison.pairs)} pairs · {comparison.voxel_size_angstrom:.3g} Å per voxel"
+    title += f" · mask {Path(comparison.mask_name).name}"
+    for suffix in (".png", ".svg"):
+        draw_fsc(folder / f"half_maps{suffix}", curves, title, faint)
+    size = comparison.voxel_size_angstrom
+    for name, maps in (("half1", comparison.matched.first), ("half2", comparison.matched.second)):
+        write_series(folder, name, maps, size, ["cryoformer-dist halves"])
+    return write_json(folder / "half_maps.json", {"runs": [str(run) for run in runs], **comparison.metrics()})

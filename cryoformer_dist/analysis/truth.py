@@ -1,0 +1,114 @@
+"""What a simulated set was made from: states, clean poses and reference maps."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cryoformer_dist.errors import SmallSampleWarning, StoreNotFoundError
+from cryoformer_dist.io.mrc import read_volume
+
+WINDOW_SHARE = 0.6
+"""Part of a state's half bin width from which its particles are taken."""
+FEWEST_PARTICLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What a simulated data set was made from; rows as in the particle file.
+
+    Attributes
+    ----------
+    state
+        ``(particles,)`` coordinate (degrees, fraction, or class index).
+    rotation, shift_angstrom
+        ``(particles, 3, 3)`` and ``(particles, 2)`` poses before any perturbation.
+    volume_state, volumes, voxel_size_angstrom
+        ``(states,)`` coordinates of the reference maps ``(states, box, box, box)``.
+    period
+        Of the coordinate; 0 for a line.
+    discrete
+        Whether the states are classes.
+    """
+
+    state: Float[np.ndarray, " particles"]
+    rotation: Float[np.ndarray, "particles 3 3"]
+    shift_angstrom: Float[np.ndarray, "particles 2"]
+    volume_state: Float[np.ndarray, " states"]
+    volumes: Float[np.ndarray, "states box box box"]
+    voxel_size_angstrom: float
+    period: float
+    discrete: bool
+
+
+def read_truth(folder: Path) -> Truth:
+    """Read the truth folder a simulation leaves beside its particles.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If ``truth.npz`` or a reference map is missing: name the folder written by ``simulate``.
+    """
+    table = folder / "truth.npz"
+    if not table.is_file():
+        raise StoreNotFoundError(f"no {table}: give the truth folder that `simulate` wrote, or leave it out")
+    with np.load(table, allow_pickle=False) as fields:
+        data = {name: fields[name] for name in fields.files}
+    paths = [folder / f"volume_{index:03d}.mrc" for index in range(len(data["volume_state"]))]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise StoreNotFoundError(f"{folder} lacks {', '.join(missing)}: simulate the set again")
+    volumes = [read_volume(path) for path in paths]
+    return Truth(
+        state=data["state"].astype(np.float64),
+        rotation=data["rotation"].astype(np.float32),
+        shift_angstrom=data["shift_angstrom"].astype(np.float32),
+        volume_state=data["volume_state"].astype(np.float64),
+        volumes=np.stack([volume.voxels.numpy() for volume in volumes]),
+        voxel_size_angstrom=volumes[0].voxel_size_angstrom,
+        period=float(data["period"]),
+        discrete=bool(data["discrete"]),
+    )
+
+
+def particles_of_states(state: Float[np.ndarray, " particles"], truth: Truth) -> list[Int[np.ndarray, " chosen"]]:
+    """Rows of the particles that stand for each reference map: its class, or a window about its coordinate.
+
+    The window is `WINDOW_SHARE` of half the references' spacing to either side; one with fewer than
+    `FEWEST_PARTICLES` is widened to the nearest that many, with a warning.
+    """
+    if truth.discrete:
+        return [np.flatnonzero(state == value) for value in truth.volume_state]
+    gaps = np.diff(np.unique(truth.volume_state))
+    spacing = float(np.median(gaps)) if len(gaps) else np.inf
+    chosen = []
+    for value in truth.volume_state:
+        distance = state_distance(state, value, truth.period)
+        rows = np.flatnonzero(distance <= WINDOW_SHARE * spacing / 2)
+        if len(rows) < FEWEST_PARTICLES:
+            message = f"only {len(rows)} particles near state {value:g}; taking the nearest {FEWEST_PARTICLES}"
+            warnings.warn(message, SmallSampleWarning, stacklevel=2)
+            rows = np.argsort(distance, kind="stable")[:FEWEST_PARTICLES]
+        chosen.append(rows)
+    return chosen
+
+
+def state_distance(
+    first: Float[np.ndarray, "*states"], second: Float[np.ndarray, "*states"] | float, period: float
+) -> Float[np.ndarray, "*states"]:
+    """How far states lie apart, the short way round when the coordinate is periodic (``period`` above 0)."""
+    distance: np.ndarray = np.abs(first - second)
+    return np.minimum(distance % period, -distance % period) if period else distance
+
+
+def nearest_reference(state: Float[np.ndarray, " particles"], truth: Truth) -> Int[np.ndarray, " particles"]:
+    """Index of the reference map that stands for each particle: its class, or the nearest along the coordinate."""
+    nearest = np.zeros(len(state), dtype=np.int64)
+    least = np.full(len(state), np.inf)
+    for index, value in enumerate(truth.volume_state):
+        distance = state_distance(state, float(value), truth.period)
+        closer = distance < least
+        nearest[closer], least[closer] = index, distance[closer]
+    return nearest

@@ -1,0 +1,85 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import tiny_config, train
+
+from cryoformer_dist.analysis.results import MaskFiles, evaluate_run
+from cryoformer_dist.errors import ConfigError
+from cryoformer_dist.io.mrc import read_volume, write_volume
+from cryoformer_dist.physics.volume import Volume
+
+# 64 particles on ten references: some have few.
+pytestmark = pytest.mark.filterwarnings("ignore:only .* particles near state")
+
+LOCAL = ("per_image_fsc_auc", "moving_region", "oracle")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> Path:
+    folder = tmp_path_factory.mktemp("results") / "tiny"
+    train(tiny_config(tiny_store), folder)
+    return folder
+
+
+def metrics_of(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_a_run_with_a_truth_is_judged_by_image_by_region_and_beside_the_oracle(run: Path) -> None:
+    metrics = metrics_of(evaluate_run(run))
+    per_image, region, oracle = (metrics[name] for name in LOCAL)
+    assert per_image["perfect"] == pytest.approx(7 / 16)
+    assert per_image["maps"] == 64
+    assert 0 < per_image["consensus_masked_mean"] < per_image["perfect"]
+    assert (per_image["mask"], region["mask"]) == ("truth", "truth")
+    assert region["consensus"]["difference_map_correlation"] == 0
+    assert region["ceiling"]["difference_map_correlation"] == pytest.approx(1)
+    assert 0 < region["voxels"] < 16**3 / 2
+    # Hardly trained: the oracle sees what the latents do not.
+    assert oracle["particles"] == 64
+    assert oracle["rank_correlation"] > oracle["ours_rank_correlation"]
+    assert oracle["error_ratio"] > 1.5
+    assert oracle["ours_mean_absolute_error"] == pytest.approx(metrics["mean_absolute_error"])
+    assert all(row["resolution_0143_angstrom"] <= row["resolution_angstrom"] for row in metrics["states"])
+
+
+def test_given_masks_take_the_place_of_those_from_the_truth(run: Path, tmp_path: Path) -> None:
+    consensus = read_volume(run / "consensus.mrc")
+    corner = torch.zeros(16, 16, 16)
+    corner[4:10, 4:10, 4:10] = 1
+    write_volume(tmp_path / "corner.mrc", Volume(corner, consensus.voxel_size_angstrom))
+    before = metrics_of(evaluate_run(run))
+    region = metrics_of(evaluate_run(run, masks=MaskFiles(region=tmp_path / "corner.mrc")))
+    assert region["moving_region"]["voxels"] == 216
+    assert region["moving_region"]["mask"] == "given"
+    assert region["per_image_fsc_auc"] == before["per_image_fsc_auc"]
+    solvent = metrics_of(evaluate_run(run, masks=MaskFiles(solvent=tmp_path / "corner.mrc")))
+    assert solvent["per_image_fsc_auc"]["mask"] == "given"
+    assert solvent["per_image_fsc_auc"]["mean"] == before["per_image_fsc_auc"]["mean"]
+    assert solvent["per_image_fsc_auc"]["masked_mean"] != before["per_image_fsc_auc"]["masked_mean"]
+    assert solvent["moving_region"] == before["moving_region"]
+
+
+def test_real_particles_have_no_truth_and_are_judged_without(run: Path, tmp_path: Path, tiny_store: Path) -> None:
+    truth = tiny_store.parent / "particles" / "truth"
+    hidden = truth.with_name("elsewhere")
+    shutil.move(truth, hidden)
+    try:
+        metrics = metrics_of(evaluate_run(run))
+        assert not metrics["has_truth"]
+        assert not set(LOCAL) & set(metrics)
+        with pytest.raises(ConfigError, match=r"mask\.mrc: .*none is known"):
+            evaluate_run(run, masks=MaskFiles(region=tmp_path / "mask.mrc"))
+        assert set(LOCAL) <= set(metrics_of(evaluate_run(run, truth=hidden)))
+    finally:
+        shutil.move(hidden, truth)
+
+
+def test_the_oracle_is_the_same_however_often_it_is_asked(run: Path) -> None:
+    first, second = (metrics_of(evaluate_run(run))["oracle"] for _ in range(2))
+    assert first == second
+    assert np.isfinite([value for value in first.values() if value is not None]).all()
