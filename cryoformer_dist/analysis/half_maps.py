@@ -149,9 +149,12 @@ def match_maps(first: HalfRun, second: HalfRun, pairs: int = PAIRS) -> MatchedMa
 
 
 def _changes(maps: np.ndarray) -> np.ndarray:
+    """How maps differ from their mean, in shape: two networks that only brighten everywhere share no motion."""
     wide = centred(maps)
-    changes: np.ndarray = wide - wide.mean(axis=0)
-    return changes
+    mean = wide.mean(axis=0)
+    changes: np.ndarray = wide - mean
+    brightness = (changes * mean).sum(axis=(1, 2, 3)) / max(float(np.square(mean).sum()), 1e-30)
+    return np.asarray(changes - brightness[:, None, None, None] * mean)
 
 
 def compare_half_runs(

@@ -7,6 +7,7 @@ import numpy as np
 
 from cryoformer_dist.analysis.evaluate import Estimate, Masks, evaluate
 from cryoformer_dist.analysis.flexibility import flexible_regions
+from cryoformer_dist.analysis.latent import score_latents
 from cryoformer_dist.analysis.masks import read_mask
 from cryoformer_dist.analysis.oracle import oracle_metrics
 from cryoformer_dist.analysis.reconstruct import SeriesPlan, reconstruct, write_evaluation
@@ -43,8 +44,9 @@ def reconstruct_run(run: Path, trained: TrainedRun | None = None) -> list[Path]:
     written = reconstruct(
         run, trained.decode, trained.latents, trained.source_row, voxel_size, plan, _labels(run, trained)
     )
-    known = _truth(None, trained)
-    written += flexible_regions(run, trained, known.volumes if known else None, _labels(run, trained))
+    if trained.has_attention:
+        known = _truth(None, trained)
+        written += flexible_regions(run, trained, known.volumes if known else None, _labels(run, trained))
     if trained.poses_refined:
         written.append(_write_poses(run, trained))
     return written
@@ -104,8 +106,19 @@ def evaluate_run(
     if known is not None and len(known.volumes) > 1:
         store = ParticleStore.open(trained.manifest["store"])
         oracle = oracle_metrics(store, known, trained.latents, selected_rows(trained.config, store))
-        verdict = replace(verdict, metrics={**verdict.metrics, "oracle": oracle})
+        more = {"oracle": oracle, **_held_out(trained, known)}
+        verdict = replace(verdict, metrics={**verdict.metrics, **more})
     return write_evaluation(run, verdict, _labels(run, trained))
+
+
+def _held_out(trained: TrainedRun, truth: Truth) -> dict[str, dict[str, float]]:
+    """Scores of the encoder's latents of particles that training has not seen."""
+    unseen = trained.held_out()
+    if unseen is None:
+        return {}
+    latents, source_row = unseen
+    scores = score_latents(latents, truth.state[source_row], truth.period, truth.discrete)
+    return {"held_out": {"particles": float(len(latents)), **scores}}
 
 
 def _fitted(masks: MaskFiles, trained: TrainedRun, truth_known: bool) -> Masks:

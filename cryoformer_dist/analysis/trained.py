@@ -10,13 +10,15 @@ import torch
 from jaxtyping import Float, Int
 
 from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.data.batch import ImageBlock, make_batch
+from cryoformer_dist.data.batch import ImageBlock, ParticleBatch, make_batch
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError
-from cryoformer_dist.physics.pose import rotation_from_6d
+from cryoformer_dist.model.decoder import DeformationDecoder, FoldedQueries
+from cryoformer_dist.physics.pose import Pose, rotation_from_6d
 from cryoformer_dist.training.checkpoint import Checkpoint, latest_checkpoint
 from cryoformer_dist.training.learner import Learner
-from cryoformer_dist.training.run_directory import load_lattice, load_run, selected_rows
+from cryoformer_dist.training.run_directory import load_lattice, load_run, load_spectrum, selected_rows
+from cryoformer_dist.training.stages import stages
 
 _BLOCK = 256
 
@@ -75,14 +77,35 @@ class TrainedRun:
     def decode_states(self, latents: Float[np.ndarray, "states dimensions"]) -> Iterator[DecodedState]:
         """Density and 3D attention of latent vectors at the lattice's points, one state at a time."""
         model = self.learner.objectives.model
+        assert isinstance(model.decoder, DeformationDecoder)
         with torch.no_grad():
             hidden = model.feature_volume(self.learner.objectives.lattice.points_pixels)
         for vector in torch.from_numpy(np.asarray(latents, dtype=np.float32)):
             # Not round the yield: the caller would go on without gradients.
             with torch.no_grad():
                 folded = model.condition(vector[None])
+                assert isinstance(folded, FoldedQueries)
                 density, attention = model.density(hidden, folded)[0], model.decoder.attention_map(hidden, folded)[0]
             yield DecodedState(density.numpy(), attention.numpy())
+
+    def held_out(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Latents of the particles kept out of training, as the encoder sees them, and their source rows.
+
+        None when there are none, or no encoder that has been trained.
+        """
+        kept = self.config.dataset.hold_out
+        if not kept or not _encoder_speaks(self.config, self.checkpoint):
+            return None
+        store = ParticleStore.open(self.manifest["store"])
+        rows = np.arange(len(store) - kept, len(store))
+        particles = store.particles()
+        latents = _encoded_latents(self.learner, store, rows, particles.pose(rows))
+        return latents, particles.source_row[rows]
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether points of space attend to queries; the ablations' do not."""
+        return self.config.model.domain == "real" and self.config.model.decoder.form == "attention"
 
     @property
     def poses_refined(self) -> bool:
@@ -113,12 +136,14 @@ def load_trained(run: Path) -> TrainedRun:
         store.pixel_size_angstrom,
         load_lattice(single, run),
         torch.device("cpu"),
+        spectrum=load_spectrum(run),
     )
     learner.objectives.model.load_state_dict(checkpoint.weights())
     learner.load_table_state(checkpoint.tables())
     learner.objectives.eval()
     rows = selected_rows(config, store)
-    latents, rotation, shift = _estimates(learner, store, rows)
+    pose = _poses(learner, store, rows)
+    latents = _latents(learner, store, rows, pose, _encoder_speaks(config, checkpoint))
     return TrainedRun(
         config=config,
         manifest=manifest,
@@ -126,8 +151,8 @@ def load_trained(run: Path) -> TrainedRun:
         source=Path(store.attributes["source"]["path"]),
         latents=latents,
         source_row=particles.source_row[rows],
-        rotation=rotation,
-        shift_angstrom=shift,
+        rotation=pose.rotation.numpy(),
+        shift_angstrom=pose.shift_angstrom.numpy(),
         stored_rotation=particles.rotation[rows],
         stored_shift_angstrom=particles.shift_angstrom[rows],
         learner=learner,
@@ -135,25 +160,48 @@ def load_trained(run: Path) -> TrainedRun:
 
 
 @torch.no_grad()
-def _estimates(learner: Learner, store: ParticleStore, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Latents, rotations and shifts of rows, from tables or by encoding their images."""
-    model, particles = learner.config.model, store.particles()
-    latent = np.zeros((len(rows), model.latent.dimensions), dtype=np.float32)
-    rotation, shift = particles.rotation[rows].copy(), particles.shift_angstrom[rows].copy()
-    if model.latent.form == "table":
-        latent = learner.tables["latent"].values[rows].numpy()
-    if model.pose.form == "table":
-        rotation = rotation_from_6d(learner.tables["rotation"].values[rows]).numpy()
-        shift = learner.tables["shift_angstrom"].values[rows].numpy()
-    if "encoder" not in (model.latent.form, model.pose.form):
-        return latent, rotation, shift
+def _poses(learner: Learner, store: ParticleStore, rows: np.ndarray) -> Pose:
+    """Poses of rows: from the table, by encoding their images, or as stored."""
+    form = learner.config.model.pose.form
+    if form in ("table", "encoder_then_table"):
+        return Pose(
+            rotation_from_6d(learner.tables["rotation"].values[rows]),
+            learner.tables["shift_angstrom"].values[rows],
+        )
+    if form == "given":
+        return store.particles().pose(rows)
+    found = [learner.objectives.encode_pose(batch) for batch in _batches(store, rows)]
+    return Pose(torch.cat([pose.rotation for pose in found]), torch.cat([pose.shift_angstrom for pose in found]))
+
+
+@torch.no_grad()
+def _encoded_latents(learner: Learner, store: ParticleStore, rows: np.ndarray, pose: Pose) -> np.ndarray:
+    """Latents of rows as the encoder sees their images."""
+    found = []
+    for start, batch in zip(range(0, len(rows), _BLOCK), _batches(store, rows), strict=True):
+        part = slice(start, start + _BLOCK)
+        found.append(learner.objectives.encode_latent(batch, Pose(pose.rotation[part], pose.shift_angstrom[part])))
+    return torch.cat(found).numpy()
+
+
+def _encoder_speaks(config: RunConfig, checkpoint: Checkpoint) -> bool:
+    """Whether there is an encoder of latents that has been trained."""
+    if config.model.latent.form == "table_then_encoder":
+        return stages(config)[checkpoint.position.stage].kind == "latent_distillation"
+    return config.model.latent.form == "encoder"
+
+
+def _latents(learner: Learner, store: ParticleStore, rows: np.ndarray, pose: Pose, encoded: bool) -> np.ndarray:
+    """Latents of rows: by encoding their images, from the table, or none."""
+    if encoded:
+        return _encoded_latents(learner, store, rows, pose)
+    if "latent" in learner.tables:
+        return learner.tables["latent"].values[rows].numpy()
+    return np.zeros((len(rows), learner.config.model.latent.dimensions), dtype=np.float32)
+
+
+def _batches(store: ParticleStore, rows: np.ndarray) -> Iterator[ParticleBatch]:
+    particles = store.particles()
     for start in range(0, len(rows), _BLOCK):
         part = rows[start : start + _BLOCK]
-        batch = make_batch(ImageBlock(store.read_images(part), part, np.zeros_like(part)), particles)
-        here = slice(start, start + len(part))
-        if model.latent.form == "encoder":
-            latent[here] = learner.objectives.encode_latent(batch).numpy()
-        if model.pose.form == "encoder":
-            pose = learner.objectives.encode_pose(batch)
-            rotation[here], shift[here] = pose.rotation.numpy(), pose.shift_angstrom.numpy()
-    return latent, rotation, shift
+        yield make_batch(ImageBlock(store.read_images(part), part, np.zeros_like(part)), particles)

@@ -35,6 +35,11 @@ class HashGridConfig(Section):
 class DecoderConfig(Section):
     """Query-based deformation transformer (paper, section 3.4)."""
 
+    form: Literal["attention", "concatenation"] = Field(
+        "attention",
+        description="attention: a point attends to the queries; concatenation: an MLP of the point's feature beside "
+        "the mean query (an ablation of the paper's Table 2)",
+    )
     queries: PositiveInt = Field(64, description="learnable structure queries (the paper's N)")
     channels: PositiveInt = Field(64, description="width of a query (the paper's C)")
     blocks: PositiveInt = Field(3, description="deformation-aware decoder blocks")
@@ -56,9 +61,10 @@ class EncoderConfig(Section):
 class LatentConfig(Section):
     """How a particle's conformation is represented."""
 
-    form: Literal["table", "encoder", "none"] = Field(
+    form: Literal["table", "encoder", "table_then_encoder", "none"] = Field(
         "table",
-        description="table: one auto-decoded vector per particle; encoder: the paper's MLP; none: one state for all",
+        description="table: one auto-decoded vector per particle; encoder: the paper's MLP; table_then_encoder: a "
+        "table, then an encoder that learns it from rendered images and serves unseen particles too; none: one state",
     )
     dimensions: PositiveInt = Field(8, description="length of the latent vector")
     prior: float = Field(
@@ -68,7 +74,7 @@ class LatentConfig(Section):
         "linear", description="table only; linear: coordinates of a linear model of the images; random: the prior"
     )
     linear_dimensions: PositiveInt = Field(
-        4, description="latent dimensions that the linear model starts; the others start near zero"
+        8, description="latent dimensions that the linear model starts; the others start near zero"
     )
     encoder: EncoderConfig = EncoderConfig()
 
@@ -76,9 +82,13 @@ class LatentConfig(Section):
 class PoseConfig(Section):
     """Where poses come from and whether they are refined."""
 
-    form: Literal["given", "table", "encoder"] = Field(
+    form: Literal["given", "table", "encoder", "encoder_then_table"] = Field(
         "given",
-        description="given: as in the store; table: refined per particle; encoder: the paper's MLP",
+        description="given: as in the store; table: refined per particle; encoder: the paper's MLP; "
+        "encoder_then_table: refined per particle from where the encoder puts it",
+    )
+    start: Literal["search", "given"] = Field(
+        "search", description="table only; search: local projection matching around the given poses first; given: none"
     )
     encoder: EncoderConfig = EncoderConfig()
 
@@ -86,6 +96,11 @@ class PoseConfig(Section):
 class ModelConfig(Section):
     """CryoFormer's network."""
 
+    domain: Literal["real", "fourier"] = Field(
+        "real",
+        description="real: the network is a density; fourier: it is the density's transform, queried on central slices "
+        "(an ablation of the paper's Table 2)",
+    )
     hash_grid: HashGridConfig = HashGridConfig()
     decoder: DecoderConfig = DecoderConfig()
     latent: LatentConfig = LatentConfig()
@@ -99,6 +114,7 @@ class DatasetConfig(Section):
     simulate: SimulationConfig | None = Field(
         None, description="make the store by simulation when it does not exist yet"
     )
+    hold_out: int = Field(0, ge=0, description="particles kept out of training, for an encoder to be judged on")
     half: Literal["both", 1, 2] = Field("both", description="train on both half-sets or on one")
     loader: Literal["ray", "local"] = Field(
         "ray", description="who reads the store: Ray Data, or a thread of the worker"
@@ -111,7 +127,7 @@ class LearningRates(Section):
     hash_grid: float = Field(1e-2, gt=0)
     network: float = Field(7e-4, gt=0)
     encoder: float = Field(1e-3, gt=0)
-    latent: float = Field(1.0, gt=0, description="latent table, in units of the prior's standard deviation per visit")
+    latent: float = Field(0.3, gt=0, description="latent table, in units of the prior's standard deviation per visit")
     rotation: float = Field(1e-2, gt=0, description="pose table, 6D rotation")
     shift_angstrom: float = Field(0.5, gt=0, description="pose table, shift, angstrom per visit")
 
@@ -121,8 +137,20 @@ class TrainingConfig(Section):
 
     seed: int = 0
     epochs: PositiveInt = Field(20, description="passes over the particles in the reconstruction stage")
+    coarse_epochs: float = Field(
+        0.0, ge=0, description="first passes that compare low frequencies only, on a coarser lattice: much faster"
+    )
+    coarse_box: int | None = Field(
+        None, ge=8, description="box whose frequencies those passes compare, even; half the box when left out"
+    )
     pose_pretraining_epochs: int = Field(
         200, ge=0, description="passes in which the orientation encoder learns the given poses (encoder only)"
+    )
+    pose_encoding_epochs: PositiveInt = Field(
+        5, description="passes in which encoder and rigid map learn together (encoder_then_table only)"
+    )
+    distillation_epochs: PositiveInt = Field(
+        10, description="passes in which the encoder learns the table (table_then_encoder only)"
     )
     global_batch_size: PositiveInt = Field(64, description="particles per step over all workers together")
     learning_rates: LearningRates = LearningRates()
@@ -133,7 +161,7 @@ class TrainingConfig(Section):
     weight_decay: float = Field(1e-4, ge=0)
     gradient_clipping: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
     freeze_pose_epochs: float = Field(1.0, ge=0, description="keep the given poses this long before refining them")
-    freeze_latent_epochs: float = Field(1.0, ge=0, description="keep the first latents this long before refining them")
+    freeze_latent_epochs: float = Field(3.0, ge=0, description="keep the first latents this long before refining them")
     projection: Literal["lattice", "rays"] = Field(
         "lattice",
         description="lattice: one set of points for the batch, splatted; rays: the paper's reference, slow",
@@ -175,6 +203,13 @@ class RunConfig(Section):
             raise ValueError("training.checkpoint_every_steps must be a multiple of training.report_every_steps")
         if self.training.projection == "rays" and self.training.occupancy != "sphere":
             raise ValueError("training.projection: rays needs training.occupancy: sphere")
+        whole = self.training.projection == "lattice" and self.model.domain == "real"
+        if self.training.coarse_epochs and not whole:
+            raise ValueError("training.coarse_epochs needs training.projection: lattice and model.domain: real")
+        if (self.training.coarse_box or 0) % 2:
+            raise ValueError(f"training.coarse_box: {self.training.coarse_box} is odd; boxes are even")
+        if self.model.domain == "fourier" and self.model.decoder.form != "attention":
+            raise ValueError("model.domain: fourier needs model.decoder.form: attention")
         return self
 
 

@@ -5,6 +5,7 @@ shuffling shards, then rows inside shards, is a global shuffle; ``source_row`` m
 store is complete is written last.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from zarr.codecs import Crc32cCodec
 
 from cryoformer_dist.data.stored_particles import COLUMNS, StoredParticles, StoreLayout
 from cryoformer_dist.errors import StoreError, StoreNotFoundError
+from cryoformer_dist.physics.pose import Pose
 
 __all__ = ["PROGRESS_FOLDER", "SCHEMA_VERSION", "ParticleStore", "StoreLayout", "StoredParticles"]
 
@@ -140,6 +142,7 @@ class ParticleStore:
         self.attributes: dict[str, Any] = dict(group.attrs)
         self._arrays = {name: group[name] for name in ("images", *COLUMNS)}
         self._images = self._arrays["images"]
+        self._particles: StoredParticles | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -172,7 +175,8 @@ class ParticleStore:
         return cls(path, group)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self).open, (str(self.path),)
+        moved = None if self._particles is None else {"_particles": self._particles}
+        return type(self).open, (str(self.path),), moved
 
     def __len__(self) -> int:
         return int(self._images.shape[0])
@@ -239,6 +243,8 @@ class ParticleStore:
 
     def particles(self) -> StoredParticles:
         """Read every per-particle array (about 100 bytes a particle)."""
+        if self._particles is not None:
+            return self._particles
         columns = {name: self._read_column(name) for name in COLUMNS}
         group = columns["optics_group"]
         names = ("voltage_kv", "spherical_aberration_mm", "amplitude_contrast", "pixel_size_angstrom")
@@ -247,6 +253,12 @@ class ParticleStore:
             for name in names
         }
         return StoredParticles(**columns, **optics, has_poses=self.has_poses)
+
+    def with_pose(self, rows: NDArray[np.integer[Any]], pose: Pose) -> "ParticleStore":
+        """The same images, some of them at other poses; the files stay as they are."""
+        other = copy.copy(self)
+        other._particles = self.particles().with_pose(rows, pose)
+        return other
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Read every chunk of every array back through its checksum.

@@ -1,7 +1,7 @@
 """What a particle store holds beside the images, and how its rows are cut into chunks and shards."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,12 @@ class StoredParticles:
             rotation=torch.from_numpy(np.ascontiguousarray(self.rotation[rows])),
             shift_angstrom=torch.from_numpy(np.ascontiguousarray(self.shift_angstrom[rows])),
         )
+
+    def with_pose(self, rows: NDArray[np.integer[Any]], pose: Pose) -> "StoredParticles":
+        """The same particles, some rows at other poses."""
+        rotation, shift = self.rotation.copy(), self.shift_angstrom.copy()
+        rotation[rows], shift[rows] = pose.rotation.numpy(), pose.shift_angstrom.numpy()
+        return replace(self, rotation=rotation, shift_angstrom=shift)
 
     def ctf(self, rows: NDArray[np.integer[Any]] | slice = slice(None)) -> CTFParams:
         """CTF parameters of some rows as tensors."""

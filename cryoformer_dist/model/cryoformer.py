@@ -1,13 +1,18 @@
 """CryoFormer: latent vector to density anywhere in space."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from cryoformer_dist.config.schema import ModelConfig
+from cryoformer_dist.model.concatenation import ConcatenationDecoder
 from cryoformer_dist.model.decoder import DeformationDecoder, FoldedQueries
-from cryoformer_dist.model.encoders import DeformationEncoder, OrientationEncoder
+from cryoformer_dist.model.encoders import AlignedEncoder, DeformationEncoder, OrientationEncoder
 from cryoformer_dist.model.feature_volume import FeatureVolume
+from cryoformer_dist.physics.fourier import fourier_to_volume
+from cryoformer_dist.physics.grids import lattice_points
+
+_POINTS_AT_A_TIME = 2**16
 
 
 class CryoFormer(nn.Module):
@@ -19,15 +24,25 @@ class CryoFormer(nn.Module):
         Sizes and which encoders exist.
     box
         Side of the images in pixels.
+    spectrum
+        ``(shells,)`` root-mean-square amplitude per Fourier shell of the map to be expected; Fourier domain only.
     """
 
-    def __init__(self, config: ModelConfig, box: int) -> None:
+    def __init__(self, config: ModelConfig, box: int, spectrum: Tensor | None = None) -> None:
         super().__init__()
         self.box = box
+        self.domain = config.domain
+        spectrum = torch.ones(box // 2) if spectrum is None else spectrum
+        self.register_buffer("spectrum", spectrum, persistent=False)
+        self.spectrum: Tensor
         self.latent_dimensions = config.latent.dimensions
         decoder = config.decoder
         self.feature_volume = FeatureVolume(config.hash_grid, box, decoder.hidden_width)
-        self.decoder = DeformationDecoder(decoder)
+        self.decoder = (
+            DeformationDecoder(decoder, outputs=1 if config.domain == "real" else 2)
+            if decoder.form == "attention"
+            else ConcatenationDecoder(decoder)
+        )
         self.deformation_tokens = nn.Linear(config.latent.dimensions, decoder.queries * decoder.channels)
         # Unit-variance latents become unit-variance tokens.
         nn.init.normal_(self.deformation_tokens.weight, std=config.latent.dimensions**-0.5)
@@ -37,11 +52,16 @@ class CryoFormer(nn.Module):
             if config.latent.form == "encoder"
             else None
         )
+        self.latent_encoder = (
+            AlignedEncoder(config.latent.encoder, box, config.latent.dimensions)
+            if config.latent.form == "table_then_encoder"
+            else None
+        )
         self.orientation_encoder = (
-            OrientationEncoder(config.pose.encoder, box) if config.pose.form == "encoder" else None
+            OrientationEncoder(config.pose.encoder, box) if config.pose.form.startswith("encoder") else None
         )
 
-    def condition(self, latent: Float[Tensor, "particles dimensions"]) -> FoldedQueries:
+    def condition(self, latent: Float[Tensor, "particles dimensions"]) -> FoldedQueries | Tensor:
         """A conformation per latent vector, ready for `density`."""
         decoder = self.decoder
         tokens = self.deformation_tokens(latent)
@@ -49,10 +69,27 @@ class CryoFormer(nn.Module):
         return decoder.fold(decoder.queries(deformation))
 
     def density(
-        self, hidden: Float[Tensor, "*shared points hidden"], folded: FoldedQueries
+        self, hidden: Float[Tensor, "*shared points hidden"], folded: FoldedQueries | Tensor
     ) -> Float[Tensor, "particles points"]:
         """Density of each particle at points whose spatial feature is ``hidden``."""
+        if isinstance(folded, FoldedQueries):
+            assert isinstance(self.decoder, DeformationDecoder)
+            return self.decoder.density(hidden, folded)
+        assert isinstance(self.decoder, ConcatenationDecoder)
         return self.decoder.density(hidden, folded)
+
+    def coefficients(
+        self, points_shells: Float[Tensor, "particles points 3"], folded: FoldedQueries | Tensor
+    ) -> Complex[Tensor, "particles points"]:
+        """Transform of each particle's density at its own frequencies, in shells of the box (Fourier domain)."""
+        assert isinstance(self.decoder, DeformationDecoder)
+        assert isinstance(folded, FoldedQueries)
+        hidden = self.feature_volume(points_shells.reshape(-1, 3)).reshape(*points_shells.shape[:2], -1)
+        shell = points_shells.norm(dim=-1).clamp(max=len(self.spectrum) - 1.001)
+        below = shell.long()
+        share = shell - below
+        amplitude = torch.lerp(self.spectrum[below], self.spectrum[below + 1], share)
+        return self.decoder.coefficients(hidden, folded) * amplitude
 
     @torch.no_grad()
     def volumes(
@@ -72,8 +109,21 @@ class CryoFormer(nn.Module):
         flat_index
             Place of each point in ``volume.ravel()``; all other voxels are zero.
         """
+        if self.domain == "fourier":
+            return torch.stack([self._from_transform(self.condition(vector[None])) for vector in latent])
         hidden = self.feature_volume(points_pixels)
         maps = latent.new_zeros(len(latent), self.box**3)
         for state, vector in enumerate(latent):
             maps[state, flat_index] = self.density(hidden, self.condition(vector[None]))[0]
         return maps.reshape(-1, self.box, self.box, self.box)
+
+    def _from_transform(self, folded: FoldedQueries | Tensor) -> Float[Tensor, "box box box"]:
+        """One map, from its transform on the half space z >= 0."""
+        points = lattice_points(self.box).to(self.spectrum.device)
+        inside = points.square().sum(-1) <= (self.box / 2 - 1) ** 2
+        side = torch.where(points[inside, 2] < 0, -1.0, 1.0)
+        asked = (points[inside] * side[:, None])[None]
+        found = torch.cat([self.coefficients(part, folded)[0] for part in asked.split(_POINTS_AT_A_TIME, dim=1)])
+        transform = found.new_zeros(self.box**3)
+        transform[inside] = torch.complex(found.real, found.imag * side)
+        return fourier_to_volume(torch.fft.ifftshift(transform.reshape(self.box, self.box, self.box)))

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from cryoformer_dist.config.schema import DecoderConfig
@@ -96,9 +96,11 @@ class DeformationDecoder(nn.Module):
     ----------
     config
         Sizes.
+    outputs
+        Numbers per point: one for a density, two for a Fourier coefficient.
     """
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, outputs: int = 1) -> None:
         super().__init__()
         channels, hidden = config.channels, config.hidden_width
         self.temperature, self.density_scale = config.temperature, config.density_scale
@@ -108,7 +110,7 @@ class DeformationDecoder(nn.Module):
         nn.init.normal_(self.spatial_feature.weight, std=math.sqrt(2 / hidden))
         self.spatial_key, self.spatial_value = (orthogonal_linear(channels, channels) for _ in range(2))
         self.density_hidden = orthogonal_linear(channels, config.density_width, gain=1.4)
-        self.density_output = nn.Linear(config.density_width, 1)
+        self.density_output = nn.Linear(config.density_width, outputs)
 
     def queries(
         self, deformation: Float[Tensor, "particles queries channels"]
@@ -150,12 +152,22 @@ class DeformationDecoder(nn.Module):
         folded
             From `fold`.
         """
+        activation = self._activation(hidden, folded)
+        return (activation @ self.density_output.weight[0] + self.density_output.bias[0]) * self.density_scale
+
+    def coefficients(
+        self, hidden: Float[Tensor, "*shared points hidden"], folded: FoldedQueries
+    ) -> Complex[Tensor, "particles points"]:
+        """Fourier coefficient of each particle at each point, of unit scale; as `density`, for two outputs."""
+        return torch.view_as_complex(self.density_output(self._activation(hidden, folded)))
+
+    def _activation(self, hidden: Tensor, folded: FoldedQueries) -> Tensor:
+        """Hidden layer of the density at each point."""
         residual = self.density_hidden.weight @ self.spatial_feature.weight
         offset = self.density_hidden.weight @ self.spatial_feature.bias + self.density_hidden.bias
         shared = hidden @ residual.T + offset
         shared = shared if shared.dim() == 3 else shared[None].expand(len(folded.key), -1, -1)
-        activation = torch.relu(torch.baddbmm(shared, self.attention_map(hidden, folded), folded.value))
-        return (activation @ self.density_output.weight[0] + self.density_output.bias) * self.density_scale
+        return torch.relu(torch.baddbmm(shared, self.attention_map(hidden, folded), folded.value))
 
     def density_unfolded(
         self, hidden: Float[Tensor, "points hidden"], queries: Float[Tensor, "particles queries channels"]

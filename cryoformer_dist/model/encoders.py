@@ -71,6 +71,53 @@ class OrientationEncoder(nn.Module):
         return rotation_from_6d(numbers[:, :6]), numbers[:, 6:] * self._SHIFT_UNIT
 
 
+class AlignedEncoder(nn.Module):
+    """Centred, in-plane turned image and the direction it was seen from, to latent vector.
+
+    Not the paper's: its encoder sees neither pose, and learns the noise of its training images. This one is trained on
+    rendered images, of which there are as many as one likes.
+
+    Parameters
+    ----------
+    config
+        Depth (in residual blocks of two layers) and width.
+    box
+        Side of the images.
+    dimensions
+        Length of the latent vector.
+    """
+
+    def __init__(self, config: EncoderConfig, box: int, dimensions: int) -> None:
+        super().__init__()
+        width = config.width
+        self.first = nn.Linear(box * box + 12, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+            for _ in range(max(1, config.hidden_layers // 2))
+        )
+        self.output = nn.Linear(width, dimensions)
+
+    def forward(
+        self, images: Float[Tensor, "particles box box"], direction: Float[Tensor, "particles 3"]
+    ) -> Float[Tensor, "particles dimensions"]:
+        """Latent vector of each image.
+
+        Parameters
+        ----------
+        images
+            Centred and turned so that views from one direction look the same; unit variance.
+        direction
+            Unit vector of the beam in the molecule's frame.
+        """
+        products = (direction[:, :, None] * direction[:, None]).flatten(1)
+        # A few numbers beside a thousand pixels: scaled up so that they are heard.
+        activation = self.first(torch.cat([images.flatten(1), 3 * direction, 3 * products], dim=1))
+        for block in self.blocks:
+            activation = activation + block(activation)
+        latent: Tensor = self.output(torch.relu(activation))
+        return latent
+
+
 class DeformationEncoder(nn.Module):
     """Image to latent vector, normalised over the batch's history so that it starts at the prior's scale.
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from cryoformer_dist.physics.grids import centred_axis, half_plane_weight
+from cryoformer_dist.physics.grids import centred_axis, frequency_grid, half_plane_weight
 
 
 def image_to_fourier(images: Float[Tensor, "*batch box box"]) -> Complex[Tensor, "*batch box half"]:
@@ -29,6 +29,15 @@ def fourier_to_volume(
 ) -> Float[Tensor, "*batch box box box"]:
     """Inverse of `volume_to_fourier`; the imaginary part is rounding."""
     return torch.fft.fftshift(torch.fft.ifftn(coefficients, dim=(-3, -2, -1)).real, dim=(-3, -2, -1))
+
+
+def shifted(
+    coefficients: Complex[Tensor, "batch box half"], shift_pixels: Float[Tensor, "batch 2"]
+) -> Complex[Tensor, "batch box half"]:
+    """Half planes of images whose content is moved by ``(x, y)`` pixels."""
+    frequency = frequency_grid(coefficients.shape[-2]).to(shift_pixels.device)
+    turns = torch.einsum("hwi,bi->bhw", frequency, shift_pixels)
+    return coefficients * torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
 
 
 def crop_images(images: Float[Tensor, "*batch old old"], box: int) -> Float[Tensor, "*batch box box"]:
@@ -162,15 +171,28 @@ def fourier_shell_correlation(
         first, second = first * mask, second * mask
     box = first.shape[-1]
     a, b = volume_to_fourier(first.double()), volume_to_fourier(second.double())
-    axis = torch.fft.ifftshift(centred_axis(box))
-    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
-    shell = (z.square() + y.square() + x.square()).sqrt().round().long().ravel()
+    shell = _shells(box)
     cross = _shell_sum((a * b.conj()).real, shell, box)
     power = (_shell_sum(a.abs().square(), shell, box) * _shell_sum(b.abs().square(), shell, box)).sqrt()
     # Rounding leaves about 1e-32 of the strongest shell's power in shells that are empty.
     floor = power.max() * 1e-20
     correlation = torch.where(power > floor, cross / power.clamp_min(1e-300), torch.zeros_like(cross))
     return FSCCurve(correlation.float(), box, pixel_size_angstrom)
+
+
+def spectrum(voxels: Float[Tensor, "box box box"]) -> Float[Tensor, " shells"]:
+    """Root-mean-square amplitude of a map on Fourier shells ``0 .. box // 2 - 1``."""
+    box = voxels.shape[-1]
+    shell = _shells(box)
+    power = _shell_sum(volume_to_fourier(voxels.double()).abs().square(), shell, box)
+    return (power / _shell_sum(torch.ones(box**3, dtype=torch.float64), shell, box)).sqrt().float()
+
+
+def _shells(box: int) -> Tensor:
+    """Shell of every coefficient, zero frequency first, flattened."""
+    axis = torch.fft.ifftshift(centred_axis(box))
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    return (z.square() + y.square() + x.square()).sqrt().round().long().ravel()
 
 
 def _shell_sum(values: Tensor, shell: Tensor, box: int) -> Tensor:

@@ -145,3 +145,24 @@ def rotation_angle_deg(
     """Angle in degrees that turns one rotation into the other."""
     half_sine = (squared_frobenius(first, second) / 8).sqrt().clamp(max=1.0)
     return torch.rad2deg(2 * torch.asin(half_sine))
+
+
+def turned_in_plane(
+    images: Float[Tensor, "particles box box"], rotation: Float[Tensor, "particles 3 3"]
+) -> Float[Tensor, "particles box box"]:
+    """Images turned about their centre by minus RELION's psi, so that those of one viewing direction look the same.
+
+    Bilinear; what comes from outside the image is zero. For views along the pole rot and psi are one angle: then any.
+    """
+    box = images.shape[-1]
+    # With A = R_z(psi) B the third column of A is (-cos psi sin tilt, sin psi sin tilt, cos tilt).
+    psi = torch.atan2(rotation[:, 1, 2], -rotation[:, 0, 2])
+    cosine, sine = torch.cos(psi), torch.sin(psi)
+    # A pixel u of the turned image shows the image's content at R_z(psi) u.
+    turn = torch.stack([torch.stack([cosine, sine], dim=-1), torch.stack([-sine, cosine], dim=-1)], dim=1)
+    axis = torch.arange(box, device=images.device) - box // 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    source = torch.einsum("bij,hwj->bhwi", turn, torch.stack([x, y], dim=-1).to(images.dtype))
+    # The sampler counts from -1 to 1 between the outer edges of the pixels.
+    position = (2 * (source + box // 2) + 1) / box - 1
+    return torch.nn.functional.grid_sample(images[:, None], position, align_corners=False)[:, 0]

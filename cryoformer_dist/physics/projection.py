@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from cryoformer_dist.physics.fourier import crop_half_plane, image_to_fourier
-from cryoformer_dist.physics.grids import centred_axis
+from cryoformer_dist.physics.fourier import crop_half_plane, image_to_fourier, shifted
+from cryoformer_dist.physics.grids import centred_axis, frequency_grid
 
 OVERSAMPLING = 2
 _TAPS = 4
@@ -85,6 +85,35 @@ def project_rays(
     inside = points.square().sum(-1) <= radius_pixels**2
     density = torch.where(inside, density_at(points), 0.0)
     return image_to_fourier(density.reshape(-1, box, box, box).sum(1))
+
+
+def project_slices(
+    coefficient_at: Callable[[Float[Tensor, "particles points 3"]], Complex[Tensor, "particles points"]],
+    rotation: Float[Tensor, "particles 3 3"],
+    shift_pixels: Float[Tensor, "particles 2"],
+    box: int,
+) -> Complex[Tensor, "particles box half"]:
+    """Central slices of a transform that is known at any frequency: Fourier-domain rivals, and our ablation.
+
+    Parameters
+    ----------
+    coefficient_at
+        Transform of each particle's density at its own frequencies ``(x, y, z)``, in shells of the box; asked only for
+        ``z >= 0``, since a real density has the conjugate at ``-k``.
+    rotation
+        ``(particles, 3, 3)``: A of each particle, times a magnification if pixel sizes differ.
+    shift_pixels, box
+        As in `project_points`.
+    """
+    grid = frequency_grid(box).to(rotation.device) * box
+    inside = grid.square().sum(-1) <= (box / 2 - 1) ** 2
+    points = torch.einsum("pi,bij->bpj", grid[inside], rotation[:, :2])
+    side = torch.where(points[..., 2] < 0, -1.0, 1.0)
+    found = coefficient_at(points * side[..., None])
+    values = torch.complex(found.real, found.imag * side)
+    plane = values.new_zeros(len(rotation), *inside.shape)
+    plane[:, inside] = values
+    return shifted(plane, shift_pixels)
 
 
 def _bspline(fraction: Tensor) -> list[Tensor]:

@@ -1,5 +1,7 @@
 """Gradients across workers: the one seam between the loop and DeepSpeed or plain torch."""
 
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,17 +36,21 @@ class Engine(Protocol):
 
 
 def parameter_groups(module: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """Optimiser groups: the hash table, the encoders, everything else, each with its peak rate."""
+    """Optimiser groups: the hash table, everything else, and each encoder, each with its peak rate.
+
+    What takes part in a stage and what does not are never in one group.
+    """
     rates = config.learning_rates
     groups: dict[str, dict[str, Any]] = {
         # Table entries that a step does not touch must not move: no decay, and an epsilon far below their gradients.
         "hash_grid": {"lr": rates.hash_grid, "weight_decay": 0.0, "eps": 1e-15},
         "network": {"lr": rates.network, "weight_decay": config.weight_decay},
-        "encoder": {"lr": rates.encoder, "weight_decay": config.weight_decay},
     }
+    encoder = {"lr": rates.encoder, "weight_decay": config.weight_decay}
     for name, parameter in module.named_parameters():
-        kind = "hash_grid" if "grid.table" in name else "encoder" if "_encoder." in name else "network"
-        groups[kind].setdefault("params", []).append(parameter)
+        encoders = [part for part in name.split(".") if part.endswith("_encoder")]
+        kind = "hash_grid" if "grid.table" in name else encoders[0] if encoders else "network"
+        groups.setdefault(kind, dict(encoder)).setdefault("params", []).append(parameter)
     return [{**group, "peak_lr": group["lr"]} for group in groups.values() if "params" in group]
 
 
@@ -52,9 +58,11 @@ def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(parameter_groups(module, config), betas=(0.9, 0.99), fused=True)
 
 
-def _set_rates(optimizer: Any, factor: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
+def _set_rates(optimizer: Any, factor: float, taking_part: Collection[int] | None = None) -> None:
+    """Every group's rate, zero for groups that take no part (by number; ``None``: all do)."""
+    for number, group in enumerate(optimizer.param_groups):
+        resting = taking_part is not None and number not in taking_part
+        group["lr"] = 0.0 if resting else group["peak_lr"] * factor
 
 
 def place_in_world() -> tuple[int, int]:
@@ -121,9 +129,10 @@ class TorchEngine:
 
     def _average_gradients(self) -> None:
         for parameter in self._module.parameters():
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            torch.distributed.all_reduce(gradient)
-            parameter.grad = gradient / self.world
+            # A part that takes no part in the stage has none, on every rank: zeros would let weight decay act on it.
+            if parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.world
 
     def save(self, folder: Path) -> None:
         """See `Engine`."""
@@ -177,7 +186,12 @@ class DeepSpeedEngine:
             # A client optimiser is ours to choose; ZeRO only asks to be told so.
             "zero_allow_untested_optimizer": True,
         }
-        self._engine, *_ = deepspeed.initialize(model=module, optimizer=_optimizer(module, config), config=settings)
+        optimizer = _optimizer(module, config)
+        self._taking_part: set[int] = set()
+        for number, group in enumerate(optimizer.param_groups):
+            for parameter in group["params"]:
+                parameter.register_post_accumulate_grad_hook(partial(self._takes_part, number))
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self.rank, self.world = place_in_world()
         self.device = device
 
@@ -187,9 +201,14 @@ class DeepSpeedEngine:
 
     def step(self, loss: Tensor, learning_rate_factor: float) -> None:
         """See `Engine`."""
+        self._taking_part.clear()
         self._engine.backward(loss)
-        _set_rates(self._engine.optimizer, learning_rate_factor)
+        # It makes zeros of absent gradients: only a rate of zero keeps momentum and weight decay off what has none.
+        _set_rates(self._engine.optimizer, learning_rate_factor, self._taking_part)
         self._engine.step()
+
+    def _takes_part(self, group: int, _: Tensor) -> None:
+        self._taking_part.add(group)
 
     def save(self, folder: Path) -> None:
         """See `Engine`."""

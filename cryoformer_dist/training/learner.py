@@ -14,6 +14,7 @@ from cryoformer_dist.physics.pose import Pose, rotation_from_6d, sixd_from_rotat
 from cryoformer_dist.training.engine import gather_rows
 from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.occupancy import Lattice
+from cryoformer_dist.training.stages import Stage
 from cryoformer_dist.training.tables import RowTable
 
 
@@ -55,6 +56,8 @@ class Learner:
         Where it all lives.
     first_latents
         ``(rows, dimensions)`` of the latent table; drawn from the prior when ``None``.
+    spectrum
+        ``(shells,)`` amplitude of the map to be expected; Fourier domain only.
     """
 
     def __init__(
@@ -66,28 +69,48 @@ class Learner:
         lattice: Lattice,
         device: torch.device,
         first_latents: Tensor | None = None,
+        spectrum: Tensor | None = None,
     ) -> None:
         torch.manual_seed(config.training.seed)
         self.config = config
         self.device = device
-        self.objectives = Objectives(config, box, pixel_size_angstrom, lattice.to(device)).to(device)
+        self.objectives = Objectives(config, box, pixel_size_angstrom, lattice.to(device), spectrum).to(device)
         self.tables = _initial_tables(config, particles, device, first_latents)
 
-    def inputs(self, batch: ParticleBatch, epoch: float) -> Inputs:
+    def inputs(self, stage: Stage, batch: ParticleBatch, epoch: float) -> Inputs:
         """Read the tables' rows of a batch, as far as they take part at this point of training.
 
         Parameters
         ----------
+        stage
+            Of the run.
         batch
             Particles of the step.
         epoch
             How many epochs of the stage are done, with fraction.
         """
         leaves: dict[str, Tensor] = {}
-        latent = self._latent(batch, leaves, epoch >= self.config.training.freeze_latent_epochs)
-        refining = epoch >= self.config.training.freeze_pose_epochs
-        pose = self._pose(batch, leaves) if refining else batch.pose
+        if stage.kind == "pose_pretraining":
+            return Inputs(None, None, leaves)
+        if stage.kind == "pose_encoding":
+            return Inputs(self._no_latent(batch), None, leaves)
+        fits = stage.kind == "reconstruction"
+        latent = self._latent(batch, leaves, fits and epoch >= self.config.training.freeze_latent_epochs)
+        pose = self._pose(batch, leaves, fits and epoch >= self.config.training.freeze_pose_epochs)
         return Inputs(latent, pose, leaves)
+
+    @property
+    def hands_poses_over(self) -> bool:
+        """Whether the pose table starts from the orientation encoder."""
+        return self.config.model.pose.form == "encoder_then_table"
+
+    @torch.no_grad()
+    def take_encoded_poses(self, batch: ParticleBatch) -> None:
+        """Set the pose table's rows of a batch, on every rank those of all ranks, to what the encoder sees."""
+        pose = self.objectives.encode_pose(batch)
+        for name, values in (("rotation", sixd_from_rotation(pose.rotation)), ("shift_angstrom", pose.shift_angstrom)):
+            rows, gathered = gather_rows(batch.row, values)
+            self.tables[name].values[rows] = gathered
 
     def update_tables(self, batch: ParticleBatch, leaves: dict[str, Tensor], factor: float) -> None:
         """Move the rows of a batch, on every rank those of all ranks."""
@@ -123,22 +146,27 @@ class Learner:
         if form == "encoder":
             return None
         if form == "none":
-            return torch.zeros(len(batch), self.config.model.latent.dimensions, device=self.device)
+            return self._no_latent(batch)
         latent = self.tables["latent"].read(batch.row)
         if not refining:
             return latent.detach()
         leaves["latent"] = latent
         return latent
 
-    def _pose(self, batch: ParticleBatch, leaves: dict[str, Tensor]) -> Pose | None:
+    def _no_latent(self, batch: ParticleBatch) -> Tensor:
+        return torch.zeros(len(batch), self.config.model.latent.dimensions, device=self.device)
+
+    def _pose(self, batch: ParticleBatch, leaves: dict[str, Tensor], refining: bool) -> Pose | None:
         form = self.config.model.pose.form
-        if form == "encoder":
-            return None
         if form == "given":
             return batch.pose
-        leaves["rotation"] = self.tables["rotation"].read(batch.row)
-        leaves["shift_angstrom"] = self.tables["shift_angstrom"].read(batch.row)
-        return Pose(rotation_from_6d(leaves["rotation"]), leaves["shift_angstrom"])
+        if form == "encoder":
+            return None if refining else batch.pose
+        rotation, shift = (self.tables[name].read(batch.row) for name in ("rotation", "shift_angstrom"))
+        if not refining:
+            return Pose(rotation_from_6d(rotation.detach()), shift.detach())
+        leaves["rotation"], leaves["shift_angstrom"] = rotation, shift
+        return Pose(rotation_from_6d(rotation), shift)
 
 
 def table_rate(name: str, rates: LearningRates) -> float:
@@ -151,12 +179,12 @@ def _initial_tables(
 ) -> dict[str, RowTable]:
     """Latents as given or drawn from their prior, poses as given."""
     tables = {}
-    if config.model.latent.form == "table":
+    if config.model.latent.form in ("table", "table_then_encoder"):
         if latent is None:
             generator = torch.Generator().manual_seed(config.training.seed)
             latent = torch.randn(len(particles.source_row), config.model.latent.dimensions, generator=generator)
         tables["latent"] = RowTable(latent.to(device))
-    if config.model.pose.form == "table":
+    if config.model.pose.form in ("table", "encoder_then_table"):
         rotation = torch.from_numpy(particles.rotation)
         tables["rotation"] = RowTable(sixd_from_rotation(rotation).to(device))
         tables["shift_angstrom"] = RowTable(torch.from_numpy(particles.shift_angstrom).to(device))

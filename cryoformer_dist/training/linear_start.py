@@ -17,30 +17,46 @@ from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import comparable_frequencies, crop_images, image_to_fourier
-from cryoformer_dist.physics.grids import frequency_grid, half_plane_weight, lattice_points
+from cryoformer_dist.physics.grids import frequency_grid, half_plane_weight
 from cryoformer_dist.physics.projection import project_points
+from cryoformer_dist.training.occupancy import Lattice
 
 _PIXEL_ANGSTROM = 14.0
 _SMALLEST_BOX = 16
 _SAMPLE = 10_000
-_ROUNDS = 3
+_ROUNDS = 6
 _DESCENTS = 3
 _BLOCK = 256
+# Density values per block of a fit: blocks that leave the processor's cache take twice as long per image.
+_BLOCK_VALUES = 2**17
 
 
 @dataclass(frozen=True, slots=True)
-class _Images:
-    """Low-resolution images in units of their noise, ready to be compared with projections."""
+class NoisyImages:
+    """Images in units of their noise, ready to be compared with projections.
+
+    Attributes
+    ----------
+    coefficients
+        ``(particles, box, half)`` complex half planes.
+    transfer
+        ``(particles, box, half)`` CTF.
+    rotation
+        ``(particles, 3, 3)``, times the magnification where pixel sizes differ.
+    shift_pixels
+        ``(particles, 2)``: where the content has moved to.
+    """
 
     coefficients: Tensor
     transfer: Tensor
     rotation: Tensor
     shift_pixels: Tensor
 
-    def blocks(self) -> Iterator[tuple[slice, "_Images"]]:
-        for start in range(0, len(self.rotation), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            yield part, _Images(*(getattr(self, field.name)[part] for field in fields(self)))
+    def blocks(self, size: int) -> Iterator[tuple[slice, "NoisyImages"]]:
+        """So many particles at a time, with their places."""
+        for start in range(0, len(self.rotation), size):
+            part = slice(start, start + size)
+            yield part, NoisyImages(*(getattr(self, field.name)[part] for field in fields(self)))
 
 
 def linear_latents(
@@ -69,30 +85,40 @@ def linear_latents(
         Called with rounds done and in all.
     """
     box = _coarse_box(store)
-    points = _coarse_points(mask, box)
-    model = _LinearModel(points, box)
-    sample = _load(store, rows[:: max(1, len(rows) // _SAMPLE)], box)
+    size = mask.shape[-1]
+    points = Lattice.of(mask, 1, seed).coarsened(size, box).points_pixels * (box / size)
+    model = LinearModel(points, box)
+    sample = load_images(store, rows[:: max(1, len(rows) // _SAMPLE)], box)
     latent = torch.randn(len(sample.rotation), dimensions, generator=torch.Generator().manual_seed(seed))
     maps = torch.zeros(dimensions + 1, len(points))
     for done in range(_ROUNDS):
         maps = model.fit_maps(sample, latent, maps)
-        latent = _whitened(model.fit_latents(sample, maps))
+        latent = whitened(model.fit_latents(sample, maps))
         if progress is not None:
             progress(done + 1, _ROUNDS)
     maps = model.fit_maps(sample, latent, maps)
     # The rest of the particles in blocks: their images do not fit in memory together.
     parts = [rows[start : start + _SAMPLE] for start in range(0, len(rows), _SAMPLE)]
-    return _whitened(torch.cat([model.fit_latents(_load(store, part, box), maps) for part in parts]))
+    return whitened(torch.cat([model.fit_latents(load_images(store, part, box), maps) for part in parts]))
 
 
-class _LinearModel:
-    """Images as ``CTF * projection(maps[0] + latent @ maps[1:])``."""
+class LinearModel:
+    """Images as ``CTF * projection(maps[0] + latent @ maps[1:])``.
+
+    Parameters
+    ----------
+    points
+        ``(points, 3)`` pixels about the centre: where maps may have density.
+    box
+        Side of the images in pixels.
+    """
 
     def __init__(self, points: Tensor, box: int) -> None:
         self._points, self._box = points, box
+        self._block = max(4, _BLOCK_VALUES // len(points))
         self._weight = comparable_frequencies(box) * half_plane_weight(box) / box**2
 
-    def fit_maps(self, images: _Images, latent: Tensor, start: Tensor) -> Tensor:
+    def fit_maps(self, images: NoisyImages, latent: Tensor, start: Tensor) -> Tensor:
         """Least-squares maps at given coordinates, by a few steps of conjugate gradients from ``start``."""
         mixing = torch.nn.functional.pad(latent, (1, 0), value=1.0)
         maps = start.clone()
@@ -108,14 +134,14 @@ class _LinearModel:
             direction = residual + (energy / previous) * direction
         return maps
 
-    def fit_latents(self, images: _Images, maps: Tensor) -> Tensor:
+    def fit_latents(self, images: NoisyImages, maps: Tensor) -> Tensor:
         """Most probable coordinates of each particle at given maps, under a unit Gaussian prior."""
         count = len(maps) - 1
         found = []
-        for _, block in images.blocks():
-            particles = len(block.rotation)
-            everything = self._project(block, maps.repeat(particles, 1), repeat=count + 1)
-            predicted = everything.reshape(particles, count + 1, *everything.shape[1:])
+        for _, block in images.blocks(self._block):
+            # One map at a time: positions of all points in all images are large.
+            everyone = (len(block.rotation), -1)
+            predicted = torch.stack([self._project(block, one.expand(everyone)) for one in maps], dim=1)
             residual = block.coefficients - predicted[:, 0]
             modes = predicted[:, 1:]
             weighted = modes.conj() * self._weight
@@ -124,16 +150,14 @@ class _LinearModel:
             found.append(torch.linalg.solve(gram, match))
         return torch.cat(found)
 
-    def _project(self, block: _Images, density: Tensor, repeat: int = 1) -> Tensor:
-        rotation, shift, transfer = (
-            values.repeat_interleave(repeat, 0) for values in (block.rotation, block.shift_pixels, block.transfer)
-        )
-        return project_points(density, self._points, rotation, shift, self._box) * transfer
+    def _project(self, block: NoisyImages, density: Tensor) -> Tensor:
+        projection = project_points(density, self._points, block.rotation, block.shift_pixels, self._box)
+        return projection * block.transfer
 
-    def _gradient(self, images: _Images, mixing: Tensor, maps: Tensor, with_data: bool) -> Tensor:
+    def _gradient(self, images: NoisyImages, mixing: Tensor, maps: Tensor, with_data: bool) -> Tensor:
         """Slope of half the squared error in the maps; without data, the error's curvature applied to the maps."""
         total = torch.zeros_like(maps)
-        for part, block in images.blocks():
+        for part, block in images.blocks(self._block):
             density = (mixing[part] @ maps).requires_grad_(True)
             difference = self._project(block, density)
             if with_data:
@@ -149,18 +173,8 @@ def _coarse_box(store: ParticleStore) -> int:
     return min(store.box_size, max(_SMALLEST_BOX, wanted))
 
 
-def _coarse_points(mask: Tensor, box: int) -> Tensor:
-    """Coarse lattice points in or beside the mask."""
-    size = mask.shape[-1]
-    occupied = lattice_points(size)[mask.ravel()] * (box / size)
-    near = torch.zeros(box, box, box, dtype=torch.bool)
-    x, y, z = (occupied.round().long() + box // 2).clamp(0, box - 1).unbind(-1)
-    near[z, y, x] = True
-    return lattice_points(box)[near.ravel()]
-
-
-def _load(store: ParticleStore, rows: Rows, box: int) -> _Images:
-    """Cropped transforms of some particles; float32 of 16 to 24 pixels, a kilobyte or two each."""
+def load_images(store: ParticleStore, rows: Rows, box: int) -> NoisyImages:
+    """Transforms of some particles, cropped to a box; of 16 to 24 pixels a kilobyte or two each."""
     particles = store.particles()
     pixel = torch.from_numpy(particles.pixel_size_angstrom[rows]) * (store.box_size / box)
     scale = store.box_size / box
@@ -172,7 +186,7 @@ def _load(store: ParticleStore, rows: Rows, box: int) -> _Images:
     pose = particles.pose(rows)
     frequency = frequency_grid(box)[None] / pixel[:, None, None, None]
     magnification = (store.pixel_size_angstrom * store.box_size / box) / pixel
-    return _Images(
+    return NoisyImages(
         coefficients=torch.cat(images),
         transfer=contrast_transfer_function(particles.ctf(rows), frequency),
         rotation=pose.rotation * magnification[:, None, None],
@@ -180,7 +194,7 @@ def _load(store: ParticleStore, rows: Rows, box: int) -> _Images:
     )
 
 
-def _whitened(latent: Tensor) -> Tensor:
+def whitened(latent: Tensor) -> Tensor:
     """Uncorrelated coordinates of mean 0 and variance 1, the strongest first."""
     centred = latent - latent.mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))

@@ -12,22 +12,15 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from cryoformer_dist.config.schema import RunConfig, TrainingConfig
+from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.data.batch import BatchSource, ParticleBatch
 from cryoformer_dist.data.order import ParticleOrder, Rows
 from cryoformer_dist.errors import ConfigError, TrainingError
 from cryoformer_dist.training.checkpoint import Checkpoint, Position, write_checkpoint
 from cryoformer_dist.training.engine import Engine, gather_rows, sum_over_ranks
-from cryoformer_dist.training.learner import Inputs, Learner
+from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.progress import MetricsFile, Reporter, Stopwatch, memory_gib
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A part of training with one objective."""
-
-    kind: str
-    epochs: int
+from cryoformer_dist.training.stages import Stage, stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +40,6 @@ class TrainingData:
     rows: Rows
     shard_rows: int
     batches: BatchSource
-
-
-def stages(config: RunConfig) -> list[Stage]:
-    """Pose pre-training when an encoder is to learn the given poses, then reconstruction."""
-    training = config.training
-    found = [Stage("reconstruction", training.epochs)]
-    if config.model.pose.form == "encoder" and training.pose_pretraining_epochs:
-        found.insert(0, Stage("pose_pretraining", training.pose_pretraining_epochs))
-    return found
 
 
 def particles_per_rank(training: TrainingConfig, world: int, particles: int) -> int:
@@ -144,6 +128,8 @@ class _Session:
         """Go through what is left of a stage."""
         start = self.position
         seed = (self.training.seed, start.stage)
+        if stage.kind == "reconstruction" and start.stage_step == 0 and self.learner.hands_poses_over:
+            self._fill_pose_table(seed)
         order = ParticleOrder(self.data.rows, self.data.shard_rows, seed, stage.epochs, start.consumed)
         world = self.engine.world
         steps = start.stage_step + math.ceil(order.rows_per_rank(world) / self.batch_size)
@@ -163,6 +149,15 @@ class _Session:
         if float(self.totals[2]):
             self._report(stage, stage.epochs - 1, steps)
 
+    def _fill_pose_table(self, seed: tuple[int, int]) -> None:
+        """Start the pose table where the trained encoder puts the particles, each rank its share of them."""
+        rank, world = self.engine.rank, self.engine.world
+        # One epoch leaves out the rows that do not divide by the ranks: the last row again makes them divide.
+        rows = np.pad(self.data.rows, (0, -len(self.data.rows) % world), mode="edge")
+        order = ParticleOrder(rows, self.data.shard_rows, seed, 1, ())
+        for batch in self.data.batches(order, rank, world, self.batch_size):
+            self.learner.take_encoded_poses(batch.to(self.engine.device))
+
     def finish(self) -> None:
         """Keep the last state, if the schedule has not just done so."""
         if self.checkpointed != self.position.step:
@@ -180,13 +175,13 @@ class _Session:
     def _step(self, stage: Stage, batch: ParticleBatch, progress: float) -> None:
         learner, step = self.learner, self.position.step
         epoch = progress * stage.epochs
-        # Pre-training looks at images and given poses alone.
-        fit = stage.kind == "reconstruction"
-        inputs = learner.inputs(batch, epoch) if fit else Inputs(None, None, {})
+        inputs = learner.inputs(stage, batch, epoch)
         copies = len(learner.objectives.lattice.offsets_pixels)
-        # Drawn from the step alone: equal on all ranks, and nothing to keep for a resume.
+        # Drawn from the step alone: nothing to keep for a resume. The lattice is the same on all ranks, noise is not.
         copy = int(np.random.default_rng([self.training.seed, step]).integers(copies))
-        errors, latent = self.engine.forward(stage.kind, batch, inputs.latent, inputs.pose, copy)
+        noise_seed = int(np.random.default_rng([self.training.seed, step, self.engine.rank]).integers(2**31))
+        coarse = epoch < self.training.coarse_epochs
+        errors, latent = self.engine.forward(stage.kind, batch, inputs.latent, inputs.pose, copy, noise_seed, coarse)
         prior = latent.square().sum(-1) / learner.objectives.box**2
         loss = (errors + learner.config.model.latent.prior * prior).mean()
         self._refuse_non_finite(loss, errors, batch)

@@ -1,22 +1,30 @@
 """What the two stages minimise."""
 
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.model.cryoformer import CryoFormer
+from cryoformer_dist.model.hash_grid import LatticeOperator
 from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import (
     comparable_frequencies,
+    crop_half_plane,
     fourier_to_image,
     image_to_fourier,
     mean_squared_error_half_plane,
+    shifted,
 )
 from cryoformer_dist.physics.grids import frequency_grid
-from cryoformer_dist.physics.pose import Pose
-from cryoformer_dist.physics.projection import project_points, project_rays
+from cryoformer_dist.physics.pose import Pose, turned_in_plane
+from cryoformer_dist.physics.projection import project_points, project_rays, project_slices
 from cryoformer_dist.training.occupancy import Lattice
+from cryoformer_dist.training.stages import StageKind
 
 
 class Objectives(nn.Module):
@@ -32,31 +40,44 @@ class Objectives(nn.Module):
         Of the map.
     lattice
         Where density is evaluated.
+    spectrum
+        ``(shells,)`` amplitude of the map to be expected; Fourier domain only.
     """
 
-    def __init__(self, config: RunConfig, box: int, pixel_size_angstrom: float, lattice: Lattice) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        box: int,
+        pixel_size_angstrom: float,
+        lattice: Lattice,
+        spectrum: Tensor | None = None,
+    ) -> None:
         super().__init__()
-        self.model = CryoFormer(config.model, box)
+        self.model = CryoFormer(config.model, box, spectrum)
         self.box, self.pixel_size_angstrom = box, pixel_size_angstrom
         self.projection = config.training.projection
         self.lattice = lattice
-        self.operators = [
-            self.model.feature_volume.lattice(lattice.points_pixels + offset) for offset in lattice.offsets_pixels
-        ]
-        self.register_buffer("weight", comparable_frequencies(box), persistent=False)
-        self.register_buffer("frequency", frequency_grid(box), persistent=False)
-        self.weight: Tensor
-        self.frequency: Tensor
+        self.fine = _Sampling.of(self.model, box, box, lattice)
+        coarse_box = config.training.coarse_box or box // 2
+        coarse = config.training.coarse_epochs > 0
+        self.coarse = _Sampling.of(self.model, box, coarse_box, lattice.coarsened(box, coarse_box)) if coarse else None
 
     def forward(
-        self, stage: str, batch: ParticleBatch, latent: Tensor | None, pose: Pose | None, copy: int
+        self,
+        stage: StageKind,
+        batch: ParticleBatch,
+        latent: Tensor | None,
+        pose: Pose | None,
+        copy: int,
+        noise_seed: int = 0,
+        coarse: bool = False,
     ) -> tuple[Float[Tensor, " particles"], Float[Tensor, "particles dimensions"]]:
         """Loss of each particle, and its latent vector.
 
         Parameters
         ----------
         stage
-            ``pose_pretraining`` or ``reconstruction``.
+            What to minimise.
         batch
             Images and metadata.
         latent
@@ -65,22 +86,43 @@ class Objectives(nn.Module):
             Poses to render at, or ``None`` to encode the images.
         copy
             Which shifted copy of the lattice to use.
+        noise_seed
+            Of the noise on rendered images.
+        coarse
+            Compare images at low frequencies only, with the density on a coarser lattice.
         """
         if stage == "pose_pretraining":
             error = pose_loss(self.encode_pose(batch), batch.pose, self.box * self.pixel_size_angstrom)
             return error, error.new_zeros(len(error), self.model.latent_dimensions)
         pose = self.encode_pose(batch) if pose is None else pose
-        latent = self.encode_latent(batch) if latent is None else latent
-        transfer = self._transfer(batch)
-        residual = self.render(latent, pose, batch, copy) * transfer - image_to_fourier(batch.images)
-        return mean_squared_error_half_plane(residual, self.weight), latent
+        if stage == "latent_distillation":
+            assert latent is not None
+            error = self._distillation_error(batch, latent, pose, copy, noise_seed)
+            return error, torch.zeros_like(latent)
+        latent = self.encode_latent(batch, pose) if latent is None else latent
+        sampling = self.coarse if coarse and self.coarse is not None else self.fine
+        images = crop_half_plane(image_to_fourier(batch.images), sampling.box)
+        residual = self.render(latent, pose, batch, copy, sampling) * self._transfer(batch, sampling) - images
+        # Mean over the pixels of the whole image: at low frequencies alone the likelihood must not weigh more.
+        share = (sampling.box / self.box) ** 4
+        return mean_squared_error_half_plane(residual, sampling.weight) * share, latent
 
-    def render(self, latent: Tensor, pose: Pose, batch: ParticleBatch, copy: int) -> Tensor:
+    def render(
+        self, latent: Tensor, pose: Pose, batch: ParticleBatch, copy: int, sampling: "_Sampling | None" = None
+    ) -> Tensor:
         """Half-plane transform of each particle's projection, before the CTF."""
+        sampling = sampling or self.fine
         pixel = batch.pixel_size_angstrom[:, None]
         magnification = self.pixel_size_angstrom / pixel
         shift_pixels = -pose.shift_angstrom / pixel
         folded = self.model.condition(latent)
+        if self.model.domain == "fourier":
+
+            def coefficient_at(shells: Tensor) -> Tensor:
+                return self.model.coefficients(shells, folded)
+
+            slices = project_slices(coefficient_at, pose.rotation * magnification[..., None], shift_pixels, self.box)
+            return slices * magnification.square()[..., None]
         if self.projection == "rays":
 
             def density_at(points: Tensor) -> Tensor:
@@ -90,11 +132,13 @@ class Objectives(nn.Module):
             # Rounding must not drop points on the sphere's face, which the lattice has.
             radius_pixels = self.box / 2 - 1 + 1e-3
             return project_rays(density_at, rotation, shift_pixels, self.box, radius_pixels)
-        hidden = self.model.feature_volume.at_lattice(self.operators[copy])
-        points = self.lattice.points_pixels + self.lattice.offsets_pixels[copy]
-        density = self.model.density(hidden, folded) * magnification.square()
+        spacing = self.box / sampling.box
+        hidden = self.model.feature_volume.at_lattice(sampling.operators[copy])
+        points = (sampling.lattice.points_pixels + sampling.lattice.offsets_pixels[copy]) / spacing
+        # A coarse point stands for all the fine ones in its cell.
+        density = self.model.density(hidden, folded) * (magnification.square() * spacing**3)
         rotation = pose.rotation * magnification[..., None]
-        return project_points(density, points, rotation, shift_pixels, self.box)
+        return project_points(density, points, rotation, shift_pixels / spacing, sampling.box)
 
     def encode_pose(self, batch: ParticleBatch) -> Pose:
         """Pose of each particle as the orientation encoder sees it (paper, section 3.2)."""
@@ -103,19 +147,37 @@ class Objectives(nn.Module):
         rotation, shift = self.model.orientation_encoder(self._encoder_input(batch))
         return Pose(rotation, shift * (self.box * self.pixel_size_angstrom))
 
-    def encode_latent(self, batch: ParticleBatch) -> Tensor:
-        """Latent vector of each particle as the deformation encoder sees it."""
-        if self.model.deformation_encoder is None:
-            raise ValueError("this model has no deformation encoder: set model.latent.form to encoder")
-        latent: Tensor = self.model.deformation_encoder(self._encoder_input(batch))
-        return latent
+    def encode_latent(self, batch: ParticleBatch, pose: Pose) -> Tensor:
+        """Latent vector of each particle as the model's encoder sees it; the paper's does not look at the pose."""
+        model = self.model
+        if model.latent_encoder is not None:
+            return cast(Tensor, model.latent_encoder(self._aligned_images(batch, pose), pose.rotation[:, 2]))
+        if model.deformation_encoder is None:
+            raise ValueError("this model has no latent encoder: set model.latent.form to encoder or table_then_encoder")
+        return cast(Tensor, model.deformation_encoder(self._encoder_input(batch)))
+
+    def _distillation_error(
+        self, batch: ParticleBatch, latent: Tensor, pose: Pose, copy: int, noise_seed: int
+    ) -> Float[Tensor, " particles"]:
+        """How far the encoder is from the latents of rendered, noisy images.
+
+        Every pass pairs conformations with other particles' poses and CTF, so no two images are the same and there is
+        nothing to memorise.
+        """
+        with torch.no_grad():
+            latent = latent.roll(1, 0)
+            rendered = self.render(latent, pose, batch, copy) * self._transfer(batch)
+            generator = torch.Generator(latent.device).manual_seed(noise_seed)
+            noise = torch.randn(batch.images.shape, generator=generator, device=latent.device)
+            images = fourier_to_image(rendered, self.box) + noise
+        return (self.encode_latent(replace(batch, images=images), pose) - latent).square().mean(-1)
 
     def _hidden_at(self, points: Tensor) -> Tensor:
         hidden: Tensor = self.model.feature_volume(points.reshape(-1, 3))
         return hidden.reshape(*points.shape[:2], -1)
 
-    def _transfer(self, batch: ParticleBatch) -> Tensor:
-        frequency = self.frequency[None] / batch.pixel_size_angstrom[:, None, None, None]
+    def _transfer(self, batch: ParticleBatch, sampling: "_Sampling | None" = None) -> Tensor:
+        frequency = (sampling or self.fine).frequency[None] / batch.pixel_size_angstrom[:, None, None, None]
         return contrast_transfer_function(batch.ctf, frequency)
 
     def _encoder_input(self, batch: ParticleBatch) -> Tensor:
@@ -123,6 +185,43 @@ class Objectives(nn.Module):
         flipped = image_to_fourier(batch.images) * self._transfer(batch).sign()
         images = fourier_to_image(flipped, self.box)
         return images / images.std(dim=(-2, -1), keepdim=True).clamp_min(1e-6)
+
+    def _aligned_images(self, batch: ParticleBatch, pose: Pose) -> Tensor:
+        """CTF-weighted images, centred, turned in the image plane until only the viewing direction tells them apart."""
+        pixel = batch.pixel_size_angstrom[:, None]
+        weighted = shifted(image_to_fourier(batch.images) * self._transfer(batch), pose.shift_angstrom / pixel)
+        images = turned_in_plane(fourier_to_image(weighted, self.box), pose.rotation)
+        return images / images.std(dim=(-2, -1), keepdim=True).clamp_min(1e-6)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampling:
+    """How finely density and images are compared.
+
+    Attributes
+    ----------
+    box
+        Side of the images, cropped in Fourier space.
+    lattice
+        Where density is evaluated, in pixels of the whole box.
+    operators
+        Hash-grid interpolation, one per shifted copy.
+    weight, frequency
+        ``(box, half)`` weight of each frequency, and the frequencies ``(box, half, 2)`` in cycles per fine pixel.
+    """
+
+    box: int
+    lattice: Lattice
+    operators: list[LatticeOperator]
+    weight: Tensor
+    frequency: Tensor
+
+    @staticmethod
+    def of(model: CryoFormer, whole_box: int, box: int, lattice: Lattice) -> "_Sampling":
+        device = lattice.points_pixels.device
+        operators = [model.feature_volume.lattice(lattice.points_pixels + offset) for offset in lattice.offsets_pixels]
+        frequency = frequency_grid(box) * (box / whole_box)
+        return _Sampling(box, lattice, operators, comparable_frequencies(box).to(device), frequency.to(device))
 
 
 def pose_loss(estimate: Pose, given: Pose, box_angstrom: float) -> Float[Tensor, " particles"]:

@@ -109,6 +109,19 @@ class Lattice:
             offsets = torch.zeros(1, 3)
         return Lattice(lattice_points(mask.shape[-1])[flat_index], flat_index, offsets)
 
+    def coarsened(self, box: int, coarse_box: int) -> "Lattice":
+        """Every place of a coarser lattice over the same field of view that lies nearest to one of these points.
+
+        Points stay in pixels of the fine box; ``flat_index`` and the spacing of the shifts are the coarse lattice's.
+        """
+        spacing = box / coarse_box
+        x, y, z = ((self.points_pixels / spacing).round().long() + coarse_box // 2).clamp(0, coarse_box - 1).unbind(-1)
+        near = torch.zeros(coarse_box, coarse_box, coarse_box, dtype=torch.bool, device=self.points_pixels.device)
+        near[z, y, x] = True
+        flat_index = torch.nonzero(near.ravel())[:, 0]
+        points = lattice_points(coarse_box).to(near.device)[flat_index] * spacing
+        return Lattice(points, flat_index, self.offsets_pixels * spacing)
+
     def to(self, device: torch.device) -> "Lattice":
         """The same lattice on another device."""
         return Lattice(self.points_pixels.to(device), self.flat_index.to(device), self.offsets_pixels.to(device))

@@ -19,11 +19,16 @@ from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, StoreError
 from cryoformer_dist.io.mrc import read_volume, write_volume
+from cryoformer_dist.physics.fourier import spectrum
+from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.training.linear_start import linear_latents
 from cryoformer_dist.training.occupancy import Lattice, consensus_map, occupied, sphere
+from cryoformer_dist.training.pose_search import search_poses
 
 _FIRST_LATENTS = "first_latents.npy"
+_FIRST_POSES = "first_poses.npz"
+_SEARCH_SUMMARY = "pose_search.json"
 _PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
 
 
@@ -43,9 +48,14 @@ def selected_rows(config: RunConfig, store: ParticleStore) -> Rows:
         If a half-set is asked for that the store does not have.
     """
     half = store.particles().half_set
+    seen = len(store) - config.dataset.hold_out
+    if seen <= 0:
+        raise StoreError(
+            f"{store.path}: dataset.hold_out {config.dataset.hold_out} leaves none of {len(store)} particles"
+        )
     if config.dataset.half == "both":
-        return np.arange(len(store))
-    rows = np.flatnonzero(half == config.dataset.half)
+        return np.arange(seen)
+    rows = np.flatnonzero(half[:seen] == config.dataset.half)
     if not len(rows):
         raise StoreError(
             f"{store.path}: no particle belongs to half-set {config.dataset.half}; the source has no rlnRandomSubset "
@@ -89,7 +99,11 @@ def prepare_run(
         return
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text(dump_config(config))
+    for left_over in (_FIRST_POSES, _FIRST_LATENTS, _SEARCH_SUMMARY):
+        # Of a preparation that was cut short: this one may ask for none.
+        (run / left_over).unlink(missing_ok=True)
     report = progress or _silent
+    store = _prepare_poses(config, store, run, report)
     mask = _prepare_maps(config, store, run, report)
     _prepare_latents(config, store, run, mask, report)
     # Written last: a folder with a manifest is ready.
@@ -119,10 +133,42 @@ def load_lattice(config: RunConfig, run: Path) -> Lattice:
     return Lattice.of(mask, training.jitter_lattices, training.seed)
 
 
+def load_spectrum(run: Path) -> Tensor:
+    """Root-mean-square amplitude per Fourier shell of a prepared run's consensus map."""
+    return spectrum(read_volume(run / "consensus.mrc").voxels)
+
+
 def load_first_latents(run: Path) -> Tensor | None:
     """First latents of a prepared run, if it was prepared with any."""
     path = run / _FIRST_LATENTS
     return torch.from_numpy(np.load(path, allow_pickle=False)) if path.is_file() else None
+
+
+def store_at_first_poses(run: Path, store: ParticleStore) -> ParticleStore:
+    """The store at the poses that training starts from: those of the search, if the run was prepared with one."""
+    path = run / _FIRST_POSES
+    if not path.is_file():
+        return store
+    with np.load(path, allow_pickle=False) as found:
+        pose = Pose(torch.from_numpy(found["rotation"]), torch.from_numpy(found["shift_angstrom"]))
+        return store.with_pose(found["rows"], pose)
+
+
+def _prepare_poses(config: RunConfig, store: ParticleStore, run: Path, progress: StagedProgress) -> ParticleStore:
+    """Search around the given poses, if they are to be refined per particle, and say whether that did any good."""
+    if config.model.pose.form != "table" or config.model.pose.start != "search":
+        return store
+    rows = selected_rows(config, store)
+    found = search_poses(store, rows, config.training.seed, partial(progress, "pose search"))
+    pose = found.pose
+    np.savez(run / _FIRST_POSES, rows=rows, rotation=pose.rotation.numpy(), shift_angstrom=pose.shift_angstrom.numpy())
+    summary = {
+        "half_map_fsc_at_given_poses": found.agreement_given,
+        "half_map_fsc_at_found_poses": found.agreement_found,
+        "given_poses_kept": found.kept,
+    }
+    (run / _SEARCH_SUMMARY).write_text(json.dumps(summary, indent=1))
+    return store.with_pose(rows, pose)
 
 
 def _prepare_maps(
@@ -150,7 +196,7 @@ def _prepare_latents(
 ) -> None:
     """First latents of every store row: the linear model's coordinates, the other dimensions close to zero."""
     latent, seed = config.model.latent, config.training.seed
-    if latent.form != "table" or latent.start != "linear":
+    if latent.form not in ("table", "table_then_encoder") or latent.start != "linear":
         return
     rows = selected_rows(config, store)
     count = min(latent.linear_dimensions, latent.dimensions)
@@ -193,8 +239,9 @@ def _refuse_other_run(config: RunConfig, store: ParticleStore, run: Path) -> Non
         for key in getattr(config, part).model_dump()
         if getattr(getattr(earlier, part), key) != getattr(getattr(config, part), key)
     ]
-    if earlier.dataset.half != config.dataset.half:
-        changed.insert(0, "dataset.half")
+    for key in ("half", "hold_out"):
+        if getattr(earlier.dataset, key) != getattr(config.dataset, key):
+            changed.insert(0, f"dataset.{key}")
     if changed:
         raise ConfigError(
             f"{run}: was started with other values of {', '.join(changed)}; resume with those, or use another --name"

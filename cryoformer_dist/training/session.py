@@ -17,7 +17,14 @@ from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.loop import TrainingData, particles_per_rank, run_training
 from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.progress import Reporter
-from cryoformer_dist.training.run_directory import load_first_latents, load_lattice, load_run, selected_rows
+from cryoformer_dist.training.run_directory import (
+    load_first_latents,
+    load_lattice,
+    load_run,
+    load_spectrum,
+    selected_rows,
+    store_at_first_poses,
+)
 
 
 def train_rank(
@@ -42,12 +49,13 @@ def train_rank(
     particles_per_rank(config.training, place_in_world()[1], len(rows))
     learner = Learner(
         config,
-        store.particles(),
+        store_at_first_poses(run, store).particles(),
         store.box_size,
         store.pixel_size_angstrom,
         load_lattice(config, run),
         device,
         load_first_latents(run),
+        load_spectrum(run),
     )
     engine = build_engine(learner.objectives, config.training, device, len(rows))
     data = TrainingData(rows, store.shard_size, batches_of(store))

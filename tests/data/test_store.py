@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cryoformer_dist.data.store import (
     COLUMNS,
@@ -16,6 +17,7 @@ from cryoformer_dist.data.store import (
 )
 from cryoformer_dist.data.stored_particles import StoreLayout
 from cryoformer_dist.errors import StoreError, StoreNotFoundError
+from cryoformer_dist.physics.pose import Pose
 
 ROWS, BOX, SHARD, CHUNK = 21, 6, 8, 4
 
@@ -245,6 +247,47 @@ def test_the_fingerprint_ignores_places_and_nothing_else() -> None:
     assert attributes_fingerprint(attributes, 5) != attributes_fingerprint(attributes, 6)
     moved["source"]["stacks"][0]["bytes"] = 4
     assert attributes_fingerprint(attributes, 5) != attributes_fingerprint(moved, 5)
+
+
+def _moved(store: ParticleStore, rows: np.ndarray) -> ParticleStore:
+    pose = Pose(torch.full((len(rows), 3, 3), 7.0), torch.full((len(rows), 2), -3.0))
+    return store.with_pose(rows, pose)
+
+
+def test_a_store_at_other_poses_has_them_in_the_rows_asked_for_and_everything_else_as_it_was(store_path: Path) -> None:
+    store = ParticleStore.open(store_path)
+    rows = np.array([2, 20, 9])
+    before = store.particles()
+    moved = _moved(store, rows)
+    after = moved.particles()
+    others = np.setdiff1d(np.arange(ROWS), rows)
+    assert (after.rotation[rows] == 7).all()
+    assert (after.shift_angstrom[rows] == -3).all()
+    np.testing.assert_array_equal(after.rotation[others], before.rotation[others])
+    np.testing.assert_array_equal(after.shift_angstrom[others], before.shift_angstrom[others])
+    for name in {*COLUMNS, "voltage_kv", "pixel_size_angstrom"} - {"rotation", "shift_angstrom"}:
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+    np.testing.assert_array_equal(moved.read_images(rows), store.read_images(rows))
+    assert (len(moved), moved.fingerprint) == (len(store), store.fingerprint)
+
+
+def test_moving_poses_changes_neither_the_store_nor_its_files(store_path: Path) -> None:
+    store = ParticleStore.open(store_path)
+    before = {path: path.read_bytes() for path in store_path.rglob("*") if path.is_file()}
+    rotation = store.particles().rotation.copy()
+    _moved(store, np.arange(ROWS))
+    np.testing.assert_array_equal(store.particles().rotation, rotation)
+    assert {path: path.read_bytes() for path in store_path.rglob("*") if path.is_file()} == before
+    np.testing.assert_array_equal(ParticleStore.open(store_path).particles().rotation, rotation)
+
+
+def test_poses_may_be_moved_again_and_travel_to_another_process(store_path: Path) -> None:
+    once = _moved(ParticleStore.open(store_path), np.array([1]))
+    twice = once.with_pose(np.array([4]), Pose(torch.zeros(1, 3, 3), torch.zeros(1, 2)))
+    sent = pickle.loads(pickle.dumps(twice)).particles()
+    assert (sent.rotation[1] == 7).all()
+    assert (sent.rotation[4] == 0).all()
+    assert (once.particles().rotation[4] != 0).all()
 
 
 def test_a_store_can_be_sent_to_another_process(store_path: Path) -> None:

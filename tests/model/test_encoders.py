@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cryoformer_dist.config.schema import EncoderConfig
-from cryoformer_dist.model.encoders import DeformationEncoder, ImageEncoder, OrientationEncoder
+from cryoformer_dist.model.encoders import AlignedEncoder, DeformationEncoder, ImageEncoder, OrientationEncoder
 
 CONFIG = EncoderConfig(hidden_layers=3, width=32)
 BOX = 16
@@ -60,3 +60,43 @@ def test_trained_encoder_gives_an_image_the_same_latent_in_any_company():
     encoder(images)
     encoder.eval()
     assert torch.allclose(encoder(images[:1]), encoder(images)[:1], atol=1e-5)
+
+
+def directions(particles: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(particles, 3), dim=1)
+
+
+def test_aligned_encoder_starts_near_the_scale_of_the_prior_and_tells_images_and_directions_apart():
+    encoder = AlignedEncoder(EncoderConfig(), 32, dimensions=4)
+    images, direction = torch.randn(64, 32, 32), directions(64)
+    latent = encoder(images, direction)
+    assert latent.shape == (64, 4)
+    assert 0.05 < latent.std(0).mean().item() < 5
+    of_images = encoder(images, direction[:1].expand(64, -1)).std(0).mean()
+    of_directions = encoder(images[:1].expand(64, -1, -1), direction).std(0).mean()
+    # A thousand pixels do not drown the twelve numbers of the direction.
+    assert of_images.item() > 0.02
+    assert of_directions.item() > 0.1 * of_images.item()
+
+
+def test_aligned_encoder_tells_a_direction_from_its_opposite():
+    encoder = AlignedEncoder(CONFIG, BOX, dimensions=4)
+    images, direction = torch.randn(20, BOX, BOX), directions(20)
+    # The two see each other's mirror image: products of the direction alone would not do.
+    assert (encoder(images, direction) - encoder(images, -direction)).abs().mean().item() > 1e-3
+
+
+def test_aligned_encoder_gives_an_image_the_same_latent_in_any_company():
+    encoder = AlignedEncoder(CONFIG, BOX, dimensions=4)
+    images, direction = torch.randn(30, BOX, BOX), directions(30)
+    assert torch.allclose(encoder(images[:1], direction[:1]), encoder(images, direction)[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize(("layers", "blocks"), [(1, 1), (2, 1), (5, 2), (10, 5)])
+def test_aligned_encoder_has_a_residual_block_for_every_two_layers_and_all_of_it_learns(layers, blocks):
+    encoder = AlignedEncoder(EncoderConfig(hidden_layers=layers, width=8), BOX, dimensions=4)
+    assert len(encoder.blocks) == blocks
+    encoder(torch.randn(20, BOX, BOX), directions(20)).square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().sum()) > 0, name

@@ -15,6 +15,8 @@ from cryoformer_dist.physics.fourier import (
     fourier_to_volume,
     image_to_fourier,
     mean_squared_error_half_plane,
+    shifted,
+    spectrum,
     volume_to_fourier,
 )
 from cryoformer_dist.physics.grids import centred_axis, frequency_grid, radius_grid
@@ -58,6 +60,38 @@ def test_a_phase_ramp_moves_the_image_by_one_pixel():
 def test_central_slice_of_a_map_is_the_transform_of_its_projection():
     voxels = noise(12, 12, 12)
     assert torch.allclose(volume_to_fourier(voxels)[0, :, :7], image_to_fourier(voxels.sum(0)), atol=1e-4)
+
+
+def test_shifted_content_moves_by_x_and_y_pixels_each_image_its_own():
+    images = noise(2, 16, 16)
+    whole = fourier_to_image(shifted(image_to_fourier(images), torch.tensor([[3.0, -2.0], [0.0, 5.0]])), 16)
+    assert torch.allclose(whole[0], torch.roll(images[0], (-2, 3), dims=(0, 1)), atol=1e-5)
+    assert torch.allclose(whole[1], torch.roll(images[1], (5, 0), dims=(0, 1)), atol=1e-5)
+
+
+def test_shifts_by_parts_of_a_pixel_are_exact_and_add_up():
+    phantom, still = blobs(), torch.eye(3)[None]
+    shift = torch.tensor([[1.3, -0.6]])
+    centred = phantom.projection(still, torch.zeros(1, 2), 32).to(torch.complex64)
+    assert torch.allclose(shifted(centred, shift), phantom.projection(still, shift, 32).to(torch.complex64), atol=2e-4)
+    assert torch.allclose(shifted(shifted(centred, shift), -shift), centred, atol=2e-4)
+
+
+def test_spectrum_of_a_point_is_flat_and_grows_with_the_map():
+    point = torch.zeros(16, 16, 16)
+    point[5, 9, 2] = 3
+    assert torch.allclose(spectrum(point), torch.full((8,), 3.0), atol=1e-4)
+    voxels = noise(16, 16, 16)
+    assert torch.allclose(spectrum(4 * voxels), 4 * spectrum(voxels), rtol=1e-5)
+
+
+def test_spectrum_is_the_root_mean_square_amplitude_of_each_shell():
+    voxels = noise(16, 16, 16)
+    radius = torch.fft.ifftshift(radius_grid(16, 3))
+    power = volume_to_fourier(voxels.double()).abs().square()
+    for shell, amplitude in enumerate(spectrum(voxels)):
+        ring = (radius.double() - shell).abs() < 0.5
+        assert float(amplitude) == pytest.approx(float(power[ring].mean().sqrt()), rel=1e-4)
 
 
 def test_cropping_keeps_the_mean():

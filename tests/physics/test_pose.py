@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from phantoms import blobs, correlation, no_shift
 from scipy.spatial.transform import Rotation
 
 from cryoformer_dist.physics.pose import (
@@ -15,6 +16,7 @@ from cryoformer_dist.physics.pose import (
     rotation_from_relion_euler,
     sixd_from_rotation,
     squared_frobenius,
+    turned_in_plane,
 )
 
 
@@ -171,3 +173,32 @@ def test_rows_of_a_pose_keep_rotation_and_shift_together():
     picked = pose[torch.tensor([3, 1])]
     assert torch.equal(picked.rotation, pose.rotation[[3, 1]])
     assert picked.shift_angstrom.tolist() == [[6, 7], [2, 3]]
+
+
+@pytest.mark.parametrize("tilt", [25.0, 90.0, 160.0])
+def test_turned_in_plane_images_of_one_viewing_direction_look_the_same(tilt):
+    psi = torch.tensor([0.0, 35.0, 90.0, 180.0, -140.0])
+    rotation = rotation_from_relion_euler(torch.stack([torch.full((5,), 50.0), torch.full((5,), tilt), psi], dim=1))
+    images = blobs(sigma=2.0).images(rotation, no_shift(5), 32)
+    turned = turned_in_plane(images, rotation)
+    # The first has nothing to turn, the others become the first.
+    assert torch.allclose(turned[0], images[0], atol=1e-5)
+    assert float(correlation(turned[1:], turned[:1]).min()) > 0.995
+    assert float(correlation(images[1:], images[:1]).max()) < 0.95
+
+
+def test_turning_in_plane_moves_a_pixel_by_minus_psi_about_the_centre_pixel():
+    image = torch.zeros(1, 8, 8)
+    # At (x, y) = (2, -1) about the centre.
+    image[0, 3, 6] = 1
+    rotation = rotation_from_relion_euler(torch.tensor([[20.0, 70.0, 90.0]]))
+    turned = turned_in_plane(image, rotation)[0]
+    x, y, _ = rotation_from_relion_euler(torch.tensor([0.0, 0.0, -90.0])) @ torch.tensor([2.0, -1.0, 0.0])
+    assert float(turned[round(4 + float(y)), round(4 + float(x))]) == pytest.approx(1, abs=1e-4)
+    assert float(turned.sum()) == pytest.approx(1, abs=1e-4)
+
+
+def test_views_along_the_pole_turn_into_something_finite():
+    rotation = rotation_from_relion_euler(torch.tensor([[30.0, 0.0, 40.0], [30.0, 180.0, 40.0]]))
+    images = torch.randn(2, 8, 8, generator=generator(16))
+    assert torch.isfinite(turned_in_plane(images, rotation)).all()

@@ -9,7 +9,7 @@ from cryoformer_dist.io.relion import read_star
 from cryoformer_dist.physics.fourier import fourier_to_image, image_to_fourier
 from cryoformer_dist.physics.grids import frequency_grid, lattice_points
 from cryoformer_dist.physics.pose import random_rotations, rotation_from_axis_angle
-from cryoformer_dist.physics.projection import _Splat, project_points, project_rays
+from cryoformer_dist.physics.projection import _Splat, project_points, project_rays, project_slices
 
 BOX = 32
 
@@ -227,3 +227,46 @@ def test_splat_spreads_the_whole_density_around_its_point():
     axis = torch.arange(20.0)
     assert float((only_first.sum(0) * axis).sum() / 2) == pytest.approx(3.25, abs=1e-5)
     assert float((only_first.sum(1) * axis).sum() / 2) == pytest.approx(8.5, abs=1e-5)
+
+
+def transform_of(phantom: Blobs, box: int = BOX):
+    """Exact transform of the phantom at frequencies in shells of the box; complains of the half space it is spared."""
+
+    def coefficient_at(shells: torch.Tensor) -> torch.Tensor:
+        assert float(shells[..., 2].min()) >= 0
+        frequency = shells.double() / box
+        angle = -2 * math.pi * frequency @ phantom.centres.double().T
+        mass = phantom.heights.double() * (2 * math.pi * phantom.sigma**2) ** 1.5
+        falloff = torch.exp(-2 * math.pi**2 * phantom.sigma**2 * frequency.square().sum(-1))
+        return ((torch.polar(mass.expand_as(angle), angle)).sum(-1) * falloff).to(torch.complex64)
+
+    return coefficient_at
+
+
+def test_a_central_slice_of_the_transform_is_the_projection_of_the_density():
+    phantom, rotation = blobs(), rotations()
+    shift = some_shifts(len(rotation))
+    found = project_slices(transform_of(phantom), rotation, shift, BOX)
+    expected = phantom.projection(rotation, shift, BOX)
+    inside = frequency_grid(BOX).norm(dim=-1) * BOX <= BOX / 2 - 1
+    for particle in range(len(rotation)):
+        assert relative_error(found[particle][inside], expected[particle].to(torch.complex64)[inside]) < 1e-4
+    # Nothing is said about the corners, the Nyquist lines among them.
+    assert not bool(found[:, ~inside].abs().any())
+
+
+def test_slices_and_splatted_points_are_the_same_projection():
+    phantom, rotation = blobs(), rotations()
+    shift = some_shifts(len(rotation))
+    slices = project_slices(transform_of(phantom), rotation, shift, BOX)
+    points = project(phantom.density(lattice_points(BOX)), rotation, shift)
+    assert max(relative_error(one, other) for one, other in zip(slices, points, strict=True)) < 0.005
+
+
+def test_slices_of_a_magnified_molecule_are_those_of_the_molecule_nearer_to_the_centre_of_fourier_space():
+    phantom, rotation = blobs(), rotations()
+    found = project_slices(transform_of(phantom), rotation * 0.8, no_shift(len(rotation)), BOX)
+    smaller = phantom.scaled(0.8).projection(rotation, no_shift(len(rotation)), BOX).to(torch.complex64)
+    # A pixel that is 1 / 0.8 as large holds as much less of the mass in each of three directions.
+    inside = found.abs() > 0
+    assert relative_error(found[inside] * 0.8**3, smaller[inside]) < 1e-4

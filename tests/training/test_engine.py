@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing
 from torch import Tensor, nn
 
 from cryoformer_dist.config.schema import TrainingConfig
@@ -124,6 +125,16 @@ class TestEngineContract:
         for name, value in reference.state_dict().items():
             torch.testing.assert_close(module.state_dict()[name], value, rtol=0, atol=1e-6)
 
+    def test_a_part_that_takes_no_part_in_a_step_stays_whatever_it_has_learned_before(self, make: Make) -> None:
+        module, engine = make(weight_decay=0.5)
+        _train(engine, 3)
+        before = _copy(module)
+        for _ in range(3):
+            engine.forward(torch.tensor(0.5))
+            engine.step((module.image_encoder["weight"] - 2.0).square().mean(), 1.0)
+        moved = {name: not torch.equal(value, before[name]) for name, value in module.state_dict().items()}
+        assert moved == {name: name == "image_encoder.weight" for name in before}
+
     def test_a_saved_state_goes_on_bit_equal(self, make: Make, tmp_path: Path) -> None:
         module, engine = make()
         _train(engine, 4)
@@ -163,6 +174,44 @@ def test_deepspeed_gives_the_weights_of_plain_torch(stage: int) -> None:
     _train(DeepSpeedEngine(modules[1], config, CPU, particles_per_rank=4), 5)
     for name, value in modules[0].state_dict().items():
         torch.testing.assert_close(modules[1].state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+def _rank_with_a_resting_part(rank: int, world: int, meeting_point: str) -> None:
+    """One of the processes that train all parts, then the encoder alone, each towards a target of its own."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=world)
+    config, states = TrainingConfig(weight_decay=0.5), {}
+    for kind in ("torch", "deepspeed"):
+        module = _Quadratic()
+        engine = TorchEngine(module, config, CPU) if kind == "torch" else DeepSpeedEngine(module, config, CPU, 4)
+        _train(engine, 3)
+        before = _copy(module)
+        for _ in range(3):
+            engine.forward(torch.tensor(0.5))
+            engine.step((module.image_encoder["weight"] - 2.0 - rank).square().mean(), 1.0)
+        states[kind] = (before, _copy(module))
+    torch.save(states, f"{meeting_point}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_too_leave_a_part_that_takes_no_part_alone(tmp_path: Path) -> None:
+    meeting_point = str(tmp_path / "meeting")
+    torch.multiprocessing.spawn(_rank_with_a_resting_part, args=(2, meeting_point), nprocs=2)
+    ranks = [torch.load(f"{meeting_point}-{rank}.pt", weights_only=True) for rank in range(2)]
+    for kind in ("torch", "deepspeed"):
+        for before, after in (rank[kind] for rank in ranks):
+            moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+            assert moved == {"image_encoder.weight"}, kind
+        for name, value in ranks[0][kind][1].items():
+            assert torch.equal(value, ranks[1][kind][1][name]), name
+
+
+def test_each_encoder_is_a_group_of_its_own() -> None:
+    module = nn.ModuleDict({"latent_encoder": nn.Linear(2, 2), "decoder": nn.Linear(2, 2)})
+    module["orientation_encoder"] = nn.ModuleDict({"encoder": nn.Linear(2, 2)})
+    groups = parameter_groups(module, TrainingConfig(learning_rates={"network": 1.0, "encoder": 2.0}))  # type: ignore[arg-type]
+    assert [(group["lr"], len(group["params"])) for group in groups] == [(1.0, 2), (2.0, 2), (2.0, 2)]
+    assert groups[2]["params"] == list(module["orientation_encoder"].parameters())
 
 
 def test_every_parameter_is_in_one_group_and_the_table_does_not_decay() -> None:

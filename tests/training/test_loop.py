@@ -19,20 +19,21 @@ from cryoformer_dist.training import loop
 from cryoformer_dist.training.checkpoint import Position, checkpoints, latest_checkpoint
 from cryoformer_dist.training.engine import TorchEngine
 from cryoformer_dist.training.learner import Learner
-from cryoformer_dist.training.loop import (
-    Stage,
-    TrainingData,
-    learning_rate_factor,
-    particles_per_rank,
-    run_training,
-    stages,
-)
+from cryoformer_dist.training.loop import TrainingData, learning_rate_factor, particles_per_rank, run_training
 from cryoformer_dist.training.occupancy import Lattice, sphere
 from cryoformer_dist.training.progress import read_metrics
 
 EXACT = ("stage", "epoch", "epochs", "step", "steps", "loss", "prior", "learning_rate", "active_points", "workers")
 TABLES = {"model.latent.form": "table", "model.pose.form": "table"}
 ENCODERS = {"model.latent.form": "encoder", "model.pose.form": "encoder"}
+ONE_AFTER_THE_OTHER = {
+    "model.latent.form": "table_then_encoder",
+    "model.latent.start": "linear",
+    "model.pose.form": "encoder_then_table",
+    "training.epochs": 1,
+    "training.pose_encoding_epochs": 1,
+    "training.distillation_epochs": 1,
+}
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
@@ -57,16 +58,6 @@ def whole(
     run = tmp_path_factory.mktemp("whole") / "run"
     train(config, run)
     return config, run
-
-
-def test_pose_pretraining_comes_first_and_only_for_an_encoder(tiny_store: Path) -> None:
-    encoder = {"model.pose.form": "encoder"}
-    assert stages(tiny_config(tiny_store)) == [Stage("reconstruction", 2)]
-    assert stages(tiny_config(tiny_store, {"model.pose.form": "table"})) == [Stage("reconstruction", 2)]
-    both = [Stage("pose_pretraining", 1), Stage("reconstruction", 2)]
-    assert stages(tiny_config(tiny_store, encoder)) == both
-    none = encoder | {"training.pose_pretraining_epochs": 0}
-    assert stages(tiny_config(tiny_store, none)) == [Stage("reconstruction", 2)]
 
 
 def test_the_global_batch_is_shared_out_evenly_or_refused_by_name() -> None:
@@ -170,6 +161,58 @@ def test_a_crash_right_after_a_checkpoint_loses_no_record(
     _assert_same_end(tmp_path / "run", run)
 
 
+def test_a_run_of_all_stages_interrupted_in_each_ends_bit_equal_too(tiny_store: Path, tmp_path: Path) -> None:
+    config = tiny_config(tiny_store, ONE_AFTER_THE_OTHER)
+    train(config, tmp_path / "whole")
+    # Six steps a stage, checkpoints every four: 12 lies where the encoder's poses are handed over.
+    for stop_at in (4, 12, 14, 16, 22):
+        with pytest.raises(Stop):
+            train(config, tmp_path / "run", Listener(stop_at))
+    train(config, tmp_path / "run")
+    _assert_same_end(tmp_path / "run", tmp_path / "whole")
+    order = [(record["stage"], record["step"]) for record in _metrics(tmp_path / "whole") if not record["step"] % 6]
+    kinds = ("pose_pretraining", "pose_encoding", "reconstruction", "latent_distillation")
+    assert order == [(kind, 6 * number) for number, kind in enumerate(kinds, start=1)]
+
+
+@pytest.mark.parametrize("ablation", [{"model.domain": "fourier"}, {"model.decoder.form": "concatenation"}], ids=str)
+def test_an_ablation_s_interrupted_run_ends_bit_equal_too(
+    tiny_store: Path, tmp_path: Path, ablation: dict[str, str]
+) -> None:
+    config = tiny_config(tiny_store, ablation | {"training.epochs": 1})
+    train(config, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(config, tmp_path / "run", Listener(4))
+    train(config, tmp_path / "run")
+    _assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+def _flat(tables: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {f"{name}.values": state["values"] for name, state in tables.items()}
+
+
+def _part(name: str) -> str:
+    first = name.split(".")[0]
+    return first if first.endswith("_encoder") or name.endswith(".values") else "network"
+
+
+def test_each_stage_moves_its_own_parts_and_none_of_the_others(tiny_store: Path, tmp_path: Path) -> None:
+    # A decay that would show.
+    ends = {"training.report_every_steps": 6, "training.checkpoint_every_steps": 6, "training.weight_decay": 0.5}
+    config = tiny_config(tiny_store, ONE_AFTER_THE_OTHER | ends)
+    train(config, tmp_path / "run")
+    states = [one.weights() | _flat(one.tables()) for one in checkpoints(tmp_path / "run")]
+    assert len(states) == 4
+    moved = []
+    for before, after in itertools.pairwise(states):
+        names = {name for name, value in after.items() if not torch.equal(value, before[name])}
+        moved.append({_part(name) for name in names})
+    assert moved[0] == {"orientation_encoder", "network"}
+    # The pose table is filled, and then learns.
+    assert moved[1] == {"network", "latent", "rotation", "shift_angstrom"}
+    assert moved[2] == {"latent_encoder"}
+
+
 def test_resuming_a_finished_run_changes_nothing(whole: tuple[RunConfig, Path]) -> None:
     config, run = whole
     before, records = final_state(run), (run / "metrics.jsonl").read_bytes()
@@ -211,7 +254,7 @@ def test_latents_wait_for_their_epoch_and_poses_for_theirs(tiny_store: Path, tmp
 def test_a_prior_pulls_latents_to_zero(tiny_store: Path, tmp_path: Path) -> None:
     sizes = {}
     for prior in (0.0, 1e6):
-        changes = {"model.latent.prior": prior}
+        changes = {"model.latent.prior": prior, "training.epochs": 3}
         train(tiny_config(tiny_store, changes), tmp_path / str(prior))
         sizes[prior] = final_state(tmp_path / str(prior))["latent.values"].square().mean()
     assert sizes[1e6] < 0.5 * sizes[0.0]

@@ -4,14 +4,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from phantoms import blobs, correlation, microscope
 from tiny_runs import tiny_config
 
-from cryoformer_dist.data.batch import ParticleBatch
+from cryoformer_dist.data.batch import ImageBlock, ParticleBatch, make_batch
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import fourier_to_image
 from cryoformer_dist.physics.grids import frequency_grid
-from cryoformer_dist.physics.pose import Pose, random_rotations, rotation_from_axis_angle
+from cryoformer_dist.physics.pose import (
+    Pose,
+    random_rotations,
+    rotation_from_axis_angle,
+    rotation_from_relion_euler,
+)
 from cryoformer_dist.training.objectives import Objectives, pose_loss
 from cryoformer_dist.training.occupancy import Lattice, consensus_map, sphere
 
@@ -131,7 +137,7 @@ def test_a_coarser_pixel_makes_a_smaller_image_of_the_same_density(store: Partic
 def test_every_copy_of_the_lattice_is_evaluated_where_it_is_projected_from(store: ParticleStore) -> None:
     objectives = _objectives(store, copies=3)
     volume, lattice = objectives.model.feature_volume, objectives.lattice
-    hidden = [volume.at_lattice(operator) for operator in objectives.operators]
+    hidden = [volume.at_lattice(operator) for operator in objectives.fine.operators]
     for copy, offset in enumerate(lattice.offsets_pixels):
         torch.testing.assert_close(hidden[copy], volume(lattice.points_pixels + offset), rtol=1e-4, atol=1e-4)
     assert (hidden[0] - hidden[1]).abs().max() > 1e-2
@@ -206,4 +212,133 @@ def test_an_encoder_that_is_not_there_is_named(store: ParticleStore, batch: Part
     with pytest.raises(ValueError, match=r"model\.pose\.form"):
         objectives.encode_pose(batch)
     with pytest.raises(ValueError, match=r"model\.latent\.form"):
-        objectives.encode_latent(batch)
+        objectives.encode_latent(batch, batch.pose)
+
+
+def test_a_coarser_pixel_scales_a_transform_as_it_scales_a_density(store: ParticleStore, batch: ParticleBatch) -> None:
+    objectives = _objectives(store, {"model.domain": "fourier"})
+    coarse = replace(batch, pixel_size_angstrom=batch.pixel_size_angstrom * 1.25)
+    still = [_with_pose(one, torch.eye(3).expand(6, 3, 3), torch.zeros(6, 2)) for one in (batch, coarse)]
+    with torch.no_grad():
+        fine_sum, coarse_sum = (objectives.render(_latent(6), one.pose, one, 0)[:, 0, 0] for one in still)
+    # The sum over an image: the same line integrals, on fewer pixels.
+    assert float(fine_sum.abs().min()) > 0
+    torch.testing.assert_close(coarse_sum / fine_sum, torch.full((6,), 1.25**-2 + 0j))
+
+
+@pytest.mark.parametrize("form", ["concatenation", "fourier"])
+def test_the_ablations_learn_from_images_in_all_their_parts(
+    store: ParticleStore, batch: ParticleBatch, form: str
+) -> None:
+    changes = {"model.decoder.form": form} if form == "concatenation" else {"model.domain": form}
+    objectives = _objectives(store, changes)
+    loss, _ = objectives("reconstruction", batch, _latent(6), batch.pose, 0)
+    assert loss.shape == (6,)
+    loss.sum().backward()
+    assert all(parameter.grad is not None for parameter in objectives.parameters())
+
+
+def _distilling(store: ParticleStore) -> Objectives:
+    objectives = _objectives(store, {"model.latent.form": "table_then_encoder"})
+    # A molecule well above the noise.
+    objectives.model.decoder.density_scale = 5.0
+    return objectives
+
+
+def _distilled(objectives: Objectives, batch: ParticleBatch, noise_seed: int) -> torch.Tensor:
+    loss, latent = objectives("latent_distillation", batch, _latent(6), batch.pose, 0, noise_seed)
+    assert torch.equal(latent, torch.zeros(6, 2))
+    return loss
+
+
+def test_distillation_touches_the_encoder_alone(store: ParticleStore, batch: ParticleBatch) -> None:
+    objectives = _distilling(store)
+    _distilled(objectives, batch, 0).sum().backward()
+    touched = {name for name, value in objectives.named_parameters() if value.grad is not None}
+    assert touched == {name for name, _ in objectives.named_parameters() if "latent_encoder." in name}
+    assert len(touched) > 4
+
+
+def test_noise_on_rendered_images_is_a_function_of_its_seed(store: ParticleStore, batch: ParticleBatch) -> None:
+    objectives = _distilling(store)
+    one = _distilled(objectives, batch, 1)
+    torch.manual_seed(99)
+    assert torch.equal(_distilled(objectives, batch, 1), one)
+    assert (_distilled(objectives, batch, 2) != one).all()
+
+
+def test_distillation_does_not_look_at_the_particles_images(store: ParticleStore, batch: ParticleBatch) -> None:
+    objectives = _distilling(store)
+    blank = replace(batch, images=torch.zeros_like(batch.images))
+    assert torch.equal(_distilled(objectives, blank, 1), _distilled(objectives, batch, 1))
+
+
+def test_distillation_asks_for_the_latents_that_the_images_were_rendered_at(
+    store: ParticleStore, batch: ParticleBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objectives = _distilling(store)
+    rendered: list[torch.Tensor] = []
+    original = objectives.render
+
+    def render(latent: torch.Tensor, pose: Pose, *rest: object) -> torch.Tensor:
+        rendered.append(latent)
+        assert pose is batch.pose
+        return original(latent, pose, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(objectives, "render", render)
+    monkeypatch.setattr(objectives, "encode_latent", lambda _, pose: torch.full((6, 2), 0.5))
+    loss = _distilled(objectives, batch, 0)
+    torch.testing.assert_close(loss, (rendered[0] - 0.5).square().mean(1))
+    # At another particle's pose and CTF: each conformation, none where it stood.
+    assert sorted(rendered[0].tolist()) == sorted(_latent(6).tolist())
+    assert (rendered[0] != _latent(6)).any(1).all()
+
+
+def test_distillation_lets_an_encoder_read_latents_off_images_it_has_not_seen(
+    store: ParticleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objectives = _distilling(store)
+    rows = np.arange(32)
+    batch = make_batch(ImageBlock(store.read_images(rows), rows, rows * 0), store.particles())
+    # A finished network: each latent is the height of a lobe of its own.
+    x, y, _ = objectives.lattice.points_pixels.unbind(-1)
+    lobes = torch.stack([((x - 3) ** 2 + y**2 < 9).float(), ((x + 3) ** 2 + (y - 2) ** 2 < 9).float()])
+    monkeypatch.setattr(objectives.model, "condition", lambda latent: latent)
+    monkeypatch.setattr(objectives.model, "density", lambda _, latent: latent @ lobes)
+    optimizer = torch.optim.Adam(objectives.model.latent_encoder.parameters(), lr=3e-3)
+
+    def loss(step: int) -> torch.Tensor:
+        latent = torch.randn(32, 2, generator=torch.Generator().manual_seed(step))
+        return objectives("latent_distillation", batch, latent, batch.pose, 0, step)[0].mean()
+
+    for step in range(40):
+        optimizer.zero_grad()
+        loss(step).backward()
+        optimizer.step()
+    with torch.no_grad():
+        unseen = torch.stack([loss(step) for step in range(1000, 1005)]).mean()
+    # Knowing nothing, the best guess is zero and its loss the latents' variance, one.
+    assert float(unseen) < 0.6
+
+
+def test_views_from_one_direction_look_the_same_to_the_encoder_of_latents(store: ParticleStore) -> None:
+    objectives = _objectives(store, {"model.latent.form": "table_then_encoder"})
+    euler = [(30.0, 60.0, 0.0), (30.0, 60.0, 75.0), (30.0, 60.0, -160.0), (120.0, 60.0, 0.0)]
+    rotation = rotation_from_relion_euler(torch.tensor(euler))
+    moved = torch.tensor([[0.0, 0.0], [1.4, -0.7], [-1.0, 1.2], [0.0, 0.0]])
+    pixel = torch.full((4,), store.pixel_size_angstrom)
+    images = replace(blobs(), sigma=1.3).scaled(0.6).images(rotation, moved, BOX)
+    pose = Pose(rotation, -moved * pixel[:, None])
+    batch = ParticleBatch(images, torch.arange(4), pose, microscope(4), pixel, 0)
+    aligned = objectives._aligned_images(batch, pose)
+    likeness = correlation(aligned[1:], aligned[:1])
+    assert float(likeness[:2].min()) > 0.97
+    assert float(likeness[2]) < 0.9
+    assert float(correlation(images[1:], images[:1]).max()) < 0.9
+    torch.testing.assert_close(aligned.std((1, 2)), torch.ones(4))
+    # Nor does the scale of the images matter, and the first image stands as it should.
+    louder = objectives._aligned_images(replace(batch, images=images * 7), pose)
+    torch.testing.assert_close(louder, aligned, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(aligned[0], images[0] / images[0].std(), rtol=1e-3, atol=1e-3)
+    other_way = Pose(rotation, -pose.shift_angstrom)
+    assert float(correlation(objectives._aligned_images(batch, other_way)[1:3], aligned[:1]).max()) < 0.9

@@ -1,5 +1,7 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +12,20 @@ from cryoformer_dist.data import convert
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, StoreError
 from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.physics.fourier import spectrum
+from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.training import run_directory
 from cryoformer_dist.training.occupancy import sphere
+from cryoformer_dist.training.pose_search import FoundPoses
 from cryoformer_dist.training.run_directory import (
+    load_first_latents,
     load_lattice,
     load_run,
+    load_spectrum,
     peak_threads,
     prepare_run,
     selected_rows,
+    store_at_first_poses,
 )
 
 
@@ -27,7 +35,7 @@ def _prepared(store: ParticleStore, run: Path, **changes: object) -> Path:
 
 
 def test_a_prepared_run_says_what_was_asked_on_which_data_with_what(store: ParticleStore, tmp_path: Path) -> None:
-    config = tiny_config(store.path)
+    config = tiny_config(store.path, {"model.latent.start": "linear"})
     run = tmp_path / "deep" / "run"
     calls: list[tuple[str, int, int]] = []
     prepare_run(config, store, run, resume=False, progress=lambda *call: calls.append(call))
@@ -111,6 +119,139 @@ def test_a_half_set_that_the_store_does_not_know_is_refused(store: ParticleStore
     unknown = convert.convert_serially(convert.plan_conversion(table, tmp_path / "s.zarr", options))
     with pytest.raises(StoreError, match=r"s\.zarr: no particle belongs to half-set 1.*dataset\.half to both"):
         selected_rows(tiny_config(unknown.path, {"dataset.half": 1}), unknown)
+
+
+def test_particles_that_are_held_out_are_the_last_ones_and_nobody_trains_on_them(
+    store: ParticleStore, tmp_path: Path
+) -> None:
+    half_set = store.particles().half_set
+    chosen = {}
+    for half in ("both", 1, 2):
+        config = tiny_config(store.path, {"dataset.half": half, "dataset.hold_out": 10})
+        chosen[half] = selected_rows(config, store).tolist()
+    assert chosen["both"] == list(range(54))
+    assert sorted(chosen[1] + chosen[2]) == list(range(54))
+    assert (half_set[chosen[1]] == 1).all()
+    run = _prepared(store, tmp_path / "run", **{"dataset.hold_out": 10})
+    assert load_run(run)[1]["particles"] == 54
+
+
+def test_held_out_particles_are_not_in_the_maps_and_latents_that_training_starts_from(
+    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+    for name in ("search_poses", "consensus_map", "linear_latents"):
+        original = getattr(run_directory, name)
+
+        def watched(
+            store: ParticleStore, rows: np.ndarray, *rest: object, original=original, name=name, **named: object
+        ):
+            asked.append((name, int(rows.max())))
+            return original(store, rows, *rest, **named)
+
+        monkeypatch.setattr(run_directory, name, watched)
+    changes = {"dataset.hold_out": 10, "model.pose.form": "table", "model.latent.start": "linear"}
+    _prepared(store, tmp_path / "run", **changes)
+    assert asked == [("search_poses", 53), ("consensus_map", 53), ("linear_latents", 53)]
+
+
+@pytest.mark.parametrize("kept", [64, 100])
+def test_holding_out_everything_is_refused(store: ParticleStore, kept: int) -> None:
+    with pytest.raises(StoreError, match=rf"dataset\.hold_out {kept} leaves none of 64 particles"):
+        selected_rows(tiny_config(store.path, {"dataset.hold_out": kept}), store)
+
+
+def test_resuming_with_other_particles_held_out_is_refused_by_name(store: ParticleStore, tmp_path: Path) -> None:
+    run = _prepared(store, tmp_path / "run", **{"dataset.hold_out": 10})
+    prepare_run(tiny_config(store.path, {"dataset.hold_out": 10}), store, run, resume=True)
+    for kept in (0, 9):
+        with pytest.raises(ConfigError, match=r"other values of dataset\.hold_out;"):
+            prepare_run(tiny_config(store.path, {"dataset.hold_out": kept}), store, run, resume=True)
+
+
+def _found(store: ParticleStore, kept: bool = False) -> Callable[..., FoundPoses]:
+    """A search that puts every particle it is asked for at one and the same pose."""
+
+    def search_poses(searched: ParticleStore, rows: np.ndarray, seed: int, progress: Callable[[int, int], None]) -> Any:
+        assert searched.path == store.path
+        assert seed == 3
+        progress(len(rows), len(rows))
+        pose = Pose(torch.eye(3).expand(len(rows), 3, 3), torch.full((len(rows), 2), 8.0))
+        return FoundPoses(pose, 0.25, 0.125 if kept else 0.5)
+
+    return search_poses
+
+
+def test_a_search_leaves_its_poses_and_its_verdict(
+    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_directory, "search_poses", _found(store))
+    config = tiny_config(store.path, {"model.pose.form": "table", "dataset.half": 1})
+    stages: list[str] = []
+    run = tmp_path / "run"
+    prepare_run(config, store, run, resume=False, progress=lambda stage, *_: stages.append(stage))
+    assert stages[0] == "pose search"
+    rows = selected_rows(config, store)
+    with np.load(run / "first_poses.npz") as found:
+        np.testing.assert_array_equal(found["rows"], rows)
+        assert (found["shift_angstrom"] == 8).all()
+    assert json.loads((run / "pose_search.json").read_text()) == {
+        "half_map_fsc_at_given_poses": 0.25,
+        "half_map_fsc_at_found_poses": 0.5,
+        "given_poses_kept": False,
+    }
+
+
+def test_maps_are_made_and_training_starts_at_the_poses_found(
+    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_directory, "search_poses", _found(store))
+    changes = {"model.pose.form": "table", "dataset.hold_out": 10}
+    run = _prepared(store, tmp_path / "run", **changes)
+    first, given = store_at_first_poses(run, store).particles(), store.particles()
+    assert (first.rotation[:54] == np.eye(3)).all()
+    assert (first.shift_angstrom[:54] == 8).all()
+    np.testing.assert_array_equal(first.rotation[54:], given.rotation[54:])
+    np.testing.assert_array_equal(first.shift_angstrom[54:], given.shift_angstrom[54:])
+    # The store on disk, and so any other run, has what it had.
+    np.testing.assert_array_equal(ParticleStore.open(store.path).particles().rotation, given.rotation)
+    consensus = read_volume(run / "consensus.mrc").voxels
+    expected = run_directory.consensus_map(store_at_first_poses(run, store), np.arange(54))
+    torch.testing.assert_close(consensus, expected)
+    elsewhere = _prepared(store, tmp_path / "given", **changes, **{"model.pose.start": "given"})
+    assert not torch.allclose(read_volume(elsewhere / "consensus.mrc").voxels, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("pose", ["given", "encoder", "encoder_then_table", "table from the given poses"])
+def test_poses_are_searched_for_only_where_a_table_is_to_start_from_them(
+    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pose: str
+) -> None:
+    monkeypatch.setattr(run_directory, "search_poses", lambda *_: pytest.fail("searched"))
+    form, _, from_given = pose.partition(" ")
+    changes = {"model.pose.form": form} | ({"model.pose.start": "given"} if from_given else {})
+    run = _prepared(store, tmp_path / "run", **changes)
+    assert not (run / "first_poses.npz").exists()
+    assert not (run / "pose_search.json").exists()
+    assert store_at_first_poses(run, store) is store
+
+
+def test_nothing_of_a_preparation_that_was_cut_short_reaches_another(
+    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_directory, "search_poses", _found(store))
+    run = _prepared(store, tmp_path / "run", **{"model.pose.form": "table", "model.latent.start": "linear"})
+    assert load_first_latents(run) is not None
+    (run / "manifest.json").unlink()
+    _prepared(store, run, **{"model.pose.form": "table", "model.pose.start": "given"})
+    assert store_at_first_poses(run, store) is store
+    assert load_first_latents(run) is None
+    assert not (run / "pose_search.json").exists()
+
+
+def test_the_spectrum_of_a_run_is_that_of_its_consensus(store: ParticleStore, tmp_path: Path) -> None:
+    run = _prepared(store, tmp_path / "run")
+    assert torch.equal(load_spectrum(run), spectrum(read_volume(run / "consensus.mrc").voxels))
+    assert float(load_spectrum(run).max()) > 0
 
 
 def test_images_without_density_are_refused_where_points_come_from_the_data(

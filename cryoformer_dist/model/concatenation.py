@@ -1,0 +1,58 @@
+"""The decoder without spatial cross-attention: an ablation of the paper's Table 2."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cryoformer_dist.config.schema import DecoderConfig
+from cryoformer_dist.model.decoder import DeformationBlock, orthogonal_linear
+
+
+class ConcatenationDecoder(nn.Module):
+    """Density from an MLP of a point's feature concatenated with the mean deformation-aware query.
+
+    Two hidden layers where the attention decoder has attention and one; the first is linear in both parts, so the
+    point's share is computed once per step and the conformation's once per particle.
+
+    Parameters
+    ----------
+    config
+        Sizes.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        channels, hidden, width = config.channels, config.hidden_width, config.density_width
+        self.density_scale = config.density_scale
+        self.structure_queries = nn.Parameter(torch.randn(config.queries, channels))
+        self.blocks = nn.ModuleList(DeformationBlock(channels) for _ in range(config.blocks))
+        self.spatial_feature = nn.Linear(hidden, width)
+        nn.init.normal_(self.spatial_feature.weight, std=math.sqrt(2 / hidden))
+        self.conformation = orthogonal_linear(channels, width, gain=1.4)
+        self.density_hidden = orthogonal_linear(width, width, gain=1.4)
+        self.density_output = nn.Linear(width, 1)
+
+    def queries(
+        self, deformation: Float[Tensor, "particles queries channels"]
+    ) -> Float[Tensor, "particles queries channels"]:
+        """Structure queries after they have met the deformation feature ``F_D``."""
+        queries = self.structure_queries.expand(len(deformation), -1, -1)
+        for block in self.blocks:
+            queries = block(queries, deformation)
+        return queries
+
+    def fold(self, queries: Float[Tensor, "particles queries channels"]) -> Float[Tensor, "particles width"]:
+        """The conformation's share of the first layer; scaled up because a mean of many queries is small."""
+        mean = queries.mean(1) * math.sqrt(queries.shape[1])
+        share: Tensor = self.conformation(mean)
+        return share
+
+    def density(
+        self, hidden: Float[Tensor, "*shared points hidden"], folded: Float[Tensor, "particles width"]
+    ) -> Float[Tensor, "particles points"]:
+        """Density of each particle at each point; ``hidden`` shared by the batch or one per particle."""
+        first = torch.relu(self.spatial_feature(hidden) + folded[:, None])
+        second = torch.relu(self.density_hidden(first))
+        return (second @ self.density_output.weight[0] + self.density_output.bias) * self.density_scale

@@ -1,0 +1,158 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import Listener, Stop, tiny_config, train
+
+from cryoformer_dist.analysis.trained import TrainedRun, load_trained
+from cryoformer_dist.data.batch import ImageBlock, make_batch
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import CheckpointError
+from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from_6d
+from cryoformer_dist.training.run_directory import prepare_run
+
+KEPT_OUT = 8
+DISTILLED = {
+    "model.latent.form": "table_then_encoder",
+    "model.pose.form": "table",
+    "dataset.hold_out": KEPT_OUT,
+    "training.epochs": 1,
+    "training.distillation_epochs": 1,
+}
+
+
+def _encoded(trained: TrainedRun, tiny_store: Path, rows: np.ndarray, pose: Pose) -> np.ndarray:
+    """Latents of rows as the run's encoder sees them at given poses, one particle at a time."""
+    objectives, store = trained.learner.objectives, ParticleStore.open(tiny_store)
+    particles = store.particles()
+    found = []
+    for number, row in enumerate(rows):
+        one = np.array([row])
+        batch = make_batch(ImageBlock(store.read_images(one), one, one * 0), particles)
+        with torch.no_grad():
+            found.append(objectives.encode_latent(batch, pose[torch.tensor([number])])[0].numpy())
+    return np.stack(found)
+
+
+@pytest.fixture(scope="module")
+def before_and_after(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run that stands before its distillation, at step 4 of 5, and the same run finished."""
+    folder = tmp_path_factory.mktemp("distilled")
+    config = tiny_config(tiny_store, DISTILLED)
+    with pytest.raises(Stop):
+        train(config, folder / "before", Listener(4))
+    train(config, folder / "after")
+    return folder / "before", folder / "after"
+
+
+def test_before_distillation_latents_are_the_table_s(before_and_after: tuple[Path, Path]) -> None:
+    trained = load_trained(before_and_after[0])
+    table = trained.checkpoint.tables()["latent"]["values"].numpy()
+    np.testing.assert_array_equal(trained.latents, table[: 64 - KEPT_OUT])
+    # An encoder that nobody has trained has nothing to say about unseen particles either.
+    assert trained.held_out() is None
+
+
+def test_once_distilled_latents_are_what_the_encoder_sees_at_the_trained_poses(
+    before_and_after: tuple[Path, Path], tiny_store: Path
+) -> None:
+    trained = load_trained(before_and_after[1])
+    assert trained.checkpoint.position.stage == 1
+    tables = trained.checkpoint.tables()
+    rows = np.arange(64 - KEPT_OUT)
+    pose = Pose(rotation_from_6d(tables["rotation"]["values"]), tables["shift_angstrom"]["values"])
+    some = rows[::9]
+    expected = _encoded(trained, tiny_store, some, pose[torch.from_numpy(some)])
+    np.testing.assert_allclose(trained.latents[some], expected, atol=1e-4)
+    assert np.abs(trained.latents - tables["latent"]["values"].numpy()[rows]).max() > 0.1
+    np.testing.assert_allclose(trained.rotation, pose.rotation[: len(rows)].numpy(), atol=1e-6)
+    np.testing.assert_array_equal(trained.shift_angstrom, pose.shift_angstrom[: len(rows)].numpy())
+
+
+def test_held_out_particles_are_those_never_trained_on_as_the_encoder_sees_them(
+    before_and_after: tuple[Path, Path], tiny_store: Path
+) -> None:
+    trained = load_trained(before_and_after[1])
+    unseen = trained.held_out()
+    assert unseen is not None
+    latents, source_row = unseen
+    rows = np.arange(64 - KEPT_OUT, 64)
+    particles = ParticleStore.open(tiny_store).particles()
+    np.testing.assert_array_equal(source_row, particles.source_row[rows])
+    assert not set(source_row) & set(trained.source_row)
+    assert len(set(source_row) | set(trained.source_row)) == 64
+    np.testing.assert_allclose(latents, _encoded(trained, tiny_store, rows, particles.pose(rows)), atol=1e-4)
+    for name in ("latent", "rotation", "shift_angstrom"):
+        visits = trained.checkpoint.tables()[name]["visits"]
+        assert (visits[rows] == 0).all()
+        assert (visits[: 64 - KEPT_OUT] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("form", "kept_out", "told"),
+    [("table", KEPT_OUT, False), ("none", KEPT_OUT, False), ("encoder", 0, False), ("encoder", KEPT_OUT, True)],
+)
+def test_unseen_particles_have_latents_only_where_there_are_some_and_an_encoder(
+    tiny_store: Path, tmp_path: Path, form: str, kept_out: int, told: bool
+) -> None:
+    changes = {"model.latent.form": form, "dataset.hold_out": kept_out, "training.epochs": 1}
+    train(tiny_config(tiny_store, changes), tmp_path / "run")
+    trained = load_trained(tmp_path / "run")
+    unseen = trained.held_out()
+    assert (unseen is not None) == told
+    if unseen is not None:
+        assert unseen[0].shape == (KEPT_OUT, 2)
+        assert np.ptp(unseen[0], axis=0).min() > 0
+    assert trained.latents.shape == (64 - kept_out, 2)
+    assert (np.ptp(trained.latents, axis=0).min() > 0) == (form != "none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "attention"),
+    [({}, True), ({"model.domain": "fourier"}, False), ({"model.decoder.form": "concatenation"}, False)],
+    ids=str,
+)
+def test_every_kind_of_network_decodes_maps_and_says_whether_it_attends(
+    tiny_store: Path, tmp_path: Path, changes: dict[str, Any], attention: bool
+) -> None:
+    train(tiny_config(tiny_store, changes | {"training.epochs": 1}), tmp_path / "run")
+    trained = load_trained(tmp_path / "run")
+    assert trained.has_attention is attention
+    maps = trained.decode(np.array([[0.0, 0.0], [3.0, -3.0]]))
+    assert maps.shape == (2, 16, 16, 16)
+    assert np.isfinite(maps).all()
+    assert np.abs(maps[0] - maps[1]).max() > 0
+    if attention:
+        states = list(trained.decode_states(np.zeros((1, 2))))
+        assert states[0].attention.shape == (len(states[0].density), 4)
+
+
+def test_a_transform_is_decoded_in_the_units_of_the_consensus_it_started_from(tiny_store: Path, tmp_path: Path) -> None:
+    train(tiny_config(tiny_store, {"model.domain": "fourier", "training.epochs": 1}), tmp_path / "run")
+    trained = load_trained(tmp_path / "run")
+    spectrum = trained.learner.objectives.model.spectrum
+    assert float(spectrum.max()) > 2 * float(spectrum.min())
+    power = np.square(trained.decode(np.zeros((1, 2)))).mean() ** 0.5
+    # A network of unit scale times the spectrum, which a few steps do not change by orders.
+    shells = torch.arange(len(spectrum))
+    expected = float((spectrum.square() * 4 * torch.pi * shells.square()).sum().sqrt()) / 16**3
+    assert 0.05 * expected < power < 20 * expected
+
+
+def test_poses_from_an_encoder_then_a_table_are_the_table_s(tiny_store: Path, tmp_path: Path) -> None:
+    changes = {"model.pose.form": "encoder_then_table", "training.pose_encoding_epochs": 1, "training.epochs": 1}
+    train(tiny_config(tiny_store, changes), tmp_path / "run")
+    trained = load_trained(tmp_path / "run")
+    table = trained.checkpoint.tables()["rotation"]["values"]
+    np.testing.assert_array_equal(trained.rotation, rotation_from_6d(table).numpy())
+    given = torch.from_numpy(trained.stored_rotation)
+    assert float(rotation_angle_deg(torch.from_numpy(trained.rotation), given).median()) > 5
+    assert trained.poses_refined
+
+
+def test_a_run_without_a_checkpoint_is_refused_with_the_way_out(tiny_store: Path, tmp_path: Path) -> None:
+    prepare_run(tiny_config(tiny_store), ParticleStore.open(tiny_store), tmp_path / "run", resume=False)
+    with pytest.raises(CheckpointError, match="no checkpoint yet; train it first"):
+        load_trained(tmp_path / "run")

@@ -1,0 +1,44 @@
+"""A store as cryoDRGN reads particles: a stack and two pickles, rows in store order."""
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.data.stored_particles import StoredParticles
+from cryoformer_dist.io.cryodrgn import CTF_COLUMNS
+from cryoformer_dist.io.mrc import StackWriter
+
+_BLOCK = 1024
+
+
+def write_inputs(store: ParticleStore, folder: Path) -> None:
+    """``particles.mrcs``, ``poses.pkl`` and ``ctf.pkl`` in store order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_poses_and_ctf(store.particles(), store.box_size, folder)
+    with StackWriter(folder / "particles.mrcs", store.pixel_size_angstrom) as writer:
+        for block in _blocks(len(store)):
+            writer.append(store.read_images(block).astype(np.float32))
+
+
+def write_poses_and_ctf(particles: StoredParticles, box: int, folder: Path) -> None:
+    """Poses and CTF as cryoDRGN reads them.
+
+    Its matrix is RELION's A and its shift, a fraction of the box, is what centres the image: both as ours.
+    """
+    length = particles.pixel_size_angstrom * box
+    shift = (particles.shift_angstrom / length[:, None]).astype(np.float32)
+    # It calls its particle stack's side D + 1 pixels when it turns fractions into pixels; users get the same.
+    (folder / "poses.pkl").write_bytes(pickle.dumps((particles.rotation.astype(np.float32), shift)))
+    columns = {"box_size": np.full(len(particles), box)} | {
+        name: getattr(particles, name) for name in CTF_COLUMNS if name != "box_size"
+    }
+    table = np.stack([columns[name] for name in CTF_COLUMNS], axis=1).astype(np.float32)
+    (folder / "ctf.pkl").write_bytes(pickle.dumps(table))
+
+
+def _blocks(count: int) -> Iterator[np.ndarray]:
+    for start in range(0, count, _BLOCK):
+        yield np.arange(start, min(start + _BLOCK, count))

@@ -1,0 +1,100 @@
+"""What every rival is given: the same stored particles, poses, CTF and mask; and what all are judged by."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from cpu_clock import CpuClock
+
+from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.data.stored_particles import StoredParticles
+from cryoformer_dist.io.mrc import read_volume, write_volume
+from cryoformer_dist.orchestration.launch import read_run_file
+from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.training.occupancy import consensus_map, occupied
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a program claims after some epochs: latents of all particles in store order, and maps of latents."""
+
+    latents: np.ndarray
+    decode: Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One program with its settings.
+
+    Attributes
+    ----------
+    train
+        Goes on from what its folder holds until so many epochs are done.
+    epochs
+        CPU seconds at the end of each epoch that can be judged.
+    snapshot
+        State after an epoch.
+    remark
+        For the reader of the table.
+    """
+
+    name: str
+    train: Callable[[int], None]
+    epochs: Callable[[], dict[int, float]]
+    snapshot: Callable[[int], Snapshot]
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class ParticleSet:
+    """A simulated set with its truth, and the folder in which rivals work on it."""
+
+    config_path: Path
+    config: RunConfig
+    store: ParticleStore
+    folder: Path
+
+    @staticmethod
+    def of(config_path: Path, work: Path | None) -> "ParticleSet":
+        config = read_run_file(config_path, [])
+        store = ParticleStore.open(Path(config.dataset.store))
+        return ParticleSet(config_path.resolve(), config, store, work or Path(config.dataset.store).parent / "rivals")
+
+    @cached_property
+    def particles(self) -> StoredParticles:
+        return self.store.particles()
+
+    @property
+    def truth_folder(self) -> Path:
+        return Path(self.store.attributes["source"]["path"]).parent / "truth"
+
+    @property
+    def consensus(self) -> Volume:
+        return read_volume(self._prepared() / "consensus.mrc")
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """Where there may be density, found from the particles in the way our own training finds it."""
+        return read_volume(self._prepared() / "occupancy.mrc").voxels > 0.5
+
+    @property
+    def preparation_cpu_seconds(self) -> float:
+        """What consensus and mask cost; they count for every program that uses the mask."""
+        return CpuClock(self._prepared()).spent()
+
+    def _prepared(self) -> Path:
+        folder = self.folder / "prepared"
+        if not (folder / "clock.jsonl").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            start = time.process_time()
+            consensus = consensus_map(self.store, np.arange(len(self.store)))
+            mask = occupied(consensus, self.store.pixel_size_angstrom)
+            for name, voxels in (("consensus", consensus), ("occupancy", mask.float())):
+                write_volume(folder / f"{name}.mrc", Volume(voxels.float(), self.store.pixel_size_angstrom))
+            CpuClock(folder).append(0, time.process_time() - start)
+        return folder

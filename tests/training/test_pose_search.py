@@ -1,0 +1,273 @@
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from phantoms import blobs, microscope, relative_error, rotations
+from tiny_runs import write_set
+
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.data.stored_particles import StoredParticles
+from cryoformer_dist.physics.grids import lattice_points
+from cryoformer_dist.physics.pose import (
+    Pose,
+    random_rotations,
+    rotation_angle_deg,
+    rotation_from_axis_angle,
+    squared_frobenius,
+)
+from cryoformer_dist.physics.projection import project_points
+from cryoformer_dist.training import pose_search
+from cryoformer_dist.training.pose_search import FoundPoses, Round, _ball, _disc, _in_frame_of, _Reference, search_poses
+
+RIGID: dict[str, Any] = {"states": {"kind": "discrete", "count": 1}, "box": 32}
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _true_pose(path: Path, particles: StoredParticles) -> Pose:
+    """Clean poses of each store row."""
+    with np.load(path.parent / "particles" / "truth" / "truth.npz") as truth:
+        row = particles.source_row
+        return Pose(
+            torch.from_numpy(truth["rotation"][row]).float(), torch.from_numpy(truth["shift_angstrom"][row]).float()
+        )
+
+
+def _medians(pose: Pose, true: Pose) -> tuple[float, float]:
+    """Squared Frobenius error and shift error (angstrom) of the particle in the middle."""
+    rotation = squared_frobenius(pose.rotation, true.rotation).median()
+    return float(rotation), float((pose.shift_angstrom - true.shift_angstrom).norm(dim=1).median())
+
+
+@dataclass
+class _Images:
+    """What a search reads of a store, without one."""
+
+    images: np.ndarray
+    stored: StoredParticles
+    pixel_size_angstrom: float
+
+    @property
+    def box_size(self) -> int:
+        return int(self.images.shape[-1])
+
+    def read_images(self, rows: np.ndarray) -> np.ndarray:
+        return self.images[rows]
+
+    def particles(self) -> StoredParticles:
+        return self.stored
+
+
+def _stored(pose: Pose, pixel_size_angstrom: torch.Tensor) -> StoredParticles:
+    count = len(pixel_size_angstrom)
+    ctf = microscope(count)
+    return StoredParticles(
+        rotation=pose.rotation.numpy(),
+        shift_angstrom=pose.shift_angstrom.numpy(),
+        optics_group=np.zeros(count, np.int32),
+        half_set=np.zeros(count, np.int8),
+        source_row=np.arange(count),
+        uid=np.zeros(count, np.uint64),
+        pixel_size_angstrom=pixel_size_angstrom.numpy(),
+        **{name: getattr(ctf, name).numpy() for name in type(ctf).__dataclass_fields__},
+    )
+
+
+@pytest.fixture(scope="module")
+def astray(tmp_path_factory: pytest.TempPathFactory) -> tuple[FoundPoses, Pose, Pose]:
+    """Outcome, given and true poses of a rigid molecule whose poses are off as in the paper's section 5.4, halved."""
+    perturbation = {"rotation_variance": 0.047, "shift_pixels": 10}
+    path = write_set(tmp_path_factory.mktemp("astray"), particles=300, snr=20, perturbation=perturbation, **RIGID)
+    store = ParticleStore.open(path)
+    particles = store.particles()
+    return search_poses(store, np.arange(300), 0), particles.pose(), _true_pose(path, particles)
+
+
+def test_poses_fifteen_degrees_off_are_brought_near_the_truth(astray: tuple[FoundPoses, Pose, Pose]) -> None:
+    found, given, true = astray
+    before, after = _medians(given, true), _medians(found.pose, true)
+    assert before[0] > 0.09
+    assert before[1] > 12
+    assert after[0] < 0.2 * before[0]
+    assert after[1] < 0.25 * before[1]
+    # Most, not only the one in the middle.
+    better = squared_frobenius(found.pose.rotation, true.rotation) < squared_frobenius(given.rotation, true.rotation)
+    assert float(better.float().mean()) > 0.85
+
+
+def test_the_agreement_of_the_halves_tells_that_the_search_did_good(astray: tuple[FoundPoses, Pose, Pose]) -> None:
+    found = astray[0]
+    assert not found.kept
+    assert found.agreement_found > found.agreement_given + 0.3
+
+
+def test_neither_half_turns_or_drifts_away_from_the_frame_of_the_given_poses(
+    astray: tuple[FoundPoses, Pose, Pose],
+) -> None:
+    found, _, true = astray
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        common = (true.rotation[half].mT @ found.pose.rotation[half]).mean(0)
+        # A common turn by 4 degrees, as the halves take when left alone, puts 0.07 off the diagonal.
+        assert float((common - common.mT).abs().max()) / 2 < 0.035
+        seen = found.pose.rotation[half][:, :2].reshape(-1, 3)
+        moved = (found.pose.shift_angstrom - true.shift_angstrom)[half].reshape(-1, 1)
+        assert float(torch.linalg.lstsq(seen, moved).solution.norm()) < 3.0
+
+
+def test_true_poses_are_left_where_they_are(tmp_path: Path) -> None:
+    path = write_set(tmp_path, particles=100, snr=2, **RIGID)
+    store = ParticleStore.open(path)
+    true = _true_pose(path, store.particles())
+    found = search_poses(store, np.arange(100), 0)
+    rotation, shift = _medians(found.pose, true)
+    assert rotation < 0.005
+    assert shift < 0.25 * store.pixel_size_angstrom
+
+
+def _likeness(store: _Images, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """Correlation of every image with the slice at its given pose, as a sweep over them compares the two."""
+    seen: list[torch.Tensor] = []
+    original = _Reference.best
+
+    def best(reference: _Reference, weighted: Any, transfer: Any, rotation: Any, shifts: Any) -> Any:
+        # The first candidate is the pose itself.
+        expected = reference.slices(rotation[:, :1])[:, 0]
+        match = (expected.conj() * weighted).real.sum(1)
+        seen.append(match / (expected.abs().square().sum(1) * weighted.abs().square().sum(1)).sqrt())
+        return original(reference, weighted, transfer, rotation, shifts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pose_search, "ROUNDS", (Round(10, 5.0, 2, 0.0, 1.0),))
+        patch.setattr(_Reference, "best", best)
+        search_poses(cast(ParticleStore, store), np.arange(len(store.images)), 0)
+    return torch.cat(seen)
+
+
+def test_images_of_another_pixel_size_are_compared_with_the_same_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    ratio, count = 1.2, 200
+    # In pairs, since every second particle goes to the other half.
+    coarse = (torch.arange(count) // 2) % 2 == 1
+    pixel_size = torch.where(coarse, 4.0 * ratio, 4.0)
+    moved = torch.randn(count, 2, generator=_generator(2)) * 1.5
+    pose = Pose(random_rotations(count, _generator(1)), -moved * pixel_size[:, None])
+    # Large and sharp: pixel sizes tell most at the rim.
+    phantom = replace(blobs().scaled(1.6), sigma=1.3)
+    images = phantom.images(pose.rotation, moved, 32)
+    images[coarse] = phantom.scaled(1 / ratio).images(pose.rotation, moved, 32)[coarse]
+    right = _likeness(_Images(images.numpy(), _stored(pose, pixel_size), 4.0), monkeypatch)
+    unknown = _likeness(_Images(images.numpy(), _stored(pose, torch.full_like(pixel_size, 4.0)), 4.0), monkeypatch)
+    assert len(right) == count
+    assert float(right.min()) > 0.97
+    assert float(unknown.median()) < 0.95
+
+
+def test_a_slice_of_the_reference_is_the_transform_of_the_projected_map() -> None:
+    voxels, rotation = blobs().voxels(32), rotations()
+    reference = _Reference(voxels, shell=13)
+    found = reference.slices(rotation[:, None])[:, 0]
+    everything = voxels.reshape(1, -1).expand(len(rotation), -1)
+    projected = project_points(everything, lattice_points(32), rotation, torch.zeros(len(rotation), 2), 32)
+    expected = projected.flatten(1)[:, reference.place]
+    assert max(relative_error(one, other) for one, other in zip(found, expected, strict=True)) < 0.03
+    assert relative_error(found.roll(1, 0), expected) > 0.3
+    # Half of the disc about zero, which itself says nothing.
+    radius = reference.frequency.norm(dim=-1) * 32
+    assert 0 < float(radius.min()) <= 1
+    assert 12 < float(radius.max()) <= 13
+    both = torch.cat([reference.frequency, -reference.frequency])
+    assert len(torch.unique(both, dim=0)) == 2 * len(reference.frequency)
+    assert len(both) == int((lattice_points(64)[:, :2].unique(dim=0).norm(dim=1) <= 13).sum()) - 1
+
+
+def test_of_some_candidates_the_true_turn_and_shift_are_the_most_likely() -> None:
+    phantom, rotation = blobs(), random_rotations(20, _generator(3))
+    reference = _Reference(phantom.voxels(32), shell=12)
+    cone, shifts = _ball(30, 25.0, _generator(4)), _disc(2.0, 1.0)
+    turn = torch.arange(20) % 30
+    move = torch.arange(20) % len(shifts)
+    # The true rotation of each is a candidate's; the stored shift centres the image.
+    images = phantom.images(cone[turn] @ rotation, -shifts[move], 32)
+    weighted = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1))).flatten(1)[:, reference.place]
+    candidates = torch.einsum("cij,bjk->bcik", cone, rotation)
+    found_turn, found_move = reference.best(weighted, torch.ones(weighted.shape), candidates, shifts)
+    assert torch.equal(found_turn, turn)
+    assert torch.equal(found_move, move)
+
+
+def test_what_all_poses_of_a_half_share_is_taken_back() -> None:
+    given = Pose(random_rotations(50, _generator(5)), 5 * torch.randn(50, 2, generator=_generator(6)))
+    turn, offset = random_rotations(1, _generator(7))[0], torch.tensor([3.0, -8.0, 5.0])
+    # The same images of a molecule whose frame is turned and whose origin lies elsewhere.
+    drifted = Pose(given.rotation @ turn, given.shift_angstrom + (given.rotation @ offset)[:, :2])
+    back = _in_frame_of(given, drifted)
+    assert torch.allclose(back.rotation, given.rotation, atol=1e-5)
+    assert torch.allclose(back.shift_angstrom, given.shift_angstrom, atol=1e-3)
+    # What a particle has found for itself stays its own.
+    own = Pose(drifted.rotation.clone(), drifted.shift_angstrom.clone())
+    own.rotation[7] = rotation_from_axis_angle(torch.tensor([0.5, 0.0, 0.0])) @ own.rotation[7]
+    kept = squared_frobenius(_in_frame_of(given, own).rotation, given.rotation)
+    assert float(kept[7]) == pytest.approx(8 * np.sin(0.25) ** 2, rel=0.1)
+    assert float(kept.sum() - kept[7]) < 0.02
+
+
+def test_candidates_hold_the_pose_so_far_and_keep_within_their_bounds() -> None:
+    cone = _ball(400, 20.0, _generator(8))
+    angle = rotation_angle_deg(cone, torch.eye(3).expand_as(cone))
+    assert torch.equal(cone[0], torch.eye(3))
+    assert 18 < float(angle.max()) <= 20.001
+    # Even in volume: half the radius holds an eighth.
+    assert 0.05 < float((angle < 10).float().mean()) < 0.22
+    shifts = _disc(1.0, 0.25)
+    assert [0.0, 0.0] in shifts.tolist()
+    assert float(shifts.norm(dim=1).max()) == pytest.approx(1.0)
+    assert float(shifts.sum(0).abs().max()) < 1e-5
+    assert len(shifts) == len(torch.unique(shifts, dim=0)) == 49
+    assert _disc(0.0, 1.0).tolist() == [[0.0, 0.0]]
+
+
+@pytest.fixture(scope="module")
+def turned(store: ParticleStore) -> ParticleStore:
+    """The tiny store, its poses turned by about ten degrees."""
+    given = store.particles().pose()
+    turn = rotation_from_axis_angle(0.1 * torch.randn(len(store), 3, generator=_generator(9)))
+    return store.with_pose(np.arange(len(store)), Pose(turn @ given.rotation, given.shift_angstrom))
+
+
+def test_a_seed_gives_the_same_poses_of_the_rows_asked_for_and_counts_them_all(turned: ParticleStore) -> None:
+    rows = np.arange(1, 60)
+    calls: list[tuple[int, int]] = []
+    first = search_poses(turned, rows, 0, lambda *call: calls.append(call))
+    again, other = search_poses(turned, rows, 0), search_poses(turned, rows, 5)
+    assert torch.equal(first.pose.rotation, again.pose.rotation)
+    assert torch.equal(first.pose.shift_angstrom, again.pose.shift_angstrom)
+    assert (first.agreement_given, first.agreement_found) == (again.agreement_given, again.agreement_found)
+    assert first.agreement_given == other.agreement_given
+    assert first.agreement_found != other.agreement_found
+    assert first.pose.rotation.shape == (59, 3, 3)
+    # A box too small for any round is searched once, at what it holds: 30 particles of one half, 29 of the other.
+    assert calls == [(30, 59), (59, 59)]
+
+
+def test_given_poses_are_kept_row_by_row_where_found_ones_agree_less(
+    turned: ParticleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.arange(3, 50)
+    outcomes = {}
+    for name, after in (("better", 0.9), ("worse", 0.2), ("equal", 0.5)):
+        agreement = iter((0.5, after))
+        monkeypatch.setattr(pose_search, "_agreement", lambda *_, agreement=agreement: next(agreement))
+        outcomes[name] = search_poses(turned, rows, 0)
+    assert {name: found.kept for name, found in outcomes.items()} == {"better": False, "worse": True, "equal": True}
+    given = turned.particles().pose(rows)
+    for name in ("worse", "equal"):
+        assert torch.equal(outcomes[name].pose.rotation, given.rotation)
+        assert torch.equal(outcomes[name].pose.shift_angstrom, given.shift_angstrom)
+    angle = rotation_angle_deg(outcomes["better"].pose.rotation, given.rotation)
+    assert float(angle.median()) > 1
+    # Around the given pose of the same row: the widest cone is 30 degrees, the turn of the frame comes on top.
+    assert float(angle.max()) < 50
