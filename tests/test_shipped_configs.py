@@ -1,12 +1,15 @@
+import shutil
 from pathlib import Path
 
 import pytest
 
 from cryoformer_dist.config.loading import load_config
 from cryoformer_dist.config.schema import ClusterConfig, RunConfig
+from cryoformer_dist.orchestration.launch import read_run_file
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = sorted((ROOT / "configs").rglob("*.yaml"))
+BENCHMARKS = sorted((ROOT / "configs" / "bench").glob("*.yaml"))
 CLUSTERS = sorted((ROOT / "cluster").rglob("*.yaml"))
 
 
@@ -15,7 +18,9 @@ def _name(path: Path) -> str:
 
 
 def test_there_are_shipped_files() -> None:
-    assert {"configs/demo.yaml", "cluster/local.yaml"} <= {_name(path) for path in RUNS + CLUSTERS}
+    assert {"configs/demo.yaml", "cluster/local.yaml", "configs/bench/igg_arc_32.yaml"} <= {
+        _name(path) for path in RUNS + CLUSTERS
+    }
     others = [path for folder in ("configs", "cluster") for path in (ROOT / folder).rglob("*.yml")]
     assert others == []
 
@@ -23,6 +28,27 @@ def test_there_are_shipped_files() -> None:
 @pytest.mark.parametrize("path", RUNS, ids=_name)
 def test_every_shipped_run_file_passes_its_schema(path: Path) -> None:
     load_config(path, RunConfig)
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=_name)
+def test_a_benchmark_is_read_without_its_structures_and_looks_for_them_beside_itself(
+    path: Path, tmp_path: Path
+) -> None:
+    alone = tmp_path / "bench" / path.name
+    alone.parent.mkdir()
+    shutil.copyfile(path, alone)
+    config = read_run_file(alone, [])
+    assert config.name == path.stem
+    simulation = config.dataset.simulate
+    assert simulation is not None
+    source = simulation.source
+    files = [
+        value for value in (getattr(source, name) for name in type(source).model_fields) if isinstance(value, Path)
+    ]
+    assert {file.parent for file in files} == {alone.parent / "structures"}
+    # Boxes of one subject go to stores of their own.
+    assert path.stem in Path(config.dataset.store).parts
+    assert Path(config.dataset.store).is_absolute()
 
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=_name)
@@ -35,3 +61,7 @@ def test_every_shipped_cluster_file_passes_its_schema_and_names_a_run_file_that_
 def test_every_shipped_file_begins_with_the_command_that_uses_it(path: Path) -> None:
     first = path.read_text().splitlines()[0]
     assert first.startswith("# cryoformer-dist ")
+    # Which names the file, or a cluster file that runs it.
+    run = load_config(ROOT / "cluster" / "local.yaml", ClusterConfig).run
+    default = run is not None and path == (ROOT / "cluster" / run).resolve()
+    assert default or _name(path) in first.split()

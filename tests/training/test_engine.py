@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -179,6 +180,7 @@ def test_deepspeed_gives_the_weights_of_plain_torch(stage: int) -> None:
 def _rank_with_a_resting_part(rank: int, world: int, meeting_point: str) -> None:
     """One of the processes that train all parts, then the encoder alone, each towards a target of its own."""
     torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=world)
     config, states = TrainingConfig(weight_decay=0.5), {}
     for kind in ("torch", "deepspeed"):
