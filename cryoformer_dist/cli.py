@@ -194,7 +194,7 @@ def reconstruct(run: RunFolder) -> None:
     from cryoformer_dist.analysis.results import reconstruct_run
 
     written = reconstruct_run(run)
-    terminal.say(f"{len(written)} files in {run / 'volumes'}")
+    terminal.say(f"{len(written)} files in {run}")
     terminal.say(f"next: cryoformer-dist evaluate {run}")
 
 

@@ -52,7 +52,7 @@ class TrainedRun:
     rotation, shift_angstrom
         Poses as trained.
     stored_rotation, stored_shift_angstrom
-        Poses that training started from.
+        Poses given in the store.
     """
 
     config: RunConfig

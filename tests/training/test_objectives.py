@@ -9,8 +9,9 @@ from tiny_runs import tiny_config
 
 from cryoformer_dist.data.batch import ImageBlock, ParticleBatch, make_batch
 from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.physics.ctf import contrast_transfer_function
-from cryoformer_dist.physics.fourier import fourier_to_image
+from cryoformer_dist.physics.fourier import crop_half_plane, fourier_to_image
 from cryoformer_dist.physics.grids import frequency_grid
 from cryoformer_dist.physics.pose import (
     Pose,
@@ -342,3 +343,34 @@ def test_views_from_one_direction_look_the_same_to_the_encoder_of_latents(store:
     torch.testing.assert_close(aligned[0], images[0] / images[0].std(), rtol=1e-3, atol=1e-3)
     other_way = Pose(rotation, -pose.shift_angstrom)
     assert float(correlation(objectives._aligned_images(batch, other_way)[1:3], aligned[:1]).max()) < 0.9
+
+
+def test_a_coarse_step_sees_the_low_frequencies_of_the_same_images(store: ParticleStore, batch: ParticleBatch) -> None:
+    objectives = _objectives(store, {"training.coarse_epochs": 1, "training.coarse_box": 12})
+    assert objectives.coarse is not None
+    with torch.no_grad():
+        fine = crop_half_plane(objectives.render(_latent(6), batch.pose, batch, 0), 12)
+        coarse = objectives.render(_latent(6), batch.pose, batch, 0, objectives.coarse)
+    low = (frequency_grid(12) * 12).norm(dim=-1) <= 3
+    # The sphere's face is drawn more coarsely too.
+    assert _relative(coarse[:, low], fine[:, low]) < 0.15
+    # A factor of the wrong power of the spacing would be 1.33 off at least.
+    assert (coarse[:, 0, 0].real / fine[:, 0, 0].real - 1).abs().max() < 0.1
+
+
+def test_a_coarse_loss_is_the_share_of_the_low_frequencies(store: ParticleStore, batch: ParticleBatch) -> None:
+    objectives = _objectives(store, {"training.coarse_epochs": 1, "training.coarse_box": 12})
+    noise = torch.randn(6, BOX, BOX, generator=torch.Generator().manual_seed(0)) * 50
+    noisy = replace(batch, images=noise)
+    (fine, _), (coarse, _) = (
+        objectives("reconstruction", noisy, _latent(6), noisy.pose, 0, 0, coarse) for coarse in (False, True)
+    )
+    # White noise is spread evenly: 11 x 11 of the 15 x 15 comparable frequencies.
+    assert abs(float((coarse / fine).mean().detach()) - (11 / 15) ** 2) < 0.05
+
+
+def test_coarse_steps_are_refused_where_there_is_no_lattice(store: ParticleStore) -> None:
+    with pytest.raises(ConfigError, match=r"coarse_epochs needs training\.projection: lattice"):
+        tiny_config(store.path, {"training.coarse_epochs": 1, "training.projection": "rays"})
+    with pytest.raises(ConfigError, match="boxes are even"):
+        tiny_config(store.path, {"training.coarse_epochs": 1, "training.coarse_box": 11})

@@ -88,3 +88,14 @@ def test_shifted_copies_stay_within_a_voxel_and_come_from_the_seed() -> None:
     assert torch.equal(one.offsets_pixels, same.offsets_pixels)
     assert not torch.equal(one.offsets_pixels, other.offsets_pixels)
     assert torch.equal(Lattice.of(mask, 1, 0).offsets_pixels, torch.zeros(1, 3))
+
+
+def test_a_coarser_lattice_covers_the_same_places_with_fewer_points() -> None:
+    fine = Lattice.of(sphere(16), 3, 0)
+    coarse = fine.coarsened(16, 8)
+    assert torch.equal(coarse.points_pixels, lattice_points(8)[coarse.flat_index] * 2)
+    assert torch.equal(coarse.offsets_pixels, fine.offsets_pixels * 2)
+    distance = torch.cdist(fine.points_pixels, coarse.points_pixels).min(1).values
+    # Half a cell's diagonal, but for the last plane, whose nearest neighbour lies outside the box.
+    assert (distance <= 3**0.5 + 1e-5).float().mean() > 0.9
+    assert len(coarse.points_pixels) < len(fine.points_pixels) / 5
