@@ -1,4 +1,4 @@
-"""What the two stages minimise."""
+"""What each stage of training minimises."""
 
 from dataclasses import dataclass, replace
 from typing import cast
@@ -28,7 +28,7 @@ from cryoformer_dist.training.stages import StageKind
 
 
 class Objectives(nn.Module):
-    """Per-particle losses of a batch; the engine's module, so that both stages train one network.
+    """Per-particle losses of a batch; the engine's module, so that all stages train one network.
 
     Parameters
     ----------
