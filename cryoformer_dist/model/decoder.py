@@ -12,6 +12,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from cryoformer_dist.config.schema import DecoderConfig
+from cryoformer_dist.model.kernels.fold_attend import fold_attend
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -152,8 +153,12 @@ class DeformationDecoder(nn.Module):
         folded
             From `fold`.
         """
-        activation = self._activation(hidden, folded)
-        return (activation @ self.density_output.weight[0] + self.density_output.bias[0]) * self.density_scale
+        weight, bias = self.density_output.weight[0], self.density_output.bias[0]
+        if hidden.dim() == 3:
+            return (self._activation(hidden, folded) @ weight + bias) * self.density_scale
+        residual, offset = self._residual()
+        summed = fold_attend(hidden, folded.key, folded.key_bias, folded.value, residual, offset, weight)
+        return (summed + bias) * self.density_scale
 
     def coefficients(
         self, hidden: Float[Tensor, "*shared points hidden"], folded: FoldedQueries
@@ -163,11 +168,15 @@ class DeformationDecoder(nn.Module):
 
     def _activation(self, hidden: Tensor, folded: FoldedQueries) -> Tensor:
         """Hidden layer of the density at each point."""
-        residual = self.density_hidden.weight @ self.spatial_feature.weight
-        offset = self.density_hidden.weight @ self.spatial_feature.bias + self.density_hidden.bias
+        residual, offset = self._residual()
         shared = hidden @ residual.T + offset
         shared = shared if shared.dim() == 3 else shared[None].expand(len(folded.key), -1, -1)
         return torch.relu(torch.baddbmm(shared, self.attention_map(hidden, folded), folded.value))
+
+    def _residual(self) -> tuple[Tensor, Tensor]:
+        """Linear map from ``h`` to the density's hidden layer that passes the attention by."""
+        residual = self.density_hidden.weight @ self.spatial_feature.weight
+        return residual, self.density_hidden.weight @ self.spatial_feature.bias + self.density_hidden.bias
 
     def density_unfolded(
         self, hidden: Float[Tensor, "points hidden"], queries: Float[Tensor, "particles queries channels"]

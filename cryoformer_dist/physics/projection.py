@@ -6,7 +6,7 @@ the density at the rotated coordinates of every image, as the paper does: the re
 transform of the image, phase origin at the centre pixel, before the CTF.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from cryoformer_dist.physics.grids import centred_axis, frequency_grid
 
 OVERSAMPLING = 2
 _TAPS = 4
+_CACHED_POINTS = 2**16
 
 
 def project_points(
@@ -146,47 +147,70 @@ class _Splat(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, density: Tensor, position: Tensor, size: int) -> Tensor:
-        cell = position.floor()
-        fraction = position - cell
-        first = (cell.long() - 1).remainder(size)
-        # Rows and columns past the edge are kept apart and folded back once, instead of a modulo per tap.
+        ctx.save_for_backward(density, position)
         padded = size + _TAPS - 1
-        base = torch.arange(len(density), device=density.device)[:, None] * padded**2
-        index = (base + first[..., 1] * padded + first[..., 0]).reshape(-1)
-        grid = density.new_zeros(len(density) * padded**2)
-        column_weights = _bspline(fraction[..., 0])
-        for row, row_weight in enumerate(_bspline(fraction[..., 1])):
-            value = density * row_weight
-            for column, column_weight in enumerate(column_weights):
-                # A view that starts at the tap spares an addition to every index.
-                grid[row * padded + column :].scatter_add_(0, index, (value * column_weight).reshape(-1))
-        ctx.save_for_backward(density, fraction, index)
-        ctx.size = size
-        folded = grid.reshape(-1, padded, padded)
-        folded[:, : _TAPS - 1] += folded[:, size:]
-        folded[:, :, : _TAPS - 1] += folded[:, :, size:]
-        return folded[:, :size, :size].contiguous()
+        # Rows and columns past the edge are kept apart and folded back once, instead of a modulo per tap.
+        grid = density.new_zeros(len(density), padded, padded)
+        for part in _parts(density):
+            index, fraction = _taps(position[part], size)
+            target = grid[part].reshape(-1)
+            column_weights = _bspline(fraction[..., 0])
+            for row, row_weight in enumerate(_bspline(fraction[..., 1])):
+                value = density[part] * row_weight
+                for column, column_weight in enumerate(column_weights):
+                    # A view that starts at the tap spares an addition to every index.
+                    target[row * padded + column :].scatter_add_(0, index, (value * column_weight).reshape(-1))
+        grid[:, : _TAPS - 1] += grid[:, size:]
+        grid[:, :, : _TAPS - 1] += grid[:, :, size:]
+        return grid[:, :size, :size].contiguous()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        density, fraction, index = ctx.saved_tensors
-        padded = ctx.size + _TAPS - 1
+        density, position = ctx.saved_tensors
         around = torch.nn.functional.pad(gradient[:, None], (0, _TAPS - 1, 0, _TAPS - 1), mode="circular")
-        flat = around.reshape(-1)
-        wants_position = ctx.needs_input_grad[1]
-        column_weights, column_slopes = _bspline(fraction[..., 0]), _bspline_slope(fraction[..., 0])
-        row_slopes = _bspline_slope(fraction[..., 1])
-        value, along_x, along_y = (torch.zeros_like(density) for _ in range(3))
-        for row, row_weight in enumerate(_bspline(fraction[..., 1])):
-            line, slope = torch.zeros_like(density), torch.zeros_like(density)
-            for column in range(_TAPS):
-                tap = flat[row * padded + column :].index_select(0, index).reshape(density.shape)
-                line += tap * column_weights[column]
-                if wants_position:
-                    slope += tap * column_slopes[column]
-            value += line * row_weight
-            if wants_position:
-                along_x += slope * row_weight
-                along_y += line * row_slopes[row]
-        position = torch.stack([along_x, along_y], dim=-1) * density[..., None] if wants_position else None
-        return value, position, None
+        to_density = torch.empty_like(density)
+        to_position = torch.empty_like(position) if ctx.needs_input_grad[1] else None
+        for part in _parts(density):
+            value, slopes = _gathered(around[part], position[part], gradient.shape[-1], to_position is not None)
+            to_density[part] = value
+            if to_position is not None:
+                torch.mul(torch.stack(slopes, dim=-1), density[part][..., None], out=to_position[part])
+        return to_density, to_position, None
+
+
+def _parts(density: Tensor) -> Iterator[slice]:
+    """Particles a few at a time: on a CPU what belongs to them stays in the cache meanwhile."""
+    particles, points = density.shape
+    step = particles if density.is_cuda else max(1, _CACHED_POINTS // points)
+    for start in range(0, particles, step):
+        yield slice(start, start + step)
+
+
+def _taps(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Flat index of each point's first tap in its padded grid, and how far past the second grid line it lies."""
+    cell = position.floor()
+    first = (cell.long() - 1).remainder(size)
+    padded = size + _TAPS - 1
+    base = torch.arange(len(position), device=position.device)[:, None] * padded**2
+    return (base + first[..., 1] * padded + first[..., 0]).reshape(-1), position - cell
+
+
+def _gathered(around: Tensor, position: Tensor, size: int, wants_slopes: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The padded grids' interpolants at the points, and their slopes along x and y."""
+    index, fraction = _taps(position, size)
+    padded, flat, shape = size + _TAPS - 1, around.reshape(-1), position.shape[:-1]
+    column_weights, column_slopes = _bspline(fraction[..., 0]), _bspline_slope(fraction[..., 0])
+    row_slopes = _bspline_slope(fraction[..., 1])
+    value, along_x, along_y = (position.new_zeros(shape) for _ in range(3))
+    for row, row_weight in enumerate(_bspline(fraction[..., 1])):
+        line, slope = position.new_zeros(shape), position.new_zeros(shape)
+        for column in range(_TAPS):
+            tap = flat[row * padded + column :].index_select(0, index).reshape(shape)
+            line.addcmul_(tap, column_weights[column])
+            if wants_slopes:
+                slope.addcmul_(tap, column_slopes[column])
+        value.addcmul_(line, row_weight)
+        if wants_slopes:
+            along_x.addcmul_(slope, row_weight)
+            along_y.addcmul_(line, row_slopes[row])
+    return value, (along_x, along_y)
