@@ -20,7 +20,7 @@ def test_lattice_points_run_in_the_order_of_a_ravelled_volume():
     points = lattice_points(6)
     # Voxel [z, y, x] = [5, 1, 2] of a box of 6.
     assert points[(5 * 6 + 1) * 6 + 2].tolist() == [2 - 3, 1 - 3, 5 - 3]
-    assert torch.equal(points.norm(dim=-1), radius_grid(6, 3).ravel())
+    assert torch.allclose(points.norm(dim=-1), radius_grid(6, 3).ravel())
 
 
 def test_lattice_inside_a_radius_is_the_whole_lattice_less_the_points_outside():

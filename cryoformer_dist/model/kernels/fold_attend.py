@@ -61,7 +61,7 @@ class _FoldAttend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        hidden, key, key_bias, value, residual, _, output = ctx.saved_tensors
+        hidden, _, key_bias, value, residual, _, output = ctx.saved_tensors
         tiles = _Tiles(*ctx.saved_tensors)
         to_hidden, to_shared = torch.empty_like(hidden), hidden.new_empty(len(hidden), len(output))
         to_key, to_key_bias = torch.zeros_like(tiles.key), torch.zeros_like(tiles.key_bias)
