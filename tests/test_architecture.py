@@ -43,7 +43,7 @@ DOORKEEPERS = {
     "rich": ("terminal",),
     "matplotlib": ("analysis.figures", "analysis.check_figure", "analysis.fsc_figure"),
     "jinja2": ("analysis.report",),
-    "scipy": ("analysis", "data", "io"),
+    "scipy": ("analysis", "data", "io", "training.pose_search"),
 }
 # Spoken everywhere, but not by the rooms that must load at once.
 EVERYWHERE = {"torch", "numpy", "jaxtyping"}

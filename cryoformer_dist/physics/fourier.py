@@ -87,6 +87,29 @@ def crop_volume(voxels: Float[Tensor, "old old old"], box: int) -> Float[Tensor,
     return fourier_to_volume(cropped) * (box / old) ** 3
 
 
+def upsample_volume(voxels: Float[Tensor, "old old old"], box: int) -> Float[Tensor, "box box box"]:
+    """Interpolate a map onto the finer lattice of a larger box over the same field of view, keeping voxel values.
+
+    Raises
+    ------
+    ValueError
+        If ``box`` is odd or smaller than the map.
+    """
+    old = voxels.shape[-1]
+    if box % 2 or box < old:
+        raise ValueError(f"cannot upsample a map of {old} voxels to {box}: ask for an even box of at least {old}")
+    if box == old:
+        return voxels
+    half = old // 2
+    # Without the Nyquist planes, which hold one of each pair +-k.
+    kept, place = torch.cat([torch.arange(half), torch.arange(half + 1, old)]), torch.arange(half)
+    place = torch.cat([place, torch.arange(box - half + 1, box)])
+    wide = torch.zeros(box, box, box, dtype=torch.complex64)
+    coefficients = volume_to_fourier(voxels)[kept][:, kept][:, :, kept]
+    wide[place[:, None, None], place[:, None], place] = coefficients
+    return fourier_to_volume(wide) * (box / old) ** 3
+
+
 def comparable_frequencies(box: int) -> Float[Tensor, "box half"]:
     """One where two images can be compared, zero elsewhere, on the half plane.
 
@@ -186,6 +209,16 @@ def spectrum(voxels: Float[Tensor, "box box box"]) -> Float[Tensor, " shells"]:
     shell = _shells(box)
     power = _shell_sum(volume_to_fourier(voxels.double()).abs().square(), shell, box)
     return (power / _shell_sum(torch.ones(box**3, dtype=torch.float64), shell, box)).sqrt().float()
+
+
+def weighted_shells(
+    voxels: Float[Tensor, "box box box"], weight: Float[Tensor, " shells"]
+) -> Float[Tensor, "box box box"]:
+    """A map with Fourier shells ``0 .. box // 2 - 1`` multiplied by their weights; what lies beyond them is dropped."""
+    box = voxels.shape[-1]
+    beyond = torch.zeros(box)
+    per_coefficient = torch.cat([weight, beyond])[_shells(box)].reshape(box, box, box)
+    return fourier_to_volume(volume_to_fourier(voxels) * per_coefficient)
 
 
 def _shells(box: int) -> Tensor:

@@ -6,7 +6,7 @@ alternating least squares; its coordinates are where the latent table starts.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -85,12 +85,10 @@ def linear_latents(
         Called with rounds done and in all.
     """
     box = _coarse_box(store)
-    size = mask.shape[-1]
-    points = Lattice.of(mask, 1, seed).coarsened(size, box).points_pixels * (box / size)
-    model = LinearModel(points, box)
-    sample = load_images(store, rows[:: max(1, len(rows) // _SAMPLE)], box)
+    model = LinearModel(_coarse_lattice(mask, box).points_pixels, box)
+    sample = load_images(store, rows[:: _sampling(rows)], box)
     latent = torch.randn(len(sample.rotation), dimensions, generator=torch.Generator().manual_seed(seed))
-    maps = torch.zeros(dimensions + 1, len(points))
+    maps = model.no_maps(dimensions)
     for done in range(_ROUNDS):
         maps = model.fit_maps(sample, latent, maps)
         latent = whitened(model.fit_latents(sample, maps))
@@ -100,6 +98,28 @@ def linear_latents(
     # The rest of the particles in blocks: their images do not fit in memory together.
     parts = [rows[start : start + _SAMPLE] for start in range(0, len(rows), _SAMPLE)]
     return whitened(torch.cat([model.fit_latents(load_images(store, part, box), maps) for part in parts]))
+
+
+def principal_maps(
+    store: ParticleStore, rows: Rows, mask: Bool[Tensor, "box box box"], latents: Float[Tensor, "particles dimensions"]
+) -> Float[Tensor, "maps coarse coarse coarse"]:
+    """The mean map and the change per unit of each coordinate, given everybody's coordinates.
+
+    Parameters
+    ----------
+    store, rows, mask
+        As of `linear_latents`.
+    latents
+        Coordinates of the same particles.
+    """
+    box = _coarse_box(store)
+    lattice = _coarse_lattice(mask, box)
+    model = LinearModel(lattice.points_pixels, box)
+    step = _sampling(rows)
+    maps = model.fit_maps(load_images(store, rows[::step], box), latents[::step], model.no_maps(latents.shape[1]))
+    voxels = torch.zeros(len(maps), box**3)
+    voxels[:, lattice.flat_index] = maps
+    return voxels.reshape(-1, box, box, box)
 
 
 class LinearModel:
@@ -117,6 +137,10 @@ class LinearModel:
         self._points, self._box = points, box
         self._block = max(4, _BLOCK_VALUES // len(points))
         self._weight = comparable_frequencies(box) * half_plane_weight(box) / box**2
+
+    def no_maps(self, dimensions: int) -> Tensor:
+        """A mean map and so many principal maps without density."""
+        return torch.zeros(dimensions + 1, len(self._points))
 
     def fit_maps(self, images: NoisyImages, latent: Tensor, start: Tensor) -> Tensor:
         """Least-squares maps at given coordinates, by a few steps of conjugate gradients from ``start``."""
@@ -171,6 +195,18 @@ class LinearModel:
 def _coarse_box(store: ParticleStore) -> int:
     wanted = 2 * round(store.box_size * store.pixel_size_angstrom / _PIXEL_ANGSTROM / 2)
     return min(store.box_size, max(_SMALLEST_BOX, wanted))
+
+
+def _coarse_lattice(mask: Tensor, box: int) -> Lattice:
+    """Places of the coarse lattice near the mask, in pixels of the coarse box."""
+    size = mask.shape[-1]
+    near = Lattice.of(mask, 1, 0).coarsened(size, box)
+    return replace(near, points_pixels=near.points_pixels * (box / size))
+
+
+def _sampling(rows: Rows) -> int:
+    """Every so many particles, maps are fitted to one."""
+    return max(1, len(rows) // _SAMPLE)
 
 
 def load_images(store: ParticleStore, rows: Rows, box: int) -> NoisyImages:

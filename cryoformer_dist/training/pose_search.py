@@ -2,15 +2,18 @@
 
 Gradients alone stop at the next hill: errors of 15 degrees are many hills at full resolution. A local search against a
 rigid map, from coarse to fine, brings all but a few particles within reach of them in seconds. Both halves of the
-particles are searched apart, each against its own map, so their agreement tells whether the search did any good.
+particles are searched apart, each against its own map, so their agreement tells whether the search did any good. Of a
+molecule that moves, particles are then compared with maps of their own conformation.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from cryoformer_dist.data.order import Rows
@@ -19,16 +22,20 @@ from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import (
     crop_images,
+    crop_volume,
     fourier_shell_correlation,
     image_to_fourier,
-    volume_to_fourier,
+    upsample_volume,
+    weighted_shells,
 )
-from cryoformer_dist.physics.grids import centred_axis, frequency_grid
-from cryoformer_dist.physics.pose import Pose, nearest_rotation, rotation_from_axis_angle
+from cryoformer_dist.physics.pose import Pose, rotation_from_axis_angle
+from cryoformer_dist.training.molecule_frame import in_frame_of
+from cryoformer_dist.training.occupancy import occupied
+from cryoformer_dist.training.reference import Reference
 
 _BLOCK = 64
-_WIENER = 0.3
-_PADDING = 2
+_WIENER = 0.1
+_CONFORMATIONS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,12 @@ ROUNDS = (
 """Coarse to fine; a step of the cone is about one radian of phase at the rim of the particle. Finer than the last round
 is left to the gradients of training."""
 
+ROUNDS_BY_CONFORMATION = (
+    (Round(14, 8.0, 60, 0.5, 0.25), Round(18, 6.0, 60, 0.5, 0.25)),
+    (Round(18, 6.0, 60, 0.5, 0.25), Round(22, 4.0, 40, 0.5, 0.25)),
+)
+"""Once more from medium to fine with maps of the conformations, which are learned anew at better poses in between."""
+
 
 @dataclass(frozen=True, slots=True)
 class FoundPoses:
@@ -94,6 +107,30 @@ class FoundPoses:
         return self.agreement_found <= self.agreement_given
 
 
+@dataclass(frozen=True, slots=True)
+class Conformations:
+    """What a linear model knows of the motion.
+
+    Attributes
+    ----------
+    latents
+        ``(particles, dimensions)`` coordinates, mean 0.
+    maps
+        ``(1 + dimensions, coarse, coarse, coarse)``: the mean map, and the change per unit of each coordinate.
+    """
+
+    latents: Tensor
+    maps: Tensor
+
+    def differences(self, latents: Float[Tensor, "conformations dimensions"], box: int) -> list[Tensor]:
+        """Difference from the mean map at some conformations, on the lattice of a round's box."""
+        coarse = self.maps.shape[-1]
+        # Images keep the noise's standard deviation at every box, so a map's values go with the inverse square of it.
+        grown = [upsample_volume(crop_volume(one, min(coarse, box)), box) for one in self.maps[1:]]
+        weighted = torch.einsum("cd,dzyx->czyx", latents, torch.stack(grown))
+        return list(weighted * (coarse / box) ** 2)
+
+
 def search_poses(
     store: ParticleStore, rows: Rows, seed: int, progress: Callable[[int, int], None] | None = None
 ) -> FoundPoses:
@@ -110,23 +147,91 @@ def search_poses(
     progress
         Called with particles done and in all, over all rounds.
     """
-    coarsest = replace(ROUNDS[0], shell=store.box_size // 2 - 2)
-    rounds = [each for each in ROUNDS if each.box <= store.box_size] or [coarsest]
+    rounds = _that_fit(ROUNDS, store.box_size)
     halves = [_Half(store, rows[first::2]) for first in (0, 1)]
     done = 0
     for number, sweep in enumerate(rounds):
-        for half in halves:
-            for block in half.sweep(sweep, torch.Generator().manual_seed(seed + number)):
+        for half, voxels in zip(halves, _references(halves, sweep), strict=True):
+            everyone = np.zeros(len(half.given.rotation), dtype=np.int64)
+            for block in half.sweep(sweep, [voxels], everyone, torch.Generator().manual_seed(seed + number)):
                 done += block
                 if progress is not None:
                     progress(done, len(rows) * len(rounds))
+            half.pose = in_frame_of(half.given, half.pose)
     given, found = [half.given for half in halves], [half.pose for half in halves]
     before, after = _agreement(halves, given, rounds[-1]), _agreement(halves, found, rounds[-1])
-    chosen = found if after > before else given
-    rotation, shift = torch.empty(len(rows), 3, 3), torch.empty(len(rows), 2)
-    for first, pose in enumerate(chosen):
+    return FoundPoses(_interleaved(found if after > before else given), before, after)
+
+
+def search_poses_by_conformation(
+    store: ParticleStore,
+    rows: Rows,
+    start: Pose,
+    conformations: Conformations,
+    rounds: Sequence[Round],
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Pose:
+    """Search around poses with a map for each of a dozen groups of particles of like conformation.
+
+    The frame of each conformation is that of the given poses of its particles (see `molecule_frame`).
+
+    Parameters
+    ----------
+    store
+        Particle store, with the given poses.
+    rows
+        Particles.
+    start
+        Where to search around.
+    conformations
+        What is known of the motion.
+    rounds
+        One or more sweeps, those of them that the box holds.
+    seed
+        Of the rotations that are tried.
+    progress
+        Called with particles done and in all, over all rounds.
+    """
+    latents = conformations.latents
+    group, centres = _groups(latents, seed)
+    halves = [_Half(store, rows[first::2]) for first in (0, 1)]
+    for first, half in enumerate(halves):
+        half.pose = in_frame_of(half.given, start[torch.arange(first, len(rows), 2)], latents[first::2])
+    done = 0
+    rounds = _that_fit(rounds, store.box_size)
+    for number, sweep in enumerate(rounds):
+        differences = conformations.differences(centres, sweep.box)
+        for first, voxels in enumerate(_references(halves, sweep)):
+            half, own = halves[first], group[first::2]
+            generator = torch.Generator().manual_seed(seed + number)
+            for block in half.sweep(sweep, [voxels + difference for difference in differences], own, generator):
+                done += block
+                if progress is not None:
+                    progress(done, len(rows) * len(rounds))
+            half.pose = in_frame_of(half.given, half.pose, latents[first::2])
+    return _interleaved([half.pose for half in halves])
+
+
+def _that_fit(rounds: Sequence[Round], box: int) -> Sequence[Round]:
+    """Rounds whose shells a box holds; of a very small box one at what it holds."""
+    return [each for each in rounds if each.box <= box] or [replace(rounds[0], shell=box // 2 - 2)]
+
+
+def _interleaved(halves: Sequence[Pose]) -> Pose:
+    count = sum(len(half.rotation) for half in halves)
+    rotation, shift = torch.empty(count, 3, 3), torch.empty(count, 2)
+    for first, pose in enumerate(halves):
         rotation[first::2], shift[first::2] = pose.rotation, pose.shift_angstrom
-    return FoundPoses(Pose(rotation, shift), before, after)
+    return Pose(rotation, shift)
+
+
+def _groups(latents: Tensor, seed: int) -> tuple[NDArray[np.int64], Tensor]:
+    """Group of each particle by its conformation, and the mean coordinates of each group."""
+    count = min(_CONFORMATIONS, len(latents))
+    _, label = kmeans2(latents.double().numpy(), count, minit="++", rng=seed)
+    names, label = np.unique(label, return_inverse=True)
+    return label, torch.stack([latents[torch.from_numpy(label == name)].mean(0) for name in range(len(names))])
 
 
 class _Half:
@@ -136,29 +241,37 @@ class _Half:
         self._store, self._rows, self._particles = store, rows, store.particles()
         self.given = self.pose = self._particles.pose(rows)
 
-    def sweep(self, sweep: Round, generator: torch.Generator) -> Iterator[int]:
-        """Move every particle to the best candidate around its pose; yields block sizes."""
-        reference = _Reference(self.map(self.pose, sweep), sweep.shell)
+    def sweep(
+        self, sweep: Round, maps: Sequence[Tensor], group: NDArray[np.int64], generator: torch.Generator
+    ) -> Iterator[int]:
+        """Move every particle to the best candidate around its pose, by the map of its group; yields block sizes."""
         shifts = _disc(sweep.shift_radius, sweep.shift_step)
         cone = _ball(sweep.candidates, sweep.cone_deg, generator)
         rotation, shift_angstrom = self.pose.rotation.clone(), self.pose.shift_angstrom.clone()
-        for start in range(0, len(self._rows), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            images, transfer, pixel = self._block(part, sweep, reference)
-            turns = torch.einsum("pi,bi->bp", reference.frequency, shift_angstrom[part] / pixel)
-            weighted = images * transfer * torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
-            candidates = torch.einsum("cij,bjk->bcik", cone, rotation[part])
-            # Images of another pixel size see the map's frequencies elsewhere.
-            scale = (self._store.pixel_size_angstrom * self._store.box_size / sweep.box) / pixel
-            turn, move = reference.best(weighted, transfer, candidates * scale[:, None, None], shifts)
-            rotation[part] = candidates[torch.arange(len(turn)), turn]
-            shift_angstrom[part] += shifts[move] * pixel
-            yield len(turn)
-        self.pose = _in_frame_of(self.given, Pose(rotation, shift_angstrom))
+        for name, voxels in enumerate(maps):
+            reference = Reference(voxels, sweep.shell)
+            members = np.flatnonzero(group == name)
+            for start in range(0, len(members), _BLOCK):
+                part = members[start : start + _BLOCK]
+                images, transfer, pixel = self._block(part, sweep, reference)
+                turns = torch.einsum("pi,bi->bp", reference.frequency, shift_angstrom[part] / pixel)
+                weighted = images * transfer * torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
+                candidates = torch.einsum("cij,bjk->bcik", cone, rotation[part])
+                # Images of another pixel size see the map's frequencies elsewhere.
+                scale = self.pixel_size_at(sweep) / pixel
+                turn, move = reference.best(weighted, transfer, candidates * scale[:, None, None], shifts)
+                rotation[part] = candidates[torch.arange(len(turn)), turn]
+                shift_angstrom[part] += shifts[move] * pixel
+                yield len(turn)
+        self.pose = Pose(rotation, shift_angstrom)
+
+    def pixel_size_at(self, sweep: Round) -> float:
+        """Voxel size of a round's maps in angstrom."""
+        return self._store.pixel_size_angstrom * self._store.box_size / sweep.box
 
     def map(self, pose: Pose, sweep: Round) -> Tensor:
         """Back-projection at the given poses, at the round's box."""
-        accumulator = FourierAccumulator(sweep.box, self._store.pixel_size_angstrom * self._store.box_size / sweep.box)
+        accumulator = FourierAccumulator(sweep.box, self.pixel_size_at(sweep))
         for start in range(0, len(self._rows), 4 * _BLOCK):
             part = slice(start, start + 4 * _BLOCK)
             rows = self._rows[part]
@@ -167,12 +280,12 @@ class _Half:
             accumulator.add(self._cropped(part, sweep), here, self._particles.ctf(rows), pixel)
         return accumulator.solve(_WIENER)
 
-    def _cropped(self, part: slice, sweep: Round) -> Tensor:
+    def _cropped(self, part: slice | NDArray[np.int64], sweep: Round) -> Tensor:
         images = torch.from_numpy(self._store.read_images(self._rows[part]).astype(np.float32))
         # Cropping averages noise away; the factor brings its standard deviation back to one.
         return crop_images(images, sweep.box) * (self._store.box_size / sweep.box)
 
-    def _block(self, part: slice, sweep: Round, reference: "_Reference") -> tuple[Tensor, Tensor, Tensor]:
+    def _block(self, part: NDArray[np.int64], sweep: Round, reference: Reference) -> tuple[Tensor, Tensor, Tensor]:
         """Transforms, transfer functions and cropped pixel sizes at the frequencies that are compared."""
         rows = self._rows[part]
         pixel = torch.from_numpy(self._particles.pixel_size_angstrom[rows])[:, None] * (
@@ -184,77 +297,18 @@ class _Half:
         return images, transfer, pixel
 
 
-class _Reference:
-    """A map's transform, to be cut into slices at the frequencies within a shell."""
+def _references(halves: Sequence[_Half], sweep: Round) -> list[Tensor]:
+    """Both halves' maps at their poses so far: inside a common mask, each shell weighted by how well the halves agree.
 
-    def __init__(self, voxels: Float[Tensor, "box box box"], shell: int) -> None:
-        box = voxels.shape[-1]
-        grid = frequency_grid(box)
-        radius = grid.norm(dim=-1) * box
-        # On the column kx = 0 half says it all.
-        inside = (radius > 0) & (radius <= shell) & ~((grid[..., 0] == 0) & (grid[..., 1] < 0))
-        self.place = torch.nonzero(inside.ravel())[:, 0]
-        self.frequency = grid.reshape(-1, 2)[self.place]
-        self._size = box * _PADDING
-        # Trilinear interpolation between coefficients multiplies the map by sinc^2: divide it out first.
-        falloff = torch.sinc(centred_axis(box) / self._size) ** 2
-        voxels = voxels / (falloff[:, None, None] * falloff[None, :, None] * falloff[None, None, :])
-        margin = (self._size - box) // 2
-        padded = torch.nn.functional.pad(voxels, (margin,) * 6)
-        transform = torch.fft.fftshift(volume_to_fourier(padded))
-        self._transform = torch.stack([transform.real, transform.imag])[None]
-
-    def slices(self, rotation: Float[Tensor, "particles candidates 3 3"]) -> Complex[Tensor, "particles candidates k"]:
-        """Central slices: the projection along z of a map turned by A is its transform at ``A^T (kx, ky, 0)``."""
-        index = torch.einsum("pi,bcij->bcpj", self.frequency * self._size, rotation[..., :2, :])
-        # The sampler counts from -1 to 1 between the outer faces of the grid; zero frequency sits at size / 2.
-        position = (2 * index + 1) / self._size
-        flat = position.reshape(1, 1, 1, -1, 3)
-        found = torch.nn.functional.grid_sample(self._transform, flat, align_corners=False)[0]
-        return torch.complex(found[0], found[1]).reshape(index.shape[:-1])
-
-    def best(
-        self,
-        weighted: Complex[Tensor, "particles k"],
-        transfer: Float[Tensor, "particles k"],
-        rotation: Float[Tensor, "particles candidates 3 3"],
-        shifts: Float[Tensor, "shifts 2"],
-    ) -> tuple[Tensor, Tensor]:
-        """Most likely candidate rotation and shift of each particle.
-
-        Parameters
-        ----------
-        weighted
-            Images centred by their shift so far, times the CTF.
-        transfer
-            CTF.
-        rotation
-            Candidates.
-        shifts
-            Candidates, pixels; as stored shifts, what centres the image.
-        """
-        slices = self.slices(rotation)
-        power = (slices.abs().square() * transfer[:, None].square()).sum(-1)
-        cross = slices.conj() * weighted[:, None]
-        phase = -2 * torch.pi * self.frequency @ shifts.T
-        # Real part of the sum over frequencies, for all shifts at once, as two products of real matrices.
-        match = cross.real @ torch.cos(phase) - cross.imag @ torch.sin(phase)
-        likelihood = (match - 0.5 * power[..., None]).flatten(1)
-        winner = likelihood.argmax(1)
-        return winner // len(shifts), winner % len(shifts)
-
-
-def _in_frame_of(given: Pose, found: Pose) -> Pose:
-    """Found poses after one rotation and one offset of the molecule that undo their common drift from the given ones.
-
-    A map and all its poses may turn together unpunished: left alone, the halves drift apart by several degrees.
+    Noise in a map draws images of the same noise: without mask and weights a search over images whose signal is weak
+    stays at twice the error.
     """
-    # Where the molecule's origin has gone: its image is the drift of the shifts that all views share.
-    seen = found.rotation[:, :2].reshape(-1, 3)
-    moved = (found.shift_angstrom - given.shift_angstrom).reshape(-1, 1)
-    offset = torch.linalg.lstsq(seen, moved, driver="gelsd").solution
-    turn = nearest_rotation((given.rotation.mT @ found.rotation).mean(0))
-    return Pose(found.rotation @ turn.T, found.shift_angstrom - (seen @ offset).reshape(-1, 2))
+    maps = [half.map(half.pose, sweep) for half in halves]
+    inside = occupied(sum(maps, torch.zeros_like(maps[0])), halves[0].pixel_size_at(sweep))
+    soft = torch.nn.functional.avg_pool3d(inside[None, None].float(), 3, 1, 1)[0, 0]
+    masked = [voxels * soft for voxels in maps]
+    agreement = fourier_shell_correlation(masked[0], masked[1], 1.0).correlation.clamp(min=0)
+    return [weighted_shells(voxels, agreement) for voxels in masked]
 
 
 def _agreement(halves: list[_Half], poses: list[Pose], sweep: Round) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cryoformer_dist.config.loading import dump_config, load_config
@@ -22,9 +22,14 @@ from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.physics.fourier import spectrum
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.volume import Volume
-from cryoformer_dist.training.linear_start import linear_latents
+from cryoformer_dist.training.linear_start import linear_latents, principal_maps
 from cryoformer_dist.training.occupancy import Lattice, consensus_map, occupied, sphere
-from cryoformer_dist.training.pose_search import search_poses
+from cryoformer_dist.training.pose_search import (
+    ROUNDS_BY_CONFORMATION,
+    Conformations,
+    search_poses,
+    search_poses_by_conformation,
+)
 
 _FIRST_LATENTS = "first_latents.npy"
 _FIRST_POSES = "first_poses.npz"
@@ -161,6 +166,8 @@ def _prepare_poses(config: RunConfig, store: ParticleStore, run: Path, progress:
     rows = selected_rows(config, store)
     found = search_poses(store, rows, config.training.seed, partial(progress, "pose search"))
     pose = found.pose
+    if not found.kept and _latents_start_linear(config):
+        pose = _poses_by_conformation(config, store, rows, pose, progress)
     np.savez(run / _FIRST_POSES, rows=rows, rotation=pose.rotation.numpy(), shift_angstrom=pose.shift_angstrom.numpy())
     summary = {
         "half_map_fsc_at_given_poses": found.agreement_given,
@@ -171,10 +178,26 @@ def _prepare_poses(config: RunConfig, store: ParticleStore, run: Path, progress:
     return store.with_pose(rows, pose)
 
 
-def _prepare_maps(
-    config: RunConfig, store: ParticleStore, run: Path, progress: StagedProgress
+def _poses_by_conformation(
+    config: RunConfig, store: ParticleStore, rows: Rows, pose: Pose, progress: StagedProgress
+) -> Pose:
+    """Search on with what a linear model learns of the motion, twice: at better poses it learns more."""
+    seed = config.training.seed
+    for rounds in ROUNDS_BY_CONFORMATION:
+        here = store.with_pose(rows, pose)
+        mask = _occupancy(config, here, consensus_map(here, rows, progress=partial(progress, "consensus map")))
+        latents = linear_latents(
+            here, rows, mask, _linear_dimensions(config), seed, partial(progress, "conformations for the poses")
+        )
+        conformations = Conformations(latents, principal_maps(here, rows, mask, latents))
+        report = partial(progress, "pose search by conformation")
+        pose = search_poses_by_conformation(store, rows, pose, conformations, rounds, seed, report)
+    return pose
+
+
+def _occupancy(
+    config: RunConfig, store: ParticleStore, consensus: Float[Tensor, "box box box"]
 ) -> Bool[Tensor, "box box box"]:
-    consensus = consensus_map(store, selected_rows(config, store), progress=partial(progress, "consensus map"))
     by_data = config.training.occupancy == "data"
     mask = occupied(consensus, store.pixel_size_angstrom) if by_data else sphere(store.box_size)
     if not mask.any():
@@ -182,6 +205,23 @@ def _prepare_maps(
             f"{store.path}: the back-projection of the particles shows no density above the background; run "
             "`cryoformer-dist check` on the store (poses, CTF and contrast), or set training.occupancy to sphere"
         )
+    return mask
+
+
+def _latents_start_linear(config: RunConfig) -> bool:
+    latent = config.model.latent
+    return latent.form in ("table", "table_then_encoder") and latent.start == "linear"
+
+
+def _linear_dimensions(config: RunConfig) -> int:
+    return min(config.model.latent.linear_dimensions, config.model.latent.dimensions)
+
+
+def _prepare_maps(
+    config: RunConfig, store: ParticleStore, run: Path, progress: StagedProgress
+) -> Bool[Tensor, "box box box"]:
+    consensus = consensus_map(store, selected_rows(config, store), progress=partial(progress, "consensus map"))
+    mask = _occupancy(config, store, consensus)
     for name, voxels in (("consensus", consensus), ("occupancy", mask.float())):
         write_volume(
             run / f"{name}.mrc",
@@ -195,12 +235,10 @@ def _prepare_latents(
     config: RunConfig, store: ParticleStore, run: Path, mask: Tensor, progress: StagedProgress
 ) -> None:
     """First latents of every store row: the linear model's coordinates, the other dimensions close to zero."""
-    latent, seed = config.model.latent, config.training.seed
-    if latent.form not in ("table", "table_then_encoder") or latent.start != "linear":
+    if not _latents_start_linear(config):
         return
-    rows = selected_rows(config, store)
-    count = min(latent.linear_dimensions, latent.dimensions)
-    first = 0.1 * torch.randn(len(store), latent.dimensions, generator=torch.Generator().manual_seed(seed))
+    rows, count, seed = selected_rows(config, store), _linear_dimensions(config), config.training.seed
+    first = 0.1 * torch.randn(len(store), config.model.latent.dimensions, generator=torch.Generator().manual_seed(seed))
     first[rows, :count] = linear_latents(store, rows, mask, count, seed, partial(progress, "first latents"))
     np.save(run / _FIRST_LATENTS, first.numpy())
 
