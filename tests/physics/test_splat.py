@@ -9,7 +9,7 @@ from cryoformer_dist.physics import kernel_choice
 from cryoformer_dist.physics.kernel_choice import uses_triton
 from cryoformer_dist.physics.splat import splat
 
-PARTICLES, POINTS, SIZE = 3, 700, 14
+PARTICLES, POINTS, SIZE = 2, 300, 14
 
 Splat = Callable[[Tensor, Tensor, int], Tensor]
 
@@ -26,7 +26,7 @@ def on_device(request, kernel_device) -> tuple[Splat, str]:
 
 @pytest.fixture
 def points() -> tuple[Tensor, Tensor]:
-    """Densities and places in float64: a ragged number of points, on both sides of the grid's edges and on its lines."""
+    """Densities and places in float64: a ragged number of points, within and without the grid, some on its lines."""
     generator = torch.Generator().manual_seed(0)
     density = torch.randn(PARTICLES, POINTS, generator=generator, dtype=torch.float64)
     position = (torch.rand(PARTICLES, POINTS, 2, generator=generator, dtype=torch.float64) - 0.5) * 3 * SIZE
@@ -50,7 +50,7 @@ def written_out(density: Tensor, position: Tensor, size: int) -> Tensor:
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found.double().cpu() - expected).norm() / expected.norm())
+    return float((found.double().cpu() - expected).detach().norm() / expected.detach().norm())
 
 
 def test_every_density_is_spread_by_the_spline_of_its_distance(on_device, points):
