@@ -3,8 +3,10 @@
 The forward pass and each of the two backward passes go over the points once and compute attention and activation anew.
 The *point-major* pass loops over the particles at a tile of points, for the gradients that all particles share; the
 *particle-major* pass loops over tiles for one particle, for the gradients of its folded queries. Sums over programs are
-partial sums added by torch: no atomics, so the same call twice gives the same bits. An output weight of a point enters
-after the products where it can, so that half-precision operands keep their range.
+partial sums added by torch: no atomics, so the same call twice gives the same bits. The density is a sum over the units
+of its hidden layer, and so is every gradient: programs of the backward passes take a slice of the units each, as many as
+registers hold. The gradient of a point enters after the products where it can, so that half-precision operands keep
+their range.
 
 Kernels are exempt from the shape checks of the tests, which would look at Triton's own annotations.
 """
@@ -30,17 +32,25 @@ _PROGRAMS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Points per tile and warps per program of one kernel: the largest tile that keeps everything in registers."""
+    """How one kernel is cut: points per tile, warps per program, units of the density's hidden layer per program."""
 
     block: int
     warps: int
+    units: int
 
 
-def launches(queries: int, width: int) -> tuple[Launch, Launch, Launch]:
-    """Of the forward, point-major and particle-major kernels; tests compile them all and find no spilled register."""
+def launches(queries: int, width: int, products: Products) -> tuple[Launch, Launch, Launch]:
+    """Of the forward, point-major and particle-major kernels.
+
+    The largest tiles that registers hold: tests compile them all, for Hopper, and find nothing spilled.
+    """
+    if products == "ieee":
+        # Without tensor cores, for comparison: small tiles, since every thread holds its operands in registers.
+        return Launch(16, 8, width), Launch(16, 8, min(width, 32)), Launch(16, 8, min(width, 32))
     if max(queries, width) > 64:
-        return Launch(64, 8), Launch(64, 8), Launch(64, 8)
-    return Launch(128, 4), Launch(64, 4), Launch(64, 4)
+        return Launch(64, 8, width), Launch(64, 8, min(width, 32)), Launch(64, 8, min(width, 32))
+    units = min(width, 64 if products == "bf16" else 32)
+    return Launch(128, 4, width), Launch(64, 4, units), Launch(64, 4, units)
 
 
 @triton.jit
@@ -82,6 +92,13 @@ def _matrix(pointer, rows, columns, stride):
 def _hidden_tile(hidden_ptr, point, feature, points, FEATURES: tl.constexpr):
     where = hidden_ptr + point[:, None] * FEATURES + feature[None, :]
     return tl.load(where, mask=(point < points)[:, None], other=0.0)
+
+
+@triton.jit
+@no_type_check
+def _slice(AXIS: tl.constexpr, SLICE: tl.constexpr):
+    """Units of the density's hidden layer that a program works on."""
+    return tl.program_id(AXIS) * SLICE + tl.arange(0, SLICE)
 
 
 @triton.jit
@@ -140,24 +157,27 @@ def backward_point_major(
     FEATURES: tl.constexpr,
     QUERIES: tl.constexpr,
     WIDTH: tl.constexpr,
+    SLICE: tl.constexpr,
     BLOCK: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):
-    """Grid (programs): gradient in ``h`` at ``tiles`` tiles of points, and this program's share of the residual's."""
-    feature, query, unit = tl.arange(0, FEATURES), tl.arange(0, QUERIES), tl.arange(0, WIDTH)
+    """Grid (programs, slices): share of a slice in the gradient in ``h`` at ``tiles`` tiles of points, and of these points
+    in the residual's.
+    """
+    feature, query, unit = tl.arange(0, FEATURES), tl.arange(0, QUERIES), _slice(1, SLICE)
     output = tl.load(output_ptr + unit)
     residual = _matrix(residual_ptr, unit, feature, FEATURES)
-    to_residual = tl.zeros([WIDTH, FEATURES], tl.float32)
-    none = tl.program_id(1).to(tl.int64)
+    to_residual = tl.zeros([SLICE, FEATURES], tl.float32)
+    slice_number = tl.program_id(1).to(tl.int64)
     for step in range(0, tiles):
         point = (tl.program_id(0) * tiles + step) * BLOCK + tl.arange(0, BLOCK)
         hidden = _hidden_tile(hidden_ptr, point, feature, points, FEATURES)
-        shared = _add_product(tl.zeros([BLOCK, WIDTH], tl.float32), hidden, tl.trans(residual), PRODUCTS)
+        shared = _add_product(tl.zeros([BLOCK, SLICE], tl.float32), hidden, tl.trans(residual), PRODUCTS)
         to_hidden = tl.zeros([BLOCK, FEATURES], tl.float32)
-        to_shared = tl.zeros([BLOCK, WIDTH], tl.float32)
+        to_shared = tl.zeros([BLOCK, SLICE], tl.float32)
         for number in range(0, particles):
-            # A tensor of 64 bits, whatever a loop's counter is.
-            particle = none + number
+            # 64 bits, whatever a loop's counter has.
+            particle = tl.full([], 0, tl.int64) + number
             key = _matrix(key_ptr + particle * FEATURES * QUERIES, feature, query, QUERIES)
             key_bias = tl.load(key_bias_ptr + particle * QUERIES + query)
             value = _matrix(value_ptr + particle * QUERIES * WIDTH, query, unit, WIDTH)
@@ -171,7 +191,7 @@ def backward_point_major(
         to_shared *= output[None, :]
         to_hidden = _add_product(to_hidden, to_shared, residual, PRODUCTS)
         to_residual = _add_product(to_residual, tl.trans(to_shared), hidden, PRODUCTS)
-        where = to_hidden_ptr + point[:, None] * FEATURES + feature[None, :]
+        where = to_hidden_ptr + (slice_number * points + point[:, None]) * FEATURES + feature[None, :]
         tl.store(where, to_hidden, mask=(point < points)[:, None])
     part = to_residual_ptr + tl.program_id(0) * WIDTH * FEATURES
     tl.store(part + unit[:, None] * FEATURES + feature[None, :], to_residual)
@@ -196,12 +216,13 @@ def backward_particle_major(
     FEATURES: tl.constexpr,
     QUERIES: tl.constexpr,
     WIDTH: tl.constexpr,
+    SLICE: tl.constexpr,
     BLOCK: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):
-    """Grid (chunks, particles): one particle's gradients in key, value and output, over ``tiles`` tiles of points."""
+    """Grid (chunks, particles, slices): share of a slice in one particle's gradients, over ``tiles`` tiles of points."""
     particle = tl.program_id(1).to(tl.int64)
-    feature, query, unit = tl.arange(0, FEATURES), tl.arange(0, QUERIES), tl.arange(0, WIDTH)
+    feature, query, unit = tl.arange(0, FEATURES), tl.arange(0, QUERIES), _slice(2, SLICE)
     output = tl.load(output_ptr + unit)
     residual = _matrix(residual_ptr, unit, feature, FEATURES)
     key = _matrix(key_ptr + particle * FEATURES * QUERIES, feature, query, QUERIES)
@@ -209,14 +230,14 @@ def backward_particle_major(
     value = _matrix(value_ptr + particle * QUERIES * WIDTH, query, unit, WIDTH)
     to_key = tl.zeros([QUERIES, FEATURES], tl.float32)
     to_key_bias = tl.zeros([QUERIES], tl.float32)
-    to_value = tl.zeros([QUERIES, WIDTH], tl.float32)
-    to_output = tl.zeros([WIDTH], tl.float32)
+    to_value = tl.zeros([QUERIES, SLICE], tl.float32)
+    to_output = tl.zeros([SLICE], tl.float32)
     for step in range(0, tiles):
         point = (tl.program_id(0) * tiles + step) * BLOCK + tl.arange(0, BLOCK)
         hidden = _hidden_tile(hidden_ptr, point, feature, points, FEATURES)
         incoming = tl.load(gradient_ptr + particle * points + point, mask=point < points, other=0.0)
         attention = _attention(hidden, key, key_bias, BLOCK, QUERIES, PRODUCTS)
-        before = _add_product(tl.zeros([BLOCK, WIDTH], tl.float32), hidden, tl.trans(residual), PRODUCTS)
+        before = _add_product(tl.zeros([BLOCK, SLICE], tl.float32), hidden, tl.trans(residual), PRODUCTS)
         before = _add_product(before, attention, value, PRODUCTS)
         to_output += tl.sum(tl.maximum(before, 0.0) * incoming[:, None], 0)
         through = tl.where(before > 0.0, output[None, :], 0.0)
@@ -225,10 +246,12 @@ def backward_particle_major(
         to_key = _add_product(to_key, tl.trans(to_logits), hidden, PRODUCTS)
         to_key_bias += tl.sum(to_logits, 0)
     part = tl.program_id(0) * tl.num_programs(1) + particle
-    tl.store(to_key_ptr + part * FEATURES * QUERIES + feature[None, :] * QUERIES + query[:, None], to_key)
-    tl.store(to_key_bias_ptr + part * QUERIES + query, to_key_bias)
     tl.store(to_value_ptr + part * QUERIES * WIDTH + query[:, None] * WIDTH + unit[None, :], to_value)
     tl.store(to_output_ptr + part * WIDTH + unit, to_output)
+    # Every slice of units adds to the gradients in front of the softmax.
+    part = part * tl.num_programs(2) + tl.program_id(2)
+    tl.store(to_key_ptr + part * FEATURES * QUERIES + feature[None, :] * QUERIES + query[:, None], to_key)
+    tl.store(to_key_bias_ptr + part * QUERIES + query, to_key_bias)
 
 
 def fold_attend(
@@ -282,7 +305,7 @@ class _FoldAttend(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.products = products
         (particles, _, queries), points = key.shape, len(hidden)
-        launch, _, _ = launches(queries, len(output))
+        launch, _, _ = launches(queries, len(output), products)
         density = hidden.new_empty(particles, points)
         grid = (triton.cdiv(points, launch.block), triton.cdiv(particles, GROUP))
         forward[grid](
@@ -318,26 +341,31 @@ def _split(points: int, block: int, programs: int) -> tuple[int, int]:
 
 def _shared_gradients(tensors: tuple[Tensor, ...], gradient: Tensor, products: Products) -> tuple[Tensor, Tensor]:
     hidden, key, _, _, residual, output = tensors
-    _, launch, _ = launches(key.shape[2], len(output))
-    programs, tiles = _split(len(hidden), launch.block, _PROGRAMS)
-    to_hidden, to_residual = torch.empty_like(hidden), residual.new_empty(programs, *residual.shape)
-    backward_point_major[(programs,)](
+    _, launch, _ = launches(key.shape[2], len(output), products)
+    slices = len(output) // launch.units
+    programs, tiles = _split(len(hidden), launch.block, _PROGRAMS // slices)
+    to_hidden = hidden.new_empty(slices, *hidden.shape)
+    to_residual = residual.new_empty(programs, *residual.shape)
+    backward_point_major[(programs, slices)](
         *(*tensors, gradient, to_hidden, to_residual, len(hidden), len(key), tiles),
         **_constants(tensors, launch, products),
+        SLICE=launch.units,
         num_warps=launch.warps,
     )
-    return to_hidden, to_residual.sum(0)
+    return to_hidden.sum(0), to_residual.sum(0)
 
 
 def _particle_gradients(tensors: tuple[Tensor, ...], gradient: Tensor, products: Products) -> tuple[Tensor, ...]:
     hidden, key, key_bias, value, _, output = tensors
-    _, _, launch = launches(key.shape[2], len(output))
-    chunks, tiles = _split(len(hidden), launch.block, _PROGRAMS // len(key))
-    to_key, to_key_bias, to_value = (like.new_empty(chunks, *like.shape) for like in (key, key_bias, value))
-    to_output = output.new_empty(chunks, len(key), len(output))
-    backward_particle_major[(chunks, len(key))](
+    _, _, launch = launches(key.shape[2], len(output), products)
+    slices = len(output) // launch.units
+    chunks, tiles = _split(len(hidden), launch.block, _PROGRAMS // (slices * len(key)))
+    to_key, to_key_bias = (like.new_empty(chunks, len(key), slices, *like.shape[1:]) for like in (key, key_bias))
+    to_value, to_output = value.new_empty(chunks, *value.shape), output.new_empty(chunks, len(key), len(output))
+    backward_particle_major[(chunks, len(key), slices)](
         *(*tensors, gradient, to_key, to_key_bias, to_value, to_output, len(hidden), tiles),
         **_constants(tensors, launch, products),
+        SLICE=launch.units,
         num_warps=launch.warps,
     )
-    return to_key.sum(0), to_key_bias.sum(0), to_value.sum(0), to_output.sum((0, 1))
+    return to_key.sum((0, 2)), to_key_bias.sum((0, 2)), to_value.sum(0), to_output.sum((0, 1))
