@@ -1,7 +1,10 @@
-"""Compile every Triton kernel for a GPU that need not be there, and say what became of it.
+"""Compile Triton kernels for a GPU that need not be there, and say what became of them.
 
-Run as a program, without TRITON_INTERPRET (an interpreted kernel cannot be compiled): prints one JSON object per kernel
-and configuration, with registers, bytes spilled to the stack or to local memory, and counts of machine instructions.
+    python tests/ahead_of_time.py splat encode 64x64:bf16
+
+Without TRITON_INTERPRET, since an interpreted kernel cannot be compiled. Prints one JSON object per kernel: registers,
+bytes spilled to the stack or to local memory, counts of machine instructions, atomic additions. A word like 64x64:bf16
+stands for fold-attend with so many queries, such a density width and these products.
 """
 
 import json
@@ -18,12 +21,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cryoformer_dist.model.kernels import fold_attend_triton
+from cryoformer_dist.model.kernels import encode_triton, fold_attend_triton
 from cryoformer_dist.physics import splat_triton
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 HOPPER = 90
-INSTRUCTIONS = ("HGMMA", "HMMA", "FFMA", "RED", "ATOM", "LDL", "STL")
+INSTRUCTIONS = ("HGMMA", "HMMA", "RED")
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,10 @@ class Compiled:
     stack: int
     local: int
     instructions: dict[str, int]
-    reductions: list[str]
+    atomics: list[str]
 
 
-def compiled(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int = 4) -> Compiled:
+def compiled(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], **options: int) -> Compiled:
     """One kernel for Hopper, its pointers as aligned as torch aligns them."""
     names = kernel.arg_names
     pointers = [(names.index(argument),) for argument, kind in types.items() if kind.startswith("*")]
@@ -48,15 +51,15 @@ def compiled(name: str, kernel: Any, types: dict[str, str], constants: dict[str,
         constexprs={(names.index(argument),): value for argument, value in constants.items()},
         attrs={place: [["tt.divisibility", 16]] for place in pointers},
     )
-    built = triton.compile(source, target=GPUTarget("cuda", HOPPER, 32), options={"num_warps": warps})
+    built = triton.compile(source, target=GPUTarget("cuda", HOPPER, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()
         usage, code = (_cuobjdump(option, file.name) for option in ("--dump-resource-usage", "--dump-sass"))
     registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage).groups()
     counts = {word: len(re.findall(rf"\b{word}[A-Z]*[\. ]", code)) for word in INSTRUCTIONS}
-    reductions = sorted(set(re.findall(r"(?:red|atom)\.[\w.:]+", built.asm["ptx"])))
-    return Compiled(name, int(registers), int(stack), int(local), counts, reductions)
+    atomics = sorted(set(re.findall(r"(?:red|atom)\.global\.[\w.:]+", built.asm["ptx"])))
+    return Compiled(name, int(registers), int(stack), int(local), counts, atomics)
 
 
 def _cuobjdump(option: str, file: str) -> str:
@@ -84,25 +87,39 @@ def splats() -> Iterator[Compiled]:
         yield compiled(f"splat gather slopes={slopes}", splat_triton.gather, types, constants)
 
 
+def encodes() -> Iterator[Compiled]:
+    room = encode_triton
+    blocks = {room.interpolate: room.BLOCK, room.table_gradient: room.BLOCK, room.point_gradient: room.SLOPE_BLOCK}
+    for kernel, block in blocks.items():
+        constants = {"FEATURES": 2, "BLOCK": block}
+        yield compiled(
+            f"encode {kernel.fn.__name__}", kernel, types_of(kernel, constants, levels_ptr="*i32"), constants
+        )
+
+
 def fold_attends(queries: int, width: int, products: str) -> Iterator[Compiled]:
     room = fold_attend_triton
     kernels = (room.forward, room.backward_point_major, room.backward_particle_major)
-    for kernel, launch in zip(kernels, room.launches(queries, width), strict=True):
+    for kernel, launch in zip(kernels, room.launches(queries, width, products), strict=True):
         sizes = {"FEATURES": room.HIDDEN, "QUERIES": queries, "WIDTH": width}
         constants = {**sizes, "BLOCK": launch.block, "PRODUCTS": products}
-        if kernel is room.forward:
-            constants["GROUP"] = room.GROUP
-        name = f"{kernel.fn.__name__} queries={queries} width={width} {products}"
-        yield compiled(name, kernel, types_of(kernel, constants), constants, launch.warps)
+        constants |= {"GROUP": room.GROUP} if kernel is room.forward else {"SLICE": launch.units}
+        name = f"{kernel.fn.__name__} {queries}x{width}:{products}"
+        operands = ("hidden_ptr", "key_ptr", "value_ptr", "residual_ptr") if products == "bf16" else ()
+        types = types_of(kernel, constants, **dict.fromkeys(operands, "*bf16"))
+        yield compiled(name, kernel, types, constants, num_warps=launch.warps, num_stages=launch.stages)
 
 
-def every(sizes: list[tuple[int, int]]) -> Iterator[Compiled]:
-    yield from splats()
-    for queries, width in sizes:
-        for products in ("ieee", "tf32", "bf16"):
-            yield from fold_attends(queries, width, products)
+def named(word: str) -> Iterator[Compiled]:
+    if word == "splat":
+        return splats()
+    if word == "encode":
+        return encodes()
+    sizes, products = word.split(":")
+    return fold_attends(*map(int, sizes.split("x")), products)
 
 
 if __name__ == "__main__":
-    for result in every([tuple(map(int, size.split("x"))) for size in sys.argv[1:]]):
-        print(json.dumps(asdict(result)), flush=True)
+    for word in sys.argv[1:]:
+        for result in named(word):
+            print(json.dumps(asdict(result)), flush=True)

@@ -4,7 +4,7 @@ The forward pass and each of the two backward passes go over the points once and
 The *point-major* pass loops over the particles at a tile of points, for the gradients that all particles share; the
 *particle-major* pass loops over tiles for one particle, for the gradients of its folded queries. Sums over programs are
 partial sums added by torch: no atomics, so the same call twice gives the same bits. The density is a sum over the units
-of its hidden layer, and so is every gradient: programs of the backward passes take a slice of the units each, as many as
+of its hidden layer, and so is every gradient: a program of a backward pass takes a slice of the units, as many as its
 registers hold. The gradient of a point enters after the products where it can, so that half-precision operands keep
 their range.
 
@@ -32,25 +32,40 @@ _PROGRAMS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How one kernel is cut: points per tile, warps per program, units of the density's hidden layer per program."""
+    """How one kernel is cut.
+
+    Attributes
+    ----------
+    block
+        Points per tile.
+    units
+        Of the density's hidden layer, per program.
+    warps
+        Per program.
+    stages
+        Loads under way at once.
+    """
 
     block: int
-    warps: int
     units: int
+    warps: int
+    stages: int = 3
 
 
 def launches(queries: int, width: int, products: Products) -> tuple[Launch, Launch, Launch]:
     """Of the forward, point-major and particle-major kernels.
 
-    The largest tiles that registers hold: tests compile them all, for Hopper, and find nothing spilled.
+    The largest tiles that registers hold: found by compiling for Hopper, where tests see that nothing is spilled.
     """
+    half = min(width, 32)
     if products == "ieee":
-        # Without tensor cores, for comparison: small tiles, since every thread holds its operands in registers.
-        return Launch(16, 8, width), Launch(16, 8, min(width, 32)), Launch(16, 8, min(width, 32))
-    if max(queries, width) > 64:
-        return Launch(64, 8, width), Launch(64, 8, min(width, 32)), Launch(64, 8, min(width, 32))
-    units = min(width, 64 if products == "bf16" else 32)
-    return Launch(128, 4, width), Launch(64, 4, units), Launch(64, 4, units)
+        # Without tensor cores, for comparison: threads hold whole operands, so tiles are small.
+        return Launch(16, width, 8), Launch(16, half, 8), Launch(16, half, 8)
+    forward = Launch(64, width, 8) if max(queries, width) > 64 else Launch(128, width, 4)
+    if queries > 64:
+        point_major = Launch(64, 16, 4, stages=1) if products == "bf16" else Launch(64, 16, 8)
+        return forward, point_major, Launch(32, half, 8)
+    return forward, Launch(64, half, 4), Launch(64, min(width, 64) if products == "bf16" else half, 4)
 
 
 @triton.jit
@@ -161,9 +176,7 @@ def backward_point_major(
     BLOCK: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):
-    """Grid (programs, slices): share of a slice in the gradient in ``h`` at ``tiles`` tiles of points, and of these points
-    in the residual's.
-    """
+    """Grid (programs, slices): a slice's share of the gradient in ``h`` at ``tiles`` tiles, its own in the residual."""
     feature, query, unit = tl.arange(0, FEATURES), tl.arange(0, QUERIES), _slice(1, SLICE)
     output = tl.load(output_ptr + unit)
     residual = _matrix(residual_ptr, unit, feature, FEATURES)
@@ -220,7 +233,7 @@ def backward_particle_major(
     BLOCK: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):
-    """Grid (chunks, particles, slices): share of a slice in one particle's gradients, over ``tiles`` tiles of points."""
+    """Grid (chunks, particles, slices): a slice's share of one particle's gradients, over ``tiles`` tiles of points."""
     particle = tl.program_id(1).to(tl.int64)
     feature, query, unit = tl.arange(0, FEATURES), tl.arange(0, QUERIES), _slice(2, SLICE)
     output = tl.load(output_ptr + unit)
@@ -301,18 +314,21 @@ class _FoldAttend(torch.autograd.Function):
         output: Tensor,
         products: Products,
     ) -> Tensor:
+        # What only products see is rounded once, here: programs read key and value again for every tile of points.
+        operand = torch.bfloat16 if products == "bf16" else torch.float32
+        hidden, key, value, residual = (tensor.to(operand) for tensor in (hidden, key, value, residual))
         tensors = (hidden, key, key_bias, value, residual, output)
         ctx.save_for_backward(*tensors)
         ctx.products = products
         (particles, _, queries), points = key.shape, len(hidden)
         launch, _, _ = launches(queries, len(output), products)
-        density = hidden.new_empty(particles, points)
+        density = output.new_empty(particles, points)
         grid = (triton.cdiv(points, launch.block), triton.cdiv(particles, GROUP))
         forward[grid](
             *(*tensors, density, points, particles),
             **_constants(tensors, launch, products),
             GROUP=GROUP,
-            num_warps=launch.warps,
+            **_options(launch),
         )
         return density
 
@@ -332,6 +348,10 @@ def _constants(tensors: tuple[Tensor, ...], launch: Launch, products: Products) 
     return {**sizes, "BLOCK": launch.block, "PRODUCTS": products}
 
 
+def _options(launch: Launch) -> dict[str, int]:
+    return {"num_warps": launch.warps, "num_stages": launch.stages}
+
+
 def _split(points: int, block: int, programs: int) -> tuple[int, int]:
     """Programs that share the points, and tiles of each."""
     tiles = triton.cdiv(points, block)
@@ -344,13 +364,13 @@ def _shared_gradients(tensors: tuple[Tensor, ...], gradient: Tensor, products: P
     _, launch, _ = launches(key.shape[2], len(output), products)
     slices = len(output) // launch.units
     programs, tiles = _split(len(hidden), launch.block, _PROGRAMS // slices)
-    to_hidden = hidden.new_empty(slices, *hidden.shape)
-    to_residual = residual.new_empty(programs, *residual.shape)
+    to_hidden = gradient.new_empty(slices, *hidden.shape)
+    to_residual = gradient.new_empty(programs, *residual.shape)
     backward_point_major[(programs, slices)](
         *(*tensors, gradient, to_hidden, to_residual, len(hidden), len(key), tiles),
         **_constants(tensors, launch, products),
         SLICE=launch.units,
-        num_warps=launch.warps,
+        **_options(launch),
     )
     return to_hidden.sum(0), to_residual.sum(0)
 
@@ -360,12 +380,13 @@ def _particle_gradients(tensors: tuple[Tensor, ...], gradient: Tensor, products:
     _, _, launch = launches(key.shape[2], len(output), products)
     slices = len(output) // launch.units
     chunks, tiles = _split(len(hidden), launch.block, _PROGRAMS // (slices * len(key)))
-    to_key, to_key_bias = (like.new_empty(chunks, len(key), slices, *like.shape[1:]) for like in (key, key_bias))
-    to_value, to_output = value.new_empty(chunks, *value.shape), output.new_empty(chunks, len(key), len(output))
+    to_key, to_key_bias = (gradient.new_empty(chunks, len(key), slices, *like.shape[1:]) for like in (key, key_bias))
+    to_value = gradient.new_empty(chunks, *value.shape)
+    to_output = gradient.new_empty(chunks, len(key), len(output))
     backward_particle_major[(chunks, len(key), slices)](
         *(*tensors, gradient, to_key, to_key_bias, to_value, to_output, len(hidden), tiles),
         **_constants(tensors, launch, products),
         SLICE=launch.units,
-        num_warps=launch.warps,
+        **_options(launch),
     )
     return to_key.sum((0, 2)), to_key_bias.sum((0, 2)), to_value.sum(0), to_output.sum((0, 1))
