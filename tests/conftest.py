@@ -11,6 +11,25 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Run Triton's kernels in its interpreter, on the CPU, unless the tests of real devices are asked for.
+
+    Triton looks at the variable when a kernel's module is imported: test modules come later.
+    """
+    os.environ.setdefault("TRITON_INTERPRET", "0" if config.option.markexpr == "gpu" else "1")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernel_device(request: pytest.FixtureRequest) -> str:
+    """Where Triton's kernels run: interpreted on the CPU, and with ``-m gpu`` on a real device."""
+    if request.param == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real test files, beside the checkout or named by CRYOFORMER_TEST_DATA; never in the repository."""

@@ -44,7 +44,11 @@ DOORKEEPERS = {
     "matplotlib": ("analysis.figures", "analysis.check_figure", "analysis.fsc_figure"),
     "jinja2": ("analysis.report",),
     "scipy": ("analysis", "data", "io", "training.pose_search"),
+    "triton": ("physics.splat_triton", "model.kernels.encode_triton", "model.kernels.fold_attend_triton"),
+    "tinycudann": ("model.kernels.encode_tinycudann",),
 }
+# These need what a CPU does not have: nobody loads them before a GPU, or the configuration, asks for them.
+ON_DEMAND = {*DOORKEEPERS["triton"], *DOORKEEPERS["tinycudann"]}
 # Spoken everywhere, but not by the rooms that must load at once.
 EVERYWHERE = {"torch", "numpy", "jaxtyping"}
 LIGHT = ("cli", "terminal", "starter", "config", "errors")
@@ -168,6 +172,24 @@ def test_doorkeepers_stand_at_doors_that_exist(library):
     assert users
     for place in DOORKEEPERS[library]:
         assert place in modules(), f"{place} is gone"
+
+
+def test_triton_lives_in_files_that_say_so_each_beside_its_torch_twin():
+    for module in DOORKEEPERS["triton"]:
+        assert module.endswith("_triton")
+        assert module.removesuffix("_triton") in modules()
+
+
+def test_what_needs_a_gpu_is_imported_on_demand_only():
+    users = {module for module, tree in modules().items() if own_imports(tree) & ON_DEMAND}
+    assert users
+    for module in users:
+        heads = [node for node in modules()[module].body if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert set().union(*(own_imports(node) for node in heads)) & ON_DEMAND == set(), module
+    # What is wrong with tinycudann is for its doorkeeper to say, not for an import to raise.
+    (doorkeeper,) = DOORKEEPERS["tinycudann"]
+    heads = [node for node in modules()[doorkeeper].body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not any(name.split(".")[0] == "tinycudann" for node in heads for name in imported(node))
 
 
 def test_rooms_that_load_at_once_do_not_import_torch():

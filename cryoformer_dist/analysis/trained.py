@@ -127,8 +127,7 @@ def load_trained(run: Path) -> TrainedRun:
         raise CheckpointError(f"{run}: no checkpoint yet; train it first, or `--resume` it")
     store = ParticleStore.open(manifest["store"])
     particles = store.particles()
-    # One unshifted lattice is enough to decode.
-    single = config.model_copy(update={"training": config.training.model_copy(update={"jitter_lattices": 1})})
+    single = _for_decoding(config)
     learner = Learner(
         single,
         particles,
@@ -156,6 +155,17 @@ def load_trained(run: Path) -> TrainedRun:
         stored_rotation=particles.rotation[rows],
         stored_shift_angstrom=particles.shift_angstrom[rows],
         learner=learner,
+    )
+
+
+def _for_decoding(config: RunConfig) -> RunConfig:
+    """The run's configuration as a CPU decodes it: one unshifted lattice, any backend's table read by torch."""
+    grid = config.model.hash_grid.model_copy(update={"backend": "torch"})
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"hash_grid": grid}),
+            "training": config.training.model_copy(update={"jitter_lattices": 1}),
+        }
     )
 
 

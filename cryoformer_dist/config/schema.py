@@ -18,8 +18,11 @@ class Section(BaseModel):
 class HashGridConfig(Section):
     """Multiresolution hash grid, in tiny-cuda-nn's definition (Mueller et al. 2022)."""
 
-    backend: Literal["torch"] = Field(
-        "torch", description="which implementation encodes points; never changed silently"
+    backend: Literal["torch", "triton", "tinycudann"] = Field(
+        "torch",
+        description="who encodes points, never changed silently; the table is the same for all. torch: a constant "
+        "sparse matrix per lattice, bitwise repeatable, on any device; triton: hashes at every step, on a GPU; "
+        "tinycudann: the same by tiny-cuda-nn, installed by hand",
     )
     levels: PositiveInt = Field(16, description="resolution levels")
     features_per_level: PositiveInt = Field(2, description="numbers per grid vertex and level")
@@ -46,6 +49,11 @@ class DecoderConfig(Section):
     hidden_width: PositiveInt = Field(16, description="hidden layer between hash grid and spatial feature")
     density_width: PositiveInt = Field(64, description="hidden layer between attention and density")
     temperature: float = Field(2.0, gt=0, description="factor on the spatial attention's logits")
+    products: Literal["ieee", "tf32", "bf16"] = Field(
+        "tf32",
+        description="operands of the products between points and queries on a GPU: float32, or rounded to 11 or 8 "
+        "bits; sums and everything else are float32",
+    )
     density_scale: float = Field(
         0.1, gt=0, description="density units per unit of network output, for images in units of the noise"
     )
@@ -100,6 +108,11 @@ class ModelConfig(Section):
         "real",
         description="real: the network is a density; fourier: it is the density's transform, queried on central slices "
         "(an ablation of the paper's Table 2)",
+    )
+    kernels: Literal["auto", "torch"] = Field(
+        "auto",
+        description="who computes densities and their projection; auto: Triton on a GPU, torch on a CPU; torch: "
+        "everywhere, slower",
     )
     hash_grid: HashGridConfig = HashGridConfig()
     decoder: DecoderConfig = DecoderConfig()

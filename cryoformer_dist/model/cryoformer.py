@@ -31,7 +31,7 @@ class CryoFormer(nn.Module):
     def __init__(self, config: ModelConfig, box: int, spectrum: Tensor | None = None) -> None:
         super().__init__()
         self.box = box
-        self.domain = config.domain
+        self.domain, self.kernels = config.domain, config.kernels
         spectrum = torch.ones(box // 2) if spectrum is None else spectrum
         self.register_buffer("spectrum", spectrum, persistent=False)
         self.spectrum: Tensor
@@ -39,7 +39,7 @@ class CryoFormer(nn.Module):
         decoder = config.decoder
         self.feature_volume = FeatureVolume(config.hash_grid, box, decoder.hidden_width)
         self.decoder = (
-            DeformationDecoder(decoder, outputs=1 if config.domain == "real" else 2)
+            DeformationDecoder(decoder, 1 if config.domain == "real" else 2, config.kernels)
             if decoder.form == "attention"
             else ConcatenationDecoder(decoder)
         )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cryoformer_dist.config.schema import DecoderConfig
 from cryoformer_dist.model.kernels.fold_attend import fold_attend
+from cryoformer_dist.physics.kernel_choice import Kernels, uses_triton
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -99,10 +100,13 @@ class DeformationDecoder(nn.Module):
         Sizes.
     outputs
         Numbers per point: one for a density, two for a Fourier coefficient.
+    kernels
+        Who computes densities: by the tensors' device, or torch.
     """
 
-    def __init__(self, config: DecoderConfig, outputs: int = 1) -> None:
+    def __init__(self, config: DecoderConfig, outputs: int = 1, kernels: Kernels = "auto") -> None:
         super().__init__()
+        self.kernels, self.products = kernels, config.products
         channels, hidden = config.channels, config.hidden_width
         self.temperature, self.density_scale = config.temperature, config.density_scale
         self.structure_queries = nn.Parameter(torch.randn(config.queries, channels))
@@ -157,7 +161,13 @@ class DeformationDecoder(nn.Module):
         if hidden.dim() == 3:
             return (self._activation(hidden, folded) @ weight + bias) * self.density_scale
         residual, offset = self._residual()
-        summed = fold_attend(hidden, folded.key, folded.key_bias, folded.value, residual, offset, weight)
+        tensors = (hidden, folded.key, folded.key_bias, folded.value, residual, offset, weight)
+        if uses_triton(self.kernels, hidden.device):
+            from cryoformer_dist.model.kernels.fold_attend_triton import fold_attend as fold_attend_triton
+
+            summed = fold_attend_triton(*tensors, self.products)
+        else:
+            summed = fold_attend(*tensors)
         return (summed + bias) * self.density_scale
 
     def coefficients(

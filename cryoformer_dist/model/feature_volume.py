@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cryoformer_dist.config.schema import HashGridConfig
-from cryoformer_dist.model.hash_grid import HashGrid, LatticeOperator
+from cryoformer_dist.model.hash_grid import HashGrid, KeptPoints
 
 
 class FeatureVolume(nn.Module):
@@ -29,11 +29,11 @@ class FeatureVolume(nn.Module):
         # Grid features start at 1e-2: this gain brings h to a scale the attention can feel.
         nn.init.normal_(self.hidden.weight, std=4.0)
 
-    def lattice(self, points_pixels: Float[Tensor, "points 3"]) -> LatticeOperator:
+    def lattice(self, points_pixels: Float[Tensor, "points 3"]) -> KeptPoints:
         """Operator for a lattice of points in pixels about the centre."""
         return self.grid.operator(self._unit_cube(points_pixels))
 
-    def at_lattice(self, operator: LatticeOperator) -> Float[Tensor, "points hidden"]:
+    def at_lattice(self, operator: KeptPoints) -> Float[Tensor, "points hidden"]:
         """``h`` at the points of a lattice: once per step for the whole batch."""
         return torch.relu(self.hidden(self.grid.at_lattice(operator)))
 

@@ -6,8 +6,7 @@ the density at the rotated coordinates of every image, as the paper does: the re
 transform of the image, phase origin at the centre pixel, before the CTF.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Complex, Float
@@ -15,10 +14,10 @@ from torch import Tensor
 
 from cryoformer_dist.physics.fourier import crop_half_plane, image_to_fourier, shifted
 from cryoformer_dist.physics.grids import centred_axis, frequency_grid
+from cryoformer_dist.physics.kernel_choice import Kernels
+from cryoformer_dist.physics.splat import splat
 
 OVERSAMPLING = 2
-_TAPS = 4
-_CACHED_POINTS = 2**16
 
 
 def project_points(
@@ -27,6 +26,7 @@ def project_points(
     rotation: Float[Tensor, "particles 3 3"],
     shift_pixels: Float[Tensor, "particles 2"],
     box: int,
+    kernels: Kernels = "auto",
 ) -> Complex[Tensor, "particles box half"]:
     """Sum of point densities along the beam, band-limited to the box, as a half-plane transform.
 
@@ -42,6 +42,8 @@ def project_points(
         ``(particles, 2)``: where the content moves to, that is minus the stored shift.
     box
         Side of the images in pixels.
+    kernels
+        Who splats: by the tensors' device, or torch.
 
     Notes
     -----
@@ -49,7 +51,7 @@ def project_points(
     Relative error against the analytic transform of a band-limited density: 6e-4 (1.8 % amplitude at Nyquist).
     """
     position = torch.einsum("bij,mj->bmi", rotation[:, :2], points_pixels) + shift_pixels[:, None]
-    grid = _Splat.apply(density, position * OVERSAMPLING, box * OVERSAMPLING)
+    grid = splat(density, position * OVERSAMPLING, box * OVERSAMPLING, kernels)
     coefficients = crop_half_plane(torch.fft.rfft2(grid), box)
     return coefficients * _kernel_correction(box).to(density.device)
 
@@ -117,100 +119,8 @@ def project_slices(
     return shifted(plane, shift_pixels)
 
 
-def _bspline(fraction: Tensor) -> list[Tensor]:
-    """Cubic B-spline weights of the four grid lines around a point at ``fraction`` past the second."""
-    f, g = fraction, 1 - fraction
-    f2 = f * f
-    last, first = f2 * f / 6, g * g * g / 6
-    second = 2 / 3 - f2 + 3 * last
-    # They sum to one.
-    return [first, second, 1 - first - second - last, last]
-
-
-def _bspline_slope(fraction: Tensor) -> list[Tensor]:
-    """Derivative of `_bspline` with respect to the point's position."""
-    f, g = fraction, 1 - fraction
-    last, first = f * f / 2, -(g * g) / 2
-    second = 3 * last - 2 * f
-    return [first, second, -first - second - last, last]
-
-
 def _kernel_correction(box: int) -> Tensor:
     """One over the transform of the B-spline, ``sinc^4`` per axis, on the half plane of the box."""
     fine = box * OVERSAMPLING
     fy, fx = torch.fft.fftfreq(box) * box / fine, torch.fft.rfftfreq(box) * box / fine
     return 1 / (torch.sinc(fy)[:, None] * torch.sinc(fx)[None]) ** 4
-
-
-class _Splat(torch.autograd.Function):
-    """Spread densities onto a periodic fine grid whose origin is index 0; the adjoint gathers."""
-
-    @staticmethod
-    def forward(ctx: Any, density: Tensor, position: Tensor, size: int) -> Tensor:
-        ctx.save_for_backward(density, position)
-        padded = size + _TAPS - 1
-        # Rows and columns past the edge are kept apart and folded back once, instead of a modulo per tap.
-        grid = density.new_zeros(len(density), padded, padded)
-        for part in _parts(density):
-            index, fraction = _taps(position[part], size)
-            target = grid[part].reshape(-1)
-            column_weights = _bspline(fraction[..., 0])
-            for row, row_weight in enumerate(_bspline(fraction[..., 1])):
-                value = density[part] * row_weight
-                for column, column_weight in enumerate(column_weights):
-                    # A view that starts at the tap spares an addition to every index.
-                    target[row * padded + column :].scatter_add_(0, index, (value * column_weight).reshape(-1))
-        grid[:, : _TAPS - 1] += grid[:, size:]
-        grid[:, :, : _TAPS - 1] += grid[:, :, size:]
-        return grid[:, :size, :size].contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        density, position = ctx.saved_tensors
-        around = torch.nn.functional.pad(gradient[:, None], (0, _TAPS - 1, 0, _TAPS - 1), mode="circular")
-        to_density = torch.empty_like(density)
-        to_position = torch.empty_like(position) if ctx.needs_input_grad[1] else None
-        for part in _parts(density):
-            value, slopes = _gathered(around[part], position[part], gradient.shape[-1], to_position is not None)
-            to_density[part] = value
-            if to_position is not None:
-                torch.mul(torch.stack(slopes, dim=-1), density[part][..., None], out=to_position[part])
-        return to_density, to_position, None
-
-
-def _parts(density: Tensor) -> Iterator[slice]:
-    """Particles a few at a time: on a CPU what belongs to them stays in the cache meanwhile."""
-    particles, points = density.shape
-    step = particles if density.is_cuda else max(1, _CACHED_POINTS // points)
-    for start in range(0, particles, step):
-        yield slice(start, start + step)
-
-
-def _taps(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Flat index of each point's first tap in its padded grid, and how far past the second grid line it lies."""
-    cell = position.floor()
-    first = (cell.long() - 1).remainder(size)
-    padded = size + _TAPS - 1
-    base = torch.arange(len(position), device=position.device)[:, None] * padded**2
-    return (base + first[..., 1] * padded + first[..., 0]).reshape(-1), position - cell
-
-
-def _gathered(around: Tensor, position: Tensor, size: int, wants_slopes: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The padded grids' interpolants at the points, and their slopes along x and y."""
-    index, fraction = _taps(position, size)
-    padded, flat, shape = size + _TAPS - 1, around.reshape(-1), position.shape[:-1]
-    column_weights, column_slopes = _bspline(fraction[..., 0]), _bspline_slope(fraction[..., 0])
-    row_slopes = _bspline_slope(fraction[..., 1])
-    value, along_x, along_y = (position.new_zeros(shape) for _ in range(3))
-    for row, row_weight in enumerate(_bspline(fraction[..., 1])):
-        line, slope = position.new_zeros(shape), position.new_zeros(shape)
-        for column in range(_TAPS):
-            tap = flat[row * padded + column :].index_select(0, index).reshape(shape)
-            line.addcmul_(tap, column_weights[column])
-            if wants_slopes:
-                slope.addcmul_(tap, column_slopes[column])
-        value.addcmul_(line, row_weight)
-        if wants_slopes:
-            along_x.addcmul_(slope, row_weight)
-            along_y.addcmul_(line, row_slopes[row])
-    return value, (along_x, along_y)

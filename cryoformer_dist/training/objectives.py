@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.model.cryoformer import CryoFormer
-from cryoformer_dist.model.hash_grid import LatticeOperator
+from cryoformer_dist.model.hash_grid import KeptPoints
 from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import (
     comparable_frequencies,
@@ -138,7 +138,7 @@ class Objectives(nn.Module):
         # A coarse point stands for all the fine ones in its cell.
         density = self.model.density(hidden, folded) * (magnification.square() * spacing**3)
         rotation = pose.rotation * magnification[..., None]
-        return project_points(density, points, rotation, shift_pixels / spacing, sampling.box)
+        return project_points(density, points, rotation, shift_pixels / spacing, sampling.box, self.model.kernels)
 
     def encode_pose(self, batch: ParticleBatch) -> Pose:
         """Pose of each particle as the orientation encoder sees it (paper, section 3.2)."""
@@ -212,7 +212,7 @@ class _Sampling:
 
     box: int
     lattice: Lattice
-    operators: list[LatticeOperator]
+    operators: list[KeptPoints]
     weight: Tensor
     frequency: Tensor
 

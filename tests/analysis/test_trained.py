@@ -1,3 +1,5 @@
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from cryoformer_dist.data.batch import ImageBlock, make_batch
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from_6d
-from cryoformer_dist.training.run_directory import prepare_run
+from cryoformer_dist.training.run_directory import load_run, prepare_run
 
 KEPT_OUT = 8
 DISTILLED = {
@@ -156,3 +158,18 @@ def test_a_run_without_a_checkpoint_is_refused_with_the_way_out(tiny_store: Path
     prepare_run(tiny_config(tiny_store), ParticleStore.open(tiny_store), tmp_path / "run", resume=False)
     with pytest.raises(CheckpointError, match="no checkpoint yet; train it first"):
         load_trained(tmp_path / "run")
+
+
+def test_a_run_trained_with_any_hash_grid_backend_is_decoded_here(
+    before_and_after: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "elsewhere"
+    shutil.copytree(before_and_after[0], run)
+    config = load_run(run)[0]
+    grid = config.model.hash_grid.model_copy(update={"backend": "tinycudann"})
+    elsewhere = config.model_copy(update={"model": config.model.model_copy(update={"hash_grid": grid})})
+    (run / "config.yaml").write_text(elsewhere.model_dump_json())
+    monkeypatch.setitem(sys.modules, "tinycudann", None)
+    here, there = (load_trained(path) for path in (before_and_after[0], run))
+    assert there.config.model.hash_grid.backend == "tinycudann"
+    np.testing.assert_array_equal(there.latents, here.latents)

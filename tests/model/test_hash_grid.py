@@ -1,92 +1,18 @@
-from pathlib import Path
+import sys
+from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from cryoformer_dist.config.schema import HashGridConfig
-from cryoformer_dist.model.hash_grid import GridLayout, HashGrid, _Interpolate, corner_weights
+from cryoformer_dist.errors import BackendUnavailableError
+from cryoformer_dist.model.grid_layout import GridLayout
+from cryoformer_dist.model.hash_grid import HashGrid
+from cryoformer_dist.model.kernels.encode import encode
+from cryoformer_dist.physics import kernel_choice
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "hash_grid.npz"
-CONFIGURATIONS = ("growth_1.5", "growth_2.0", "finest_128", "finest_256")
 SMALL = HashGridConfig(levels=4, log2_table_size=8, base_resolution=4, finest_resolution=16)
-
-
-def golden_file(path: Path, configuration: str = "") -> dict[str, np.ndarray]:
-    with np.load(path) as file:
-        return {
-            name.removeprefix(configuration + "/"): file[name]
-            for name in file.files
-            if not configuration or name.startswith(configuration + "/")
-        }
-
-
-def golden_grid(golden: dict[str, np.ndarray]) -> HashGrid:
-    grid = HashGrid(HashGridConfig(base_resolution=int(golden["base"])), box=64)
-    grid.layout = GridLayout.of(16, int(golden["base"]), float(golden["growth"]), 2**15)
-    table = np.sin(0.37 * np.arange(2 * grid.layout.entries)).astype(np.float32).reshape(-1, 2)
-    grid.table = torch.nn.Parameter(torch.from_numpy(table))
-    return grid
-
-
-def assert_as_tiny_cuda_nn(golden: dict[str, np.ndarray]) -> None:
-    grid = golden_grid(golden)
-    layout = grid.layout
-    np.testing.assert_array_equal(np.float32(layout.scales), golden["scale"])
-    np.testing.assert_array_equal(layout.resolutions, golden["resolution"])
-    np.testing.assert_array_equal(layout.offsets, golden["offset"])
-
-    points = torch.from_numpy(golden["x"]).requires_grad_()
-    entry, _ = layout.corners(points)
-    within_level = entry - torch.tensor(layout.offsets[:-1])[:, None]
-    np.testing.assert_array_equal(within_level.numpy(), golden["index"])
-
-    output = grid(points)
-    np.testing.assert_allclose(output.detach().numpy(), golden["output"], rtol=0, atol=1e-6)
-    slopes = [torch.autograd.grad(column.sum(), points, retain_graph=True)[0] for column in output.unbind(1)]
-    # A slope is a difference of table rows times the scale of its level.
-    unit = np.repeat(golden["scale"], 2)[None, :, None]
-    np.testing.assert_allclose(torch.stack(slopes, 1).numpy() / unit, golden["dydx"] / unit, rtol=0, atol=1e-6)
-
-    with torch.no_grad():
-        np.testing.assert_allclose(grid.at_lattice(grid.operator(points.detach())), golden["output"], rtol=0, atol=1e-6)
-
-
-def test_twenty_points_agree_with_tiny_cuda_nn():
-    golden = golden_file(GOLDEN)
-    assert golden["x"].shape == (20, 3)
-    assert_as_tiny_cuda_nn(golden)
-
-
-@pytest.mark.parametrize("configuration", CONFIGURATIONS)
-def test_eight_hundred_points_agree_with_tiny_cuda_nn(shared_data, configuration):
-    golden = golden_file(shared_data / "golden" / "tiny_cuda_nn_grid.npz", configuration)
-    assert golden["x"].shape == (200, 3)
-    assert_as_tiny_cuda_nn(golden)
-
-
-def test_coarse_levels_are_dense_and_fine_ones_full_tables():
-    layout = GridLayout.of(levels=6, base_resolution=4, growth=2.0, table_size=2**10)
-    sizes = np.diff(layout.offsets)
-    assert layout.resolutions == (4, 8, 16, 32, 64, 128)
-    assert sizes.tolist() == [64, 512, 1024, 1024, 1024, 1024]
-    assert layout.entries == sum(sizes)
-
-
-def test_dense_level_gives_every_vertex_an_entry_of_its_own():
-    layout = GridLayout.of(levels=1, base_resolution=4, growth=1.0, table_size=2**10)
-    axis = (torch.arange(3) + 0.25) / layout.scales[0]
-    entry, fraction = layout.corners(torch.cartesian_prod(axis, axis, axis))
-    assert torch.allclose(fraction, torch.tensor(0.75), atol=1e-6)
-    assert sorted(entry.unique().tolist()) == list(range(4**3))
-
-
-def test_corner_weights_sum_to_one_and_pick_the_corner_a_point_sits_on():
-    fraction = torch.rand(100, 3, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(corner_weights(fraction).sum(-1), torch.ones(100), atol=1e-6)
-    for corner in range(8):
-        on_corner = torch.tensor([float(corner >> axis & 1) for axis in range(3)])
-        assert corner_weights(on_corner).tolist() == [float(number == corner) for number in range(8)]
 
 
 def test_linear_field_on_the_vertices_is_interpolated_exactly():
@@ -124,33 +50,110 @@ def test_lattice_gradient_is_the_same_bit_for_bit_every_time():
     assert torch.equal(*gradients)
 
 
-def test_slope_in_the_points_equals_finite_differences_inside_cells():
-    torch.manual_seed(0)
-    grid = HashGrid(SMALL, box=16).double()
-    points = torch.rand(200, 3, dtype=torch.float64)
-    _, fraction = grid.layout.corners(points)
-    inside = ((fraction > 0.01) & (fraction < 0.99)).all(-1).all(-1)
-    points = points[inside].requires_grad_()
-    assert len(points) > 100
-    weight = torch.randn(grid.width, dtype=torch.float64)
-    (slope,) = torch.autograd.grad((grid(points) @ weight).sum(), points)
-    step = 1e-5
-    for axis in range(3):
-        along = torch.eye(3, dtype=torch.float64)[axis] * step
-        with torch.no_grad():
-            difference = (grid(points + along) - grid(points - along)) @ weight / (2 * step)
-        assert torch.allclose(slope[:, axis], difference, rtol=1e-7, atol=1e-8)
-
-
-def test_table_gradient_equals_finite_differences():
-    torch.manual_seed(0)
-    grid = HashGrid(SMALL, box=16).double()
-    points = torch.rand(20, 3, dtype=torch.float64, requires_grad=True)
-    entry, fraction = grid.layout.corners(points)
-    weights = corner_weights(fraction).detach().requires_grad_()
-    assert torch.autograd.gradcheck(lambda table, w: _Interpolate.apply(table, entry, w), (grid.table, weights))
-
-
 def test_finest_level_follows_the_box_unless_the_configuration_names_one():
     assert HashGrid(HashGridConfig(), box=128).layout.resolutions[-1] == pytest.approx(128, abs=1)
     assert HashGrid(HashGridConfig(finest_resolution=40), box=128).layout.resolutions[-1] == pytest.approx(40, abs=1)
+
+
+def backed_by(backend: str) -> HashGrid:
+    torch.manual_seed(0)
+    return HashGrid(SMALL.model_copy(update={"backend": backend}), box=16)
+
+
+def test_all_backends_start_from_the_same_table_and_read_it_alike(kernel_device):
+    points = torch.rand(200, 3, generator=torch.Generator().manual_seed(1)).to(kernel_device)
+    ours, theirs = (backed_by(backend).to(kernel_device) for backend in ("torch", "triton"))
+    assert torch.equal(ours.table, theirs.table)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    lattices = [grid.at_lattice(grid.operator(points)) for grid in (ours, theirs)]
+    assert torch.allclose(*lattices, atol=1e-7)
+    assert torch.allclose(theirs(points), lattices[0], atol=1e-7)
+
+
+def test_triton_off_a_gpu_is_refused_with_the_remedy(monkeypatch):
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    with pytest.raises(BackendUnavailableError, match="triton needs a CUDA device, and this is cpu; set it to torch"):
+        backed_by("triton")(torch.rand(5, 3))
+
+
+def test_triton_that_is_not_installed_is_refused_when_the_grid_is_built(monkeypatch):
+    monkeypatch.setattr(kernel_choice, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailableError, match=r"triton is not installed.*model\.hash_grid\.backend: torch"):
+        backed_by("triton")
+    backed_by("torch")
+
+
+def test_tinycudann_that_is_not_installed_is_refused_with_the_recipe(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tinycudann", None)
+    with pytest.raises(
+        BackendUnavailableError, match=r"tinycudann cannot be loaded.*setuptools<82.*no-build-isolation"
+    ):
+        backed_by("tinycudann")
+
+
+def test_tinycudann_built_for_another_machine_is_refused_with_its_reason(monkeypatch, tmp_path):
+    (tmp_path / "tinycudann.py").write_text("raise EnvironmentError('Unknown compute capability')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tinycudann", raising=False)
+    with pytest.raises(BackendUnavailableError, match="Unknown compute capability"):
+        backed_by("tinycudann")
+
+
+class LikeTinyCudaNN(nn.Module):
+    """``tinycudann.Encoding`` as far as we use it: flat parameters, and the definition of the grid."""
+
+    def __init__(self, inputs: int, configuration: dict, dtype: torch.dtype) -> None:
+        super().__init__()
+        assert (inputs, configuration["otype"], dtype) == (3, "HashGrid", torch.float32)
+        self.features = configuration["n_features_per_level"]
+        self.layout = GridLayout.of(
+            configuration["n_levels"],
+            configuration["base_resolution"],
+            configuration["per_level_scale"],
+            2 ** configuration["log2_hashmap_size"],
+        )
+        self.params = nn.Parameter(torch.zeros(self.layout.entries * self.features))
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        return encode(self.params.reshape(-1, self.features), points, self.layout)
+
+
+def test_tinycudann_works_on_our_table(monkeypatch):
+    module = ModuleType("tinycudann")
+    module.Encoding = LikeTinyCudaNN
+    monkeypatch.setitem(sys.modules, "tinycudann", module)
+    ours, theirs = backed_by("torch"), backed_by("tinycudann")
+    assert theirs.state_dict().keys() == {"table"}
+    points = torch.rand(50, 3)
+    found = theirs.at_lattice(theirs.operator(points))
+    assert torch.equal(found, ours(points))
+    expected = torch.autograd.grad(ours(points).square().sum(), ours.table)
+    assert torch.equal(torch.autograd.grad(found.square().sum(), theirs.table)[0], expected[0])
+
+
+def test_tinycudann_with_another_layout_is_refused(monkeypatch):
+    class Wider(LikeTinyCudaNN):
+        def __init__(self, *arguments, **options) -> None:
+            super().__init__(*arguments, **options)
+            self.params = nn.Parameter(torch.zeros(self.params.numel() + 8))
+
+    module = ModuleType("tinycudann")
+    module.Encoding = Wider
+    monkeypatch.setitem(sys.modules, "tinycudann", module)
+    with pytest.raises(BackendUnavailableError, match=r"keeps .* parameters where the layout"):
+        backed_by("tinycudann")
+
+
+@pytest.mark.gpu
+def test_tinycudann_itself_agrees_with_torch():
+    pytest.importorskip("tinycudann", exc_type=(ImportError, OSError))
+    ours, theirs = (backed_by(backend).cuda() for backend in ("torch", "tinycudann"))
+    points = torch.rand(1000, 3, device="cuda")
+    found, expected = theirs(points), ours(points)
+    assert torch.allclose(found, expected, atol=1e-6)
+    weight = torch.randn_like(expected)
+    gradients = [
+        torch.autograd.grad((out * weight).sum(), g.table)[0] for out, g in ((found, theirs), (expected, ours))
+    ]
+    assert torch.allclose(*gradients, atol=1e-4)

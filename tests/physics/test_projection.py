@@ -9,7 +9,7 @@ from cryoformer_dist.io.relion import read_star
 from cryoformer_dist.physics.fourier import fourier_to_image, image_to_fourier
 from cryoformer_dist.physics.grids import frequency_grid, lattice_points
 from cryoformer_dist.physics.pose import random_rotations, rotation_from_axis_angle
-from cryoformer_dist.physics.projection import _Splat, project_points, project_rays, project_slices
+from cryoformer_dist.physics.projection import project_points, project_rays, project_slices
 
 BOX = 32
 
@@ -210,23 +210,6 @@ def test_rays_stop_at_the_radius():
     everywhere = project_rays(lambda points: torch.ones(points.shape[:-1]), torch.eye(3)[None], no_shift(1), 16, 5.0)
     # Points of the integer lattice in a ball of radius 5 (Gauss).
     assert float(everywhere[0, 0, 0].real) == 515
-
-
-def test_splat_has_the_derivatives_of_what_it_computes():
-    generator = torch.Generator().manual_seed(4)
-    density = torch.randn(2, 6, generator=generator, dtype=torch.float64, requires_grad=True)
-    position = (torch.rand(2, 6, 2, generator=generator, dtype=torch.float64) * 30 - 15).requires_grad_()
-    assert torch.autograd.gradcheck(lambda d, p: _Splat.apply(d, p, 10), (density, position))
-
-
-def test_splat_spreads_the_whole_density_around_its_point():
-    position = torch.tensor([[[3.25, 8.5], [-0.5, 19.75]]])
-    grid = _Splat.apply(torch.tensor([[2.0, 3.0]]), position, 20)[0]
-    assert float(grid.sum()) == pytest.approx(5, rel=1e-6)
-    only_first = _Splat.apply(torch.tensor([[2.0, 0.0]]), position, 20)[0]
-    axis = torch.arange(20.0)
-    assert float((only_first.sum(0) * axis).sum() / 2) == pytest.approx(3.25, abs=1e-5)
-    assert float((only_first.sum(1) * axis).sum() / 2) == pytest.approx(8.5, abs=1e-5)
 
 
 def transform_of(phantom: Blobs, box: int = BOX):

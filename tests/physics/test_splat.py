@@ -1,0 +1,152 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from cryoformer_dist.errors import BackendUnavailableError
+from cryoformer_dist.physics import kernel_choice
+from cryoformer_dist.physics.kernel_choice import uses_triton
+from cryoformer_dist.physics.splat import splat
+
+PARTICLES, POINTS, SIZE = 2, 300, 14
+
+Splat = Callable[[Tensor, Tensor, int], Tensor]
+
+
+@pytest.fixture(params=["torch", "triton"])
+def on_device(request, kernel_device) -> tuple[Splat, str]:
+    """An implementation, and where it runs."""
+    if request.param == "torch":
+        return (lambda density, position, size: splat(density, position, size, "torch")), kernel_device
+    from cryoformer_dist.physics.splat_triton import splat as by_triton
+
+    return by_triton, kernel_device
+
+
+@pytest.fixture
+def points() -> tuple[Tensor, Tensor]:
+    """Densities and places in float64: a ragged number of points, within and without the grid, some on its lines."""
+    generator = torch.Generator().manual_seed(0)
+    density = torch.randn(PARTICLES, POINTS, generator=generator, dtype=torch.float64)
+    position = (torch.rand(PARTICLES, POINTS, 2, generator=generator, dtype=torch.float64) - 0.5) * 3 * SIZE
+    position[:, ::50] = position[:, ::50].round()
+    # What float32 holds: rounding is not to be judged.
+    return density.float().double(), position.float().double()
+
+
+def bspline(distance: Tensor) -> Tensor:
+    """Cubic B-spline (de Boor), written as in the books."""
+    x = distance.abs()
+    near, far = 2 / 3 - x**2 + x**3 / 2, (2 - x).clamp(min=0) ** 3 / 6
+    return torch.where(x < 1, near, far)
+
+
+def written_out(density: Tensor, position: Tensor, size: int) -> Tensor:
+    """Every point's density times the spline of its periodic distance to every grid point."""
+    from_line = torch.remainder(position[..., None] - torch.arange(size) + size / 2, size) - size / 2
+    along_x, along_y = bspline(from_line).unbind(2)
+    return torch.einsum("bp,bpy,bpx->byx", density, along_y, along_x)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.double().cpu() - expected).detach().norm() / expected.detach().norm())
+
+
+def test_every_density_is_spread_by_the_spline_of_its_distance(on_device, points):
+    implementation, device = on_device
+    found = implementation(*(tensor.float().to(device) for tensor in points), SIZE)
+    assert relative(found, written_out(*points, SIZE)) < 2e-6
+
+
+def test_gradients_in_density_and_position_are_those_of_the_formula(on_device, points):
+    implementation, device = on_device
+    weight = torch.randn(PARTICLES, SIZE, SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    leaves = [tensor.float().to(device).requires_grad_() for tensor in points]
+    found = torch.autograd.grad((implementation(*leaves, SIZE) * weight.float().to(device)).sum(), leaves)
+    exact = [tensor.requires_grad_() for tensor in points]
+    expected = torch.autograd.grad((written_out(*exact, SIZE) * weight).sum(), exact)
+    for name, one, other in zip(("density", "position"), found, expected, strict=True):
+        assert relative(one, other) < 2e-6, name
+
+
+def test_density_gradient_does_not_ask_for_the_positions(on_device, points):
+    implementation, device = on_device
+    density, position = (tensor.float().to(device) for tensor in points)
+    density.requires_grad_()
+    (found,) = torch.autograd.grad(implementation(density, position, SIZE).square().sum() / 2, density)
+    exact = points[0].requires_grad_()
+    (expected,) = torch.autograd.grad(written_out(exact, points[1], SIZE).square().sum() / 2, exact)
+    assert relative(found, expected) < 5e-6
+
+
+def test_the_whole_density_arrives_around_its_point(on_device):
+    implementation, device = on_device
+    position = torch.tensor([[[3.25, 8.5], [-0.5, 19.75]]], device=device)
+    grid = implementation(torch.tensor([[2.0, 3.0]], device=device), position, 20)[0].cpu()
+    assert float(grid.sum()) == pytest.approx(5, rel=1e-6)
+    only_first = implementation(torch.tensor([[2.0, 0.0]], device=device), position, 20)[0].cpu()
+    axis = torch.arange(20.0)
+    assert float((only_first.sum(0) * axis).sum() / 2) == pytest.approx(3.25, abs=1e-5)
+    assert float((only_first.sum(1) * axis).sum() / 2) == pytest.approx(8.5, abs=1e-5)
+
+
+def test_torch_has_the_derivatives_of_what_it_computes():
+    generator = torch.Generator().manual_seed(4)
+    density = torch.randn(2, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    position = (torch.rand(2, 6, 2, generator=generator, dtype=torch.float64) * 30 - 15).requires_grad_()
+    assert torch.autograd.gradcheck(lambda d, p: splat(d, p, 10), (density, position))
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_in_fixed_point_the_order_of_points_changes_not_one_bit(kernel_device, points):
+    from cryoformer_dist.physics.splat_triton import splat as by_triton
+
+    density, position = (tensor.float().to(kernel_device) for tensor in points)
+    order = torch.randperm(POINTS, generator=torch.Generator().manual_seed(2)).to(kernel_device)
+    grid = by_triton(density, position, SIZE)
+    assert torch.equal(grid, by_triton(density[:, order], position[:, order], SIZE))
+    assert relative(grid, written_out(*points, SIZE)) < 1e-6
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_fixed_point_neither_overflows_nor_loses_small_densities(kernel_device, points, scale):
+    from cryoformer_dist.physics.splat_triton import splat as by_triton
+
+    density, position = (tensor.to(kernel_device) for tensor in points)
+    found = by_triton((density * scale).float(), position.float(), SIZE)
+    assert relative(found / scale, written_out(*points, SIZE)) < 1e-6
+
+
+# The interpreter's conversion warns, a device's does not.
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_fixed_point_does_not_hide_a_density_that_is_not_finite(kernel_device, value):
+    from cryoformer_dist.physics.splat_triton import splat as by_triton
+
+    density = torch.tensor([[1.0, value], [1.0, 2.0]], device=kernel_device)
+    grid = by_triton(density, torch.zeros(2, 2, 2, device=kernel_device), 8)
+    assert bool(grid[0].isnan().all())
+    assert bool(grid[1].isfinite().all())
+
+
+def test_a_gpu_means_triton_unless_torch_is_named():
+    assert uses_triton("auto", torch.device("cuda"))
+    assert not uses_triton("torch", torch.device("cuda"))
+    assert not uses_triton("auto", torch.device("cpu"))
+
+
+def test_a_gpu_without_triton_is_refused_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(kernel_choice, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailableError, match=r"triton is not installed.*model\.kernels: torch"):
+        uses_triton("auto", torch.device("cuda"))
+    assert not uses_triton("torch", torch.device("cuda"))
