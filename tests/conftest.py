@@ -19,15 +19,20 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("TRITON_INTERPRET", "0" if config.option.markexpr == "gpu" else "1")
 
 
+@pytest.fixture
+def cuda() -> str:
+    """A real device; its tests are marked gpu."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return "cuda"
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def kernel_device(request: pytest.FixtureRequest) -> str:
     """Where Triton's kernels run: interpreted on the CPU, and with ``-m gpu`` on a real device."""
-    if request.param == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            pytest.skip("no CUDA device")
-    return str(request.param)
+    return "cpu" if request.param == "cpu" else str(request.getfixturevalue("cuda"))
 
 
 @pytest.fixture(scope="session")

@@ -79,10 +79,10 @@ def test_densities_and_gradients_are_those_of_the_formula(on_device, case):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("products", "worst"), [("tf32", 2e-3), ("bf16", 2e-2)])
-def test_tensor_cores_round_operands_and_nothing_else(products, worst):
+def test_tensor_cores_round_operands_and_nothing_else(cuda, products, worst):
     from cryoformer_dist.model.kernels.fold_attend_triton import fold_attend
 
-    errors = differences(lambda *tensors: fold_attend(*tensors, products), "cuda", (3000, 9, 64, 64))
+    errors = differences(lambda *tensors: fold_attend(*tensors, products), cuda, (3000, 9, 64, 64))
     assert errors["density"] < worst, errors
     # A rounded activation near zero may switch sides, and a gradient with it.
     assert max(errors.values()) < 20 * worst, errors
@@ -117,11 +117,11 @@ def test_torch_has_the_derivatives_of_what_it_computes():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kernels", ["auto", "torch"])
-def test_a_decoder_on_a_gpu_has_the_densities_it_has_on_a_cpu(kernels):
+def test_a_decoder_on_a_gpu_has_the_densities_it_has_on_a_cpu(cuda, kernels):
     torch.manual_seed(0)
     decoder = DeformationDecoder(DecoderConfig(queries=16, channels=32, density_width=32), kernels=kernels)
     hidden, deformation = torch.rand(500, 16), torch.randn(5, 16, 32)
     expected = decoder.density(hidden, decoder.fold(decoder.queries(deformation)))
-    decoder.cuda()
-    found = decoder.density(hidden.cuda(), decoder.fold(decoder.queries(deformation.cuda())))
+    decoder.to(cuda)
+    found = decoder.density(hidden.to(cuda), decoder.fold(decoder.queries(deformation.to(cuda))))
     assert torch.allclose(found.cpu(), expected, atol=2e-3 * float(expected.abs().max()))

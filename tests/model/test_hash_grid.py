@@ -146,10 +146,10 @@ def test_tinycudann_with_another_layout_is_refused(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_tinycudann_itself_agrees_with_torch():
+def test_tinycudann_itself_agrees_with_torch(cuda):
     pytest.importorskip("tinycudann", exc_type=(ImportError, OSError))
-    ours, theirs = (backed_by(backend).cuda() for backend in ("torch", "tinycudann"))
-    points = torch.rand(1000, 3, device="cuda")
+    ours, theirs = (backed_by(backend).to(cuda) for backend in ("torch", "tinycudann"))
+    points = torch.rand(1000, 3, device=cuda)
     found, expected = theirs(points), ours(points)
     assert torch.allclose(found, expected, atol=1e-6)
     weight = torch.randn_like(expected)

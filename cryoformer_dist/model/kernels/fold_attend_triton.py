@@ -65,7 +65,8 @@ def launches(queries: int, width: int, products: Products) -> tuple[Launch, Laun
     if queries > 64:
         point_major = Launch(64, 16, 4, stages=1) if products == "bf16" else Launch(64, 16, 8)
         return forward, point_major, Launch(32, half, 8)
-    return forward, Launch(64, half, 4), Launch(64, min(width, 64) if products == "bf16" else half, 4)
+    units = min(width, 64) if products == "bf16" else half
+    return forward, Launch(64, units, 4), Launch(64, units, 4)
 
 
 @triton.jit
