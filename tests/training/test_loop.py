@@ -306,7 +306,7 @@ def test_a_loss_that_is_not_finite_names_the_store_rows_and_touches_nothing(
     poison = _Poisoned(at=2, rows=[1, 7])
     poison.learner = learner = _learner(config, store)
     engine = TorchEngine(learner.objectives, config.training, CPU)
-    data = TrainingData(np.arange(len(store)), store.shard_size, poison.of(store))
+    data = TrainingData(np.arange(len(store)), store.shard_size, poison.of(store), local_batches(store))
     with pytest.raises(TrainingError) as error:
         run_training(learner, engine, data, Listener(), tmp_path)
     assert f"step 2: the loss is not finite on 1 of 1 ranks; store rows {poison.poisoned}." in str(error.value)
