@@ -21,8 +21,10 @@ _BACKGROUND_DEVIATIONS = 5.0
 # The mask is drawn at this scale, whatever the sampling: a back-projection tells protein from solvent no more finely.
 _MASK_VOXEL_ANGSTROM = 6.0
 _SMALLEST_MASK_BOX = 24
-# What a residual must stand out by to be density. (Measured: architecture.md.)
+# What a residual must stand out by to be density. On a cut mask of igg_arc_32, 2,000 images: 3 finds 96 % of the lost
+# voxels, 4 95 %, 5 93 %; on its whole mask 3 activates 1 % of empty space for nothing, 4 none.
 _MISSED_DEVIATIONS = 4.0
+# Standard deviation of a Gaussian in units of its median absolute deviation.
 _DEVIATIONS_PER_MEDIAN = 1.4826
 
 

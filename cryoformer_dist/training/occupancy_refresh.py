@@ -17,7 +17,8 @@ from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.occupancy import mask_box, missed
 from cryoformer_dist.training.stages import Stage
 
-# A quarter of the particles: then a refresh costs a tenth of an epoch. (2,000 at SNR 0.1 show 95 % of a lost domain.)
+# A quarter of the particles costs about a tenth of an epoch. Of igg_arc_32's lost domain (SNR 0.1, 32 pixels), 1,000
+# images show 92 %, 2,000 95 %, 4,000 96 %.
 _SHARE, _FEWEST, _MOST = 0.25, 2_000, 10_000
 # Of the residual's energy: beyond it, and twice in a row, the user is told.
 _MUCH = 0.05
@@ -51,13 +52,12 @@ def refresh_occupancy(learner: Learner, stage: Stage, epoch: float, batches: Ite
 
 
 def refresh_sample(rows: Rows) -> Rows:
-    """The particles whose residual is looked at, evenly taken.
+    """The particles whose residual is looked at: the first, since store rows are in random order.
 
     The same ones every time: their noise is then the same too, and what it activates in empty space does not add up
     over the refreshes of a run.
     """
-    wanted = min(_MOST, max(_FEWEST, round(_SHARE * len(rows))))
-    return rows[:: max(1, len(rows) // wanted)]
+    return rows[: min(_MOST, max(_FEWEST, round(_SHARE * len(rows))))]
 
 
 @torch.no_grad()
