@@ -53,5 +53,9 @@ class AberrationsNotAppliedWarning(CryoFormerWarning):
     """The metadata carry higher-order aberrations that the forward model does not apply."""
 
 
+class DensityMaskedAwayWarning(CryoFormerWarning):
+    """Much of what the model does not explain lies where its occupancy mask allows no density."""
+
+
 class SmallSampleWarning(CryoFormerWarning):
     """A decision was taken from few particles."""

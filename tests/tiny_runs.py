@@ -16,7 +16,7 @@ from cryoformer_dist.data.simulate import simulate
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.training.checkpoint import latest_checkpoint
-from cryoformer_dist.training.run_directory import prepare_run
+from cryoformer_dist.training.run_directory import prepare_run, write_occupancy
 from cryoformer_dist.training.session import train_rank
 
 PARTICLES = 64
@@ -112,9 +112,25 @@ def train(
     return listener
 
 
+def train_from_mask(config: RunConfig, run: Path, mask: torch.Tensor, listener: Listener | None = None) -> Listener:
+    """As `train`, but a run that begins allows density in a mask given by hand."""
+    if not (run / "manifest.json").is_file():
+        prepare_from_mask(config, run, mask)
+    return train(config, run, listener)
+
+
+def prepare_from_mask(config: RunConfig, run: Path, mask: torch.Tensor) -> None:
+    """Prepare a run that allows density in a mask given by hand."""
+    store = ParticleStore.open(config.dataset.store)
+    prepare_run(config, store, run, resume=False)
+    write_occupancy(run, mask, store.pixel_size_angstrom)
+
+
 def final_state(run: Path) -> dict[str, torch.Tensor]:
-    """Weights and tables of the newest checkpoint, flat."""
+    """Weights, tables and occupancy of the newest checkpoint, flat."""
     checkpoint = latest_checkpoint(run)
     assert checkpoint is not None
+    occupancy = checkpoint.occupancy()
+    assert occupancy is not None
     tables = {f"{name}.{key}": value for name, state in checkpoint.tables().items() for key, value in state.items()}
-    return checkpoint.weights() | tables
+    return checkpoint.weights() | tables | {"occupancy": occupancy["flat_index"]}

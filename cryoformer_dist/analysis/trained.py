@@ -139,6 +139,7 @@ def load_trained(run: Path) -> TrainedRun:
     )
     learner.objectives.model.load_state_dict(checkpoint.weights())
     learner.load_table_state(checkpoint.tables())
+    learner.load_occupancy_state(checkpoint.occupancy())
     learner.objectives.eval()
     rows = selected_rows(config, store)
     pose = _poses(learner, store, rows)

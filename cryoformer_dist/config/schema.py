@@ -184,6 +184,12 @@ class TrainingConfig(Section):
         "data",
         description="data: evaluate only points near density seen in a back-projection; sphere: all inside",
     )
+    occupancy_refresh_epochs: int = Field(
+        2,
+        ge=0,
+        description="occupancy: data only; after every so many epochs, add the points where the residual of a sample "
+        "shows density that was masked away; 0 never",
+    )
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     zero_stage: Literal[0, 1, 2] = Field(0, description="DeepSpeed ZeRO stage")
     threads_per_worker: int = Field(0, ge=0, description="CPU threads of a worker; 0 divides the machine evenly")

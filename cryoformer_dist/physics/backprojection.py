@@ -21,16 +21,23 @@ class FourierAccumulator:
         Side of images and map in pixels.
     pixel_size_angstrom
         Voxel size of the map; particles of another pixel size are scaled to it.
+    device
+        Where images are inserted.
+
+    Attributes
+    ----------
+    sums
+        ``(3, frequencies)``: CTF-weighted signal, real and imaginary part, and squared CTF. Accumulators add up by
+        theirs.
     """
 
-    def __init__(self, box: int, pixel_size_angstrom: float) -> None:
+    def __init__(self, box: int, pixel_size_angstrom: float, device: torch.device | None = None) -> None:
         self.box = box
         self.pixel_size_angstrom = pixel_size_angstrom
         size = box * _PADDING
         self._size = size
-        self._signal = torch.zeros(2, size**3)
-        self._weight = torch.zeros(size**3)
-        self._frequency = frequency_grid(size)
+        self.sums = torch.zeros(3, size**3, device=device)
+        self._frequency = frequency_grid(size).to(self.sums.device)
         radius = self._frequency.square().sum(-1).sqrt() * size
         # Beyond the Nyquist sphere trilinear weights would fall off the lattice; on the column kx = 0 half says it all.
         redundant = (self._frequency[..., 0] == 0) & (self._frequency[..., 1] < 0)
@@ -54,7 +61,7 @@ class FourierAccumulator:
         pixel_size_angstrom
             Of each image; the accumulator's own when ``None``.
         """
-        pixel = torch.full((len(images),), self.pixel_size_angstrom)
+        pixel = torch.full((len(images),), self.pixel_size_angstrom, device=images.device)
         pixel = pixel if pixel_size_angstrom is None else pixel_size_angstrom.float()
         margin = (self._size - self.box) // 2
         padded = torch.nn.functional.pad(images.float(), (margin, margin, margin, margin))
@@ -83,12 +90,12 @@ class FourierAccumulator:
                 for dx in (0, 1):
                     part = share[dx, :, 0] * share[dy, :, 1] * share[dz, :, 2]
                     index = (place[dz, :, 2] * self._size + place[dy, :, 1]) * self._size + place[dx, :, 0]
-                    self._signal[0].scatter_add_(0, index, part * signal.real)
-                    self._signal[1].scatter_add_(0, index, part * signal.imag)
-                    self._weight.scatter_add_(0, index, part * weight)
+                    self.sums[0].scatter_add_(0, index, part * signal.real)
+                    self.sums[1].scatter_add_(0, index, part * signal.imag)
+                    self.sums[2].scatter_add_(0, index, part * weight)
 
     def solve(self, wiener: float = 1.0) -> Float[Tensor, "box box box"]:
-        """The map that the slices agree on.
+        """The map that the slices agree on, on the CPU.
 
         Parameters
         ----------
@@ -98,9 +105,9 @@ class FourierAccumulator:
         """
         size, box = self._size, self.box
         # Only half of each slice was inserted: the map is real, so the other half is its conjugate at -k.
-        signal = torch.complex(self._signal[0], self._signal[1]).reshape(size, size, size)
+        real, imaginary, weight = self.sums.cpu().reshape(3, size, size, size)
+        signal = torch.complex(real, imaginary)
         signal = signal + _at_minus_k(signal).conj()
-        weight = self._weight.reshape(size, size, size)
         weight = weight + _at_minus_k(weight)
         measured = weight[weight > 0]
         floor = wiener * float(measured.mean()) if len(measured) else 1.0

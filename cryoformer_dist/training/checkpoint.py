@@ -39,6 +39,10 @@ class Position:
     step: int = 0
     consumed: tuple[Phase, ...] = ()
 
+    def passes(self, particles: int) -> int:
+        """Whole passes over so many particles that this stage has made, over all its ranks."""
+        return sum(phase.world * phase.rows_per_rank for phase in self.consumed) // particles
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -60,6 +64,11 @@ class Checkpoint:
     def tables(self) -> dict[str, Any]:
         """Per-particle tables with their optimiser state."""
         return _load(self.folder / "tables.pt")
+
+    def occupancy(self) -> dict[str, Any] | None:
+        """Where density was allowed and what was found elsewhere; none in checkpoints older than refreshes."""
+        path = self.folder / "occupancy.pt"
+        return _load(path) if path.is_file() else None
 
 
 def checkpoints(run: Path) -> list[Checkpoint]:

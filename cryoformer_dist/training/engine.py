@@ -92,6 +92,14 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def of_leader(values: Tensor) -> Tensor:
+    """The leader's values, on every rank."""
+    values = values.clone()
+    if place_in_world()[1] > 1:
+        torch.distributed.broadcast(values, 0)
+    return values
+
+
 class TorchEngine:
     """Plain torch: the reference, and the engine of a machine without DeepSpeed.
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from cryoformer_dist.config.schema import LearningRates, RunConfig
@@ -13,7 +14,7 @@ from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.physics.pose import Pose, rotation_from_6d, sixd_from_rotation
 from cryoformer_dist.training.engine import gather_rows
 from cryoformer_dist.training.objectives import Objectives
-from cryoformer_dist.training.occupancy import Lattice
+from cryoformer_dist.training.occupancy import Lattice, mask_of
 from cryoformer_dist.training.stages import Stage
 from cryoformer_dist.training.tables import RowTable
 
@@ -58,6 +59,11 @@ class Learner:
         ``(rows, dimensions)`` of the latent table; drawn from the prior when ``None``.
     spectrum
         ``(shells,)`` amplitude of the map to be expected; Fourier domain only.
+
+    Attributes
+    ----------
+    residual_outside
+        What share of the residual the last occupancy refresh found where no density was allowed; ``None`` before one.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class Learner:
         self.device = device
         self.objectives = Objectives(config, box, pixel_size_angstrom, lattice.to(device), spectrum).to(device)
         self.tables = _initial_tables(config, particles, device, first_latents)
+        self.residual_outside: float | None = None
 
     def inputs(self, stage: Stage, batch: ParticleBatch, epoch: float) -> Inputs:
         """Read the tables' rows of a batch, as far as they take part at this point of training.
@@ -120,6 +127,32 @@ class Learner:
             rows, gradient = gather_rows(batch.row, leaf.grad * len(batch))
             rate = table_rate(name, self.config.training.learning_rates)
             self.tables[name].update(rows, gradient, rate * factor)
+
+    @property
+    def mask(self) -> Bool[Tensor, "box box box"]:
+        """Where density is allowed, on the CPU."""
+        return mask_of(self.objectives.lattice.flat_index, self.objectives.box)
+
+    def allow(self, mask: Bool[Tensor, "box box box"]) -> bool:
+        """Evaluate density at a mask's points from now on; whether that changes anything."""
+        if torch.equal(mask, self.mask):
+            return False
+        training = self.config.training
+        lattice = Lattice.of(mask, training.jitter_lattices, training.seed)
+        self.objectives.use_lattice(lattice.to(self.device))
+        return True
+
+    def occupancy_state(self) -> dict[str, Any]:
+        """Points of the mask, and what the last refresh found outside it."""
+        flat_index = self.objectives.lattice.flat_index
+        return {"flat_index": flat_index.int(), "residual_outside": self.residual_outside}
+
+    def load_occupancy_state(self, state: dict[str, Any] | None) -> bool:
+        """Take over a saved mask; whether that changes anything. None was saved when there were no refreshes yet."""
+        if state is None:
+            return False
+        self.residual_outside = state["residual_outside"]
+        return self.allow(mask_of(state["flat_index"], self.objectives.box))
 
     def table_state(self) -> dict[str, Any]:
         """Tables with their optimiser state."""

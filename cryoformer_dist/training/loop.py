@@ -19,7 +19,9 @@ from cryoformer_dist.errors import ConfigError, TrainingError
 from cryoformer_dist.training.checkpoint import Checkpoint, Position, write_checkpoint
 from cryoformer_dist.training.engine import Engine, gather_rows, sum_over_ranks
 from cryoformer_dist.training.learner import Learner
+from cryoformer_dist.training.occupancy_refresh import refresh_occupancy, refresh_sample
 from cryoformer_dist.training.progress import MetricsFile, Reporter, Stopwatch, memory_gib
+from cryoformer_dist.training.run_directory import write_occupancy
 from cryoformer_dist.training.stages import Stage, stages
 
 
@@ -35,11 +37,15 @@ class TrainingData:
         Rows per shard of the store.
     batches
         Reads them.
+    samples
+        Reads some of them while ``batches`` is at work, so without a second Ray Dataset: two that wait for one CPU
+        would wait for ever.
     """
 
     rows: Rows
     shard_rows: int
     batches: BatchSource
+    samples: BatchSource
 
 
 def particles_per_rank(training: TrainingConfig, world: int, particles: int) -> int:
@@ -88,12 +94,13 @@ def run_training(
     TrainingError
         If the loss is not finite.
     """
-    position = Position()
+    position, grown = Position(), False
     if resume_from is not None:
         position = resume_from.position
         engine.load(resume_from.engine_folder)
         learner.load_table_state(resume_from.tables())
-    session = _Session(learner, engine, data, reporter, run, position)
+        grown = learner.load_occupancy_state(resume_from.occupancy())
+    session = _Session(learner, engine, data, reporter, run, position, grown)
     for index, stage in enumerate(stages(learner.config)):
         if index < session.position.stage:
             continue
@@ -114,6 +121,7 @@ class _Session:
         reporter: Reporter,
         run: Path,
         position: Position,
+        grown: bool,
     ) -> None:
         self.learner, self.engine, self.data, self.reporter, self.run = learner, engine, data, reporter, run
         self.position = position
@@ -123,6 +131,8 @@ class _Session:
         self.stopwatch = Stopwatch()
         self.totals = torch.zeros(3)
         self.checkpointed = position.step
+        # Whether the mask is larger than the one drawn in the run directory.
+        self.grown = grown
 
     def train(self, stage: Stage) -> None:
         """Go through what is left of a stage."""
@@ -139,12 +149,15 @@ class _Session:
             progress = self.position.stage_step / steps
             self._step(stage, batch.to(self.engine.device), progress)
             taken += len(batch)
+            before = self.position
             self.position = replace(
                 self.position,
                 stage_step=self.position.stage_step + 1,
                 step=self.position.step + 1,
                 consumed=order.after(world, taken),
             )
+            if self._refresh_due(stage, before):
+                self._refresh_occupancy(stage, progress * stage.epochs, seed)
             self._after_step(stage, batch, steps)
         if float(self.totals[2]):
             self._report(stage, stage.epochs - 1, steps)
@@ -157,6 +170,22 @@ class _Session:
         order = ParticleOrder(rows, self.data.shard_rows, seed, 1, ())
         for batch in self.data.batches(order, rank, world, self.batch_size):
             self.learner.take_encoded_poses(batch.to(self.engine.device))
+
+    def _refresh_due(self, stage: Stage, before: Position) -> bool:
+        """Whether the step just taken has ended an epoch after which the occupancy is looked at again."""
+        every, particles = self.training.occupancy_refresh_epochs, len(self.data.rows)
+        by_data = self.training.occupancy == "data" and self.learner.config.model.domain == "real"
+        if stage.kind != "reconstruction" or not by_data or not every:
+            return False
+        passes = self.position.passes(particles)
+        # After the last epoch nothing would be learned at new points.
+        return passes > before.passes(particles) and passes % every == 0 and passes < stage.epochs
+
+    def _refresh_occupancy(self, stage: Stage, epoch: float, seed: tuple[int, int]) -> None:
+        """Look for density that the mask cuts off, each rank in its share of the sample."""
+        order = ParticleOrder(refresh_sample(self.data.rows), self.data.shard_rows, seed, 1)
+        batches = self.data.samples(order, self.engine.rank, self.engine.world, self.batch_size)
+        self.grown |= refresh_occupancy(self.learner, stage, epoch, batches)
 
     def finish(self) -> None:
         """Keep the last state, if the schedule has not just done so."""
@@ -225,6 +254,7 @@ class _Session:
                 self.training, self.position.stage_step, self.position.stage_step / steps
             ),
             "active_points": len(self.learner.objectives.lattice.points_pixels),
+            "residual_outside": self.learner.residual_outside,
             "memory_gib": memory_gib(self.engine.device),
             "workers": self.engine.world,
             **reading,
@@ -243,9 +273,13 @@ class _Session:
         learner = self.learner
 
         def states() -> dict[str, dict[str, Any]]:
-            return {"model": learner.objectives.model.state_dict(), "tables": learner.table_state()}
+            return {
+                "model": learner.objectives.model.state_dict(),
+                "tables": learner.table_state(),
+                "occupancy": learner.occupancy_state(),
+            }
 
-        return write_checkpoint(
+        folder = write_checkpoint(
             self.run,
             self.position,
             leader=self.engine.rank == 0,
@@ -254,6 +288,11 @@ class _Session:
             keep=self.training.keep_checkpoints,
             barrier=_barrier,
         )
+        if self.grown and self.engine.rank == 0:
+            # Not before: until there is a checkpoint, a run that starts again starts from its first mask.
+            write_occupancy(self.run, learner.mask, learner.objectives.pixel_size_angstrom)
+        self.grown = False
+        return folder
 
 
 def learning_rate_factor(training: TrainingConfig, stage_step: int, progress: float) -> float:

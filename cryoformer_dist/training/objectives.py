@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from cryoformer_dist.config.schema import RunConfig
@@ -56,11 +56,17 @@ class Objectives(nn.Module):
         self.model = CryoFormer(config.model, box, spectrum)
         self.box, self.pixel_size_angstrom = box, pixel_size_angstrom
         self.projection = config.training.projection
+        self._coarse_box = (config.training.coarse_box or box // 2) if config.training.coarse_epochs else None
+        self.use_lattice(lattice)
+
+    def use_lattice(self, lattice: Lattice) -> None:
+        """Evaluate density at these points from now on; no parameter belongs to a point."""
+        box, coarse_box = self.box, self._coarse_box
         self.lattice = lattice
         self.fine = _Sampling.of(self.model, box, box, lattice)
-        coarse_box = config.training.coarse_box or box // 2
-        coarse = config.training.coarse_epochs > 0
-        self.coarse = _Sampling.of(self.model, box, coarse_box, lattice.coarsened(box, coarse_box)) if coarse else None
+        self.coarse = (
+            _Sampling.of(self.model, box, coarse_box, lattice.coarsened(box, coarse_box)) if coarse_box else None
+        )
 
     def forward(
         self,
@@ -100,12 +106,21 @@ class Objectives(nn.Module):
             error = self._distillation_error(batch, latent, pose, copy, noise_seed)
             return error, torch.zeros_like(latent)
         latent = self.encode_latent(batch, pose) if latent is None else latent
-        sampling = self.coarse if coarse and self.coarse is not None else self.fine
-        images = crop_half_plane(image_to_fourier(batch.images), sampling.box)
-        residual = self.render(latent, pose, batch, copy, sampling) * self._transfer(batch, sampling) - images
+        residual, sampling = self.residual(batch, latent, pose, copy, coarse), self._sampling(coarse)
         # Mean over the pixels of the whole image: at low frequencies alone the likelihood must not weigh more.
         share = (sampling.box / self.box) ** 4
         return mean_squared_error_half_plane(residual, sampling.weight) * share, latent
+
+    def residual(
+        self, batch: ParticleBatch, latent: Tensor, pose: Pose, copy: int, coarse: bool
+    ) -> Complex[Tensor, "particles cropped half"]:
+        """Half-plane transform of model minus data, as finely as ``coarse`` says; arguments as in `forward`."""
+        sampling = self._sampling(coarse)
+        images = crop_half_plane(image_to_fourier(batch.images), sampling.box)
+        return self.render(latent, pose, batch, copy, sampling) * self._transfer(batch, sampling) - images
+
+    def _sampling(self, coarse: bool) -> "_Sampling":
+        return self.coarse if coarse and self.coarse is not None else self.fine
 
     def render(
         self, latent: Tensor, pose: Pose, batch: ParticleBatch, copy: int, sampling: "_Sampling | None" = None

@@ -96,16 +96,23 @@ def describe(record: dict[str, Any]) -> str:
 
     Examples
     --------
-    ``reconstruction 3/20  step 1840/5120 36%  loss 0.9871  412 particles/s  data-wait 3%  21.4 GiB  eta 2h14m``
+    ``reconstruction 3/20  step 1840/5120 36%  loss 0.9871  52431 points, 2% of residual outside  412 particles/s
+    data-wait 3%  21.4 GiB  eta 2h14m``
     """
     share = record["step"] / record["steps"]
     left = record["seconds"] * (1 - share) / max(share, 1e-9)
     return (
         f"{record['stage'].replace('_', ' ')} {record['epoch'] + 1}/{record['epochs']}  "
         f"step {record['step']}/{record['steps']} {share:.0%}  loss {record['loss']:.4f}  "
+        f"{_described_mask(record)}  "
         f"{record['particles_per_second']:.0f} particles/s  data-wait {record['data_wait']:.0%}  "
         f"{record['memory_gib']:.1f} GiB  eta {duration(left)}"
     )
+
+
+def _described_mask(record: dict[str, Any]) -> str:
+    outside = record["residual_outside"]
+    return f"{record['active_points']} points" + ("" if outside is None else f", {outside:.0%} of residual outside")
 
 
 def duration(seconds: float) -> str:

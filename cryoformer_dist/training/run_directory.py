@@ -132,10 +132,15 @@ def load_run(run: Path) -> tuple[RunConfig, dict[str, Any]]:
 
 
 def load_lattice(config: RunConfig, run: Path) -> Lattice:
-    """The points of a prepared run."""
+    """The points of a prepared run; those of a checkpoint are in the checkpoint."""
     mask: Bool[Tensor, "box box box"] = read_volume(run / "occupancy.mrc").voxels > 0.5
     training = config.training
     return Lattice.of(mask, training.jitter_lattices, training.seed)
+
+
+def write_occupancy(run: Path, mask: Bool[Tensor, "box box box"], voxel_size_angstrom: float) -> None:
+    """Where a run allows density, as a map."""
+    write_volume(run / "occupancy.mrc", Volume(mask.float(), voxel_size_angstrom), ["cryoformer-dist occupancy"])
 
 
 def load_spectrum(run: Path) -> Tensor:
@@ -222,12 +227,9 @@ def _prepare_maps(
 ) -> Bool[Tensor, "box box box"]:
     consensus = consensus_map(store, selected_rows(config, store), progress=partial(progress, "consensus map"))
     mask = _occupancy(config, store, consensus)
-    for name, voxels in (("consensus", consensus), ("occupancy", mask.float())):
-        write_volume(
-            run / f"{name}.mrc",
-            Volume(voxels.float(), store.pixel_size_angstrom),
-            [f"cryoformer-dist {name}"],
-        )
+    voxel_size = store.pixel_size_angstrom
+    write_volume(run / "consensus.mrc", Volume(consensus.float(), voxel_size), ["cryoformer-dist consensus"])
+    write_occupancy(run, mask, voxel_size)
     return mask
 
 

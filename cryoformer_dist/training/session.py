@@ -9,7 +9,7 @@ import torch
 import torch.distributed
 
 from cryoformer_dist.config.schema import TrainingConfig
-from cryoformer_dist.data.batch import BatchSource
+from cryoformer_dist.data.batch import BatchSource, local_batches
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.training.checkpoint import latest_checkpoint
 from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine, place_in_world
@@ -58,7 +58,7 @@ def train_rank(
         load_spectrum(run),
     )
     engine = build_engine(learner.objectives, config.training, device, len(rows))
-    data = TrainingData(rows, store.shard_size, batches_of(store))
+    data = TrainingData(rows, store.shard_size, batches_of(store), local_batches(store))
     run_training(learner, engine, data, reporter, run, latest_checkpoint(run))
 
 

@@ -14,13 +14,15 @@ from tiny_runs import final_state, tiny_settings
 
 from cryoformer_dist.training.progress import read_metrics
 
-EXACT = ("stage", "epoch", "step", "steps", "loss", "prior", "learning_rate")
+EXACT = ("stage", "epoch", "step", "steps", "loss", "prior", "learning_rate", "active_points", "residual_outside")
 # Long enough to be killed in: some seconds of steps, a report at each second one.
 CHANGES = {
     "training.epochs": 18,
     "model.pose.form": "table",
     "training.report_every_steps": 2,
     "training.checkpoint_every_steps": 6,
+    "training.occupancy": "data",
+    "training.occupancy_refresh_epochs": 1,
 }
 
 

@@ -4,19 +4,26 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing
-from tiny_runs import CPU, Listener, Stop, final_state, tiny_config, train
+from tiny_runs import CPU, Listener, Stop, final_state, prepare_from_mask, tiny_config, train
 
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import local_batches
 from cryoformer_dist.data.order import Phase
 from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.physics.grids import radius_grid
 from cryoformer_dist.physics.pose import rotation_angle_deg, rotation_from_6d
 from cryoformer_dist.training import session
 from cryoformer_dist.training.checkpoint import latest_checkpoint
 from cryoformer_dist.training.progress import read_metrics
-from cryoformer_dist.training.run_directory import prepare_run
 
-CHANGES = {"model.pose.form": "table", "training.global_batch_size": 16}
+CHANGES = {
+    "model.pose.form": "table",
+    "training.global_batch_size": 16,
+    "training.occupancy": "data",
+    "training.occupancy_refresh_epochs": 1,
+}
+# Of an object that fills more: the refresh must add to it.
+CUT = radius_grid(16, 3) <= 2
 
 
 def _rank(rank: int, world: int, meeting_point: str, run: str, stop_at: int | None) -> None:
@@ -41,17 +48,19 @@ def _rank(rank: int, world: int, meeting_point: str, run: str, stop_at: int | No
     state = learners[0].objectives.model.state_dict()
     for name, table in learners[0].table_state().items():
         state |= {f"{name}.{key}": value for key, value in table.items()}
+    state["occupancy"] = learners[0].occupancy_state()["flat_index"]
     torch.save({"state": state, "records": listener.records}, f"{run}-rank{rank}.pt")
 
 
 def _train_on_two(config: RunConfig, run: Path, stop_at: int | None = None) -> None:
-    store = ParticleStore.open(config.dataset.store)
-    prepare_run(config, store, run, resume=(run / "manifest.json").is_file())
+    prepare_from_mask(config, run, CUT)
     meeting_point = run.with_name(f"{run.name}-meeting-{stop_at}")
     torch.multiprocessing.spawn(_rank, args=(2, str(meeting_point), str(run), stop_at), nprocs=2)
 
 
-def test_two_ranks_learn_the_same_and_the_checkpoint_is_what_both_have(tiny_store: Path, tmp_path: Path) -> None:
+def test_two_ranks_learn_the_same_in_the_same_mask_and_the_checkpoint_is_what_both_have(
+    tiny_store: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     _train_on_two(tiny_config(tiny_store, CHANGES), run)
     ranks = [torch.load(f"{run}-rank{rank}.pt", weights_only=True) for rank in range(2)]
@@ -67,6 +76,7 @@ def test_two_ranks_learn_the_same_and_the_checkpoint_is_what_both_have(tiny_stor
     visits = saved["latent.visits"]
     assert visits.min() >= 1
     assert int(visits.sum()) == 2 * 64
+    assert len(saved["occupancy"]) > int(CUT.sum())
 
 
 def test_two_ranks_hand_all_poses_over_and_learn_the_same_in_every_stage(tiny_store: Path, tmp_path: Path) -> None:

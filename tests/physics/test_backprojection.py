@@ -145,5 +145,16 @@ def test_two_pixel_sizes_make_one_map(views, clean, truth):
     assert area(accumulator.solve(1e-2), truth) > 0.97
 
 
+def test_accumulators_add_up_by_their_sums(views, clean):
+    half = COUNT // 2
+    whole, first, second = (FourierAccumulator(BOX, PIXEL) for _ in range(3))
+    whole.add(clean, views, microscope(COUNT))
+    first.add(clean[:half], Pose(views.rotation[:half], views.shift_angstrom[:half]), microscope(half))
+    second.add(clean[half:], Pose(views.rotation[half:], views.shift_angstrom[half:]), microscope(COUNT - half))
+    first.sums += second.sums
+    expected = whole.solve()
+    assert torch.allclose(first.solve(), expected, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_no_images_give_an_empty_map():
     assert torch.equal(FourierAccumulator(16, 1.0).solve(), torch.zeros(16, 16, 16))

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import CPU, Listener, Stop, final_state, tiny_config, train
+from tiny_runs import CPU, Listener, Stop, final_state, tiny_config, train, train_from_mask
 
+from cryoformer_dist.analysis.trained import load_trained
 from cryoformer_dist.config.schema import RunConfig, TrainingConfig
 from cryoformer_dist.data.batch import ParticleBatch, local_batches
 from cryoformer_dist.data.order import ParticleOrder
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError, ConfigError, TrainingError
+from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.physics.grids import radius_grid
 from cryoformer_dist.training import loop
 from cryoformer_dist.training.checkpoint import Position, checkpoints, latest_checkpoint
 from cryoformer_dist.training.engine import TorchEngine
@@ -23,7 +26,13 @@ from cryoformer_dist.training.loop import TrainingData, learning_rate_factor, pa
 from cryoformer_dist.training.occupancy import Lattice, sphere
 from cryoformer_dist.training.progress import read_metrics
 
-EXACT = ("stage", "epoch", "epochs", "step", "steps", "loss", "prior", "learning_rate", "active_points", "workers")
+EXACT = (
+    *("stage", "epoch", "epochs", "step", "steps", "loss", "prior", "learning_rate", "workers"),
+    *("active_points", "residual_outside"),
+)
+REFRESHED = {"training.occupancy": "data", "training.occupancy_refresh_epochs": 1, "training.epochs": 3}
+# The molecule is larger.
+CUT = radius_grid(16, 3) <= 2
 TABLES = {"model.latent.form": "table", "model.pose.form": "table"}
 ENCODERS = {"model.latent.form": "encoder", "model.pose.form": "encoder"}
 ONE_AFTER_THE_OTHER = {
@@ -222,6 +231,60 @@ def test_resuming_a_finished_run_changes_nothing(whole: tuple[RunConfig, Path]) 
         assert torch.equal(value, before[name])
 
 
+@pytest.fixture(scope="module")
+def grown(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
+    """An uninterrupted run of 16 steps that starts from a mask far too small; refreshes at steps 6 and 11."""
+    config = tiny_config(tiny_store, REFRESHED)
+    run = tmp_path_factory.mktemp("grown") / "run"
+    train_from_mask(config, run, CUT)
+    return config, run
+
+
+# Between a refresh and its checkpoint, and after that.
+@pytest.mark.parametrize("stop_at", [6, 10])
+def test_a_run_interrupted_around_a_refresh_of_its_occupancy_ends_bit_equal_too(
+    grown: tuple[RunConfig, Path], tmp_path: Path, stop_at: int
+) -> None:
+    config, run = grown
+    with pytest.raises(Stop):
+        train_from_mask(config, tmp_path / "run", CUT, Listener(stop_at))
+    train(config, tmp_path / "run")
+    _assert_same_end(tmp_path / "run", run)
+
+
+def test_until_there_is_a_checkpoint_a_run_starts_again_from_its_first_mask(tiny_store: Path, tmp_path: Path) -> None:
+    config = tiny_config(tiny_store, REFRESHED | {"training.checkpoint_every_steps": 14})
+    train_from_mask(config, tmp_path / "whole", CUT)
+    with pytest.raises(Stop):
+        train_from_mask(config, tmp_path / "run", CUT, Listener(8))
+    train(config, tmp_path / "run")
+    _assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+def test_what_a_refresh_adds_is_reported_drawn_and_decoded(grown: tuple[RunConfig, Path]) -> None:
+    _, run = grown
+    records = {record["step"]: record for record in read_metrics(run)}
+    assert records[4]["active_points"] == int(CUT.sum())
+    assert records[4]["residual_outside"] is None
+    assert records[6]["active_points"] > int(CUT.sum())
+    assert 0 < records[6]["residual_outside"] <= 1
+    mask = load_trained(run).learner.mask
+    assert int(mask.sum()) == records[16]["active_points"]
+    assert torch.equal(read_volume(run / "occupancy.mrc").voxels > 0.5, mask)
+    assert (mask & CUT).sum() == CUT.sum()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"training.occupancy_refresh_epochs": 0}, {"model.domain": "fourier"}],
+    ids=str,
+)
+def test_a_mask_that_is_not_to_be_refreshed_stays(tiny_store: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = tiny_config(tiny_store, REFRESHED | changes | {"training.epochs": 2})
+    records = train_from_mask(config, tmp_path / "run", CUT).records
+    assert {(record["active_points"], record["residual_outside"]) for record in records} == {(int(CUT.sum()), None)}
+
+
 def test_the_seed_decides_everything(tiny_store: Path, tmp_path: Path) -> None:
     changes = TABLES | {"training.epochs": 1}
     for name, seed in [("a", 3), ("b", 3), ("c", 4)]:
@@ -306,7 +369,7 @@ def test_a_loss_that_is_not_finite_names_the_store_rows_and_touches_nothing(
     poison = _Poisoned(at=2, rows=[1, 7])
     poison.learner = learner = _learner(config, store)
     engine = TorchEngine(learner.objectives, config.training, CPU)
-    data = TrainingData(np.arange(len(store)), store.shard_size, poison.of(store))
+    data = TrainingData(np.arange(len(store)), store.shard_size, poison.of(store), local_batches(store))
     with pytest.raises(TrainingError) as error:
         run_training(learner, engine, data, Listener(), tmp_path)
     assert f"step 2: the loss is not finite on 1 of 1 ranks; store rows {poison.poisoned}." in str(error.value)

@@ -22,6 +22,8 @@ RECORD: dict[str, Any] = {
     "step": 1840,
     "steps": 5120,
     "loss": 0.98712,
+    "active_points": 52431,
+    "residual_outside": None,
     "particles_per_second": 411.7,
     "data_wait": 0.031,
     "memory_gib": 21.44,
@@ -83,8 +85,13 @@ def test_a_last_line_cut_by_a_crash_is_left_out_and_does_not_spoil_the_next(tmp_
 
 def test_the_line_for_people_says_where_training_is_and_when_it_ends() -> None:
     assert describe(RECORD) == (
-        "pose pretraining 3/20  step 1840/5120 36%  loss 0.9871  412 particles/s  data-wait 3%  21.4 GiB  eta 2h14m"
+        "pose pretraining 3/20  step 1840/5120 36%  loss 0.9871  52431 points  412 particles/s  data-wait 3%  "
+        "21.4 GiB  eta 2h14m"
     )
+
+
+def test_the_line_for_people_says_what_the_last_refresh_found_outside_the_mask() -> None:
+    assert "  52431 points, 7% of residual outside  " in describe(RECORD | {"residual_outside": 0.071})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,149 @@
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import CPU, prepare_from_mask, tiny_config, train, write_set
+
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import DensityMaskedAwayWarning
+from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.training import occupancy_refresh
+from cryoformer_dist.training.checkpoint import checkpoints
+from cryoformer_dist.training.learner import Learner
+from cryoformer_dist.training.occupancy import Lattice, mask_of, missed, sphere
+from cryoformer_dist.training.occupancy_refresh import refresh_occupancy, refresh_sample
+from cryoformer_dist.training.stages import Stage
+
+BOX = 24
+
+
+def _widened(mask: torch.Tensor, by: int) -> torch.Tensor:
+    return torch.nn.functional.max_pool3d(mask[None, None].float(), 2 * by + 1, 1, by)[0, 0] > 0
+
+
+def _noise(seed: int = 0) -> torch.Tensor:
+    return torch.randn(BOX, BOX, BOX, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_moving_lobe_that_was_masked_away_comes_back_and_empty_space_stays_empty(tmp_path: Path) -> None:
+    store = write_set(tmp_path, 400, BOX, source={"kind": "phantom", "arc_deg": 100}, snr=0.1)
+    states = [read_volume(path).voxels for path in sorted((tmp_path / "particles" / "truth").glob("volume_*.mrc"))]
+    dense = torch.stack([voxels > 0.04 * voxels.max() for voxels in states]) & sphere(BOX)
+    # Only what no state moves may hold density at first: the arm, wherever it is, is cut off.
+    first = dense.all(0)
+    arm, empty = dense.any(0) & ~first, sphere(BOX) & ~_widened(dense.any(0), 2)
+    changes = {
+        "model.hash_grid.finest_resolution": 16,
+        "training.epochs": 3,
+        "training.global_batch_size": 20,
+        "training.occupancy": "data",
+        "training.occupancy_refresh_epochs": 1,
+        "training.report_every_steps": 20,
+        "training.checkpoint_every_steps": 20,
+    }
+    config = tiny_config(store, changes)
+    prepare_from_mask(config, tmp_path / "run", first)
+    records = train(config, tmp_path / "run").records
+    found = [one.occupancy() for one in checkpoints(tmp_path / "run")]
+    masks = [first, *(mask_of(one["flat_index"], BOX) for one in found if one is not None)]
+    assert (masks[-1] & arm).sum() > 0.9 * arm.sum()
+    assert (masks[-1] & empty).sum() < 0.02 * empty.sum()
+    for earlier, later in itertools.pairwise(masks):
+        assert not (earlier & ~later).any()
+    outside = [record["residual_outside"] for record in records if record["residual_outside"] is not None]
+    assert outside[0] > 0.2
+    assert outside[-1] < 0.05
+
+
+def test_noise_alone_activates_hardly_anything() -> None:
+    mask = sphere(BOX) & (_noise(1) > 1.5)
+    found = [missed(_noise(seed), mask) for seed in range(20)]
+    assert sum(int(one.voxels.sum()) for one in found) < 0.01 * 20 * int((sphere(BOX) & ~mask).sum())
+    assert max(one.share for one in found) < 0.01
+
+
+def test_what_stands_out_outside_the_mask_is_found_and_widened_by_one_voxel() -> None:
+    mask = torch.zeros(BOX, BOX, BOX, dtype=torch.bool)
+    mask[4:8, 10:14, 10:14] = True
+    residual = 0.01 * _noise()
+    residual[14, 15, 9] = 100.0
+    found = missed(residual, mask)
+    expected = torch.zeros_like(mask)
+    # One voxel from the smoothing, one from the widening.
+    expected[12:17, 13:18, 7:12] = True
+    assert torch.equal(found.voxels, expected)
+    assert found.share > 0.99
+
+
+def test_the_model_s_own_errors_inside_the_mask_are_nothing_missed() -> None:
+    mask = torch.zeros(BOX, BOX, BOX, dtype=torch.bool)
+    mask[9:14, 9:14, 9:14] = True
+    residual = _noise()
+    residual[mask] += 1000.0
+    found = missed(residual, mask)
+    assert not found.voxels.any()
+    assert found.share == 0
+
+
+def test_too_much_density_outside_is_nothing_missed() -> None:
+    residual = _noise()
+    residual[12, 12, 12] = -100.0
+    assert not missed(residual, torch.zeros(BOX, BOX, BOX, dtype=torch.bool)).voxels.any()
+
+
+def test_a_mask_that_fills_the_sphere_misses_nothing() -> None:
+    found = missed(_noise(), sphere(BOX))
+    assert not found.voxels.any()
+    assert found.share == 0
+
+
+def test_a_mask_is_found_on_a_grid_coarser_than_its_own() -> None:
+    fine = 2 * BOX
+    mask = torch.zeros(fine, fine, fine, dtype=torch.bool)
+    mask[20:22, 20:22, 20:22] = True
+    residual = 0.01 * _noise()
+    residual[14, 15, 9] = 100.0
+    found = missed(residual, mask).voxels
+    assert found[28, 30, 18]
+    assert 8 * 100 < int(found.sum()) < 8 * 150
+    assert not (found & mask).any()
+
+
+@pytest.mark.parametrize(("rows", "taken"), [(300, 300), (4_000, 2_000), (20_000, 5_000), (1_000_000, 10_000)])
+def test_a_quarter_of_the_particles_is_looked_at_within_bounds(rows: int, taken: int) -> None:
+    assert len(refresh_sample(torch.arange(rows).numpy())) == taken
+
+
+def _learner(store: ParticleStore) -> Learner:
+    lattice = Lattice.of(sphere(16) & (torch.arange(16) < 4), 1, 0)
+    config = tiny_config(store.path)
+    return Learner(config, store.particles(), store.box_size, store.pixel_size_angstrom, lattice, CPU)
+
+
+def test_a_mask_never_shrinks_and_the_user_is_told_when_much_stays_outside(
+    store: ParticleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, stage = _learner(store), Stage("reconstruction", 9)
+    first = learner.mask
+
+    def refreshed(y: int | None, x: int = 0) -> bool:
+        residual = 0.01 * torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
+        if y is not None:
+            residual[8, y, x] = 100.0
+        monkeypatch.setattr(occupancy_refresh, "residual_map", lambda *_: residual)
+        return refresh_occupancy(learner, stage, 1.0, iter(()))
+
+    assert refreshed(8, 7)
+    grown = learner.mask
+    assert not (first & ~grown).any()
+    assert grown[8, 8, 7]
+    # The same place again is inside now; elsewhere once more is much, twice in a row.
+    assert not refreshed(8, 7)
+    assert refreshed(8, 12)
+    with pytest.warns(DensityMaskedAwayWarning, match=r"100% of the residual.*training\.occupancy to sphere"):
+        assert refreshed(3, 8)
+    assert not (grown & ~learner.mask).any()
+    assert len(learner.objectives.fine.operators[0].gather) == 2 * int(learner.mask.sum())
+    assert not refreshed(None)
+    assert learner.residual_outside == 0
