@@ -135,6 +135,11 @@ class LatticeOperator:
         self.scatter = _sparse(column_start, row[order], weight[order], (layout.entries, rows))
 
 
+def operator_bytes_per_point(config: HashGridConfig) -> int:
+    """Memory of a `LatticeOperator`: index and weight of eight corners per level, in both directions, and row starts."""
+    return config.levels * (2 * 8 * (4 + 4) + 4)
+
+
 def _sparse(start: Tensor, index: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
     with warnings.catch_warnings():
         # torch calls its CSR layout beta; the golden test guards what we use of it.

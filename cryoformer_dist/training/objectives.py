@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.model.cryoformer import CryoFormer
-from cryoformer_dist.model.hash_grid import LatticeOperator
+from cryoformer_dist.model.hash_grid import LatticeOperator, operator_bytes_per_point
 from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import (
     comparable_frequencies,
@@ -25,6 +25,9 @@ from cryoformer_dist.physics.pose import Pose, turned_in_plane
 from cryoformer_dist.physics.projection import project_points, project_rays, project_slices
 from cryoformer_dist.training.occupancy import Lattice
 from cryoformer_dist.training.stages import StageKind
+
+# Operators of all jittered copies of a lattice together: beyond, memory is worth more than their speed.
+_KEPT_OPERATORS_BYTES = 2 * 2**30
 
 
 class Objectives(nn.Module):
@@ -57,10 +60,12 @@ class Objectives(nn.Module):
         self.box, self.pixel_size_angstrom = box, pixel_size_angstrom
         self.projection = config.training.projection
         self.lattice = lattice
-        self.fine = _Sampling.of(self.model, box, box, lattice)
+        self.fine = _Sampling.of(self.model, config, box, lattice)
         coarse_box = config.training.coarse_box or box // 2
         coarse = config.training.coarse_epochs > 0
-        self.coarse = _Sampling.of(self.model, box, coarse_box, lattice.coarsened(box, coarse_box)) if coarse else None
+        self.coarse = (
+            _Sampling.of(self.model, config, coarse_box, lattice.coarsened(box, coarse_box)) if coarse else None
+        )
 
     def forward(
         self,
@@ -133,12 +138,13 @@ class Objectives(nn.Module):
             radius_pixels = self.box / 2 - 1 + 1e-3
             return project_rays(density_at, rotation, shift_pixels, self.box, radius_pixels)
         spacing = self.box / sampling.box
-        hidden = self.model.feature_volume.at_lattice(sampling.operators[copy])
-        points = (sampling.lattice.points_pixels + sampling.lattice.offsets_pixels[copy]) / spacing
+        points = sampling.lattice.points_pixels + sampling.lattice.offsets_pixels[copy]
+        volume = self.model.feature_volume
+        hidden = volume.at_lattice(sampling.operators[copy]) if sampling.operators else volume.in_tiles(points)
         # A coarse point stands for all the fine ones in its cell.
         density = self.model.density(hidden, folded) * (magnification.square() * spacing**3)
         rotation = pose.rotation * magnification[..., None]
-        return project_points(density, points, rotation, shift_pixels / spacing, sampling.box)
+        return project_points(density, points / spacing, rotation, shift_pixels / spacing, sampling.box)
 
     def encode_pose(self, batch: ParticleBatch) -> Pose:
         """Pose of each particle as the orientation encoder sees it (paper, section 3.2)."""
@@ -205,7 +211,7 @@ class _Sampling:
     lattice
         Where density is evaluated, in pixels of the whole box.
     operators
-        Hash-grid interpolation, one per shifted copy.
+        Hash-grid interpolation, one per shifted copy; none for points that are hashed afresh at each step.
     weight, frequency
         ``(box, half)`` weight of each frequency, and the frequencies ``(box, half, 2)`` in cycles per fine pixel.
     """
@@ -217,11 +223,21 @@ class _Sampling:
     frequency: Tensor
 
     @staticmethod
-    def of(model: CryoFormer, whole_box: int, box: int, lattice: Lattice) -> "_Sampling":
+    def of(model: CryoFormer, config: RunConfig, box: int, lattice: Lattice) -> "_Sampling":
         device = lattice.points_pixels.device
-        operators = [model.feature_volume.lattice(lattice.points_pixels + offset) for offset in lattice.offsets_pixels]
-        frequency = frequency_grid(box) * (box / whole_box)
+        kept = keeps_operators(config, len(lattice.points_pixels))
+        offsets = lattice.offsets_pixels if kept else lattice.offsets_pixels[:0]
+        operators = [model.feature_volume.lattice(lattice.points_pixels + offset) for offset in offsets]
+        frequency = frequency_grid(box) * (box / model.box)
         return _Sampling(box, lattice, operators, comparable_frequencies(box).to(device), frequency.to(device))
+
+
+def keeps_operators(config: RunConfig, points: int) -> bool:
+    """Whether a lattice of so many points is encoded by stored operators: a matter of the run, not of the machine."""
+    if config.training.projection != "lattice" or config.model.domain != "real":
+        return False
+    copies = points * config.training.jitter_lattices
+    return copies * operator_bytes_per_point(config.model.hash_grid) <= _KEPT_OPERATORS_BYTES
 
 
 def pose_loss(estimate: Pose, given: Pose, box_angstrom: float) -> Float[Tensor, " particles"]:
