@@ -136,7 +136,7 @@ class LatticeOperator:
 
 
 def operator_bytes_per_point(config: HashGridConfig) -> int:
-    """Memory of a `LatticeOperator`: index and weight of eight corners per level, in both directions, and row starts."""
+    """Memory of a `LatticeOperator`: index and weight of eight corners per level, both ways, and row starts."""
     return config.levels * (2 * 8 * (4 + 4) + 4)
 
 

@@ -59,6 +59,7 @@ class Objectives(nn.Module):
         self.model = CryoFormer(config.model, box, spectrum)
         self.box, self.pixel_size_angstrom = box, pixel_size_angstrom
         self.projection = config.training.projection
+        self.encodes_in_bfloat16 = config.training.precision == "bfloat16"
         self.lattice = lattice
         self.fine = _Sampling.of(self.model, config, box, lattice)
         coarse_box = config.training.coarse_box or box // 2
@@ -150,17 +151,27 @@ class Objectives(nn.Module):
         """Pose of each particle as the orientation encoder sees it (paper, section 3.2)."""
         if self.model.orientation_encoder is None:
             raise ValueError("this model has no orientation encoder: set model.pose.form to encoder")
-        rotation, shift = self.model.orientation_encoder(self._encoder_input(batch))
+        images = self._encoder_input(batch)
+        with self._encoding(images):
+            rotation, shift = self.model.orientation_encoder(images)
         return Pose(rotation, shift * (self.box * self.pixel_size_angstrom))
 
     def encode_latent(self, batch: ParticleBatch, pose: Pose) -> Tensor:
         """Latent vector of each particle as the model's encoder sees it; the paper's does not look at the pose."""
         model = self.model
         if model.latent_encoder is not None:
-            return cast(Tensor, model.latent_encoder(self._aligned_images(batch, pose), pose.rotation[:, 2]))
+            images = self._aligned_images(batch, pose)
+            with self._encoding(images):
+                return cast(Tensor, model.latent_encoder(images, pose.rotation[:, 2]))
         if model.deformation_encoder is None:
             raise ValueError("this model has no latent encoder: set model.latent.form to encoder or table_then_encoder")
-        return cast(Tensor, model.deformation_encoder(self._encoder_input(batch)))
+        images = self._encoder_input(batch)
+        with self._encoding(images):
+            return cast(Tensor, model.deformation_encoder(images))
+
+    def _encoding(self, images: Tensor) -> torch.autocast:
+        """Matrix products of the encoders in bfloat16, if so configured; nothing else is."""
+        return torch.autocast(images.device.type, torch.bfloat16, enabled=self.encodes_in_bfloat16)
 
     def _distillation_error(
         self, batch: ParticleBatch, latent: Tensor, pose: Pose, copy: int, noise_seed: int

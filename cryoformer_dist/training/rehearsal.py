@@ -36,16 +36,16 @@ class Rehearsal:
     batch: ParticleBatch
 
     @staticmethod
-    def of(config: RunConfig, mask: Bool[Tensor, "box box box"], device: torch.device) -> "Rehearsal":
-        """Set up what a run of ``config`` has on one worker, ``training.global_batch_size`` particles to it."""
-        box, count = mask.shape[-1], config.training.global_batch_size
-        particles = random_particles(count)
+    def of(config: RunConfig, mask: Bool[Tensor, "box box box"], batch: int, device: torch.device) -> "Rehearsal":
+        """Set up what a run of ``config`` has on one worker, ``batch`` particles to it."""
+        box = mask.shape[-1]
+        particles = random_particles(batch)
         lattice = Lattice.of(mask, config.training.jitter_lattices, config.training.seed)
         learner = Learner(config, particles, box, _PIXEL_SIZE_ANGSTROM, lattice, device)
-        rows = np.arange(count)
-        images = np.random.default_rng(0).standard_normal((count, box, box), dtype=np.float32).astype(np.float16)
-        batch = make_batch(ImageBlock(images, rows, np.zeros_like(rows)), particles).to(device)
-        return Rehearsal(learner, TorchEngine(learner.objectives, config.training, device), batch)
+        rows = np.arange(batch)
+        images = np.random.default_rng(0).standard_normal((batch, box, box), dtype=np.float32).astype(np.float16)
+        made = make_batch(ImageBlock(images, rows, np.zeros_like(rows)), particles).to(device)
+        return Rehearsal(learner, TorchEngine(learner.objectives, config.training, device), made)
 
     def step(self, number: int) -> None:
         """One step of the reconstruction stage, with everything taking part that will in the end."""
@@ -79,7 +79,8 @@ class Rehearsal:
 def ball(box: int, occupancy: float) -> Bool[Tensor, "box box box"]:
     """A centred ball that fills a fraction of the box, at most the inscribed one."""
     radius = box * (occupancy * 3 / (4 * np.pi)) ** (1 / 3)
-    return radius_grid(box, 3) <= min(radius, box / 2 - 1)
+    inside: Tensor = radius_grid(box, 3) <= min(radius, box / 2 - 1)
+    return inside
 
 
 def random_particles(count: int) -> StoredParticles:
@@ -101,4 +102,4 @@ def random_particles(count: int) -> StoredParticles:
     values["defocus_v_angstrom"] = values["defocus_u_angstrom"]
     zeros = np.zeros(count, np.float32)
     names = [field.name for field in fields(StoredParticles) if field.name != "has_poses"]
-    return StoredParticles(**{name: values.get(name, zeros) for name in names})
+    return StoredParticles(**{name: values.get(name, zeros) for name in names})  # type: ignore[arg-type]

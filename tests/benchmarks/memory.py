@@ -2,15 +2,16 @@
 
     python tests/benchmarks/memory.py --box 128 --occupancy 0.1 --batch 16 [--set model.pose.form=table] [--gpu-pieces]
 
-Two measures of the same steps: growth of the process (its resident peak since before the network was made), and bytes of
-live tensors at their highest, counted at every operation. ``--gpu-pieces`` works on all particles of a batch at a time,
-as on a GPU: the tensors counted then are those a GPU would hold.
+Two measures of the same steps: growth of the process (its resident peak since before the network was made), and bytes
+of live tensors at their highest, counted at every operation. ``--gpu-pieces`` works on all particles of a batch
+at a time, as on a GPU: the tensors counted then are those a GPU would hold.
 """
 
 import argparse
 import json
 import time
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from cryoformer_dist.config.loading import parse_overrides
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.physics import projection
+from cryoformer_dist.training import objectives
 from cryoformer_dist.training.rehearsal import Rehearsal, ball
 
 
@@ -68,40 +70,44 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--gpu-pieces", action="store_true")
+    parser.add_argument("--hash-afresh", action="store_true", help="keep no operators")
     parser.add_argument("--count", action="store_true", help="count live tensors too: slower")
     options = parser.parse_args()
     if options.gpu_pieces:
         projection._CACHED_POINTS = 2**62
-    overrides = ["dataset.store=none", "training.engine=torch", f"training.global_batch_size={options.batch}"]
+    if options.hash_afresh:
+        objectives._KEPT_OPERATORS_BYTES = 0
+    overrides = ["dataset.store=none", "training.engine=torch"]
     config = parse_overrides([*overrides, *options.set], RunConfig, "memory")
     # What the first step loads is not the run's.
-    Rehearsal.of(config, ball(16, 0.2), torch.device("cpu")).step(0)
+    Rehearsal.of(config, ball(16, 0.2), 2, torch.device("cpu")).step(0)
     mask = ball(options.box, options.occupancy)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     counter = LiveBytes()
     result = {"box": options.box, "batch": options.batch, "points": int(mask.sum())}
-    if options.count:
-        with counter:
-            run(config, mask, options.steps, result, before)
-        result["live_mib"] = counter.highest / 2**20
-    else:
-        run(config, mask, options.steps, result, before)
-    result["peak_mib"] = (resident("VmHWM") - before) / 2**20
+    with counter if options.count else nullcontext():
+        run(config, mask, options, result, before, counter)
     print(json.dumps({key: round(value, 2) for key, value in result.items()}))
 
 
-def run(config: RunConfig, mask: torch.Tensor, steps: int, result: dict[str, Any], before: int) -> None:
+def run(
+    config: RunConfig, mask: torch.Tensor, options: Any, result: dict[str, Any], before: int, counter: LiveBytes
+) -> None:
+    steps = options.steps
     start = time.perf_counter()
-    rehearsal = Rehearsal.of(config, mask, torch.device("cpu"))
+    rehearsal = Rehearsal.of(config, mask, options.batch, torch.device("cpu"))
     result["setup_s"] = time.perf_counter() - start
     result["setup_peak_mib"] = (resident("VmHWM") - before) / 2**20
     result["setup_mib"] = (resident("VmRSS") - before) / 2**20
     Path("/proc/self/clear_refs").write_text("5")
+    result["setup_live_mib"], result["kept_live_mib"] = counter.highest / 2**20, counter.now / 2**20
+    counter.highest = counter.now
     start = time.perf_counter()
     for number in range(steps):
         rehearsal.step(number)
     result["step_s"] = (time.perf_counter() - start) / steps
+    result["step_live_mib"] = counter.highest / 2**20
     result["step_peak_mib"] = (resident("VmHWM") - before) / 2**20
 
 
