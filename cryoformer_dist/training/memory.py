@@ -21,10 +21,10 @@ from cryoformer_dist.training.objectives import keeps_operators
 _PROGRAM_BYTES = 600 * 2**20
 # Weight, gradient and two moments, float32.
 _BYTES_PER_PARAMETER = 16
-# What is known of a particle beside its image, and what a store's column takes while it is read.
+# What is known of a particle beside its image.
 _METADATA_BYTES = 120
 # While an operator is made: entries of all corners as 64-bit integers, and their sorted order.
-_OPERATOR_BUILD_FACTOR = 3
+_OPERATOR_BUILD_FACTOR = 2.4
 # Splat of one point into one image: place, taps and weights of both axes, sums along them.
 _SPLAT_BYTES, _SPLAT_POINTS_CPU = 130, 2**16
 # Entries, weights and rows of one corner of a point that is hashed afresh; points per tile on a CPU and on a GPU.
@@ -35,11 +35,12 @@ _PIXEL_BYTES = 130
 # Tiles of attention and activation.
 _ATTENTION_TILE_BYTES = 8 * 2**20
 # Tensors of the size of the queries that a deformation block keeps for its backward pass.
-_QUERY_TENSORS = 30
+_QUERY_TENSORS = 14
 # Pieces of shards under way: being read, waiting, joined and cut.
 _PIECES_UNDER_WAY = 4
-# Allocators keep what is freed and cut to size badly: measured over counted, 0 to 20 %.
+# Allocators keep some of what is freed.
 _SLACK = 1.1
+# Of `training.global_batch_size: auto`: larger batches use a machine no better, fewer steps learn less.
 LARGEST_BATCH_PER_WORKER = 64
 FEWEST_STEPS_PER_EPOCH = 200
 
@@ -121,13 +122,14 @@ def plan_memory(config: RunConfig, work: Workload, batch: int, on_gpu: bool) -> 
         "queries": _query_bytes(config.model) * batch,
         "points": _points_bytes(config, work, batch, stored, on_gpu),
     }
-    return MemoryPlan(kept, _OPERATOR_BUILD_FACTOR * operator, step)
+    return MemoryPlan(kept, round(_OPERATOR_BUILD_FACTOR * operator), step)
 
 
 @cache
 def parameter_count(model: ModelConfig, box: int) -> int:
-    """Learnable numbers of the network, without the tables; nothing is allocated."""
-    with torch.device("meta"):
+    """Learnable numbers of the network, without the tables."""
+    # Made and dropped: some 100 MB for a moment. On torch's meta device, initialisers take seconds to import.
+    with torch.random.fork_rng(devices=[]):
         return sum(parameter.numel() for parameter in CryoFormer(model, box).parameters())
 
 
@@ -229,7 +231,7 @@ def _query_bytes(model: ModelConfig) -> int:
 
 
 def _points_bytes(config: RunConfig, work: Workload, batch: int, stored: bool, on_gpu: bool) -> int:
-    """The larger of the two ends of the backward pass: of the splat, and of the decoder."""
+    """The most that any of the backward pass's parts holds: that of the splat, of the decoder, of the hash grid."""
     decoder, grid = config.model.decoder, config.model.hash_grid
     corners = grid.levels * 8 * _CORNER_BYTES
     if config.training.projection == "rays" or config.model.domain == "fourier":
@@ -246,4 +248,5 @@ def _points_bytes(config: RunConfig, work: Workload, batch: int, stored: bool, o
         splat = 24 * work.points * batch + _SPLAT_BYTES * max(work.points, min(_SPLAT_POINTS_CPU, work.points * batch))
     attention = 8 * work.points * batch + 4 * work.points * (decoder.hidden_width + decoder.density_width)
     tile = 0 if stored else corners * min(work.points, _HASH_TILE_CUDA if on_gpu else _HASH_TILE)
-    return shared + tile + max(splat, attention + _ATTENTION_TILE_BYTES)
+    encoding = tile + 4 * work.points * (decoder.hidden_width + features)
+    return shared + max(splat, attention + _ATTENTION_TILE_BYTES, encoding)
