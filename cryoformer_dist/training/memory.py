@@ -18,7 +18,7 @@ from cryoformer_dist.training.machine import Room
 from cryoformer_dist.training.objectives import keeps_operators
 
 # An interpreter with torch, DeepSpeed and Ray loaded.
-_PROGRAM_BYTES = 600 * 2**20
+_PROGRAM_BYTES = 500 * 2**20
 # Weight, gradient and two moments, float32.
 _BYTES_PER_PARAMETER = 16
 # What is known of a particle beside its image.
@@ -200,11 +200,12 @@ def _too_large(config: RunConfig, work: Workload, room: Room, batch: int) -> str
     advice.append("start fewer workers on a machine" if room.workers > 1 else "use a machine with more memory")
     advice.append("convert the particles with a smaller --box")
     share = work.points / work.box**3
+    points = f"{work.points} points, {share:.0%} of the box" if work.points else "however few points"
+    place = " on its GPU" if room.on_gpu else ""
     return (
-        f"a worker needs about {gib(plan.peak)} and has {gib(room.bytes)} {'on its GPU' if room.on_gpu else ''}"
-        f" (box {work.box}, {work.points} points, {share:.0%} of the box, {batch} particles a step): {plan}; "
-        + ", or ".join(advice)
-    ).replace("  ", " ")
+        f"a worker needs about {gib(plan.peak)} and has {gib(room.bytes)}{place} "
+        f"(box {work.box}, {points}, {batch} particles a step): {plan}; {', or '.join(advice)}"
+    )
 
 
 def with_batch_size(config: RunConfig, size: int | Literal["auto"]) -> RunConfig:
