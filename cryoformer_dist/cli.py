@@ -49,6 +49,31 @@ def init(
     terminal.say(f"next: cryoformer-dist launch {folder / 'cluster' / 'local.yaml'}")
 
 
+@app.command(epilog="Example: `cryoformer-dist doctor`")
+def doctor(
+    storage: Annotated[Path, typer.Option(help="Where run directories are to go.")] = Path("runs"),
+    seconds: Annotated[float, typer.Option(min=0, help="Length of the benchmark; 0 leaves it out.")] = 20.0,
+) -> None:
+    """See what this machine has, which backends load and why others do not, and how fast it trains."""
+    from cryoformer_dist.orchestration import doctor as examine
+
+    findings: list[examine.Finding] = []
+    parts = {
+        "devices": examine.devices(),
+        "versions": examine.versions(),
+        "backends": examine.backends(),
+        "storage": iter([examine.storage(storage)]),
+        "training": examine.benchmark(seconds) if seconds else iter(()),
+    }
+    for title, part in parts.items():
+        found = list(part)
+        terminal.findings(title, [(finding.name, finding.state, finding.detail) for finding in found])
+        findings += found
+    terminal.say(f"next: {examine.advice(findings)}")
+    if any(finding.state == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: `cryoformer-dist simulate --output set --set particles=1000 --set snr=0.1`")
 def simulate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for stacks, particles.star and truth/.")],

@@ -2,14 +2,17 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 _LINE_EVERY_SECONDS = 10.0
+_STATE_STYLES = {"ok": "green", "absent": "yellow", "broken": "red"}
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -18,6 +21,19 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 def say(text: str) -> None:
     """Print one line as it is."""
     console.print(text, markup=False)
+
+
+def findings(title: str, rows: Sequence[tuple[str, str, str]]) -> None:
+    """A table of what was looked at, its state (ok, absent or broken) and the details."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, state, detail in rows:
+        table.add_row(escape(name), f"[{_STATE_STYLES[state]}]{state}[/]", escape(detail))
+    if rows:
+        console.print(table)
+        console.print()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from cryoformer_dist import cli, errors
 
 COMMANDS = (
     "init",
+    "doctor",
     "simulate",
     "convert",
     "check",

@@ -79,7 +79,7 @@ class TrainedRun:
         model = self.learner.objectives.model
         assert isinstance(model.decoder, DeformationDecoder)
         with torch.no_grad():
-            hidden = model.feature_volume(self.learner.objectives.lattice.points_pixels)
+            hidden = model.feature_volume.in_tiles(self.learner.objectives.lattice.points_pixels)
         for vector in torch.from_numpy(np.asarray(latents, dtype=np.float32)):
             # Not round the yield: the caller would go on without gradients.
             with torch.no_grad():

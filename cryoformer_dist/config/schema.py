@@ -129,8 +129,10 @@ class DatasetConfig(Section):
     )
     hold_out: int = Field(0, ge=0, description="particles kept out of training, for an encoder to be judged on")
     half: Literal["both", 1, 2] = Field("both", description="train on both half-sets or on one")
-    loader: Literal["ray", "local"] = Field(
-        "ray", description="who reads the store: Ray Data, or a thread of the worker"
+    loader: Literal["ray", "local", "resident"] = Field(
+        "ray",
+        description="who reads the store: Ray Data, a thread of the worker, or nobody: all images stay on the worker's "
+        "device",
     )
 
 
@@ -165,7 +167,11 @@ class TrainingConfig(Section):
     distillation_epochs: PositiveInt = Field(
         10, description="passes in which the encoder learns the table (table_then_encoder only)"
     )
-    global_batch_size: PositiveInt = Field(64, description="particles per step over all workers together")
+    global_batch_size: PositiveInt | Literal["auto"] = Field(
+        64,
+        description="particles per step over all workers together; auto: the most that fit, in powers of two, up to 64 "
+        "per worker and down to 200 steps per epoch",
+    )
     learning_rates: LearningRates = LearningRates()
     warmup_steps: int = Field(100, ge=0)
     final_learning_rate: float = Field(
@@ -180,6 +186,9 @@ class TrainingConfig(Section):
         description="lattice: one set of points for the batch, splatted; rays: the paper's reference, slow",
     )
     jitter_lattices: PositiveInt = Field(4, description="sub-voxel shifted copies of the lattice that steps draw from")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the image encoders' matrix products; all else is float32"
+    )
     occupancy: Literal["data", "sphere"] = Field(
         "data",
         description="data: evaluate only points near density seen in a back-projection; sphere: all inside",

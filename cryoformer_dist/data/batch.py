@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryoformer_dist.data.order import ParticleOrder, Piece
+from cryoformer_dist.data.order import ParticleOrder, Piece, Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.physics.ctf import CTFParams
@@ -48,13 +49,19 @@ class ParticleBatch:
         return len(self.row)
 
     def to(self, device: torch.device) -> "ParticleBatch":
-        """The same batch on another device."""
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("images", "row", "pixel_size_angstrom"):
-            moved[name] = moved[name].to(device, non_blocking=True)
-        moved["ctf"] = self.ctf.to(device)
-        moved["pose"] = Pose(self.pose.rotation.to(device), self.pose.shift_angstrom.to(device))
-        return ParticleBatch(**moved)
+        """The same batch on another device; from pinned memory without waiting for it."""
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "ParticleBatch":
+        """The same batch with something done to each tensor."""
+        return ParticleBatch(
+            images=change(self.images),
+            row=change(self.row),
+            pose=Pose(change(self.pose.rotation), change(self.pose.shift_angstrom)),
+            ctf=CTFParams(*(change(getattr(self.ctf, field.name)) for field in fields(self.ctf))),
+            pixel_size_angstrom=change(self.pixel_size_angstrom),
+            epoch=self.epoch,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +114,73 @@ def _one_ahead(read: Callable[[Piece], ImageBlock], pieces: Iterable[Piece]) -> 
             waiting = following
         if waiting is not None:
             yield waiting.result()
+
+
+def resident_batches(
+    store: ParticleStore, rows: Rows, device: torch.device, progress: Callable[[int, int], None] | None = None
+) -> BatchSource:
+    """Batches of images that are read once, all of them, and stay on the device as they are stored: float16.
+
+    The same batches as `local_batches`, bit for bit. Every rank holds all rows: its own ones
+    change with the epoch.
+
+    Parameters
+    ----------
+    rows
+        Store rows that orders may ask for, ascending.
+    device
+        Where the images stay.
+    progress
+        Called with images read and in all.
+    """
+    particles = store.particles()
+    images = torch.empty(len(rows), store.box_size, store.box_size, dtype=torch.float16, device=device)
+    for start in range(0, len(rows), store.shard_size):
+        part = slice(start, start + store.shard_size)
+        images[part] = torch.from_numpy(store.read_images(rows[part])).to(device)
+        if progress is not None:
+            progress(min(part.stop, len(rows)), len(rows))
+
+    def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
+        for block in rebatch(map(_without_images, order.pieces(rank, world)), size):
+            place = torch.from_numpy(np.searchsorted(rows, block.row)).to(device)
+            yield replace(make_batch(block, particles), images=images[place].float())
+
+    return batches
+
+
+def _without_images(piece: Piece) -> ImageBlock:
+    count = len(piece.rows)
+    return ImageBlock(np.empty((count, 0, 0), np.float16), piece.rows, np.full(count, piece.epoch))
+
+
+def on_device(batches: Iterable[ParticleBatch], device: torch.device) -> Iterator[ParticleBatch]:
+    """Batches moved to a device; to a GPU one ahead, copied while the batch before is worked on."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch.to(device)
+        return
+    copying: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    waiting: ParticleBatch | None = None
+    for batch in batches:
+        pinned = batch.each(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
+        # Resident images are made on the working stream.
+        copying.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(copying):
+            following = pinned.to(device)
+        if waiting is not None:
+            yield waiting
+        working = torch.cuda.current_stream(device)
+        working.wait_stream(copying)
+        # Or the allocator would hand the memory out again while the working stream still reads it.
+        waiting = following.each(partial(_used_by, working))
+    if waiting is not None:
+        yield waiting
+
+
+def _used_by(stream: torch.cuda.Stream, tensor: Tensor) -> Tensor:
+    tensor.record_stream(stream)
+    return tensor
 
 
 def rebatch(blocks: Iterable[ImageBlock], size: int) -> Iterator[ImageBlock]:

@@ -111,7 +111,7 @@ class CryoFormer(nn.Module):
         """
         if self.domain == "fourier":
             return torch.stack([self._from_transform(self.condition(vector[None])) for vector in latent])
-        hidden = self.feature_volume(points_pixels)
+        hidden = self.feature_volume.in_tiles(points_pixels)
         maps = latent.new_zeros(len(latent), self.box**3)
         for state, vector in enumerate(latent):
             maps[state, flat_index] = self.density(hidden, self.condition(vector[None]))[0]

@@ -42,7 +42,8 @@ class ImageEncoder(nn.Module):
         activation = images.flatten(1)
         for layer in self.hidden:
             activation = torch.relu(layer(activation))
-        return self.output(activation)
+        # Rotations are made of these: not in bfloat16, whatever the layers ran in.
+        return self.output(activation).float()
 
 
 class OrientationEncoder(nn.Module):
@@ -115,7 +116,7 @@ class AlignedEncoder(nn.Module):
         for block in self.blocks:
             activation = activation + block(activation)
         latent: Tensor = self.output(torch.relu(activation))
-        return latent
+        return latent.float()
 
 
 class DeformationEncoder(nn.Module):

@@ -19,6 +19,14 @@ _OFF_INTEGERS = 1.0003
 KeptPoints = LatticeOperator | Tensor
 
 
+def operator_bytes_per_point(config: HashGridConfig) -> int:
+    """Memory of what `HashGrid.operator` keeps of a point.
+
+    Of a constant operator index and weight of eight corners per level, both ways, and row starts; else its place.
+    """
+    return config.levels * (2 * 8 * (4 + 4) + 4) if config.backend == "torch" else 3 * 4
+
+
 class HashGrid(nn.Module):
     """Learnable features in space.
 

@@ -16,7 +16,8 @@ from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.io.reading import check_stacks, read_particles
 from cryoformer_dist.orchestration.cluster import running_ray
 from cryoformer_dist.orchestration.conversion import convert_particles
-from cryoformer_dist.orchestration.train import train_locally, train_with_ray
+from cryoformer_dist.orchestration.train import local_room, train_locally, train_with_ray, worker_room
+from cryoformer_dist.training.machine import Room
 from cryoformer_dist.training.run_directory import prepare_run
 
 Progress = Callable[[int, int], None]
@@ -96,7 +97,7 @@ def carry_out(request: Request, voice: Voice) -> Path:
     """
     if request.cluster is None:
         _ensure_store(request, voice, parallel=False)
-        _prepare(request, voice)
+        _prepare(request, voice, local_room())
         train_locally(request.run, voice.record)
     else:
         cluster = request.cluster
@@ -104,7 +105,7 @@ def carry_out(request: Request, voice: Voice) -> Path:
             if dashboard:
                 voice.say(f"Ray dashboard  {dashboard}")
             _ensure_store(request, voice, parallel=True)
-            _prepare(request, voice)
+            _prepare(request, voice, worker_room(cluster))
             train_with_ray(request.run, cluster, voice.record)
     with voice.progress("volumes, verdict, report") as step:
         report = make_results(request.run)
@@ -136,7 +137,7 @@ def _ensure_store(request: Request, voice: Voice, parallel: bool) -> None:
             convert_serially(plan, progress)
 
 
-def _prepare(request: Request, voice: Voice) -> None:
+def _prepare(request: Request, voice: Voice, room: Room) -> None:
     store = ParticleStore.open(Path(request.config.dataset.store))
     if not store.attributes["has_poses"]:
         raise ConfigError(
@@ -144,4 +145,4 @@ def _prepare(request: Request, voice: Voice) -> None:
             "cryoSPARC and convert the result"
         )
     with voice.stages() as progress:
-        prepare_run(request.config, store, request.run, request.resume, progress)
+        prepare_run(request.config, store, request.run, request.resume, progress, room)

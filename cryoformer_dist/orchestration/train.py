@@ -14,12 +14,14 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from cryoformer_dist.config.schema import ClusterConfig
-from cryoformer_dist.data.batch import local_batches
+from cryoformer_dist.config.schema import ClusterConfig, RunConfig, WorkersConfig
+from cryoformer_dist.data.batch import BatchSource, local_batches, resident_batches
 from cryoformer_dist.data.dataset import READ_CPUS, ray_batches
+from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ClusterError, ConfigError, CryoFormerError, TrainingError
+from cryoformer_dist.training.machine import Room, room_here
 from cryoformer_dist.training.progress import read_metrics
-from cryoformer_dist.training.run_directory import load_run, peak_threads, set_threads
+from cryoformer_dist.training.run_directory import load_run, peak_threads, selected_rows, set_threads
 from cryoformer_dist.training.session import join_world_of_one, train_rank
 
 _POLL_SECONDS = 0.5
@@ -111,24 +113,62 @@ def train_with_ray(run: Path, cluster: ClusterConfig, on_record: OnRecord) -> No
 def train_locally(run: Path, on_record: OnRecord) -> None:
     """Train a prepared run in this process, without Ray."""
     config, _ = load_run(run)
+    loader = config.dataset.loader
     set_threads(config.training.threads_per_worker or torch.get_num_threads())
     join_world_of_one()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with _following(run, on_record):
-        train_rank(run, SilentReporter(), local_batches, device)
+        train_rank(run, SilentReporter(), _loader("local" if loader == "ray" else loader, config, device), device)
 
 
 def _worker(arguments: dict[str, Any]) -> CryoFormerError | None:
     """Ray Train calls this in every worker, again after each restart; returns what no restart would mend."""
     set_threads(arguments["threads"])
     run = Path(arguments["run"])
-    batches_of = ray_batches if arguments["loader"] == "ray" else local_batches
+    device = ray.train.torch.get_device()
     try:
-        train_rank(run, RayReporter(run), batches_of, ray.train.torch.get_device())
+        train_rank(run, RayReporter(run), _loader(arguments["loader"], load_run(run)[0], device), device)
     except (ConfigError, TrainingError) as error:
         # All ranks meet these together. Raised, Ray would start the workers again, to meet them again.
         return error
     return None
+
+
+def _loader(name: str, config: RunConfig, device: torch.device) -> Callable[[ParticleStore], BatchSource]:
+    """The configuration's ``dataset.loader``."""
+    if name == "resident":
+        return lambda store: resident_batches(store, selected_rows(config, store), device)
+    return ray_batches if name == "ray" else local_batches
+
+
+def local_room() -> Room:
+    """Memory for training in this process."""
+    return room_here(on_gpu=torch.cuda.is_available())
+
+
+def worker_room(cluster: ClusterConfig) -> Room:
+    """Memory of a worker on the Ray that is up, asked where one could run.
+
+    Raises
+    ------
+    ClusterError
+        If the workers do not fit the cluster.
+    """
+    _check_resources(cluster)
+    workers = cluster.workers
+    probe = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus)(_room_in_task)
+    room: Room = ray.get(probe.remote(workers))
+    return room
+
+
+def _room_in_task(workers: WorkersConfig) -> Room:
+    node = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
+    if workers.gpus:
+        sharing = max(1, int(1 / workers.gpus))
+    else:
+        # Ray packs: a node gets as many as its CPUs hold.
+        sharing = min(workers.count, max(1, int(node["Resources"].get("CPU", 1) / workers.cpus)))
+    return room_here(workers.gpus > 0, sharing, workers.count)
 
 
 def _check_resources(cluster: ClusterConfig) -> None:

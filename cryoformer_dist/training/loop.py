@@ -13,7 +13,7 @@ import torch.distributed
 from torch import Tensor
 
 from cryoformer_dist.config.schema import TrainingConfig
-from cryoformer_dist.data.batch import BatchSource, ParticleBatch
+from cryoformer_dist.data.batch import BatchSource, ParticleBatch, on_device
 from cryoformer_dist.data.order import ParticleOrder, Rows
 from cryoformer_dist.errors import ConfigError, TrainingError
 from cryoformer_dist.training.checkpoint import Checkpoint, Position, write_checkpoint
@@ -57,6 +57,8 @@ def particles_per_rank(training: TrainingConfig, world: int, particles: int) -> 
         If the global batch does not divide by the workers, or exceeds the particles.
     """
     size = training.global_batch_size
+    if size == "auto":
+        raise ConfigError("training.global_batch_size: auto is settled when a run is prepared; name a number here")
     if size % world:
         raise ConfigError(f"training.global_batch_size: {size} does not divide by {world} workers; take a multiple")
     if size > particles:
@@ -145,9 +147,9 @@ class _Session:
         steps = start.stage_step + math.ceil(order.rows_per_rank(world) / self.batch_size)
         taken = 0
         batches = self.data.batches(order, self.engine.rank, world, self.batch_size)
-        for batch in self._timed(batches):
+        for batch in self._timed(on_device(batches, self.engine.device)):
             progress = self.position.stage_step / steps
-            self._step(stage, batch.to(self.engine.device), progress)
+            self._step(stage, batch, progress)
             taken += len(batch)
             before = self.position
             self.position = replace(
@@ -168,8 +170,9 @@ class _Session:
         # One epoch leaves out the rows that do not divide by the ranks: the last row again makes them divide.
         rows = np.pad(self.data.rows, (0, -len(self.data.rows) % world), mode="edge")
         order = ParticleOrder(rows, self.data.shard_rows, seed, 1, ())
-        for batch in self.data.batches(order, rank, world, self.batch_size):
-            self.learner.take_encoded_poses(batch.to(self.engine.device))
+        batches = self.data.batches(order, rank, world, self.batch_size)
+        for batch in on_device(batches, self.engine.device):
+            self.learner.take_encoded_poses(batch)
 
     def _refresh_due(self, stage: Stage, before: Position) -> bool:
         """Whether the step just taken has ended an epoch after which the occupancy is looked at again."""

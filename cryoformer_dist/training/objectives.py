@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.model.cryoformer import CryoFormer
-from cryoformer_dist.model.hash_grid import KeptPoints
+from cryoformer_dist.model.hash_grid import KeptPoints, operator_bytes_per_point
 from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import (
     comparable_frequencies,
@@ -25,6 +25,9 @@ from cryoformer_dist.physics.pose import Pose, turned_in_plane
 from cryoformer_dist.physics.projection import project_points, project_rays, project_slices
 from cryoformer_dist.training.occupancy import Lattice
 from cryoformer_dist.training.stages import StageKind
+
+# Operators of all jittered copies of a lattice together: beyond, memory is worth more than their speed.
+_KEPT_OPERATORS_BYTES = 2 * 2**30
 
 
 class Objectives(nn.Module):
@@ -56,16 +59,20 @@ class Objectives(nn.Module):
         self.model = CryoFormer(config.model, box, spectrum)
         self.box, self.pixel_size_angstrom = box, pixel_size_angstrom
         self.projection = config.training.projection
-        self._coarse_box = (config.training.coarse_box or box // 2) if config.training.coarse_epochs else None
+        self.encodes_in_bfloat16 = config.training.precision == "bfloat16"
+        self._config = config
         self.use_lattice(lattice)
 
     def use_lattice(self, lattice: Lattice) -> None:
         """Evaluate density at these points from now on; no parameter belongs to a point."""
-        box, coarse_box = self.box, self._coarse_box
+        training = self._config.training
+        coarse_box = (training.coarse_box or self.box // 2) if training.coarse_epochs else None
         self.lattice = lattice
-        self.fine = _Sampling.of(self.model, box, box, lattice)
+        self.fine = _Sampling.of(self.model, self._config, self.box, lattice)
         self.coarse = (
-            _Sampling.of(self.model, box, coarse_box, lattice.coarsened(box, coarse_box)) if coarse_box else None
+            _Sampling.of(self.model, self._config, coarse_box, lattice.coarsened(self.box, coarse_box))
+            if coarse_box
+            else None
         )
 
     def forward(
@@ -148,28 +155,40 @@ class Objectives(nn.Module):
             radius_pixels = self.box / 2 - 1 + 1e-3
             return project_rays(density_at, rotation, shift_pixels, self.box, radius_pixels)
         spacing = self.box / sampling.box
-        hidden = self.model.feature_volume.at_lattice(sampling.operators[copy])
-        points = (sampling.lattice.points_pixels + sampling.lattice.offsets_pixels[copy]) / spacing
+        points = sampling.lattice.points_pixels + sampling.lattice.offsets_pixels[copy]
+        volume = self.model.feature_volume
+        hidden = volume.at_lattice(sampling.operators[copy]) if sampling.operators else volume.in_tiles(points)
         # A coarse point stands for all the fine ones in its cell.
         density = self.model.density(hidden, folded) * (magnification.square() * spacing**3)
         rotation = pose.rotation * magnification[..., None]
-        return project_points(density, points, rotation, shift_pixels / spacing, sampling.box, self.model.kernels)
+        shift = shift_pixels / spacing
+        return project_points(density, points / spacing, rotation, shift, sampling.box, self.model.kernels)
 
     def encode_pose(self, batch: ParticleBatch) -> Pose:
         """Pose of each particle as the orientation encoder sees it (paper, section 3.2)."""
         if self.model.orientation_encoder is None:
             raise ValueError("this model has no orientation encoder: set model.pose.form to encoder")
-        rotation, shift = self.model.orientation_encoder(self._encoder_input(batch))
+        images = self._encoder_input(batch)
+        with self._encoding(images):
+            rotation, shift = self.model.orientation_encoder(images)
         return Pose(rotation, shift * (self.box * self.pixel_size_angstrom))
 
     def encode_latent(self, batch: ParticleBatch, pose: Pose) -> Tensor:
         """Latent vector of each particle as the model's encoder sees it; the paper's does not look at the pose."""
         model = self.model
         if model.latent_encoder is not None:
-            return cast(Tensor, model.latent_encoder(self._aligned_images(batch, pose), pose.rotation[:, 2]))
+            images = self._aligned_images(batch, pose)
+            with self._encoding(images):
+                return cast(Tensor, model.latent_encoder(images, pose.rotation[:, 2]))
         if model.deformation_encoder is None:
             raise ValueError("this model has no latent encoder: set model.latent.form to encoder or table_then_encoder")
-        return cast(Tensor, model.deformation_encoder(self._encoder_input(batch)))
+        images = self._encoder_input(batch)
+        with self._encoding(images):
+            return cast(Tensor, model.deformation_encoder(images))
+
+    def _encoding(self, images: Tensor) -> torch.autocast:
+        """Matrix products of the encoders in bfloat16, if so configured; nothing else is."""
+        return torch.autocast(images.device.type, torch.bfloat16, enabled=self.encodes_in_bfloat16)
 
     def _distillation_error(
         self, batch: ParticleBatch, latent: Tensor, pose: Pose, copy: int, noise_seed: int
@@ -220,7 +239,7 @@ class _Sampling:
     lattice
         Where density is evaluated, in pixels of the whole box.
     operators
-        Hash-grid interpolation, one per shifted copy.
+        Hash-grid interpolation, one per shifted copy; none for points that are hashed afresh at each step.
     weight, frequency
         ``(box, half)`` weight of each frequency, and the frequencies ``(box, half, 2)`` in cycles per fine pixel.
     """
@@ -232,11 +251,21 @@ class _Sampling:
     frequency: Tensor
 
     @staticmethod
-    def of(model: CryoFormer, whole_box: int, box: int, lattice: Lattice) -> "_Sampling":
+    def of(model: CryoFormer, config: RunConfig, box: int, lattice: Lattice) -> "_Sampling":
         device = lattice.points_pixels.device
-        operators = [model.feature_volume.lattice(lattice.points_pixels + offset) for offset in lattice.offsets_pixels]
-        frequency = frequency_grid(box) * (box / whole_box)
+        kept = keeps_operators(config, len(lattice.points_pixels))
+        offsets = lattice.offsets_pixels if kept else lattice.offsets_pixels[:0]
+        operators = [model.feature_volume.lattice(lattice.points_pixels + offset) for offset in offsets]
+        frequency = frequency_grid(box) * (box / model.box)
         return _Sampling(box, lattice, operators, comparable_frequencies(box).to(device), frequency.to(device))
+
+
+def keeps_operators(config: RunConfig, points: int) -> bool:
+    """Whether a lattice of so many points is encoded by stored operators: a matter of the run, not of the machine."""
+    if config.training.projection != "lattice" or config.model.domain != "real":
+        return False
+    copies = points * config.training.jitter_lattices
+    return copies * operator_bytes_per_point(config.model.hash_grid) <= _KEPT_OPERATORS_BYTES
 
 
 def pose_loss(estimate: Pose, given: Pose, box_angstrom: float) -> Float[Tensor, " particles"]:

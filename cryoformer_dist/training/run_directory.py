@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,10 +24,13 @@ from cryoformer_dist.physics.fourier import spectrum
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.training.linear_start import linear_latents, principal_maps
+from cryoformer_dist.training.machine import Room, room_here
+from cryoformer_dist.training.memory import Workload, refuse_too_large, settle_batch_size, with_batch_size
 from cryoformer_dist.training.occupancy import Lattice, consensus_map, occupied, sphere
 from cryoformer_dist.training.pose_search import (
     ROUNDS_BY_CONFORMATION,
     Conformations,
+    FoundPoses,
     search_poses,
     search_poses_by_conformation,
 )
@@ -75,6 +79,7 @@ def prepare_run(
     run: Path,
     resume: bool,
     progress: StagedProgress | None = None,
+    room: Room | None = None,
 ) -> None:
     """Make a run directory ready for workers: configuration, manifest, consensus map, occupancy.
 
@@ -90,26 +95,39 @@ def prepare_run(
         Go on with the run that is there.
     progress
         Called with (stage, done, in all).
+    room
+        Where it will be trained; in this process when ``None``.
 
     Raises
     ------
     ConfigError
-        If the folder holds a run and ``resume`` is not asked for, or the run there is another one.
+        If the folder holds a run and ``resume`` is not asked for, or the run there is another one, or it does not fit
+        the workers' memory: then nothing is written.
     """
+    room = room or room_here(on_gpu=torch.cuda.is_available())
     manifest_path = run / "manifest.json"
     if manifest_path.is_file():
         if not resume:
             raise ConfigError(f"{run}: holds a run already; --resume goes on with it, --name NAME starts another")
         _refuse_other_run(config, store, run)
+        earlier, _ = load_run(run)
+        refuse_too_large(earlier, _workload(earlier, store, len(load_lattice(earlier, run).flat_index)), room)
         return
+    # What the data's occupancy will be nobody knows yet; all the rest must fit.
+    by_data = config.training.occupancy == "data"
+    refuse_too_large(config, _workload(config, store, 0 if by_data else int(sphere(store.box_size).sum())), room)
+    report = progress or _silent
+    store, found = _searched_poses(config, store, report)
+    consensus, mask = _maps(config, store, report)
+    config = settle_batch_size(config, _workload(config, store, int(mask.sum())), room)
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text(dump_config(config))
     for left_over in (_FIRST_POSES, _FIRST_LATENTS, _SEARCH_SUMMARY):
         # Of a preparation that was cut short: this one may ask for none.
         (run / left_over).unlink(missing_ok=True)
-    report = progress or _silent
-    store = _prepare_poses(config, store, run, report)
-    mask = _prepare_maps(config, store, run, report)
+    if found is not None:
+        _write_poses(run, selected_rows(config, store), found)
+    _write_maps(run, consensus, mask, store.pixel_size_angstrom)
     _prepare_latents(config, store, run, mask, report)
     # Written last: a folder with a manifest is ready.
     temporary = manifest_path.with_suffix(".tmp")
@@ -164,15 +182,26 @@ def store_at_first_poses(run: Path, store: ParticleStore) -> ParticleStore:
         return store.with_pose(found["rows"], pose)
 
 
-def _prepare_poses(config: RunConfig, store: ParticleStore, run: Path, progress: StagedProgress) -> ParticleStore:
-    """Search around the given poses, if they are to be refined per particle, and say whether that did any good."""
+def _workload(config: RunConfig, store: ParticleStore, points: int) -> Workload:
+    return Workload.of(store, len(selected_rows(config, store)), points)
+
+
+def _searched_poses(
+    config: RunConfig, store: ParticleStore, progress: StagedProgress
+) -> tuple[ParticleStore, FoundPoses | None]:
+    """The store at poses searched for around the given ones, if they are to be refined per particle."""
     if config.model.pose.form != "table" or config.model.pose.start != "search":
-        return store
+        return store, None
     rows = selected_rows(config, store)
     found = search_poses(store, rows, config.training.seed, partial(progress, "pose search"))
-    pose = found.pose
     if not found.kept and _latents_start_linear(config):
-        pose = _poses_by_conformation(config, store, rows, pose, progress)
+        found = replace(found, pose=_poses_by_conformation(config, store, rows, found.pose, progress))
+    return store.with_pose(rows, found.pose), found
+
+
+def _write_poses(run: Path, rows: Rows, found: FoundPoses) -> None:
+    """Poses that were found, and whether the search did any good."""
+    pose = found.pose
     np.savez(run / _FIRST_POSES, rows=rows, rotation=pose.rotation.numpy(), shift_angstrom=pose.shift_angstrom.numpy())
     summary = {
         "half_map_fsc_at_given_poses": found.agreement_given,
@@ -180,7 +209,6 @@ def _prepare_poses(config: RunConfig, store: ParticleStore, run: Path, progress:
         "given_poses_kept": found.kept,
     }
     (run / _SEARCH_SUMMARY).write_text(json.dumps(summary, indent=1))
-    return store.with_pose(rows, pose)
 
 
 def _poses_by_conformation(
@@ -222,15 +250,17 @@ def _linear_dimensions(config: RunConfig) -> int:
     return min(config.model.latent.linear_dimensions, config.model.latent.dimensions)
 
 
-def _prepare_maps(
-    config: RunConfig, store: ParticleStore, run: Path, progress: StagedProgress
-) -> Bool[Tensor, "box box box"]:
+def _maps(
+    config: RunConfig, store: ParticleStore, progress: StagedProgress
+) -> tuple[Float[Tensor, "box box box"], Bool[Tensor, "box box box"]]:
+    """Consensus map, and where there may be density."""
     consensus = consensus_map(store, selected_rows(config, store), progress=partial(progress, "consensus map"))
-    mask = _occupancy(config, store, consensus)
-    voxel_size = store.pixel_size_angstrom
-    write_volume(run / "consensus.mrc", Volume(consensus.float(), voxel_size), ["cryoformer-dist consensus"])
-    write_occupancy(run, mask, voxel_size)
-    return mask
+    return consensus, _occupancy(config, store, consensus)
+
+
+def _write_maps(run: Path, consensus: Tensor, mask: Tensor, pixel_size_angstrom: float) -> None:
+    write_volume(run / "consensus.mrc", Volume(consensus.float(), pixel_size_angstrom), ["cryoformer-dist consensus"])
+    write_occupancy(run, mask, pixel_size_angstrom)
 
 
 def _prepare_latents(
@@ -271,6 +301,9 @@ def _version(package: str) -> str:
 
 def _refuse_other_run(config: RunConfig, store: ParticleStore, run: Path) -> None:
     earlier, manifest = load_run(run)
+    if config.training.global_batch_size == "auto":
+        # It goes on with what it came to.
+        config = with_batch_size(config, earlier.training.global_batch_size)
     if manifest["store_fingerprint"] != store.fingerprint:
         raise ConfigError(f"{run}: was trained on another store than {store.path}; use that one, or another --name")
     changed = [

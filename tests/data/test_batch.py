@@ -1,9 +1,19 @@
+import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-from cryoformer_dist.data.batch import ImageBlock, local_batches, make_batch, rebatch
+from cryoformer_dist.data.batch import (
+    ImageBlock,
+    ParticleBatch,
+    local_batches,
+    make_batch,
+    on_device,
+    rebatch,
+    resident_batches,
+)
 from cryoformer_dist.data.order import ParticleOrder, Phase
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.ctf import CTFParams
@@ -100,3 +110,67 @@ def test_moving_a_batch_moves_all_of_it(tiny_store: Path) -> None:
     tensors += [getattr(moved.ctf, name) for name in CTFParams.__dataclass_fields__]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert (len(moved), moved.epoch) == (5, 0)
+
+
+def _assert_same(one: ParticleBatch, other: ParticleBatch) -> None:
+    assert one.epoch == other.epoch
+    for name in ("images", "row", "pixel_size_angstrom"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert torch.equal(one.pose.rotation, other.pose.rotation)
+    assert torch.equal(one.pose.shift_angstrom, other.pose.shift_angstrom)
+    for name in CTFParams.__dataclass_fields__:
+        assert torch.equal(getattr(one.ctf, name), getattr(other.ctf, name)), name
+
+
+@pytest.mark.parametrize(("rank", "world", "consumed"), [(0, 1, ()), (1, 2, (Phase(2, 6),))])
+def test_resident_images_give_exactly_the_batches_of_the_local_reader(
+    tiny_store: Path, rank: int, world: int, consumed: tuple[Phase, ...]
+) -> None:
+    store = ParticleStore.open(tiny_store)
+    # One half-set: rows with gaps.
+    rows = np.flatnonzero(np.arange(len(store)) % 3 != 1)
+    order = ParticleOrder(rows, store.shard_size, (0, 0), 2, consumed)
+    told: list[tuple[int, int]] = []
+    resident = resident_batches(store, rows, torch.device("cpu"), lambda *done: told.append(done))
+    assert told[-1] == (len(rows), len(rows))
+    found, expected = (list(source(order, rank, world, 12)) for source in (resident, local_batches(store)))
+    assert len(found) == len(expected) > 2
+    for one, other in zip(found, expected, strict=True):
+        _assert_same(one, other)
+
+
+def test_batches_on_the_device_are_the_same_in_the_same_order(tiny_store: Path) -> None:
+    store = ParticleStore.open(tiny_store)
+    source = local_batches(store)
+    moved = list(on_device(source(_order(store), 0, 1, 12), torch.device("cpu")))
+    for one, other in zip(moved, source(_order(store), 0, 1, 12), strict=True):
+        _assert_same(one, other)
+
+
+@pytest.mark.gpu
+def test_batches_copied_ahead_to_a_gpu_are_the_same_in_the_same_order(tiny_store: Path) -> None:
+    store = ParticleStore.open(tiny_store)
+    source, gpu = local_batches(store), torch.device("cuda")
+    expected = list(source(_order(store), 0, 1, 12))
+    for loader in (source, resident_batches(store, np.arange(len(store)), gpu)):
+        moved = list(on_device(loader(_order(store), 0, 1, 12), gpu))
+        assert all(batch.images.is_cuda for batch in moved)
+        for one, other in zip(moved, expected, strict=True):
+            _assert_same(one.to(torch.device("cpu")), other)
+
+
+def test_the_next_piece_is_read_while_a_batch_is_worked_on(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ParticleStore.open(tiny_store)
+    second_read, read, asked = threading.Event(), store.read_images, []
+
+    def noted(rows: np.ndarray) -> np.ndarray:
+        asked.append(rows)
+        if len(asked) == 2:
+            second_read.set()
+        return read(rows)
+
+    monkeypatch.setattr(store, "read_images", noted)
+    batches = local_batches(store)(_order(store), 0, 1, 8)
+    next(batches)
+    assert second_read.wait(timeout=60)
+    batches.close()

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from cryoformer_dist.config.schema import HashGridConfig
+from cryoformer_dist.model import feature_volume
 from cryoformer_dist.model.feature_volume import FeatureVolume
 from cryoformer_dist.physics.grids import lattice_points
 
@@ -47,3 +48,14 @@ def test_points_receive_gradients(volume):
     points = torch.rand(20, 3, requires_grad=True)
     (slope,) = torch.autograd.grad(volume(points).sum(), points)
     assert bool((slope.abs().sum(-1) > 0).all())
+
+
+def test_tiles_give_the_feature_and_the_gradients_of_all_points_at_once(volume, monkeypatch):
+    monkeypatch.setattr(feature_volume, "_TILE_POINTS", 100)
+    points = lattice_points(BOX, radius_pixels=7.0) + 0.3
+    weight, parameters = torch.randn(len(points), 6), list(volume.parameters())
+    whole, tiled = volume(points), volume.in_tiles(points)
+    assert torch.allclose(tiled, whole, atol=1e-6)
+    gradients = [torch.autograd.grad((hidden * weight).sum(), parameters) for hidden in (whole, tiled)]
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)

@@ -10,6 +10,8 @@ from cryoformer_dist.config.schema import ClusterConfig, WorkersConfig
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ClusterError, StoreError, TrainingError
 from cryoformer_dist.orchestration import train
+from cryoformer_dist.orchestration.cluster import running_ray
+from cryoformer_dist.training.machine import room_here
 from cryoformer_dist.training.progress import MetricsFile, read_metrics
 from cryoformer_dist.training.run_directory import prepare_run
 
@@ -93,3 +95,25 @@ def test_training_without_ray_tells_every_report(
     assert told == read_metrics(tmp_path)
     assert told[-1]["step"] == told[-1]["steps"] == 11
     assert not ray.is_initialized()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_workers_on_one_machine_share_its_memory() -> None:
+    with running_ray(cpus=2):
+        room = train.worker_room(_cluster(count=2, cpus=0.9))
+    assert (room.workers, room.on_gpu) == (2, False)
+    assert room.bytes == pytest.approx(room_here(on_gpu=False).bytes / 2, rel=0.3)
+
+
+def test_resident_images_train_to_the_same_losses(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "join_world_of_one", lambda: None)
+    monkeypatch.setattr(train, "set_threads", lambda count: None)
+    losses = []
+    for name in ("local", "resident"):
+        changes = {"dataset.loader": name, "training.epochs": 1}
+        prepare_run(tiny_config(tiny_store, changes), ParticleStore.open(tiny_store), tmp_path / name, resume=False)
+        train.train_locally(tmp_path / name, lambda record: None)
+        losses.append([record["loss"] for record in read_metrics(tmp_path / name)])
+    assert losses[0] == losses[1]

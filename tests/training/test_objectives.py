@@ -19,6 +19,7 @@ from cryoformer_dist.physics.pose import (
     rotation_from_axis_angle,
     rotation_from_relion_euler,
 )
+from cryoformer_dist.training import objectives as module
 from cryoformer_dist.training.objectives import Objectives, pose_loss
 from cryoformer_dist.training.occupancy import Lattice, consensus_map, sphere
 
@@ -374,3 +375,35 @@ def test_coarse_steps_are_refused_where_there_is_no_lattice(store: ParticleStore
         tiny_config(store.path, {"training.coarse_epochs": 1, "training.projection": "rays"})
     with pytest.raises(ConfigError, match="boxes are even"):
         tiny_config(store.path, {"training.coarse_epochs": 1, "training.coarse_box": 11})
+
+
+def test_hashing_afresh_gives_the_loss_and_gradients_of_kept_operators(
+    store: ParticleStore, batch: ParticleBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for kept in (2**40, 0):
+        monkeypatch.setattr(module, "_KEPT_OPERATORS_BYTES", kept)
+        objectives = _objectives(store, copies=2)
+        assert len(objectives.fine.operators) == (2 if kept else 0)
+        errors, _ = objectives("reconstruction", batch, _latent(len(batch)), batch.pose, 1)
+        errors.sum().backward()
+        found.append((errors.detach(), objectives.model.feature_volume.grid.table.grad))
+    for one, other in zip(*found, strict=True):
+        assert one is not None
+        assert _relative(one, other) < 1e-4
+
+
+@torch.no_grad()
+def test_bfloat16_is_for_the_encoders_layers_alone(store: ParticleStore, batch: ParticleBatch) -> None:
+    changes = {"model.pose.form": "encoder", "model.latent.form": "encoder"}
+    whole, half = (
+        _objectives(store, {**changes, "training.precision": precision}).eval() for precision in ("float32", "bfloat16")
+    )
+    assert torch.equal(_images(whole, batch), _images(half, batch))
+    poses = [objectives.encode_pose(batch) for objectives in (whole, half)]
+    latents = [objectives.encode_latent(batch, batch.pose) for objectives in (whole, half)]
+    for one, other in [(poses[0].rotation, poses[1].rotation), latents]:
+        assert other.dtype == torch.float32
+        assert 1e-5 < _relative(other, one) < 0.1
+    identity = poses[1].rotation @ poses[1].rotation.transpose(1, 2)
+    assert torch.allclose(identity, torch.eye(3).expand_as(identity), atol=1e-5)

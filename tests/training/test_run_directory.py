@@ -15,6 +15,7 @@ from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.fourier import spectrum
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.training import run_directory
+from cryoformer_dist.training.machine import Room
 from cryoformer_dist.training.occupancy import sphere
 from cryoformer_dist.training.pose_search import FoundPoses
 from cryoformer_dist.training.run_directory import (
@@ -279,3 +280,30 @@ def test_the_manifest_is_plain_json(store: ParticleStore, tmp_path: Path) -> Non
     manifest = json.loads((_prepared(store, tmp_path / "run") / "manifest.json").read_text())
     assert manifest["schema_version"] == 1
     assert np.isfinite(manifest["pixel_size_angstrom"])
+
+
+@pytest.mark.parametrize("occupancy", ["sphere", "data"])
+def test_a_run_that_does_not_fit_is_refused_before_anything_is_written(
+    store: ParticleStore, tmp_path: Path, occupancy: str
+) -> None:
+    config = tiny_config(store.path, {"training.occupancy": occupancy})
+    with pytest.raises(ConfigError, match=r"a worker needs about .* and has 0\.0 GiB"):
+        prepare_run(config, store, tmp_path / "run", resume=False, room=Room(2**20))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_automatic_batch_becomes_a_number_and_resumes_with_it(store: ParticleStore, tmp_path: Path) -> None:
+    run = _prepared(store, tmp_path / "run", **{"training.global_batch_size": "auto"})
+    settled = load_run(run)[0].training.global_batch_size
+    assert settled == 1
+    before = (run / "config.yaml").read_bytes()
+    prepare_run(tiny_config(store.path, {"training.global_batch_size": "auto"}), store, run, resume=True)
+    assert (run / "config.yaml").read_bytes() == before
+    with pytest.raises(ConfigError, match=r"other values of training\.global_batch_size"):
+        prepare_run(tiny_config(store.path, {"training.global_batch_size": 2}), store, run, resume=True)
+
+
+def test_a_run_is_not_resumed_where_it_does_not_fit(store: ParticleStore, tmp_path: Path) -> None:
+    run = _prepared(store, tmp_path / "run")
+    with pytest.raises(ConfigError, match="a worker needs about"):
+        prepare_run(tiny_config(store.path), store, run, resume=True, room=Room(2**20))

@@ -1,0 +1,185 @@
+"""What this machine has, what of the program works on it, and how fast: for `cryoformer-dist doctor`."""
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from cryoformer_dist.config.schema import DatasetConfig, RunConfig, TrainingConfig
+from cryoformer_dist.errors import CryoFormerError
+from cryoformer_dist.training.machine import free_bytes
+from cryoformer_dist.training.memory import gib
+from cryoformer_dist.training.rehearsal import Rehearsal, ball
+
+# With setuptools 82 its build stops at once, and in isolation it does not see torch.
+_TINYCUDANN_RECIPE = (
+    'pip install "setuptools<82" wheel ninja && TCNN_CUDA_ARCHITECTURES={architecture} pip install '
+    '--no-build-isolation "git+https://github.com/NVlabs/tiny-cuda-nn@6ee3546#subdirectory=bindings/torch"'
+)
+_PACKAGES = ("cryoformer-dist", "torch", "triton", "deepspeed", "ray", "zarr", "numpy", "tinycudann")
+_STORAGE_BYTES = 32 * 2**20
+_IMPORT_SECONDS = 180
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the examination.
+
+    Attributes
+    ----------
+    name
+        What was looked at.
+    state
+        ``ok``; ``absent``: the program does without it; ``broken``: it does not.
+    detail
+        What was found, or why not, and what to do about it.
+    """
+
+    name: str
+    state: Literal["ok", "absent", "broken"]
+    detail: str
+
+
+def devices() -> Iterator[Finding]:
+    """Processors, memory, GPUs."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding(
+        "CPU", "ok", f"{cores} cores for this process, {torch.get_num_threads()} threads, {platform.machine()}"
+    )
+    yield Finding("memory", "ok", f"{gib(free_bytes())} free, container limits counted")
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        major, minor = torch.cuda.get_device_capability(number)
+        detail = f"{torch.cuda.get_device_name(number)}, {gib(free)} of {gib(total)} free, compute {major}.{minor}"
+        yield Finding(f"GPU {number}", "ok", detail)
+    if not torch.cuda.is_available():
+        yield Finding("GPU", "absent", _why_no_gpu())
+
+
+def versions() -> Iterator[Finding]:
+    """What is installed."""
+    yield Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
+    for package in _PACKAGES:
+        try:
+            detail = version(package)
+        except PackageNotFoundError:
+            yield Finding(package, "absent", "not installed")
+            continue
+        built = f", built for CUDA {torch.version.cuda}" if torch.version.cuda else ", built without CUDA"
+        yield Finding(package, "ok", detail + built * (package == "torch"))
+
+
+def backends() -> Iterator[Finding]:
+    """What can be named in a run file, and the reason for each that cannot."""
+    yield Finding("hash grid: torch", "ok", "CPU and GPU; the default")
+    yield _triton()
+    yield _tinycudann()
+    yield Finding("engine: torch", "ok", "needs nothing")
+    yield _needed("engine: deepspeed", "deepspeed", "pip install deepspeed, or training.engine: torch")
+    yield _needed("cluster: ray", "ray", "pip install 'ray[data,default,train]', or train --local")
+
+
+def storage(folder: Path) -> Finding:
+    """Whether runs can be kept below a folder: something written there is read back."""
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    written = os.urandom(_STORAGE_BYTES)
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".doctor-") as inside:
+            path = Path(inside) / "block"
+            start = time.perf_counter()
+            with path.open("wb") as stream:
+                stream.write(written)
+                stream.flush()
+                os.fsync(stream.fileno())
+            seconds = time.perf_counter() - start
+            intact = path.read_bytes() == written
+    except OSError as error:
+        return Finding(str(place), "broken", f"cannot be written: {error}; name another with --storage FOLDER")
+    if not intact:
+        return Finding(str(place), "broken", "what was written is not what is read back; name another disk")
+    statistics = os.statvfs(place)
+    free = statistics.f_bavail * statistics.f_frsize
+    return Finding(str(place), "ok", f"{_STORAGE_BYTES / 2**20 / seconds:.0f} MiB/s written, {gib(free)} free")
+
+
+def benchmark(seconds: float) -> Iterator[Finding]:
+    """Training steps of the default network on random particles that fill a tenth of the box, for about ``seconds``."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = RunConfig(dataset=DatasetConfig(store="none"), training=TrainingConfig(engine="torch"))
+    sizes = {32: 16, 64: 16} | ({128: 64} if device.type == "cuda" else {})
+    for box, batch in sizes.items():
+        name = f"{box} px, {batch} images a step"
+        try:
+            rate = Rehearsal.of(config, ball(box, 0.1), batch, device).images_per_second(seconds / len(sizes))
+        except (RuntimeError, CryoFormerError) as error:
+            yield Finding(name, "broken", f"on {device.type}: {str(error).splitlines()[0]}")
+        else:
+            yield Finding(name, "ok", f"{rate:.1f} images/s on the {device.type.upper()}, forwards and backwards")
+
+
+def advice(findings: list[Finding]) -> str:
+    """What to do next."""
+    broken = [finding.name for finding in findings if finding.state == "broken"]
+    if broken:
+        return f"mend first: {', '.join(broken)}"
+    if torch.cuda.is_available():
+        return "cryoformer-dist launch cluster/local.yaml, with workers.gpus: 1 there"
+    return "cryoformer-dist launch cluster/local.yaml (on a CPU: boxes up to 64 px, convert --box 64)"
+
+
+def _why_no_gpu() -> str:
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    return (
+        "torch is built for CUDA but sees no GPU: is there one, does nvidia-smi list it, is CUDA_VISIBLE_DEVICES empty?"
+    )
+
+
+def _triton() -> Finding:
+    name = "hash grid: triton"
+    if reason := _import_failure("triton"):
+        return Finding(name, "absent", f"{reason}; it comes with torch's CUDA builds for Linux")
+    if not torch.cuda.is_available():
+        return Finding(name, "absent", f"triton loads, but its kernels need a GPU: {_why_no_gpu()}")
+    return Finding(name, "ok", "GPU")
+
+
+def _tinycudann() -> Finding:
+    name = "hash grid: tinycudann"
+    on_gpu = torch.cuda.is_available()
+    reason = _import_failure("tinycudann")
+    if reason is None and on_gpu:
+        return Finding(name, "ok", "GPU")
+    major, minor = torch.cuda.get_device_capability() if on_gpu else (9, 0)
+    recipe = _TINYCUDANN_RECIPE.format(architecture=f"{major}{minor}")
+    reasons = [reason or "loads", *([] if on_gpu else [f"needs a GPU: {_why_no_gpu()}"])]
+    return Finding(name, "absent", f"{'; '.join(reasons)}; where there is a GPU and nvcc of torch's CUDA: {recipe}")
+
+
+def _needed(name: str, module: str, remedy: str) -> Finding:
+    reason = _import_failure(module)
+    return Finding(name, "ok", "loads") if reason is None else Finding(name, "broken", f"{reason}; {remedy}")
+
+
+def _import_failure(module: str) -> str | None:
+    """Why a package does not load, tried in a process of its own: some end the one that imports them."""
+    command = [sys.executable, "-c", f"import {module}"]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=_IMPORT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"import {module} did not end in {_IMPORT_SECONDS} s"
+    if ended.returncode == 0:
+        return None
+    lines = ended.stderr.strip().splitlines()
+    return lines[-1] if lines else f"import {module} ended with code {ended.returncode}"

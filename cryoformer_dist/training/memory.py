@@ -1,0 +1,253 @@
+"""How much memory a run needs on each worker, counted from its configuration before anything is made.
+
+The counts follow the code term by term; `docs/performance.md` holds them against measured peaks.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+
+from cryoformer_dist.config.schema import ModelConfig, RunConfig
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import ConfigError
+from cryoformer_dist.model.cryoformer import CryoFormer
+from cryoformer_dist.model.hash_grid import operator_bytes_per_point
+from cryoformer_dist.training.machine import Room
+from cryoformer_dist.training.objectives import keeps_operators
+
+# An interpreter with torch, DeepSpeed and Ray loaded.
+_PROGRAM_BYTES = 500 * 2**20
+# Weight, gradient and two moments, float32.
+_BYTES_PER_PARAMETER = 16
+# What is known of a particle beside its image.
+_METADATA_BYTES = 120
+# While an operator is made: entries of all corners as 64-bit integers, and their sorted order.
+_OPERATOR_BUILD_FACTOR = 2.4
+# Splat of one point into one image: place, taps and weights of both axes, sums along them.
+_SPLAT_BYTES, _SPLAT_POINTS_CPU = 130, 2**16
+# Entries, weights and rows of one corner of a point that is hashed afresh; points per tile on a CPU and on a GPU.
+_CORNER_BYTES = 48
+_HASH_TILE, _HASH_TILE_CUDA = 2**14, 2**17
+# Per pixel: image, its transform, CTF, residual; the twofold grid and its transform; and the gradients of them.
+_PIXEL_BYTES = 130
+# Tiles of attention and activation.
+_ATTENTION_TILE_BYTES = 8 * 2**20
+# Tensors of the size of the queries that a deformation block keeps for its backward pass.
+_QUERY_TENSORS = 14
+# Pieces of shards under way: being read, waiting, joined and cut.
+_PIECES_UNDER_WAY = 4
+# Allocators keep some of what is freed.
+_SLACK = 1.1
+# Of `training.global_batch_size: auto`: larger batches use a machine no better, fewer steps learn less.
+LARGEST_BATCH_PER_WORKER = 64
+FEWEST_STEPS_PER_EPOCH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What a run is put to work on.
+
+    Attributes
+    ----------
+    box
+        Side of the images in pixels.
+    points
+        Lattice points at which density is evaluated.
+    rows
+        Particles in the store: tables have a row for each.
+    trained
+        Particles that the run trains on.
+    shard_rows
+        Particles per shard.
+    """
+
+    box: int
+    points: int
+    rows: int
+    trained: int
+    shard_rows: int
+
+    @staticmethod
+    def of(store: ParticleStore, trained: int, points: int) -> "Workload":
+        """That of a store, ``trained`` of whose particles are used."""
+        return Workload(store.box_size, points, len(store), trained, store.shard_size)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes on one worker's device.
+
+    Attributes
+    ----------
+    kept
+        By name, what is there from the first step to the last.
+    setup
+        What making the operators takes on top, before the first step.
+    step
+        By name, what a step takes on top.
+    """
+
+    kept: dict[str, int]
+    setup: int
+    step: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """Highest at any time."""
+        return sum(self.kept.values()) + round(_SLACK * max(self.setup, sum(self.step.values())))
+
+    def __str__(self) -> str:
+        parts = sorted((self.kept | self.step).items(), key=lambda part: -part[1])
+        return ", ".join(f"{name} {gib(size)}" for name, size in parts if size > 2**20)
+
+
+def plan_memory(config: RunConfig, work: Workload, batch: int, on_gpu: bool) -> MemoryPlan:
+    """Memory of one worker that takes ``batch`` particles a step."""
+    stored = keeps_operators(config, work.points)
+    copies = config.training.jitter_lattices
+    operator = operator_bytes_per_point(config.model.hash_grid) * work.points if stored else 0
+    kept = {
+        "network": _BYTES_PER_PARAMETER * parameter_count(config.model, work.box),
+        "tables": _table_bytes(config, work.rows),
+        "lattice": 20 * work.points + copies * operator,
+        "resident images": 2 * work.box**2 * work.trained if config.dataset.loader == "resident" else 0,
+    }
+    if not on_gpu:
+        reading = 0 if config.dataset.loader == "resident" else _PIECES_UNDER_WAY * 2 * work.box**2 * work.shard_rows
+        kept |= {"program": _PROGRAM_BYTES, "metadata": _METADATA_BYTES * work.rows, "images being read": reading}
+    step = {
+        "images": _PIXEL_BYTES * work.box**2 * batch,
+        "queries": _query_bytes(config.model) * batch,
+        "points": _points_bytes(config, work, batch, stored, on_gpu),
+    }
+    return MemoryPlan(kept, round(_OPERATOR_BUILD_FACTOR * operator), step)
+
+
+@cache
+def parameter_count(model: ModelConfig, box: int) -> int:
+    """Learnable numbers of the network, without the tables."""
+    # Made and dropped: some 100 MB for a moment. On torch's meta device, initialisers take seconds to import.
+    with torch.random.fork_rng(devices=[]):
+        return sum(parameter.numel() for parameter in CryoFormer(model, box).parameters())
+
+
+def settle_batch_size(config: RunConfig, work: Workload, room: Room) -> RunConfig:
+    """The configuration with a number for ``training.global_batch_size``, one that fits.
+
+    ``auto`` becomes the largest power of two per worker that fits, at most 64, with at least 200 steps to an epoch.
+
+    Raises
+    ------
+    ConfigError
+        If the run fits with no batch, or not with the one it names.
+    """
+    wanted = config.training.global_batch_size
+    if wanted != "auto":
+        refuse_too_large(config, work, room)
+        return config
+    largest = LARGEST_BATCH_PER_WORKER
+    while largest > 1 and largest * room.workers * FEWEST_STEPS_PER_EPOCH > work.trained:
+        largest //= 2
+    batch = _largest_that_fits(config, work, room, largest)
+    if batch is None:
+        raise ConfigError(_too_large(config, work, room, 1))
+    return with_batch_size(config, batch * room.workers)
+
+
+def refuse_too_large(config: RunConfig, work: Workload, room: Room) -> None:
+    """See that a run fits its workers' memory.
+
+    Raises
+    ------
+    ConfigError
+        If it does not, with its largest parts and what would make it fit.
+    """
+    wanted = config.training.global_batch_size
+    batch = 1 if wanted == "auto" else -(-wanted // room.workers)
+    if plan_memory(config, work, batch, room.on_gpu).peak > room.bytes:
+        raise ConfigError(_too_large(config, work, room, batch))
+
+
+def gib(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _largest_that_fits(config: RunConfig, work: Workload, room: Room, largest: int) -> int | None:
+    """Power of two per worker, at most ``largest``."""
+    batch = largest
+    while batch and plan_memory(config, work, batch, room.on_gpu).peak > room.bytes:
+        batch //= 2
+    return batch or None
+
+
+def _too_large(config: RunConfig, work: Workload, room: Room, batch: int) -> str:
+    plan = plan_memory(config, work, batch, room.on_gpu)
+    smaller = _largest_that_fits(config, work, room, 2 ** (batch.bit_length() - 1))
+    advice = []
+    if smaller is not None:
+        advice.append(f"set training.global_batch_size to {smaller * room.workers} or to auto")
+    if config.dataset.loader == "resident":
+        advice.append("set dataset.loader to local")
+    if config.training.projection == "rays":
+        advice.append("set training.projection to lattice")
+    if config.training.occupancy == "sphere" and config.training.projection == "lattice":
+        advice.append("set training.occupancy to data")
+    if plan.kept["lattice"] > plan.peak / 4:
+        advice.append("lower training.jitter_lattices")
+    advice.append("start fewer workers on a machine" if room.workers > 1 else "use a machine with more memory")
+    advice.append("convert the particles with a smaller --box")
+    share = work.points / work.box**3
+    points = f"{work.points} points, {share:.0%} of the box" if work.points else "however few points"
+    place = " on its GPU" if room.on_gpu else ""
+    return (
+        f"a worker needs about {gib(plan.peak)} and has {gib(room.bytes)}{place} "
+        f"(box {work.box}, {points}, {batch} particles a step): {plan}; {', or '.join(advice)}"
+    )
+
+
+def with_batch_size(config: RunConfig, size: int | Literal["auto"]) -> RunConfig:
+    """The same configuration with another ``training.global_batch_size``."""
+    return config.model_copy(update={"training": config.training.model_copy(update={"global_batch_size": size})})
+
+
+def _table_bytes(config: RunConfig, rows: int) -> int:
+    """Values and two moments per number, and the visits of each row."""
+    widths = []
+    if config.model.latent.form in ("table", "table_then_encoder"):
+        widths.append(config.model.latent.dimensions)
+    if config.model.pose.form in ("table", "encoder_then_table"):
+        widths += [6, 2]
+    return rows * sum(12 * width + 4 for width in widths)
+
+
+def _query_bytes(model: ModelConfig) -> int:
+    decoder = model.decoder
+    encoders = [model.latent.encoder] * ("encoder" in model.latent.form)
+    encoders += [model.pose.encoder] * ("encoder" in model.pose.form)
+    activations = sum(2 * encoder.hidden_layers * encoder.width for encoder in encoders)
+    return 4 * (decoder.queries * decoder.channels * _QUERY_TENSORS * (decoder.blocks + 1) + activations)
+
+
+def _points_bytes(config: RunConfig, work: Workload, batch: int, stored: bool, on_gpu: bool) -> int:
+    """The most that any of the backward pass's parts holds: that of the splat, of the decoder, of the hash grid."""
+    decoder, grid = config.model.decoder, config.model.hash_grid
+    corners = grid.levels * 8 * _CORNER_BYTES
+    if config.training.projection == "rays" or config.model.domain == "fourier":
+        # Points of each particle's own, with everything about them kept.
+        asked = work.box**3 if config.training.projection == "rays" else work.box**2 // 2
+        return batch * asked * (corners + 4 * (3 * decoder.queries + 3 * decoder.density_width))
+    features = grid.levels * grid.features_per_level if stored else 0
+    # Coordinates of the step, h, and the features it was made of.
+    shared = work.points * (24 + 4 * (decoder.hidden_width + features))
+    if on_gpu:
+        splat = _SPLAT_BYTES * work.points * batch
+    else:
+        # Density, place, and their gradients of all; the rest of a few particles at a time.
+        splat = 24 * work.points * batch + _SPLAT_BYTES * max(work.points, min(_SPLAT_POINTS_CPU, work.points * batch))
+    attention = 8 * work.points * batch + 4 * work.points * (decoder.hidden_width + decoder.density_width)
+    tile = 0 if stored else corners * min(work.points, _HASH_TILE_CUDA if on_gpu else _HASH_TILE)
+    encoding = tile + 4 * work.points * (decoder.hidden_width + features)
+    return shared + max(splat, attention + _ATTENTION_TILE_BYTES, encoding)

@@ -1,0 +1,98 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import tiny_config
+
+from cryoformer_dist.config.schema import DatasetConfig, RunConfig, TrainingConfig
+from cryoformer_dist.errors import ConfigError
+from cryoformer_dist.model.cryoformer import CryoFormer
+from cryoformer_dist.training import objectives
+from cryoformer_dist.training.machine import Room
+from cryoformer_dist.training.memory import (
+    Workload,
+    parameter_count,
+    plan_memory,
+    refuse_too_large,
+    settle_batch_size,
+)
+
+GIB = 2**30
+WORK = Workload(box=128, points=200_000, rows=50_000, trained=50_000, shard_rows=512)
+
+
+def _config(**training: Any) -> RunConfig:
+    return RunConfig(dataset=DatasetConfig(store="s"), training=TrainingConfig(**training))
+
+
+def _peak(work: Workload, batch: int = 16, on_gpu: bool = False, config: RunConfig | None = None) -> int:
+    return plan_memory(config or _config(), work, batch, on_gpu).peak
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("copies", [1, 4])
+def test_more_points_particles_and_pixels_need_more(on_gpu: bool, copies: int) -> None:
+    config = _config(jitter_lattices=copies)
+    least = _peak(WORK, 16, on_gpu, config)
+    assert _peak(replace(WORK, points=220_000), 16, on_gpu, config) > least
+    assert _peak(WORK, 256, on_gpu, config) > least
+    assert _peak(replace(WORK, box=256), 256, on_gpu, config) > _peak(WORK, 256, on_gpu, config)
+    assert _peak(replace(WORK, rows=10**6), 16, on_gpu, config) > least
+
+
+def test_a_lattice_too_large_for_operators_needs_less_than_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = replace(WORK, box=256, points=1_700_000)
+    afresh = _peak(work)
+    monkeypatch.setattr(objectives, "_KEPT_OPERATORS_BYTES", 2**60)
+    assert _peak(work) > 5 * afresh
+
+
+def test_counting_parameters_leaves_the_random_numbers_alone() -> None:
+    changes = {"model.latent.form": "encoder", "model.pose.form": "encoder"}
+    model = tiny_config("s", changes).model  # type: ignore[arg-type]
+    expected = sum(parameter.numel() for parameter in CryoFormer(model, 16).parameters())
+    state = torch.get_rng_state()
+    assert parameter_count(model, 16) == expected
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_auto_takes_the_largest_batch_that_fits(on_gpu: bool, workers: int) -> None:
+    config = _config(global_batch_size="auto")
+    # Too many points for operators, whose making would be the peak.
+    work = replace(WORK, points=600_000)
+    room = Room((_peak(work, 8, on_gpu) + _peak(work, 16, on_gpu)) // 2, workers, on_gpu)
+    settled = settle_batch_size(config, work, room)
+    assert settled.training.global_batch_size == 8 * workers
+    refuse_too_large(settled, work, room)
+    doubled = _config(global_batch_size=16 * workers)
+    with pytest.raises(ConfigError, match=rf"set training\.global_batch_size to {8 * workers} or to auto"):
+        refuse_too_large(doubled, work, room)
+
+
+@pytest.mark.parametrize(("trained", "workers", "size"), [(10**6, 1, 64), (10**6, 4, 256), (4000, 1, 16), (50, 2, 2)])
+def test_auto_is_bounded_by_what_still_learns_well(trained: int, workers: int, size: int) -> None:
+    room = Room(10**15, workers)
+    settled = settle_batch_size(_config(global_batch_size="auto"), replace(WORK, trained=trained), room)
+    assert settled.training.global_batch_size == size
+
+
+def test_a_number_stays_as_it_is() -> None:
+    assert settle_batch_size(_config(global_batch_size=48), WORK, Room(10**15)).training.global_batch_size == 48
+
+
+@pytest.mark.parametrize("size", ["auto", 64])
+def test_what_cannot_fit_is_refused_with_numbers_and_a_way_out(size: Any) -> None:
+    sphere = replace(WORK, box=256, points=8_600_000)
+    config = _config(global_batch_size=size, occupancy="sphere")
+    config = config.model_copy(update={"dataset": DatasetConfig(store="s", loader="resident")})
+    with pytest.raises(ConfigError) as refused:
+        settle_batch_size(config, sphere, Room(GIB // 2))
+    message = str(refused.value)
+    for part in ("has 0.5 GiB", "box 256, 8600000 points, 51% of the box", "resident images 6.1 GiB", "points"):
+        assert part in message
+    for way_out in ("dataset.loader to local", "training.occupancy to data", "--box"):
+        assert way_out in message
+    assert "global_batch_size to" not in message
