@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from cryoformer_dist.config.schema import DecoderConfig
+from cryoformer_dist.model import decoder as decoder_module
 from cryoformer_dist.model.decoder import DeformationDecoder
 from cryoformer_dist.model.kernels import fold_attend as torch_backend
 
@@ -113,6 +114,23 @@ def test_torch_has_the_derivatives_of_what_it_computes():
     shapes = ((7, 4), (3, 4, 5), (3, 5), (3, 5, 6), (6, 4), (6,), (6,))
     tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
     assert torch.autograd.gradcheck(torch_backend.fold_attend, tensors)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_a_decoder_asks_the_device_unless_torch_is_named(monkeypatch, kernels):
+    torch.manual_seed(0)
+    decoder = DeformationDecoder(DecoderConfig(queries=16, channels=16, density_width=16), kernels=kernels)
+    folded = decoder.fold(decoder.queries(torch.randn(2, 16, 16)))
+    hidden, asked = torch.rand(20, 16), []
+    expected = decoder.density(hidden, folded)
+
+    def as_on_a_gpu(choice: str, device: torch.device) -> bool:
+        asked.append((choice, device.type))
+        return True
+
+    monkeypatch.setattr(decoder_module, "uses_triton", as_on_a_gpu)
+    assert torch.allclose(decoder.density(hidden, folded), expected, rtol=0, atol=1e-6)
+    assert asked == [(kernels, "cpu")]
 
 
 @pytest.mark.gpu

@@ -6,7 +6,9 @@ from torch import Tensor
 
 from cryoformer_dist.errors import BackendUnavailableError
 from cryoformer_dist.physics import kernel_choice
+from cryoformer_dist.physics import splat as splat_module
 from cryoformer_dist.physics.kernel_choice import uses_triton
+from cryoformer_dist.physics.projection import project_points
 from cryoformer_dist.physics.splat import splat
 
 PARTICLES, POINTS, SIZE = 2, 300, 14
@@ -137,6 +139,17 @@ def test_fixed_point_does_not_hide_a_density_that_is_not_finite(kernel_device, v
     grid = by_triton(density, torch.zeros(2, 2, 2, device=kernel_device), 8)
     assert bool(grid[0].isnan().all())
     assert bool(grid[1].isfinite().all())
+
+
+def test_projection_asks_the_device_unless_torch_is_named(monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    density, points = torch.randn(2, 30, generator=generator), torch.randn(30, 3, generator=generator)
+    pose = (torch.eye(3).expand(2, 3, 3), torch.zeros(2, 2))
+    expected, asked = project_points(density, points, *pose, 8), []
+    monkeypatch.setattr(splat_module, "uses_triton", lambda choice, device: asked.append(choice) or True)
+    found = project_points(density, points, *pose, 8, "torch")
+    assert asked == ["torch"]
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_a_gpu_means_triton_unless_torch_is_named():

@@ -60,7 +60,7 @@ def launches(queries: int, width: int, products: Products) -> tuple[Launch, Laun
     half = min(width, 32)
     if products == "ieee":
         # Without tensor cores, for comparison: threads hold whole operands, so tiles are small.
-        return Launch(16, width, 8), Launch(16, half, 8), Launch(16, half, 8)
+        return Launch(16, width, 8), Launch(16, half, 8), Launch(32, half, 8)
     forward = Launch(64, width, 8) if max(queries, width) > 64 else Launch(128, width, 4)
     if queries > 64:
         point_major = Launch(64, 16, 4, stages=1) if products == "bf16" else Launch(64, 16, 8)
