@@ -147,7 +147,7 @@ def local_room() -> Room:
 
 
 def worker_room(cluster: ClusterConfig) -> Room:
-    """Memory of a worker on the Ray that is up, asked where one could run.
+    """Memory of a worker on the Ray that is up, whose nodes are taken to be like the driver's.
 
     Raises
     ------
@@ -159,9 +159,7 @@ def worker_room(cluster: ClusterConfig) -> Room:
     # Ray packs: a node gets as many as its CPUs hold.
     most = max(int(node["Resources"].get("CPU", 0) / workers.cpus) for node in ray.nodes() if node["Alive"])
     sharing = max(1, int(1 / workers.gpus)) if workers.gpus else min(workers.count, max(1, most))
-    probe = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus)(room_here)
-    room: Room = ray.get(probe.remote(workers.gpus > 0, sharing, workers.count))
-    return room
+    return room_here(workers.gpus > 0, sharing, workers.count)
 
 
 def _check_resources(cluster: ClusterConfig) -> None:
