@@ -14,7 +14,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from cryoformer_dist.config.schema import ClusterConfig, RunConfig, WorkersConfig
+from cryoformer_dist.config.schema import ClusterConfig, RunConfig
 from cryoformer_dist.data.batch import BatchSource, local_batches, resident_batches
 from cryoformer_dist.data.dataset import READ_CPUS, ray_batches
 from cryoformer_dist.data.store import ParticleStore
@@ -147,7 +147,7 @@ def local_room() -> Room:
 
 
 def worker_room(cluster: ClusterConfig) -> Room:
-    """Memory of a worker on the Ray that is up, asked where one could run.
+    """Memory of a worker on the Ray that is up, whose nodes are taken to be like the driver's.
 
     Raises
     ------
@@ -156,18 +156,9 @@ def worker_room(cluster: ClusterConfig) -> Room:
     """
     _check_resources(cluster)
     workers = cluster.workers
-    probe = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus)(_room_in_task)
-    room: Room = ray.get(probe.remote(workers))
-    return room
-
-
-def _room_in_task(workers: WorkersConfig) -> Room:
-    node = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
-    if workers.gpus:
-        sharing = max(1, int(1 / workers.gpus))
-    else:
-        # Ray packs: a node gets as many as its CPUs hold.
-        sharing = min(workers.count, max(1, int(node["Resources"].get("CPU", 1) / workers.cpus)))
+    # Ray packs: a node gets as many as its CPUs hold.
+    most = max(int(node["Resources"].get("CPU", 0) / workers.cpus) for node in ray.nodes() if node["Alive"])
+    sharing = max(1, int(1 / workers.gpus)) if workers.gpus else min(workers.count, max(1, most))
     return room_here(workers.gpus > 0, sharing, workers.count)
 
 

@@ -10,7 +10,6 @@ from cryoformer_dist.config.schema import ClusterConfig, WorkersConfig
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ClusterError, StoreError, TrainingError
 from cryoformer_dist.orchestration import train
-from cryoformer_dist.orchestration.cluster import running_ray
 from cryoformer_dist.training.machine import room_here
 from cryoformer_dist.training.progress import MetricsFile, read_metrics
 from cryoformer_dist.training.run_directory import prepare_run
@@ -97,10 +96,10 @@ def test_training_without_ray_tells_every_report(
     assert not ray.is_initialized()
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_workers_on_one_machine_share_its_memory() -> None:
-    with running_ray(cpus=2):
-        room = train.worker_room(_cluster(count=2, cpus=0.9))
+def test_workers_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}] * 2)
+    room = train.worker_room(_cluster(count=2, cpus=0.9))
     assert (room.workers, room.on_gpu) == (2, False)
     assert room.bytes == pytest.approx(room_here(on_gpu=False).bytes / 2, rel=0.3)
 
