@@ -69,7 +69,7 @@ def _arguments() -> argparse.Namespace:
 
 def _tables(arguments: argparse.Namespace, device: torch.device, peaks: Peaks) -> Iterator[Table]:
     quick = arguments.quick
-    boxes = arguments.box or ([32] if quick else [64, 128, 256] if device.type == "cuda" else [64])
+    boxes = arguments.box or ([16] if quick else [64, 128, 256] if device.type == "cuda" else [64])
     made: dict[str, list[Callable[[], Table]]] = {
         "kernels": [lambda: kernel_table(device, peaks, quick)],
         "steps": [lambda box=box: step_table(box, device, peaks, arguments.cryodrgn_env, quick) for box in boxes],
