@@ -209,7 +209,7 @@ def _fold_attends_of(sizes: Sizes, device: torch.device, queries: int, width: in
     if _has_triton(device):
         from cryoformer_dist.model.kernels.fold_attend_triton import fold_attend as fold_attend_triton
 
-        for products in ("ieee", "tf32") if _triton_is_interpreted() else ("ieee", "tf32", "bf16"):
+        for products in ("ieee",) if _triton_is_interpreted() else ("ieee", "tf32", "bf16"):
 
             def by_triton(*tensors: Tensor, products: Any = products) -> Tensor:
                 return fold_attend_triton(*tensors, products)

@@ -42,7 +42,7 @@ class Contestant:
     peak_bytes: int | None = None
 
 
-def plans(device: torch.device, quick: bool) -> Iterator[Plan]:
+def plans(box: int, device: torch.device, quick: bool) -> Iterator[Plan]:
     """What to time at one box."""
     if quick:
         yield Plan(SMALL, "10 %", 2)
@@ -54,8 +54,10 @@ def plans(device: torch.device, quick: bool) -> Iterator[Plan]:
             for particles in (8, 32, 128) if on_gpu else (16,):
                 yield Plan(network, filling, particles)
     yield Plan(PAPER_ENCODER, "10 %", 32 if on_gpu else 16)
-    yield Plan(SMALL, None, 2 if on_gpu else 1)
-    yield Plan(PAPER, None, 2 if on_gpu else 1)
+    # Every intermediate of every point and image is kept: more does not fit.
+    rays = 2 if on_gpu and box <= 128 else 1
+    yield Plan(SMALL, None, rays)
+    yield Plan(PAPER, None, rays)
 
 
 def step_table(box: int, device: torch.device, peaks: Peaks, cryodrgn: Path | None, quick: bool) -> Table:
@@ -64,7 +66,7 @@ def step_table(box: int, device: torch.device, peaks: Peaks, cryodrgn: Path | No
     contestants: dict[str, Contestant] = {}
     samples: dict[str, Sample] = {}
     with ExitStack() as open_ended:
-        for plan in plans(device, quick):
+        for plan in plans(box, device, quick):
             _enter(plan, box, device, peaks, contestants, samples)
         for width in DRGN_WIDTHS if cryodrgn else ():
             batch = 8 if width == DRGN_WIDTHS[0] and device.type == "cpu" else 16
