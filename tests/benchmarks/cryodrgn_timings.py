@@ -36,7 +36,7 @@ class CryoDrgn:
             text=True,
             env={**os.environ, "PYTHONPATH": ""},
         )
-        self.peak_bytes = int(self._answer()["peak_bytes"])
+        self.peak_bytes: int | None = self._answer()["peak_bytes"]
 
     def __enter__(self) -> Self:
         return self

@@ -26,10 +26,9 @@ def data_table(store: Path | None, quick: bool, stand_ins: Sequence[str]) -> Tab
             store = _random_store(scratch / "particles.zarr", particles=64 if quick else 8192, box=16 if quick else 64)
         with_ray = find_spec("ray") is not None and not quick
         if with_ray:
-            import ray
+            from cryoformer_dist.orchestration.cluster import running_ray
 
-            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-            open_ended.callback(ray.shutdown)
+            open_ended.enter_context(running_ray(cpus=2))
         else:
             table.notes.append("Ray Data: skipped with --quick." if quick else "Ray Data: skipped, not installed.")
         table.title, table.rows = _measured(store, with_ray, rounds=1 if quick else 3)

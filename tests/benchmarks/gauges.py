@@ -5,7 +5,6 @@ Needs nothing but torch: cryoDRGN's environment reads it too.
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -50,10 +49,9 @@ def interleaved(samples: dict[str, Sample], rounds: int) -> dict[str, float]:
 
 
 class PeakMemory:
-    """Most memory in use since ``start``, beyond what was in use then.
+    """Most memory of a GPU in use since the start, beyond what was in use then; unknown on a CPU.
 
-    On a CPU this is the process's resident memory, which the allocator may keep after use: a contestant that comes
-    after a larger one can look smaller than it is.
+    There the allocator keeps what was freed: a contestant after a larger one would seem to need nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -62,20 +60,9 @@ class PeakMemory:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
             self._before = torch.cuda.memory_allocated(device)
-        else:
-            # Linux: the high-water mark falls back to what is resident now.
-            Path("/proc/self/clear_refs").write_text("5")
-            self._before = _status_bytes("VmRSS")
 
-    def read(self) -> int:
+    def read(self) -> int | None:
         """Bytes."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device) - self._before
-        return _status_bytes("VmHWM") - self._before
-
-
-def _status_bytes(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(name)
+        if self._device.type != "cuda":
+            return None
+        return torch.cuda.max_memory_allocated(self._device) - self._before
