@@ -136,11 +136,14 @@ class TorchEngine:
         self._optimizer.step()
 
     def _average_gradients(self) -> None:
-        for parameter in self._module.parameters():
-            # A part that takes no part in the stage has none, on every rank: zeros would let weight decay act on it.
-            if parameter.grad is not None:
-                torch.distributed.all_reduce(parameter.grad)
-                parameter.grad /= self.world
+        # A part that takes no part in the stage has none, on every rank: zeros would let weight decay act on it.
+        gradients = [parameter.grad for parameter in self._module.parameters() if parameter.grad is not None]
+        # One message a step: each costs a round trip, whatever its size.
+        together = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        torch.distributed.all_reduce(together)
+        together /= self.world
+        for gradient, part in zip(gradients, together.split([each.numel() for each in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def save(self, folder: Path) -> None:
         """See `Engine`."""

@@ -1,4 +1,8 @@
-"""Two workers of one thread against one, through `TorchEngine` and gloo. Wall time: the machine must be quiet."""
+"""Two workers of one thread against one, through `TorchEngine` and gloo. Wall time: the machine must be quiet.
+
+Beside them two that train apart and exchange nothing: what the machine gives two programs at once is the limit. Two
+virtual processors may be two threads of one core.
+"""
 
 import tempfile
 import time
@@ -17,7 +21,7 @@ _NETWORKS = {network.name: network for network in (SMALL, PAPER)}
 
 
 def workers_table(device: torch.device, quick: bool) -> Table:
-    """Images a second of one worker, and of two with a batch each."""
+    """Images a second of one worker, of two with a batch each, and of two that know nothing of one another."""
     table = Table("Two workers against one")
     if device.type == "cuda":
         table.notes.append("Skipped: for CPUs only.")
@@ -30,39 +34,46 @@ def workers_table(device: torch.device, quick: bool) -> Table:
 
 def _compared(network: Network, box: int, particles: int, steps: int, rounds: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
-        crews = {count: _Crew(count, network.name, box, particles, Path(scratch) / str(count)) for count in (1, 2)}
-        cpu: dict[int, list[float]] = {1: [], 2: []}
+        crews = {
+            "1": _Crew(1, True, network.name, box, particles, Path(scratch) / "one"),
+            "2": _Crew(2, True, network.name, box, particles, Path(scratch) / "two"),
+            "2 apart": _Crew(2, False, network.name, box, particles, Path(scratch)),
+        }
+        cpu: dict[str, list[float]] = {name: [] for name in crews}
 
-        def sample(count: int) -> float:
-            wall, busy = crews[count].steps(steps)
-            cpu[count].append(busy)
+        def sample(name: str) -> float:
+            wall, busy = crews[name].steps(steps)
+            cpu[name].append(busy)
             return wall
 
-        seconds = interleaved({str(count): lambda count=count: sample(count) for count in crews}, rounds)
+        seconds = interleaved({name: lambda name=name: sample(name) for name in crews}, rounds)
         for crew in crews.values():
             crew.dismiss()
     images = steps * particles
-    rates = {count: count * images / seconds[str(count)] for count in crews}
+    rates = {name: crew.size * images / seconds[name] for name, crew in crews.items()}
     return [
         {
             "network": network.name,
-            "workers": count,
-            "images/s": rates[count],
-            "x one": rates[count] / rates[1],
-            "CPU ms": 1e3 * sorted(cpu[count])[len(cpu[count]) // 2] / images,
+            "workers": name,
+            "images/s": rates[name],
+            "x one": rates[name] / rates["1"],
+            "x two apart": rates[name] / rates["2 apart"],
+            "CPU ms": 1e3 * sorted(cpu[name])[len(cpu[name]) // 2] / images,
         }
-        for count in crews
+        for name in crews
     ]
 
 
 class _Crew:
-    """Workers that train one network together whenever they are asked to."""
+    """Workers that train one network together, or one each, whenever they are asked to."""
 
-    def __init__(self, count: int, network: str, box: int, particles: int, meeting_point: Path) -> None:
+    def __init__(self, count: int, together: bool, network: str, box: int, particles: int, meeting_point: Path) -> None:
+        self.size = count
         context = torch.multiprocessing.get_context("spawn")
         pipes = [context.Pipe() for _ in range(count)]
         self._pipes = [ours for ours, _ in pipes]
-        arguments = [(rank, count, str(meeting_point), network, box, particles) for rank in range(count)]
+        group = count if together else 0
+        arguments = [(rank, group, str(meeting_point), network, box, particles) for rank in range(count)]
         self._workers = [
             context.Process(target=_work, args=(pipe, *rest), daemon=True)
             for (_, pipe), rest in zip(pipes, arguments, strict=True)
@@ -86,15 +97,19 @@ class _Crew:
             worker.join()
 
 
-def _work(pipe: Connection, rank: int, count: int, meeting_point: str, network: str, box: int, particles: int) -> None:
+def _work(pipe: Connection, rank: int, group: int, meeting_point: str, network: str, box: int, particles: int) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=count)
+    if group:
+        method = f"file://{meeting_point}"
+        torch.distributed.init_process_group("gloo", init_method=method, rank=rank, world_size=group)
     step = TrainingStep(_NETWORKS[network], box, particles, "10 %", torch.device("cpu"))
     while number := pipe.recv():
-        torch.distributed.barrier()
+        if group:
+            torch.distributed.barrier()
         start, busy = time.perf_counter(), time.process_time()
         for _ in range(number):
             step()
         pipe.send((time.perf_counter() - start, time.process_time() - busy))
-    torch.distributed.destroy_process_group()
+    if group:
+        torch.distributed.destroy_process_group()
