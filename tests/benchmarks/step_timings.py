@@ -16,7 +16,8 @@ from training_step import PAPER, PAPER_BF16, PAPER_ENCODER, SMALL, Filling, Netw
 
 FILLINGS: tuple[Filling, ...] = ("sphere", "10 %", "5 %")
 RAYS = "rays"
-DRGN_WIDTHS = (1024, 256)
+# Its defaults, and a network of the size that suits small boxes.
+DRGN_WIDTHS, DRGN_BATCH = (1024, 256), 16
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def step_table(box: int, device: torch.device, peaks: Peaks, cryodrgn: Path | No
         for plan in plans(box, device, quick):
             _enter(plan, box, device, peaks, contestants, samples)
         for width in DRGN_WIDTHS if cryodrgn else ():
-            batch = 8 if width == DRGN_WIDTHS[0] and device.type == "cpu" else 16
-            rival = open_ended.enter_context(CryoDrgn(cryodrgn, box, width, 2 if quick else batch, device))
+            batch = 2 if quick else DRGN_BATCH
+            rival = open_ended.enter_context(CryoDrgn(cryodrgn, box, width, batch, device))
             row = {"program": f"cryoDRGN, 3 x {width}", "where": "slices", "images": rival.particles, "points": None}
             contestants[rival.name] = Contestant(row, rival.particles, peak_bytes=rival.peak_bytes)
             samples[rival.name] = rival.sample
