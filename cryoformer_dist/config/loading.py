@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from cryoformer_dist.config.cluster import ClusterConfig, ClusterFile
 from cryoformer_dist.errors import ConfigError
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -20,7 +21,7 @@ def load_config(path: Path, schema: type[Config], overrides: Sequence[str] = ())
     path
         YAML file.
     schema
-        ``RunConfig``, ``ClusterConfig`` or ``SimulationConfig``.
+        ``RunConfig``, ``ClusterFile`` or ``SimulationConfig``.
     overrides
         ``dotted.key=value``, the value in YAML.
 
@@ -43,6 +44,12 @@ def load_config(path: Path, schema: type[Config], overrides: Sequence[str] = ())
     return parse_config(values, schema, str(path))
 
 
+def load_cluster(path: Path) -> ClusterConfig:
+    """Read a cluster file; see `load_config`."""
+    cluster: ClusterConfig = load_config(path, ClusterFile).root
+    return cluster
+
+
 def parse_overrides(overrides: Sequence[str], schema: type[Config], where: str) -> Config:
     """A configuration made of overrides alone, everything else at its default."""
     values: dict[str, Any] = {}
@@ -56,13 +63,19 @@ def parse_config(values: dict[str, Any], schema: type[Config], where: str) -> Co
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, item['loc'])) or '(file)'}: {_explain(item)}" for item in error.errors()]
+        # A cluster file's places start with its provider, which is no key.
+        skip = int(schema is ClusterFile)
+        lines = [f"  {_dotted(item['loc'][skip:])}: {_explain(item)}" for item in error.errors()]
         raise ConfigError("\n".join([f"{where}: {len(lines)} mistake{'s' * (len(lines) > 1)}", *lines])) from error
 
 
 def dump_config(config: BaseModel) -> str:
     """The resolved configuration as YAML, every default written out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _dotted(place: Sequence[int | str]) -> str:
+    return ".".join(map(str, place)) or "(file)"
 
 
 def _explain(item: Any) -> str:
@@ -73,6 +86,8 @@ def _explain(item: Any) -> str:
         return "is required"
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
+    if item["type"] == "union_tag_invalid":
+        return f"provider: no {item['ctx']['tag']!r} among {item['ctx']['expected_tags']}"
     return f"{item['msg']} (got {item['input']!r})"
 
 

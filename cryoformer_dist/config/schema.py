@@ -239,25 +239,3 @@ class RunConfig(Section):
         if self.model.domain == "fourier" and self.model.decoder.form != "attention":
             raise ValueError("model.domain: fourier needs model.decoder.form: attention")
         return self
-
-
-class WorkersConfig(Section):
-    """Training processes."""
-
-    count: PositiveInt = 1
-    cpus: float = Field(0.9, gt=0, description="CPUs per worker; leave a little of the machine for reading data")
-    gpus: float = Field(0, ge=0, description="GPUs per worker")
-
-
-class ClusterConfig(Section):
-    """Where a run happens."""
-
-    run: str | None = Field(None, description="run file that `launch` trains; relative to this file; --run overrides")
-    provider: Literal["local"] = Field("local", description="local: this machine")
-    storage: str = Field("runs", description="where run directories go; every node must see it")
-    workers: WorkersConfig = WorkersConfig()
-    max_failures: int = Field(3, ge=0, description="worker or node losses survived before giving up")
-    dashboard_host: str = Field("127.0.0.1", description="address the Ray dashboard listens on")
-    dashboard_port: int | None = Field(
-        None, ge=0, le=65535, description="port of the Ray dashboard; 8265 or the next free one when left out"
-    )

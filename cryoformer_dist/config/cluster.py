@@ -1,0 +1,231 @@
+"""What a cluster file may say: where a run happens, one section per kind of cluster."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Discriminator, Field, RootModel, Tag, ValidationInfo, field_validator
+
+from cryoformer_dist.config.schema import PositiveInt, Section
+
+_SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY", re.IGNORECASE)
+_SLURM_TIME = re.compile(r"(\d+-)?\d{1,2}(:\d{2}){0,2}")
+_ADDRESS = re.compile(r"https?://\S+|auto|[^\s/]+:\d+")
+Port = Annotated[int, Field(ge=1024, le=65535)]
+
+
+class WorkersConfig(Section):
+    """Training processes."""
+
+    count: PositiveInt | str = Field(
+        1, description="a number, or FEWEST..MOST for a run that shrinks when nodes are lost and grows when they return"
+    )
+    cpus: float = Field(0.9, gt=0, description="CPUs per worker; leave a little of the machine for reading data")
+    gpus: float = Field(0, ge=0, description="GPUs per worker")
+    silence_minutes: float = Field(
+        30, gt=0, description="a worker that reports nothing for so long hangs: it is ended and replaced"
+    )
+
+    @field_validator("count")
+    @classmethod
+    def _range(cls, count: int | str) -> int | str:
+        if isinstance(count, int):
+            return count
+        ends = re.fullmatch(r"(\d+)\.\.(\d+)", count)
+        if ends is None or not 1 <= int(ends[1]) < int(ends[2]):
+            raise ValueError(f"{count!r}: write a number, or FEWEST..MOST as in 1..3")
+        return count
+
+    @property
+    def fewest(self) -> int:
+        """Workers below which a run waits."""
+        return self.count if isinstance(self.count, int) else int(self.count.split("..")[0])
+
+    @property
+    def most(self) -> int:
+        """Workers it never exceeds."""
+        return self.count if isinstance(self.count, int) else int(self.count.split("..")[1])
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number may change during a run."""
+        return self.fewest < self.most
+
+
+class ClusterConfig(Section):
+    """What every kind of cluster is told."""
+
+    run: str | None = Field(None, description="run file that `launch` trains; relative to this file; --run overrides")
+    storage: str = Field(
+        "runs", description="where run directories go; every node must see it: a folder, or s3://bucket/prefix"
+    )
+    workers: WorkersConfig = WorkersConfig()
+    max_failures: int = Field(3, ge=0, description="worker or node losses survived before giving up")
+    environment: dict[str, str] = Field(
+        {}, description="environment variables of the driver and the workers; no secrets: they would be written to files"
+    )
+
+    @field_validator("environment")
+    @classmethod
+    def _no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
+        if secret := [name for name in environment if _SECRET.search(name)]:
+            raise ValueError(
+                f"{', '.join(secret)}: looks like a secret, and what stands here is written to files and logs; set it in "
+                "the environment of the nodes (or give them a role, a credentials file, a Kubernetes secret)"
+            )
+        return environment
+
+
+class LocalCluster(ClusterConfig):
+    """This machine: Ray starts with the command and ends with it."""
+
+    provider: Literal["local"] = "local"
+    dashboard_host: str = Field("127.0.0.1", description="address the Ray dashboard listens on")
+    dashboard_port: int | None = Field(
+        None, ge=0, le=65535, description="port of the Ray dashboard; 8265 or the next free one when left out"
+    )
+
+
+class _ElsewhereConfig(ClusterConfig):
+    """Nodes that bring their own Python."""
+
+    python: str = Field("python", description="the interpreter that cryoformer-dist is installed in, on every node")
+
+
+class ExistingCluster(_ElsewhereConfig):
+    """A Ray that is up."""
+
+    provider: Literal["existing"]
+    address: str = Field(
+        description="http://HOST:8265, its job server; or HOST:6379 (`auto` for the one of this machine), the address "
+        "`ray start` printed, to drive the run from this process, on a node of the cluster",
+    )
+    token_file: str | None = Field(
+        None, description="Ray's authentication token; RAY_AUTH_TOKEN or ~/.ray/auth_token when left out"
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _reachable(cls, address: str) -> str:
+        if not _ADDRESS.fullmatch(address):
+            raise ValueError(f"{address!r}: write http://HOST:8265 (job server), HOST:6379 or auto")
+        return address
+
+    @property
+    def has_job_server(self) -> bool:
+        """Whether the address is that of a job server."""
+        return self.address.startswith("http")
+
+
+_NEEDED_BY_CLOUDS = ("region", "project", "head_node", "worker_node")
+_NEEDED = {
+    "aws": ("region", "head_node", "worker_node", "ssh_user"),
+    "gcp": (*_NEEDED_BY_CLOUDS, "ssh_user"),
+    "azure": (*_NEEDED_BY_CLOUDS, "ssh_user"),
+    "on-premise": ("head_ip", "ssh_user"),
+}
+
+
+class RayUpCluster(_ElsewhereConfig):
+    """Ray's own cluster launcher: clouds, or machines reached by ssh."""
+
+    model_config = ConfigDict(validate_default=True)
+
+    provider: Literal["ray-up"]
+    config: str | None = Field(
+        None, description="a cluster file of Ray's own, relative to this file, instead of the keys below"
+    )
+    cloud: Literal["aws", "gcp", "azure", "on-premise"] | None = None
+    region: str | None = Field(None, description="aws, gcp; Azure's location")
+    project: str | None = Field(None, description="gcp: project id; azure: resource group")
+    head_node: dict[str, Any] = Field({}, description="clouds: node_config of the head, in the cloud's own words")
+    worker_node: dict[str, Any] = Field({}, description="clouds: node_config of the workers")
+    nodes: PositiveInt = Field(1, description="clouds: worker nodes")
+    head_ip: str | None = Field(None, description="on-premise: host that drives the run")
+    worker_ips: list[str] = Field([], description="on-premise: the other hosts")
+    ssh_user: str | None = None
+    ssh_private_key: str | None = Field(None, description="path; the key itself is never read by us")
+    image: str | None = Field(None, description="container image; none when left out")
+    setup: list[str] = Field([], description="shell lines that every node runs first, such as the pip install")
+    keep_up: bool = Field(True, description="leave the cluster up when the run has ended; `ray down` ends it")
+
+    @field_validator("cloud", *_NEEDED_BY_CLOUDS, "head_ip", "ssh_user")
+    @classmethod
+    def _named(cls, value: Any, info: ValidationInfo) -> Any:
+        """One by one, so that all that is missing is told at once."""
+        if value or info.data.get("config") or "config" not in info.data:
+            return value
+        cloud = info.data.get("cloud")
+        if info.field_name == "cloud":
+            raise ValueError("is required: aws, gcp, azure or on-premise; or config: a cluster file of Ray's own")
+        if cloud is not None and info.field_name in _NEEDED[cloud]:
+            raise ValueError(f"is required with cloud: {cloud}")
+        return value
+
+
+class SlurmCluster(_ElsewhereConfig):
+    """An allocation of a Slurm cluster: one batch job that starts Ray on its nodes and ends it."""
+
+    provider: Literal["slurm"]
+    nodes: PositiveInt = 1
+    cpus_per_node: PositiveInt = Field(description="CPUs that Ray may use on each node")
+    gpus_per_node: int = Field(0, ge=0)
+    time: str = Field("24:00:00", description="limit: D-HH:MM:SS")
+    partition: str | None = None
+    account: str | None = None
+    options: list[str] = Field([], description="more options of sbatch, such as --constraint=a100")
+    setup: list[str] = Field([], description="shell lines before anything else, such as `module load` or `source`")
+    port: Port = Field(6379, description="of Ray's head")
+    dashboard_port: Port = 8265
+    requeue: bool = Field(True, description="put the job back in the queue, to go on, when Slurm preempts it")
+
+    @field_validator("time")
+    @classmethod
+    def _limit(cls, time: str) -> str:
+        if not _SLURM_TIME.fullmatch(time):
+            raise ValueError(f"{time!r}: write MM, HH:MM:SS or D-HH:MM:SS, in quotes")
+        return time
+
+
+class KubeRayCluster(_ElsewhereConfig):
+    """A Kubernetes cluster with the KubeRay operator: one RayJob."""
+
+    model_config = ConfigDict(validate_default=True)
+
+    provider: Literal["kuberay"]
+    namespace: str = "default"
+    image: str = Field(description="container image with cryoformer-dist in it")
+    nodes: PositiveInt = Field(1, description="pods for workers")
+    cpus_per_node: PositiveInt = 8
+    gpus_per_node: int = Field(0, ge=0)
+    memory_gib_per_node: PositiveInt = 32
+    head_cpus: PositiveInt = 2
+    head_memory_gib: PositiveInt = 8
+    volume_claim: str | None = Field(None, description="claim that holds storage and stores, mounted in every pod")
+    mount: str = Field("/shared", description="where it is mounted")
+    secret: str | None = Field(None, description="Kubernetes secret whose keys become environment variables")
+    service_account: str | None = None
+
+    @field_validator("volume_claim")
+    @classmethod
+    def _seen_by_all(cls, claim: str | None, info: ValidationInfo) -> str | None:
+        storage = str(info.data.get("storage", ""))
+        if claim is None and "://" not in storage:
+            raise ValueError(f"is required: storage {storage} is a folder of no volume (or give storage: s3://...)")
+        return claim
+
+
+def _provider(values: Any) -> str:
+    return str(values.get("provider", "local")) if isinstance(values, dict) else str(values.provider)
+
+
+class ClusterFile(RootModel[Any]):
+    """A cluster file: the section that its ``provider`` names, ``local`` when it names none."""
+
+    root: Annotated[
+        Annotated[LocalCluster, Tag("local")]
+        | Annotated[ExistingCluster, Tag("existing")]
+        | Annotated[RayUpCluster, Tag("ray-up")]
+        | Annotated[SlurmCluster, Tag("slurm")]
+        | Annotated[KubeRayCluster, Tag("kuberay")],
+        Discriminator(_provider),
+    ]
