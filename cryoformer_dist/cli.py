@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cryoformer_dist import terminal
-from cryoformer_dist.errors import ConfigError, CryoFormerError, CryoFormerWarning
+from cryoformer_dist import cli_clusters, terminal
+from cryoformer_dist.errors import CryoFormerError, CryoFormerWarning
 from cryoformer_dist.orchestration.environment import prepare_environment
 
 if TYPE_CHECKING:
-    from cryoformer_dist.config.schema import ClusterConfig, RunConfig
+    from cryoformer_dist.config.cluster import ClusterConfig
+    from cryoformer_dist.config.schema import RunConfig
 
 app = typer.Typer(
     name="cryoformer-dist",
@@ -185,32 +186,17 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Train on this machine and write volumes, latents, verdict and report."""
-    from cryoformer_dist.config.schema import ClusterConfig, WorkersConfig
-    from cryoformer_dist.orchestration.launch import read_run_file
+    from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
+    from cryoformer_dist.orchestration.run_files import read_run_file
 
     settings = read_run_file(config, overrides or [])
     cluster = None
     if not local:
-        cluster = ClusterConfig(storage=str(storage), workers=WorkersConfig(count=workers, gpus=gpus))
+        cluster = LocalCluster(storage=str(storage), workers=WorkersConfig(count=workers, gpus=gpus))
     _carry_out(settings, cluster, storage.resolve(), name, resume)
 
 
-@app.command(epilog="Example: `cryoformer-dist launch cluster/local.yaml`")
-def launch(
-    cluster: Annotated[Path, typer.Argument(help="Cluster file.")],
-    run: Annotated[Path | None, typer.Option(help="Run file; the one the cluster file names when left out.")] = None,
-    name: Name = None,
-    resume: Resume = False,
-    overrides: Overrides = None,
-) -> None:
-    """Train where a cluster file says. `--set` overrides values of the run file."""
-    from cryoformer_dist.orchestration.launch import read_cluster_file, read_run_file
-
-    settings, named_run = read_cluster_file(cluster, [])
-    run = run or named_run
-    if run is None:
-        raise ConfigError(f"{cluster}: names no run file; add `run: FILE` or give --run FILE")
-    _carry_out(read_run_file(run, overrides or []), settings, Path(settings.storage), name, resume)
+app.add_typer(cli_clusters.app)
 
 
 @app.command(epilog="Example: `cryoformer-dist reconstruct runs/demo`")

@@ -1,8 +1,9 @@
 """What the terminal shows: one bar for the driver's own work, one line per report of training."""
 
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 _LINE_EVERY_SECONDS = 10.0
+# As `describe` writes it.
+_REPORT = re.compile(r"[a-z ]+ \d+/\d+  step \d+/\d+ ")
 _STATE_STYLES = {"ok": "green", "absent": "yellow", "broken": "red"}
 
 console = Console(highlight=False, soft_wrap=True)
@@ -82,6 +85,20 @@ def record_line(record: dict[str, Any]) -> None:
     from cryoformer_dist.training.progress import describe
 
     say(describe(record))
+
+
+def follow(lines: Iterable[str]) -> None:
+    """Print lines of a log as they come; on a terminal, reports of training are one line, kept up to date."""
+    if not sys.stdout.isatty():
+        for line in lines:
+            say(line)
+        return
+    with console.status("") as latest:
+        for line in lines:
+            if _REPORT.match(line):
+                latest.update(escape(line))
+            else:
+                say(line)
 
 
 def fail(message: str) -> None:

@@ -27,6 +27,7 @@ MAY_IMPORT = {
 }
 # The command line and what it speaks through stand above all rooms.
 MAY_IMPORT["starter"] = MAY_IMPORT["terminal"] = set(MAY_IMPORT)
+MAY_IMPORT["cli_clusters"] = set(MAY_IMPORT)
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 
 # One doorkeeper per outside library: what a new version breaks, it breaks there.
@@ -39,8 +40,9 @@ DOORKEEPERS = {
     "deepspeed": ("training.engine",),
     "yaml": ("config.loading",),
     "pydantic": ("config",),
-    "typer": ("cli",),
+    "typer": ("cli", "cli_clusters"),
     "rich": ("terminal",),
+    "psutil": ("orchestration.providers.process",),
     "matplotlib": ("analysis.figures", "analysis.check_figure", "analysis.fsc_figure"),
     "jinja2": ("analysis.report",),
     "scipy": ("analysis", "data", "io", "training.pose_search"),
@@ -51,7 +53,7 @@ DOORKEEPERS = {
 ON_DEMAND = {*DOORKEEPERS["triton"], *DOORKEEPERS["tinycudann"]}
 # Spoken everywhere, but not by the rooms that must load at once.
 EVERYWHERE = {"torch", "numpy", "jaxtyping"}
-LIGHT = ("cli", "terminal", "starter", "config", "errors")
+LIGHT = ("cli", "cli_clusters", "terminal", "starter", "config", "errors")
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 80
 BANNED_MODULES = {"utils", "util", "helpers", "misc", "common"}

@@ -8,7 +8,7 @@ import yaml
 from tiny_runs import tiny_settings
 from typer.testing import CliRunner
 
-from cryoformer_dist import cli, errors
+from cryoformer_dist import cli, cli_clusters, errors
 
 COMMANDS = (
     "init",
@@ -18,6 +18,10 @@ COMMANDS = (
     "check",
     "train",
     "launch",
+    "resume",
+    "status",
+    "logs",
+    "stop",
     "reconstruct",
     "evaluate",
     "fsc",
@@ -54,7 +58,8 @@ def _refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 def test_the_commands_are_those_documented() -> None:
     text = _help()
-    assert {info.name or info.callback.__name__ for info in cli.app.registered_commands} == set(COMMANDS)
+    visible = [info for app in (cli.app, cli_clusters.app) for info in app.registered_commands if not info.hidden]
+    assert {info.name or info.callback.__name__ for info in visible} == set(COMMANDS)
     for command in COMMANDS:
         assert command in text
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from cryoformer_dist.config.loading import load_config
-from cryoformer_dist.config.schema import ClusterConfig, RunConfig
-from cryoformer_dist.orchestration.launch import read_run_file
+from cryoformer_dist.config.loading import load_cluster, load_config
+from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.orchestration.run_files import read_run_file
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -53,7 +53,7 @@ def test_a_benchmark_is_read_without_its_structures_and_looks_for_them_beside_it
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=_name)
 def test_every_shipped_cluster_file_passes_its_schema_and_names_a_run_file_that_is_there(path: Path) -> None:
-    run = load_config(path, ClusterConfig).run
+    run = load_cluster(path).run
     assert run is None or (path.parent / run).resolve() in RUNS
 
 
@@ -62,6 +62,6 @@ def test_every_shipped_file_begins_with_the_command_that_uses_it(path: Path) -> 
     first = path.read_text().splitlines()[0]
     assert first.startswith("# cryoformer-dist ")
     # Which names the file, or a cluster file that runs it.
-    run = load_config(ROOT / "cluster" / "local.yaml", ClusterConfig).run
+    run = load_cluster(ROOT / "cluster" / "local.yaml").run
     default = run is not None and path == (ROOT / "cluster" / run).resolve()
     assert default or _name(path) in first.split()

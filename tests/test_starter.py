@@ -4,7 +4,7 @@ import pytest
 
 from cryoformer_dist import starter
 from cryoformer_dist.errors import ConfigError
-from cryoformer_dist.orchestration.launch import read_cluster_file, read_run_file
+from cryoformer_dist.orchestration.run_files import read_cluster_file, read_run_file
 from cryoformer_dist.starter import starter_folder, write_starter_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +21,7 @@ def test_starter_files_are_the_repository_s_own_byte_for_byte(tmp_path: Path) ->
 
 def test_the_local_cluster_file_finds_its_run_file_where_they_were_written(tmp_path: Path) -> None:
     write_starter_files(tmp_path)
-    cluster, run = read_cluster_file(tmp_path / "cluster" / "local.yaml", [])
+    cluster, run = read_cluster_file(tmp_path / "cluster" / "local.yaml")
     assert run == tmp_path / "configs" / "demo.yaml"
     assert Path(cluster.storage) == tmp_path / "runs"
     store = Path(read_run_file(run, []).dataset.store)

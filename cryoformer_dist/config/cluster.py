@@ -54,6 +54,7 @@ class WorkersConfig(Section):
 class ClusterConfig(Section):
     """What every kind of cluster is told."""
 
+    provider: str
     run: str | None = Field(None, description="run file that `launch` trains; relative to this file; --run overrides")
     storage: str = Field(
         "runs", description="where run directories go; every node must see it: a folder, or s3://bucket/prefix"
@@ -61,7 +62,8 @@ class ClusterConfig(Section):
     workers: WorkersConfig = WorkersConfig()
     max_failures: int = Field(3, ge=0, description="worker or node losses survived before giving up")
     environment: dict[str, str] = Field(
-        {}, description="environment variables of the driver and the workers; no secrets: they would be written to files"
+        {},
+        description="environment variables of the driver and the workers; no secrets: they would be written to files",
     )
 
     @field_validator("environment")
@@ -69,14 +71,14 @@ class ClusterConfig(Section):
     def _no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
         if secret := [name for name in environment if _SECRET.search(name)]:
             raise ValueError(
-                f"{', '.join(secret)}: looks like a secret, and what stands here is written to files and logs; set it in "
+                f"{', '.join(secret)}: looks like a secret, and what stands here is written to files; set it in "
                 "the environment of the nodes (or give them a role, a credentials file, a Kubernetes secret)"
             )
         return environment
 
 
 class LocalCluster(ClusterConfig):
-    """This machine: Ray starts with the command and ends with it."""
+    """The machine at hand: Ray starts with the command and ends with it."""
 
     provider: Literal["local"] = "local"
     dashboard_host: str = Field("127.0.0.1", description="address the Ray dashboard listens on")

@@ -33,15 +33,27 @@ def load_config(path: Path, schema: type[Config], overrides: Sequence[str] = ())
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; `cryoformer-dist init .` writes starter files")
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must hold `key: value` lines, found a {type(values).__name__}")
+    values = parse_yaml(path.read_text(), str(path))
     for override in overrides:
         _apply_override(values, override)
     return parse_config(values, schema, str(path))
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """Plain values of a YAML text.
+
+    Raises
+    ------
+    ConfigError
+        If it is not YAML, or not ``key: value`` lines.
+    """
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: must hold `key: value` lines, found a {type(values).__name__}")
+    return values
 
 
 def load_cluster(path: Path) -> ClusterConfig:

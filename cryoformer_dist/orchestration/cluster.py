@@ -1,23 +1,42 @@
-"""A Ray to run in: the one that is up, the one at an address, or a quiet one of our own on this machine."""
+"""A Ray to run in: one that is up, or a quiet one of our own on this machine."""
 
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import ray
 
+from cryoformer_dist.config.cluster import ClusterConfig, ExistingCluster, LocalCluster
 from cryoformer_dist.errors import ClusterError
+from cryoformer_dist.orchestration.environment import find_token, make_token, worker_environment
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 
 
+def ray_of(cluster: ClusterConfig) -> AbstractContextManager[str | None]:
+    """The Ray of a cluster, for the process that drives a run: see `running_ray`.
+
+    A job finds the address of its cluster in ``RAY_ADDRESS``.
+    """
+    if isinstance(cluster, LocalCluster):
+        return running_ray(address="local", dashboard=(cluster.dashboard_host, cluster.dashboard_port))
+    if isinstance(cluster, ExistingCluster) and not cluster.has_job_server:
+        find_token(cluster.token_file)
+        return running_ray(address=cluster.address, environment=cluster.environment)
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    return running_ray(address=address, environment=cluster.environment)
+
+
 @contextmanager
 def running_ray(
-    cpus: int | None = None, dashboard: tuple[str, int | None] | None = None, address: str | None = None
+    cpus: int | None = None,
+    dashboard: tuple[str, int | None] | None = None,
+    address: str | None = None,
+    environment: dict[str, str] | None = None,
 ) -> Iterator[str | None]:
     """Have Ray for a while; one that was up already is used and left up.
 
@@ -29,6 +48,8 @@ def running_ray(
         Host and port of a dashboard, when one is wanted; without a port, the first free one from 8265.
     address
         Of a running cluster; ``RAY_ADDRESS`` when ``None``.
+    environment
+        Variables of the processes on a running cluster.
 
     Yields
     ------
@@ -38,7 +59,7 @@ def running_ray(
     Raises
     ------
     ClusterError
-        If Ray refuses the options, as it does a dashboard port that is taken.
+        If Ray refuses the options, as it does a dashboard port that is taken, or there is none at the address.
     """
     if ray.is_initialized():
         yield None
@@ -47,6 +68,7 @@ def running_ray(
     address = address or os.environ.get("RAY_ADDRESS", "local")
     folder = None
     if address == "local":
+        make_token()
         # Ray puts sockets below this folder, and their paths must stay under 107 characters.
         folder = tempfile.mkdtemp(prefix="cf_", dir="/tmp")
         options |= {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": folder}
@@ -54,6 +76,8 @@ def running_ray(
         if dashboard is not None:
             host, port = dashboard
             options |= {"dashboard_host": host} | ({} if port is None else {"dashboard_port": port})
+    else:
+        options |= {"runtime_env": {"env_vars": worker_environment() | (environment or {})}}
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         context = _started(address, options)
@@ -70,3 +94,5 @@ def _started(address: str, options: dict[str, Any]) -> Any:
         return ray.init(address=address, **options)
     except ValueError as error:
         raise ClusterError(f"Ray did not start: {error}") from error
+    except ConnectionError as error:
+        raise ClusterError(f"no Ray answers at {address} ({error}); is it up, and is this a node of it?") from error

@@ -2,6 +2,9 @@
 
 import os
 import secrets
+from pathlib import Path
+
+from cryoformer_dist.errors import ClusterError
 
 _QUIET_AND_SAFE = {
     "RAY_AUTH_MODE": "token",
@@ -14,11 +17,52 @@ _QUIET_AND_SAFE = {
     # Threads that spin while they wait slow a busy machine down tenfold.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+_OF_WORKERS = ("PYTHONWARNINGS", "OMP_WAIT_POLICY", "RAY_DATA_LOG_LEVEL")
 
 
 def prepare_environment() -> None:
-    """Set what the user has not set: quiet Ray, passive threads, a token only this cluster's processes know."""
+    """Set what the user has not set: quiet Ray, passive threads, clusters that ask for a token."""
     for name, value in _QUIET_AND_SAFE.items():
         os.environ.setdefault(name, value)
-    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def worker_environment() -> dict[str, str]:
+    """What processes on nodes that others started are to be told."""
+    return {name: os.environ[name] for name in _OF_WORKERS}
+
+
+def make_token() -> None:
+    """Give a cluster of our own a token that only its processes know, unless the user has one for all clusters."""
+    if not _has_token():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def find_token(token_file: str | None) -> None:
+    """Use the token of a cluster that others started.
+
+    Parameters
+    ----------
+    token_file
+        Where it lies; ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH`` or Ray's own place when ``None``.
+
+    Raises
+    ------
+    ClusterError
+        If there is none.
+    """
+    if token_file is not None:
+        path = Path(token_file).expanduser()
+        if not path.is_file():
+            raise ClusterError(f"token_file: {path}: no such file; copy the token of the cluster there, mode 600")
+        os.environ.pop("RAY_AUTH_TOKEN", None)
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+    elif os.environ["RAY_AUTH_MODE"] == "token" and not _has_token():
+        raise ClusterError(
+            "no authentication token for this cluster: name its token_file, or set RAY_AUTH_TOKEN; for a cluster that "
+            "was started without tokens (not advised), set RAY_AUTH_MODE=disabled"
+        )
+
+
+def _has_token() -> bool:
+    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return named or (Path.home() / ".ray" / "auth_token").is_file()

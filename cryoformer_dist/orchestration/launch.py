@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from cryoformer_dist.analysis.results import make_results
-from cryoformer_dist.config.loading import load_config
-from cryoformer_dist.config.schema import ClusterConfig, RunConfig
+from cryoformer_dist.config.cluster import ClusterConfig, LocalCluster
+from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
 from cryoformer_dist.data.simulate import simulate
 from cryoformer_dist.data.store import ParticleStore, is_complete
 from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.io.reading import check_stacks, read_particles
-from cryoformer_dist.orchestration.cluster import running_ray
+from cryoformer_dist.orchestration.cluster import ray_of
 from cryoformer_dist.orchestration.conversion import convert_particles
+from cryoformer_dist.orchestration.preflight import NodeReport, preflight
 from cryoformer_dist.orchestration.train import local_room, train_locally, train_with_ray, worker_room
 from cryoformer_dist.training.machine import Room
 from cryoformer_dist.training.run_directory import prepare_run
@@ -68,25 +69,6 @@ class Request:
     resume: bool
 
 
-def read_run_file(path: Path, overrides: list[str]) -> RunConfig:
-    """A run file, its paths made absolute from the file's folder."""
-    config = load_config(path, RunConfig, overrides)
-    folder = path.resolve().parent
-    changes: dict[str, Any] = {"store": str((folder / Path(config.dataset.store).expanduser()).resolve())}
-    if config.dataset.simulate is not None:
-        changes["simulate"] = config.dataset.simulate.with_paths_from(folder)
-    return config.model_copy(update={"dataset": config.dataset.model_copy(update=changes)})
-
-
-def read_cluster_file(path: Path, overrides: list[str]) -> tuple[ClusterConfig, Path | None]:
-    """A cluster file with its storage made absolute, and the run file it names."""
-    config = load_config(path, ClusterConfig, overrides)
-    folder = path.resolve().parent
-    storage = (folder / Path(config.storage).expanduser()).resolve()
-    run = (folder / config.run).resolve() if config.run else None
-    return config.model_copy(update={"storage": str(storage)}), run
-
-
 def carry_out(request: Request, voice: Voice) -> Path:
     """Make the run and return its report.
 
@@ -101,9 +83,12 @@ def carry_out(request: Request, voice: Voice) -> Path:
         train_locally(request.run, voice.record)
     else:
         cluster = request.cluster
-        with running_ray(dashboard=(cluster.dashboard_host, cluster.dashboard_port)) as dashboard:
+        with ray_of(cluster) as dashboard:
             if dashboard:
                 voice.say(f"Ray dashboard  {dashboard}")
+            if not isinstance(cluster, LocalCluster):
+                for node in preflight(cluster.storage, request.config.dataset.store):
+                    voice.say(f"node           {_described(node)}")
             _ensure_store(request, voice, parallel=True)
             _prepare(request, voice, worker_room(cluster))
             train_with_ray(request.run, cluster, voice.record)
@@ -111,6 +96,11 @@ def carry_out(request: Request, voice: Voice) -> Path:
         report = make_results(request.run)
         step(1, 1)
     return report
+
+
+def _described(node: NodeReport) -> str:
+    store = "store not there yet" if node.fingerprint is None else "storage and store seen"
+    return f"{node.host}  {node.gpus} GPUs  torch {node.versions['torch']}  {store}"
 
 
 def _ensure_store(request: Request, voice: Voice, parallel: bool) -> None:

@@ -1,6 +1,8 @@
 """Ray Train around the training loop: workers, restarts, and word of what they do."""
 
+import faulthandler
 import json
+import os
 import tempfile
 import threading
 import time
@@ -12,9 +14,10 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
-from cryoformer_dist.config.schema import ClusterConfig, RunConfig
+from cryoformer_dist.config.cluster import ClusterConfig, WorkersConfig
+from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import BatchSource, local_batches, resident_batches
 from cryoformer_dist.data.dataset import READ_CPUS, ray_batches
 from cryoformer_dist.data.store import ParticleStore
@@ -35,13 +38,17 @@ class RayReporter:
     ----------
     run
         Run directory on storage that every node sees.
+    silence_seconds
+        A worker that does not report for so long writes down where it hangs and ends itself, to be replaced.
     """
 
-    def __init__(self, run: Path) -> None:
-        self._run = run
+    def __init__(self, run: Path, silence_seconds: float) -> None:
+        self._run, self._silence = run, silence_seconds
+        self._not_silent()
 
     def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
         """See `Reporter`."""
+        self._not_silent()
         if checkpoint is None:
             ray.train.report(record)
             return
@@ -49,6 +56,9 @@ class RayReporter:
             pointer = {"checkpoint": str(checkpoint.relative_to(self._run))}
             (Path(folder) / "pointer.json").write_text(json.dumps(pointer))
             ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def _not_silent(self) -> None:
+        faulthandler.dump_traceback_later(self._silence, exit=True)
 
 
 class SilentReporter:
@@ -78,17 +88,23 @@ def train_with_ray(run: Path, cluster: ClusterConfig, on_record: OnRecord) -> No
         If training itself cannot go on.
     """
     config, _ = load_run(run)
-    _check_resources(cluster)
+    _check_resources(cluster.workers)
     workers = cluster.workers
+    silence = 60 * workers.silence_minutes
+    # One that does not even answer (a stopped process, a node without network) is lost after the same time.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(silence)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
             "run": str(run),
             "loader": config.dataset.loader,
             "threads": peak_threads(config, workers.cpus),
+            "silence_seconds": silence,
         },
+        # Ranks that wait for one that hangs give up a little later than that one itself.
+        torch_config=TorchConfig(timeout_s=round(silence) + 60),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count,
+            num_workers=(workers.fewest, workers.most) if workers.elastic else workers.most,
             use_gpu=workers.gpus > 0,
             resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}),
         ),
@@ -127,10 +143,13 @@ def _worker(arguments: dict[str, Any]) -> CryoFormerError | None:
     run = Path(arguments["run"])
     device = ray.train.torch.get_device()
     try:
-        train_rank(run, RayReporter(run), _loader(arguments["loader"], load_run(run)[0], device), device)
+        reporter = RayReporter(run, arguments["silence_seconds"])
+        train_rank(run, reporter, _loader(arguments["loader"], load_run(run)[0], device), device)
     except (ConfigError, TrainingError) as error:
         # All ranks meet these together. Raised, Ray would start the workers again, to meet them again.
         return error
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     return None
 
 
@@ -154,27 +173,26 @@ def worker_room(cluster: ClusterConfig) -> Room:
     ClusterError
         If the workers do not fit the cluster.
     """
-    _check_resources(cluster)
     workers = cluster.workers
+    _check_resources(workers)
     # Ray packs: a node gets as many as its CPUs hold.
     most = max(int(node["Resources"].get("CPU", 0) / workers.cpus) for node in ray.nodes() if node["Alive"])
-    sharing = max(1, int(1 / workers.gpus)) if workers.gpus else min(workers.count, max(1, most))
-    return room_here(workers.gpus > 0, sharing, workers.count)
+    sharing = max(1, int(1 / workers.gpus)) if workers.gpus else min(workers.most, max(1, most))
+    return room_here(workers.gpus > 0, sharing, workers.most)
 
 
-def _check_resources(cluster: ClusterConfig) -> None:
+def _check_resources(workers: WorkersConfig) -> None:
     """Refuse what would wait for ever: workers that hold every CPU starve the readers."""
     available = ray.cluster_resources()
-    workers = cluster.workers
-    needed = workers.count * workers.cpus + READ_CPUS
+    needed = workers.fewest * workers.cpus + READ_CPUS
     if needed > available.get("CPU", 0):
         raise ClusterError(
-            f"workers: {workers.count} x {workers.cpus} CPUs and {READ_CPUS} for reading data need {needed:g} CPUs, "
+            f"workers: {workers.fewest} x {workers.cpus} CPUs and {READ_CPUS} for reading data need {needed:g} CPUs, "
             f"the cluster has {available.get('CPU', 0):g}; lower workers.count or workers.cpus"
         )
-    if workers.count * workers.gpus > available.get("GPU", 0):
+    if workers.fewest * workers.gpus > available.get("GPU", 0):
         raise ClusterError(
-            f"workers: {workers.count} x {workers.gpus:g} GPUs are asked for, the cluster has "
+            f"workers: {workers.fewest} x {workers.gpus:g} GPUs are asked for, the cluster has "
             f"{available.get('GPU', 0):g}; lower workers.count or workers.gpus"
         )
 

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cryoformer_dist.config.loading import dump_config, load_config, parse_config, parse_overrides
-from cryoformer_dist.config.schema import ClusterConfig, RunConfig
+from cryoformer_dist.config.cluster import LocalCluster
+from cryoformer_dist.config.loading import dump_config, load_cluster, load_config, parse_config, parse_overrides
+from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.simulation import SimulationConfig
 from cryoformer_dist.errors import ConfigError
 
@@ -24,7 +25,7 @@ def test_a_minimal_file_takes_every_default(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_is_all_defaults_where_nothing_is_required(tmp_path: Path) -> None:
-    assert load_config(_file(tmp_path, ""), ClusterConfig) == ClusterConfig()
+    assert load_cluster(_file(tmp_path, "")) == LocalCluster()
 
 
 def test_all_mistakes_are_told_at_once_with_their_dotted_keys(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@ from collections.abc import Iterator
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from cryoformer_dist.config.schema import ClusterConfig, RunConfig, WorkersConfig
+from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
+from cryoformer_dist.config.schema import RunConfig
 
 
 def _run(**sections: object) -> RunConfig:
@@ -17,7 +18,7 @@ def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
             yield from _models(field.annotation)
 
 
-ALL = sorted({*_models(RunConfig), *_models(ClusterConfig)}, key=lambda model: model.__name__)
+ALL = sorted({*_models(RunConfig), *_models(LocalCluster)}, key=lambda model: model.__name__)
 
 
 @pytest.mark.parametrize("model", ALL, ids=lambda model: model.__name__)

@@ -13,7 +13,8 @@ from cryoformer_dist.data import convert
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, StoreError, StoreNotFoundError
 from cryoformer_dist.orchestration import launch
-from cryoformer_dist.orchestration.launch import Request, Voice, carry_out, read_cluster_file, read_run_file
+from cryoformer_dist.orchestration.launch import Request, Voice, carry_out
+from cryoformer_dist.orchestration.run_files import read_cluster_file, read_run_file
 
 SIMULATED = {
     "dataset.simulate": {"particles": 24, "box_size": 16},
@@ -73,10 +74,10 @@ def test_paths_of_a_cluster_file_start_at_its_folder_and_absolute_ones_stay(tmp_
     folder = tmp_path / "cluster"
     folder.mkdir()
     (folder / "c.yaml").write_text("run: ../configs/run.yaml\nstorage: ../runs\n")
-    cluster, run = read_cluster_file(folder / "c.yaml", [])
+    cluster, run = read_cluster_file(folder / "c.yaml")
     assert (cluster.storage, run) == (str(tmp_path / "runs"), tmp_path / "configs" / "run.yaml")
     (folder / "c.yaml").write_text("storage: /somewhere/else\n")
-    cluster, run = read_cluster_file(folder / "c.yaml", [])
+    cluster, run = read_cluster_file(folder / "c.yaml")
     assert (cluster.storage, run) == ("/somewhere/else", None)
 
 

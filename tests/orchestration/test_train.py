@@ -6,7 +6,7 @@ import ray
 import ray.train
 from tiny_runs import tiny_config
 
-from cryoformer_dist.config.schema import ClusterConfig, WorkersConfig
+from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ClusterError, StoreError, TrainingError
 from cryoformer_dist.orchestration import train
@@ -15,8 +15,8 @@ from cryoformer_dist.training.progress import MetricsFile, read_metrics
 from cryoformer_dist.training.run_directory import prepare_run
 
 
-def _cluster(**workers: Any) -> ClusterConfig:
-    return ClusterConfig(workers=WorkersConfig(**workers))
+def _cluster(**workers: Any) -> LocalCluster:
+    return LocalCluster(workers=WorkersConfig(**workers))
 
 
 @pytest.mark.parametrize(
@@ -34,10 +34,10 @@ def test_workers_that_would_wait_for_ever_are_refused(
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
     if fits:
-        train._check_resources(_cluster(**workers))
+        train._check_resources(_cluster(**workers).workers)
     else:
         with pytest.raises(ClusterError, match=r"lower workers\.count or workers\."):
-            train._check_resources(_cluster(**workers))
+            train._check_resources(_cluster(**workers).workers)
 
 
 def _worker_failure(*causes: Exception) -> ray.train.WorkerGroupError:

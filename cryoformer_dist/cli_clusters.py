@@ -1,0 +1,199 @@
+"""Commands that bring runs to clusters and ask after them."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cryoformer_dist import terminal
+from cryoformer_dist.errors import CryoFormerError
+
+if TYPE_CHECKING:
+    from cryoformer_dist.orchestration.errand import Errand, JobState, Provider
+    from cryoformer_dist.orchestration.launches import Launch
+
+app = typer.Typer()
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a value of the run file: dotted.key=value. May be repeated."),
+]
+Name = Annotated[str | None, typer.Option(help="Name of the run directory; the run file's name when left out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is there.")]
+Detach = Annotated[
+    bool, typer.Option("--detach", help="Return at once; `logs` follows, `status` asks, `stop` ends it.")
+]
+LaunchName = Annotated[str, typer.Argument(help="Name of the run, as launched.")]
+
+# What a shell reports of a program ended by SIGTERM.
+_TERMINATED = 128 + signal.SIGTERM
+
+
+@app.command(epilog="Example: `cryoformer-dist launch cluster/local.yaml`")
+def launch(
+    cluster: Annotated[Path, typer.Argument(help="Cluster file.")],
+    run: Annotated[Path | None, typer.Option(help="Run file; the one the cluster file names when left out.")] = None,
+    name: Name = None,
+    resume: Resume = False,
+    detach: Detach = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be written and run; start nothing.")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Train where a cluster file says, and follow it to its report."""
+    from cryoformer_dist.orchestration.dispatch import provider_of, read_errand
+
+    errand = read_errand(cluster, run, name, resume, overrides or [])
+    if dry_run:
+        terminal.say(provider_of(errand.cluster).preview(errand))
+        return
+    _send(errand, detach)
+
+
+@app.command("resume", epilog="Example: `cryoformer-dist resume demo`")
+def resume_launch(name: LaunchName, detach: Detach = False) -> None:
+    """Launch a run again as it was launched, to go on from its last checkpoint."""
+    from cryoformer_dist.orchestration.dispatch import errand_again
+    from cryoformer_dist.orchestration.launches import find_launch
+
+    _send(errand_again(find_launch(name)), detach)
+
+
+@app.command(epilog="Example: `cryoformer-dist status demo`")
+def status(
+    name: Annotated[
+        str | None, typer.Argument(help="Name of a run; all that were launched from here when left out.")
+    ] = None,
+) -> None:
+    """How launched runs are doing."""
+    from cryoformer_dist.orchestration.launches import all_launches, find_launch
+
+    for launched in [find_launch(name)] if name else all_launches():
+        state = _provider(launched).state(launched.handle)
+        code = "" if state.exit_code is None else f" (exit code {state.exit_code})"
+        terminal.say(f"{launched.name}  {state.word}{code}  launched {launched.started}  {_run_directory(launched)}")
+
+
+@app.command(epilog="Example: `cryoformer-dist logs demo`")
+def logs(name: LaunchName) -> None:
+    """Follow what a launched run prints, from the start to its end."""
+    from cryoformer_dist.orchestration.launches import find_launch
+
+    _follow(find_launch(name))
+
+
+@app.command(epilog="Example: `cryoformer-dist stop demo`")
+def stop(name: LaunchName) -> None:
+    """End a launched run; what it has learned up to its last checkpoint stays."""
+    from cryoformer_dist.orchestration.launches import find_launch
+
+    launched = find_launch(name)
+    _provider(launched).stop(launched.handle)
+    terminal.say(f"stopped        {name}\nnext: cryoformer-dist resume {name}")
+
+
+@app.command(hidden=True)
+def drive(
+    cluster: Annotated[Path, typer.Argument(help="Cluster file, as sent.")],
+    run: Annotated[Path, typer.Argument(help="Run file, as sent.")],
+    name: Annotated[str, typer.Option(help="Name of the run directory.")],
+    resume: Resume = False,
+) -> None:
+    """On the cluster: the whole way, from particles to report."""
+    from cryoformer_dist.orchestration.dispatch import read_errand
+
+    with _ending_in_order():
+        _carry_out(read_errand(cluster, run, name, resume, []))
+
+
+def _send(errand: "Errand", detach: bool) -> None:
+    from cryoformer_dist.orchestration.dispatch import begin_here, drives_here, submit
+
+    if drives_here(errand.cluster) and not detach:
+        _drive_here(begin_here(errand), errand)
+        return
+    launched = submit(errand)
+    terminal.say(f"launched       {errand.name} on {errand.cluster.provider}")
+    terminal.say(f"run directory  {_run_directory(launched)}")
+    if detach:
+        terminal.say(f"next: cryoformer-dist logs {errand.name}")
+        return
+    _follow(launched)
+
+
+def _drive_here(launched: "Launch", errand: "Errand") -> None:
+    """Carry an errand out in this process, and write down how it ended."""
+    from cryoformer_dist.orchestration.providers.process import keep_exit_code
+
+    code = 1
+    try:
+        with _ending_in_order():
+            _carry_out(errand)
+        code = 0
+    except CryoFormerError:
+        code = 2
+        raise
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+        raise
+    finally:
+        keep_exit_code(launched.handle, code)
+
+
+def _carry_out(errand: "Errand") -> None:
+    from cryoformer_dist.orchestration.launch import Request, Voice, carry_out
+
+    run = Path(errand.cluster.storage) / errand.name
+    terminal.say(f"run directory  {run}")
+    voice = Voice(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
+    report = carry_out(Request(errand.run, errand.cluster, run, errand.resume), voice)
+    terminal.say(f"report         {report}")
+
+
+def _follow(launched: "Launch") -> None:
+    """Print a launch's log to its end, and end as it did."""
+    provider = _provider(launched)
+    try:
+        terminal.follow(provider.follow(launched.handle))
+    except KeyboardInterrupt:
+        terminal.say(f"\n{launched.name} goes on. `cryoformer-dist logs {launched.name}` follows it, `stop` ends it.")
+        raise typer.Exit(130) from None
+    state = provider.state(launched.handle)
+    if state.word != "succeeded":
+        terminal.fail(
+            f"{launched.name} {state.word}; `cryoformer-dist resume {launched.name}` goes on from its last checkpoint"
+        )
+        raise typer.Exit(_code(state))
+
+
+def _code(state: "JobState") -> int:
+    return state.exit_code or 1
+
+
+def _provider(launched: "Launch") -> "Provider":
+    from cryoformer_dist.orchestration.dispatch import cluster_of, provider_of
+
+    return provider_of(cluster_of(launched))
+
+
+def _run_directory(launched: "Launch") -> str:
+    return f"{launched.storage.rstrip('/')}/{launched.name}"
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Let `stop`'s signal unwind the stack, so that Ray and its workers end with the driver."""
+
+    def end(*_: object) -> None:
+        sys.exit(_TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,162 @@
+"""Bringing a run to the cluster of a file, and asking after it later."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryoformer_dist.config.cluster import (
+    ClusterConfig,
+    ClusterFile,
+    ExistingCluster,
+    KubeRayCluster,
+    LocalCluster,
+    RayUpCluster,
+    SlurmCluster,
+)
+from cryoformer_dist.config.loading import parse_config, parse_yaml
+from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.errors import ClusterError, ConfigError
+from cryoformer_dist.orchestration.errand import Errand, Provider
+from cryoformer_dist.orchestration.launches import Launch, all_launches, find_launch, keep_launch
+from cryoformer_dist.orchestration.run_files import read_cluster_file, read_run_file
+
+
+def drives_here(cluster: ClusterConfig) -> bool:
+    """Whether the process that launches can drive the run itself."""
+    return isinstance(cluster, LocalCluster) or (isinstance(cluster, ExistingCluster) and not cluster.has_job_server)
+
+
+def provider_of(cluster: ClusterConfig) -> Provider:
+    """Who carries errands to a cluster."""
+    if isinstance(cluster, SlurmCluster):
+        from cryoformer_dist.orchestration.providers.slurm import SlurmProvider
+
+        return SlurmProvider(cluster)
+    if isinstance(cluster, KubeRayCluster):
+        from cryoformer_dist.orchestration.providers.kuberay import KubeRayProvider
+
+        return KubeRayProvider(cluster)
+    if isinstance(cluster, RayUpCluster):
+        from cryoformer_dist.orchestration.providers.ray_up import RayUpProvider
+
+        return RayUpProvider(cluster)
+    if isinstance(cluster, ExistingCluster) and cluster.has_job_server:
+        from cryoformer_dist.orchestration.providers.job_server import JobServerProvider
+
+        return JobServerProvider(cluster)
+    from cryoformer_dist.orchestration.providers.process import ProcessProvider
+
+    return ProcessProvider()
+
+
+def read_errand(
+    cluster_file: Path, run_file: Path | None, name: str | None, resume: bool, overrides: Sequence[str]
+) -> Errand:
+    """Cluster file and run file, checked on their own and together.
+
+    Parameters
+    ----------
+    cluster_file
+        Where.
+    run_file
+        What; the one that the cluster file names when ``None``.
+    name
+        Of the run; the run file's when ``None``.
+    resume
+        Go on with the run that is there.
+    overrides
+        ``dotted.key=value`` for the run file.
+
+    Raises
+    ------
+    ConfigError
+        With every mistake of both files.
+    """
+    mistakes: list[str] = []
+    cluster = run = None
+    try:
+        cluster, its_run_file = read_cluster_file(cluster_file)
+        run_file = run_file or its_run_file
+        if run_file is None:
+            mistakes.append(f"{cluster_file}: names no run file; add `run: FILE` or give --run FILE")
+    except ConfigError as error:
+        mistakes.append(str(error))
+    if run_file is not None:
+        try:
+            named = [] if name is None else [f"name={name}"]
+            run = read_run_file(run_file, [*overrides, *named])
+        except ConfigError as error:
+            mistakes.append(str(error))
+    if cluster is not None and run is not None:
+        mistakes += _contradictions(cluster, run, cluster_file)
+    if mistakes or cluster is None or run is None:
+        raise ConfigError("\n".join(mistakes))
+    return Errand(run.name, cluster, run, resume)
+
+
+def submit(errand: Errand) -> Launch:
+    """Send an errand, and write down where it went."""
+    _refuse_while_running(errand.name)
+    provider = provider_of(errand.cluster)
+    return _kept(errand, provider.submit(errand))
+
+
+def begin_here(errand: Errand) -> Launch:
+    """Write down that this process carries an errand out."""
+    from cryoformer_dist.orchestration.providers.process import this_process
+
+    _refuse_while_running(errand.name)
+    return _kept(errand, this_process(errand))
+
+
+def cluster_of(launch: Launch) -> ClusterConfig:
+    """The cluster a launch went to."""
+    where = f"launch {launch.name}: cluster.yaml"
+    cluster: ClusterConfig = parse_config(parse_yaml(launch.files["cluster.yaml"], where), ClusterFile, where).root
+    return cluster
+
+
+def errand_again(launch: Launch) -> Errand:
+    """The errand of an earlier launch, to go on with."""
+    where = f"launch {launch.name}: run.yaml"
+    run = parse_config(parse_yaml(launch.files["run.yaml"], where), RunConfig, where)
+    return Errand(launch.name, cluster_of(launch), run, resume=True)
+
+
+def _kept(errand: Errand, handle: object) -> Launch:
+    launch = Launch.now(errand.name, errand.cluster.storage, errand.files, dict(handle))  # type: ignore[call-overload]
+    keep_launch(launch)
+    return launch
+
+
+def _refuse_while_running(name: str) -> None:
+    """Two drivers in one run directory would undo each other's work."""
+    if name not in {launch.name for launch in all_launches()}:
+        return
+    launch = find_launch(name)
+    if not provider_of(cluster_of(launch)).state(launch.handle).ended:
+        raise ClusterError(
+            f"a run named {name!r} was launched at {launch.started} and has not ended; `cryoformer-dist stop {name}` "
+            "ends it, --name starts another"
+        )
+
+
+def _contradictions(cluster: ClusterConfig, run: RunConfig, cluster_file: Path) -> list[str]:
+    """What neither file can know alone."""
+    workers, training = cluster.workers, run.training
+    found = []
+    size = training.global_batch_size
+    if size == "auto" and workers.elastic:
+        found.append("training.global_batch_size: auto needs a fixed number of workers; name a number here")
+    elif size != "auto":
+        uneven = [count for count in range(workers.fewest, workers.most + 1) if size % count]
+        if uneven:
+            found.append(
+                f"training.global_batch_size: {size} does not divide by {uneven[0]} workers (workers.count: "
+                f"{workers.count}); take a multiple of every number of workers that may train"
+            )
+    if training.zero_stage and workers.elastic:
+        found.append(
+            f"training.zero_stage: {training.zero_stage} binds a checkpoint to its number of workers, and "
+            f"workers.count is {workers.count}; set it to 0"
+        )
+    return [f"{cluster_file} and its run file: {mistake}" for mistake in found]

@@ -1,0 +1,174 @@
+"""Before a run starts on nodes that others set up: whether all see the storage and hold the same program."""
+
+import os
+import platform
+import socket
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cryoformer_dist.data.store import ParticleStore, is_complete
+from cryoformer_dist.errors import ClusterError, StoreError
+
+_PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
+_NODE_SECONDS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """What was found on a node.
+
+    Attributes
+    ----------
+    host
+        Name and address.
+    versions
+        Of Python and of the packages that must agree.
+    gpus
+        CUDA devices that torch sees there.
+    gpus_promised
+        GPUs that Ray hands out there.
+    fingerprint
+        Of the store, as read there; ``None`` when it is not there yet.
+    problems
+        What is wrong, in words.
+    """
+
+    host: str
+    versions: dict[str, str]
+    gpus: int
+    gpus_promised: float
+    fingerprint: str | None
+    problems: tuple[str, ...]
+
+
+def preflight(storage: str, store: str) -> list[NodeReport]:
+    """Look at every node of the Ray that is up.
+
+    Parameters
+    ----------
+    storage
+        Where run directories go: every node writes there and reads what the others wrote.
+    store
+        Particle store; it may be absent as yet.
+
+    Raises
+    ------
+    ClusterError
+        With all that is wrong, node by node.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    meeting = Path(storage) / f".preflight-{uuid.uuid4().hex}"
+    try:
+        reports = _on_every(nodes, _examine, str(meeting), store)
+        problems = [problem for report in reports for problem in report.problems]
+        unseen = _on_every(nodes, _unseen_there, str(meeting), [node["NodeID"] for node in nodes])
+    finally:
+        _sweep(meeting)
+    for report, missing in zip(reports, unseen, strict=True):
+        if missing and not report.problems:
+            problems.append(
+                f"{report.host}: storage {storage} is not the same folder here as on {missing} other nodes; mount it "
+                "on every node, or use s3://"
+            )
+    problems += _disagreements(reports)
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise ClusterError(f"the cluster is not ready, nothing was started:\n{lines}")
+    return reports
+
+
+def _on_every(nodes: Sequence[dict[str, Any]], function: Any, *arguments: Any) -> list[Any]:
+    """A function's results on all nodes at once, given what Ray says of each."""
+    task = ray.remote(num_cpus=0, max_retries=1)(function)
+    running = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            node, *arguments
+        )
+        for node in nodes
+    ]
+    try:
+        return ray.get(running, timeout=_NODE_SECONDS)
+    except RayError as error:
+        raise ClusterError(
+            f"a node did not answer ({type(error).__name__}: {str(error).splitlines()[0]}); is cryoformer-dist "
+            "installed in the Python that Ray was started with there?"
+        ) from error
+
+
+def _examine(node: dict[str, Any], meeting: str, store: str) -> NodeReport:
+    """One node's report; leaves a file of its own at the meeting place."""
+    import torch
+
+    host = f"{socket.gethostname()} ({node['NodeManagerAddress']})"
+    number, gpus_promised = node["NodeID"], node["Resources"].get("GPU", 0)
+    problems = []
+    try:
+        Path(meeting).mkdir(parents=True, exist_ok=True)
+        (Path(meeting) / number).write_text(number)
+    except OSError as error:
+        problems.append(f"{host}: storage {Path(meeting).parent} cannot be written ({error}); mount it writable there")
+    fingerprint = None
+    try:
+        if is_complete(Path(store)):
+            fingerprint = ParticleStore.open(store).fingerprint
+    except StoreError as error:
+        problems.append(f"{host}: {error}")
+    gpus = torch.cuda.device_count()
+    if gpus < gpus_promised:
+        problems.append(
+            f"{host}: Ray hands out {gpus_promised:g} GPUs, torch sees {gpus}; run `cryoformer-dist doctor` there"
+        )
+    return NodeReport(host, _versions(), gpus, gpus_promised, fingerprint, tuple(problems))
+
+
+def _unseen_there(_: dict[str, Any], meeting: str, nodes: Sequence[str]) -> int:
+    """How many nodes' files this one does not see, or sees other text in."""
+    return sum(not _reads(Path(meeting) / other, other) for other in nodes)
+
+
+def _reads(path: Path, text: str) -> bool:
+    try:
+        return path.read_text() == text
+    except OSError:
+        return False
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _disagreements(reports: Sequence[NodeReport]) -> Iterator[str]:
+    """Where a node's versions or its view of the store differ from what most nodes have."""
+    for name in ("python", *_PACKAGES):
+        usual = Counter(report.versions[name] for report in reports).most_common(1)[0][0]
+        for report in reports:
+            if report.versions[name] != usual:
+                yield f"{report.host}: {name} {report.versions[name]}, {usual} elsewhere; install the same everywhere"
+    usual_store = Counter(report.fingerprint for report in reports).most_common(1)[0][0]
+    for report in reports:
+        if report.fingerprint != usual_store:
+            seen = "another store" if report.fingerprint else "no store"
+            yield f"{report.host}: sees {seen} at dataset.store; put it where every node reads the same"
+
+
+def _sweep(meeting: Path) -> None:
+    """Remove the meeting place and what nodes left there."""
+    if meeting.is_dir():
+        for file in meeting.iterdir():
+            file.unlink()
+        os.rmdir(meeting)

@@ -1,0 +1,106 @@
+"""The job server of a Ray that others started."""
+
+import asyncio
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from cryoformer_dist.config.cluster import ExistingCluster
+from cryoformer_dist.errors import ClusterError
+from cryoformer_dist.orchestration.environment import find_token, worker_environment
+from cryoformer_dist.orchestration.errand import Errand, Handle, JobState
+
+_WORDS: dict[JobStatus, Literal["pending", "running", "succeeded", "failed", "stopped"]] = {
+    JobStatus.PENDING: "pending",
+    JobStatus.RUNNING: "running",
+    JobStatus.SUCCEEDED: "succeeded",
+    JobStatus.FAILED: "failed",
+    JobStatus.STOPPED: "stopped",
+}
+
+
+class JobServerProvider:
+    """Submits the driver as a Ray job.
+
+    Parameters
+    ----------
+    cluster
+        With the address of its job server.
+    """
+
+    def __init__(self, cluster: ExistingCluster) -> None:
+        self._cluster = cluster
+
+    def preview(self, errand: Errand) -> str:
+        """See `Provider`."""
+        parts = [f"# {name}, sent with the job\n{text}" for name, text in errand.files.items()]
+        return "\n".join([*parts, f"# job at {self._cluster.address}\n{self._entrypoint(errand)}"])
+
+    def submit(self, errand: Errand) -> Handle:
+        """See `Provider`."""
+        number = f"{errand.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        environment = worker_environment() | {"RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"]} | errand.cluster.environment
+        client = self._client()
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in errand.files.items():
+                (Path(folder) / name).write_text(text)
+            client.submit_job(
+                entrypoint=self._entrypoint(errand),
+                submission_id=number,
+                runtime_env={"working_dir": folder, "env_vars": environment},
+                metadata={"run": errand.name},
+                entrypoint_num_cpus=0,
+            )
+        return {"job": number}
+
+    def follow(self, handle: Handle) -> Iterator[str]:
+        """See `Provider`."""
+        chunks = self._client().tail_job_logs(handle["job"])
+        loop = asyncio.new_event_loop()
+        rest = ""
+        try:
+            while True:
+                try:
+                    rest += loop.run_until_complete(anext(chunks))
+                except StopAsyncIteration:
+                    break
+                *lines, rest = rest.split("\n")
+                yield from lines
+        finally:
+            loop.run_until_complete(chunks.aclose())
+            loop.close()
+        if rest:
+            yield rest
+
+    def state(self, handle: Handle) -> JobState:
+        """See `Provider`."""
+        try:
+            found = self._client().get_job_info(handle["job"])
+        except RuntimeError as error:
+            if "does not exist" in str(error):
+                return JobState("lost")
+            raise
+        return JobState(_WORDS[found.status], found.driver_exit_code)
+
+    def stop(self, handle: Handle) -> None:
+        """See `Provider`."""
+        self._client().stop_job(handle["job"])
+
+    def _entrypoint(self, errand: Errand) -> str:
+        return shlex.join(errand.command(".", self._cluster.python))
+
+    def _client(self) -> Any:
+        find_token(self._cluster.token_file)
+        try:
+            return JobSubmissionClient(self._cluster.address)
+        except (ConnectionError, RuntimeError) as error:
+            raise ClusterError(
+                f"address: no job server of Ray answers at {self._cluster.address} ({str(error).splitlines()[0]}); is "
+                "the cluster up, the port forwarded, the token its own (token_file)?"
+            ) from error

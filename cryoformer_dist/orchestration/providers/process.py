@@ -1,0 +1,132 @@
+"""A process of this machine: for a Ray that starts with it, or one that it attaches to."""
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from cryoformer_dist.errors import ClusterError
+from cryoformer_dist.orchestration.errand import Errand, Handle, JobState
+from cryoformer_dist.orchestration.launches import launch_folder
+
+_POLL_SECONDS = 0.2
+# Ray and its workers are given so long to end in order.
+_GRACE_SECONDS = 20
+# The shell outlives the driver to say how it ended, also to one who asks much later.
+_KEEP_EXIT_CODE = '"$@"; echo $? > exit'
+
+
+class ProcessProvider:
+    """Runs the driver as a process of its own, which outlives the terminal."""
+
+    def preview(self, errand: Errand) -> str:
+        """See `Provider`."""
+        folder = _folder(errand)
+        parts = [f"# {folder / name}\n{text}" for name, text in errand.files.items()]
+        command = shlex.join(errand.command(str(folder), sys.executable))
+        return "\n".join([*parts, f"# on this machine, with --detach as a process of its own\n{command}"])
+
+    def submit(self, errand: Errand) -> Handle:
+        """See `Provider`."""
+        folder = write_files(errand)
+        command = ["sh", "-c", _KEEP_EXIT_CODE, "sh", *errand.command(str(folder), sys.executable)]
+        with (folder / "log").open("w") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return _handle(process.pid, folder)
+
+    def follow(self, handle: Handle) -> Iterator[str]:
+        """See `Provider`."""
+        log = Path(handle["folder"]) / "log"
+        if not log.is_file():
+            yield f"this launch prints to the terminal it was started in (process {handle['pid']})"
+            return
+        with log.open() as stream:
+            line = ""
+            while True:
+                # Asked before reading: what is written until then is all there is.
+                ended = self.state(handle).ended
+                while part := stream.readline():
+                    line += part
+                    if line.endswith("\n"):
+                        yield line.rstrip("\n")
+                        line = ""
+                if ended:
+                    return
+                time.sleep(_POLL_SECONDS)
+
+    def state(self, handle: Handle) -> JobState:
+        """See `Provider`."""
+        said = Path(handle["folder"]) / "exit"
+        if said.is_file() and (text := said.read_text().strip()):
+            return JobState("failed" if int(text) else "succeeded", int(text))
+        return JobState("running") if _process(handle) else JobState("stopped")
+
+    def stop(self, handle: Handle) -> None:
+        """See `Provider`."""
+        process = _process(handle)
+        if process is None:
+            raise ClusterError(f"process {handle['pid']} has ended already")
+        group = [process, *process.children(recursive=True)]
+        # A process with a log leads its session: the signal reaches the driver behind its shell.
+        if (Path(handle["folder"]) / "log").is_file():
+            os.killpg(process.pid, signal.SIGTERM)
+        else:
+            process.terminate()
+        _, alive = psutil.wait_procs(group, timeout=_GRACE_SECONDS)
+        for left in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+
+
+def write_files(errand: Errand) -> Path:
+    """An errand's files in a folder of this machine, in place of those of an earlier launch of its name."""
+    folder = _folder(errand)
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in ("exit", "log"):
+        (folder / leftover).unlink(missing_ok=True)
+    for name, text in errand.files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def this_process(errand: Errand) -> Handle:
+    """The handle of an errand that this very process carries out."""
+    return _handle(os.getpid(), write_files(errand))
+
+
+def keep_exit_code(handle: Handle, code: int) -> None:
+    """Say how this very process ends."""
+    (Path(handle["folder"]) / "exit").write_text(str(code))
+
+
+def _folder(errand: Errand) -> Path:
+    return launch_folder() / errand.name
+
+
+def _handle(pid: int, folder: Path) -> Handle:
+    # Numbers of processes are used again; with the time of its start it is this one.
+    return {"pid": str(pid), "started": str(psutil.Process(pid).create_time()), "folder": str(folder)}
+
+
+def _process(handle: Handle) -> psutil.Process | None:
+    """The process, if it is still there."""
+    try:
+        process = psutil.Process(int(handle["pid"]))
+        same = str(process.create_time()) == handle["started"] and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return None
+    return process if same else None
