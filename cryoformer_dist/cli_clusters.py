@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cryoformer_dist import terminal
-from cryoformer_dist.errors import CryoFormerError
+from cryoformer_dist.errors import ClusterError, CryoFormerError
 
 if TYPE_CHECKING:
     from cryoformer_dist.orchestration.errand import Errand, JobState, Provider
@@ -74,9 +74,7 @@ def status(
     from cryoformer_dist.orchestration.launches import all_launches, find_launch
 
     for launched in [find_launch(name)] if name else all_launches():
-        state = _provider(launched).state(launched.handle)
-        code = "" if state.exit_code is None else f" (exit code {state.exit_code})"
-        terminal.say(f"{launched.name}  {state.word}{code}  launched {launched.started}  {_run_directory(launched)}")
+        terminal.say(f"{launched.name}  {_state(launched)}  launched {launched.started}  {_run_directory(launched)}")
 
 
 @app.command(epilog="Example: `cryoformer-dist logs demo`")
@@ -169,6 +167,14 @@ def _follow(launched: "Launch") -> None:
             f"{launched.name} {state.word}; `cryoformer-dist resume {launched.name}` goes on from its last checkpoint"
         )
         raise typer.Exit(_code(state))
+
+
+def _state(launched: "Launch") -> str:
+    try:
+        state = _provider(launched).state(launched.handle)
+    except ClusterError as error:
+        return f"unknown ({error})"
+    return state.word if state.exit_code is None else f"{state.word} (exit code {state.exit_code})"
 
 
 def _code(state: "JobState") -> int:

@@ -57,5 +57,9 @@ class DensityMaskedAwayWarning(CryoFormerWarning):
     """Much of what the model does not explain lies where its occupancy mask allows no density."""
 
 
+class ClusterUnreachableWarning(CryoFormerWarning):
+    """The cluster of an earlier launch does not answer; it is taken to be gone."""
+
+
 class SmallSampleWarning(CryoFormerWarning):
     """A decision was taken from few particles."""

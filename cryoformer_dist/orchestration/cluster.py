@@ -27,8 +27,8 @@ def ray_of(cluster: ClusterConfig) -> AbstractContextManager[str | None]:
     if isinstance(cluster, ExistingCluster) and not cluster.has_job_server:
         find_token(cluster.token_file)
         return running_ray(address=cluster.address, environment=cluster.environment)
-    address = os.environ.get("RAY_ADDRESS", "auto")
-    return running_ray(address=address, environment=cluster.environment)
+    # A job: its environment came with it.
+    return running_ray(address=os.environ.get("RAY_ADDRESS", "auto"))
 
 
 @contextmanager
@@ -76,8 +76,8 @@ def running_ray(
         if dashboard is not None:
             host, port = dashboard
             options |= {"dashboard_host": host} | ({} if port is None else {"dashboard_port": port})
-    else:
-        options |= {"runtime_env": {"env_vars": worker_environment() | (environment or {})}}
+    elif environment is not None:
+        options |= {"runtime_env": {"env_vars": worker_environment() | environment}}
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         context = _started(address, options)

@@ -1,5 +1,6 @@
 """Bringing a run to the cluster of a file, and asking after it later."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cryoformer_dist.config.cluster import (
 )
 from cryoformer_dist.config.loading import parse_config, parse_yaml
 from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.errors import ClusterError, ConfigError
+from cryoformer_dist.errors import ClusterError, ClusterUnreachableWarning, ConfigError
 from cryoformer_dist.orchestration.errand import Errand, Provider
 from cryoformer_dist.orchestration.launches import Launch, all_launches, find_launch, keep_launch
 from cryoformer_dist.orchestration.run_files import read_cluster_file, read_run_file
@@ -133,7 +134,13 @@ def _refuse_while_running(name: str) -> None:
     if name not in {launch.name for launch in all_launches()}:
         return
     launch = find_launch(name)
-    if not provider_of(cluster_of(launch)).state(launch.handle).ended:
+    try:
+        ended = provider_of(cluster_of(launch)).state(launch.handle).ended
+    except ClusterError as error:
+        told = f"{name!r} was launched before, at {launch.started}, on a cluster that does not answer: taken as ended"
+        warnings.warn(f"{told} ({error})", ClusterUnreachableWarning, stacklevel=2)
+        return
+    if not ended:
         raise ClusterError(
             f"a run named {name!r} was launched at {launch.started} and has not ended; `cryoformer-dist stop {name}` "
             "ends it, --name starts another"

@@ -1,6 +1,7 @@
 """The job server of a Ray that others started."""
 
 import asyncio
+import logging
 import os
 import shlex
 import tempfile
@@ -98,9 +99,13 @@ class JobServerProvider:
     def _client(self) -> Any:
         find_token(self._cluster.token_file)
         try:
-            return JobSubmissionClient(self._cluster.address)
+            client = JobSubmissionClient(self._cluster.address)
         except (ConnectionError, RuntimeError) as error:
             raise ClusterError(
                 f"address: no job server of Ray answers at {self._cluster.address} ({str(error).splitlines()[0]}); is "
                 "the cluster up, the port forwarded, the token its own (token_file)?"
             ) from error
+        # It sets its own level when it is made.
+        for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        return client

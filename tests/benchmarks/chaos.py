@@ -1,0 +1,221 @@
+"""One training on a cluster of raylets, with workers, nodes and the driver killed at random times; run by hand.
+
+The same run is made undisturbed first. Printed, and written as JSON: every kill and the time it cost, and whether the
+killed run ended with the same losses and maps, and nothing half-written beside them.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from raylets import Raylets, raylets
+from tiny_runs import tiny_settings, write_set
+
+from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.training.checkpoint import checkpoints
+from cryoformer_dist.training.progress import read_metrics
+
+NODES = 2
+EXACT = ("stage", "epoch", "step", "steps", "loss", "prior", "active_points")
+# Until a replacement has joined, the workers are up and the first report has come.
+RECOVERY_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What was killed, at which reported step, and seconds until a later step was reported, less its usual time."""
+
+    what: str
+    step: int
+    seconds_lost: float
+
+
+class Run:
+    """A run launched on raylets, seen through its run directory."""
+
+    def __init__(self, name: str, work: Path, cluster: Raylets, cluster_file: Path) -> None:
+        self.name, self._cluster, self._file = name, cluster, cluster_file
+        self.folder = work / "runs" / name
+        self._environment = os.environ | {"XDG_STATE_HOME": str(work / "state")}
+
+    def launch(self, *options: str) -> None:
+        self._command("launch", str(self._file), "--name", self.name, "--detach", *options)
+
+    def command(self, *words: str) -> str:
+        return self._command(*words, self.name)
+
+    def _command(self, *words: str) -> str:
+        command = [sys.executable, "-m", "cryoformer_dist.cli", *words]
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def step(self) -> int:
+        return max((record["step"] for record in read_metrics(self.folder)), default=0)
+
+    def wait_beyond(self, step: int) -> float:
+        """Seconds until a later step is reported."""
+        start = time.monotonic()
+        while self.step() <= step and not (self.folder / "report.html").is_file():
+            if time.monotonic() - start > RECOVERY_SECONDS:
+                raise SystemExit(f"{self.name}: nothing after step {step} for {RECOVERY_SECONDS} s")
+            time.sleep(0.2)
+        return time.monotonic() - start
+
+    def wait_for_report(self) -> None:
+        while "running" in (state := self.command("status")) or "pending" in state:
+            time.sleep(2)
+        if "succeeded" not in state:
+            raise SystemExit(f"{self.name}: {state}{self.command('logs')}")
+
+
+def kill_worker(run: Run, cluster: Raylets, chance: random.Random) -> None:
+    """One training process, outright."""
+    workers = [process for process in processes() if "RayTrainWorker" in " ".join(process.cmdline())]
+    os.kill(chance.choice(sorted(workers, key=lambda process: process.pid)).pid, signal.SIGKILL)
+
+
+def kill_node(run: Run, cluster: Raylets, chance: random.Random) -> None:
+    """A raylet with all its workers; a new one joins at once."""
+    cluster.kill_node(chance.choice(cluster.processes[1:]))
+    cluster.start_node(1)
+
+
+def kill_driver(run: Run, cluster: Raylets, chance: random.Random) -> None:
+    """The process that drives the run; resumed by hand as soon as the cluster says that it failed."""
+    drivers = [
+        process for process in processes() if {"cryoformer_dist.cli", "drive", run.name} <= set(process.cmdline())
+    ]
+    for driver in drivers:
+        os.kill(driver.pid, signal.SIGKILL)
+    while "running" in run.command("status"):
+        time.sleep(1)
+    run.command("resume", "--detach")
+
+
+def processes() -> list[psutil.Process]:
+    """All processes that can be looked at."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cmdline():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+KINDS: dict[str, Callable[[Run, Raylets, random.Random], None]] = {
+    "worker": kill_worker,
+    "node": kill_node,
+    "driver": kill_driver,
+}
+
+
+def chaos(run: Run, cluster: Raylets, kills: int, seed: int) -> list[Kill]:
+    """Kill at random times until enough."""
+    chance = random.Random(seed)
+    # The same share of each kind, in random order.
+    kinds = [name for _ in range(-(-kills // len(KINDS))) for name in KINDS][:kills]
+    chance.shuffle(kinds)
+    found = []
+    run.launch()
+    run.wait_beyond(0)
+    for what in kinds:
+        time.sleep(chance.uniform(1, 6))
+        if (run.folder / "report.html").is_file():
+            raise SystemExit(f"training ended after {len(found)} kills; take more --epochs")
+        step = run.step()
+        start = time.monotonic()
+        KINDS[what](run, cluster, chance)
+        run.wait_beyond(step)
+        found.append(Kill(what, step, round(time.monotonic() - start, 1)))
+        print(f"{what:<7} killed at step {step:>5}, next report after {found[-1].seconds_lost:5.1f} s", flush=True)
+    run.wait_for_report()
+    return found
+
+
+def differences(run: Path, other: Path) -> dict[str, float]:
+    """Largest differences between two runs: in any record, and in any map relative to the map's largest value."""
+    records, others = read_metrics(run), read_metrics(other)
+    if [record["step"] for record in records] != [record["step"] for record in others]:
+        raise SystemExit(f"{run.name} and {other.name} did not report the same steps")
+    loss = max(abs(record["loss"] - twin["loss"]) for record, twin in zip(records, others, strict=True))
+    maps = sorted(path.relative_to(run) for path in (run / "volumes").rglob("*.mrc"))
+    if not maps or maps != sorted(path.relative_to(other) for path in (other / "volumes").rglob("*.mrc")):
+        raise SystemExit(f"{run.name} and {other.name} did not write the same maps")
+    worst = 0.0
+    for name in maps:
+        map_here, map_there = read_volume(run / name).voxels.numpy(), read_volume(other / name).voxels.numpy()
+        worst = max(worst, float(np.abs(map_here - map_there).max() / np.abs(map_there).max()))
+    return {"loss": loss, "maps": worst, "maps_compared": len(maps)}
+
+
+def half_written(run: Path) -> list[str]:
+    """What a kill may have left: temporary names, and checkpoints without their last file."""
+    left = [path for path in run.rglob("*") if path.name.startswith(".partial") or path.suffix in (".tmp", ".partial")]
+    folders = set((run / "checkpoints").glob("step-*")) - {checkpoint.folder for checkpoint in checkpoints(run)}
+    return sorted(str(path.relative_to(run)) for path in [*left, *folders])
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder for everything; new")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=120)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    work = given.work.resolve()
+    work.mkdir(parents=True)
+    store = write_set(work, particles=256)
+    changes = {
+        "training.epochs": given.epochs,
+        "training.report_every_steps": 10,
+        "training.checkpoint_every_steps": 20,
+    }
+    settings = tiny_settings(store, {**changes, "dataset.loader": "ray", "model.pose.form": "table"})
+    (work / "run.yaml").write_text(yaml.safe_dump(settings))
+    with raylets(NODES, cpus=1, head_cpus=1) as cluster:
+        file = work / "cluster.yaml"
+        values = {"provider": "existing", "address": cluster.job_server, "token_file": str(cluster.token_file)}
+        values |= {"python": sys.executable, "storage": "runs", "run": "run.yaml", "max_failures": given.kills}
+        file.write_text(yaml.safe_dump({**values, "workers": {"count": NODES, "cpus": 0.9}}))
+        whole, killed = (Run(name, work, cluster, file) for name in ("whole", "killed"))
+        start = time.monotonic()
+        whole.launch()
+        whole.wait_for_report()
+        undisturbed = time.monotonic() - start
+        print(f"undisturbed: {undisturbed:.0f} s", flush=True)
+        start = time.monotonic()
+        kills = chaos(killed, cluster, given.kills, given.seed)
+        disturbed = time.monotonic() - start
+    result = {
+        "kills": [asdict(kill) for kill in kills],
+        "seconds_undisturbed": round(undisturbed, 1),
+        "seconds_with_kills": round(disturbed, 1),
+        "seconds_lost_per_kill": round((disturbed - undisturbed) / len(kills), 1),
+        "differences": differences(killed.folder, whole.folder),
+        "half_written": half_written(killed.folder),
+    }
+    (work / "chaos.json").write_text(json.dumps(result, indent=1))
+    print(json.dumps({key: value for key, value in result.items() if key != "kills"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
