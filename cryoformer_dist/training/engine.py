@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.errors import BackendUnavailableError, CheckpointError
 
+_WHOLE = "torch.pt"
 _CHECKPOINT_TAG = "engine"
 
 
@@ -100,6 +101,24 @@ def of_leader(values: Tensor) -> Tensor:
     return values
 
 
+def _save_whole(folder: Path, module: nn.Module, optimizer: Any) -> None:
+    """State that every rank holds whole: any engine may go on with it, on any number of ranks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(state, folder / _WHOLE)
+
+
+def _load_whole(folder: Path, module: nn.Module, optimizer: Any, device: torch.device) -> None:
+    path = folder / _WHOLE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: missing; the run was trained with a training.zero_stage above 0: resume with that"
+        )
+    state = torch.load(path, map_location=device, weights_only=True)
+    module.load_state_dict(state["module"])
+    optimizer.load_state_dict(state["optimizer"])
+
+
 class TorchEngine:
     """Plain torch: the reference, and the engine of a machine without DeepSpeed.
 
@@ -148,20 +167,11 @@ class TorchEngine:
     def save(self, folder: Path) -> None:
         """See `Engine`."""
         if self.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            state = {"module": self._module.state_dict(), "optimizer": self._optimizer.state_dict()}
-            torch.save(state, folder / "torch.pt")
+            _save_whole(folder, self._module, self._optimizer)
 
     def load(self, folder: Path) -> None:
         """See `Engine`."""
-        path = folder / "torch.pt"
-        if not path.is_file():
-            raise CheckpointError(
-                f"{path}: missing; the run was trained with another training.engine: resume with that"
-            )
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self._module.load_state_dict(state["module"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        _load_whole(folder, self._module, self._optimizer, self.device)
 
 
 class DeepSpeedEngine:
@@ -198,6 +208,7 @@ class DeepSpeedEngine:
             "zero_allow_untested_optimizer": True,
         }
         optimizer = _optimizer(module, config)
+        self._sharded = config.zero_stage > 0
         self._taking_part: set[int] = set()
         for number, group in enumerate(optimizer.param_groups):
             for parameter in group["params"]:
@@ -223,13 +234,22 @@ class DeepSpeedEngine:
 
     def save(self, folder: Path) -> None:
         """See `Engine`."""
-        self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
+        if self._sharded:
+            self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
+        elif self.rank == 0:
+            _save_whole(folder, self._engine.module, self._engine.optimizer)
 
     def load(self, folder: Path) -> None:
         """See `Engine`."""
-        if not (folder / _CHECKPOINT_TAG).is_dir():
+        if not self._sharded:
+            _load_whole(folder, self._engine.module, self._engine.optimizer, self.device)
+            return
+        shards = len(list((folder / _CHECKPOINT_TAG).glob("*optim_states.pt")))
+        if shards != self.world:
+            found = f"optimiser shards of {shards} ranks" if shards else "no optimiser shards"
             raise CheckpointError(
-                f"{folder}: no DeepSpeed state; the run was trained with training.engine torch: resume with that"
+                f"{folder}: holds {found}, and {self.world} ranks are to go on with training.zero_stage above 0; "
+                "resume with the workers and the stage it was trained with"
             )
         self._engine.load_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
 

@@ -149,7 +149,7 @@ class TestEngineContract:
 
     def test_an_absent_state_is_named_with_the_way_out(self, make: Make, tmp_path: Path) -> None:
         _, engine = make()
-        with pytest.raises(CheckpointError, match=rf"{tmp_path}.*training\.engine"):
+        with pytest.raises(CheckpointError, match=rf"{tmp_path}.*training\.zero_stage above 0"):
             engine.load(tmp_path)
 
     def test_long_gradients_are_cut(self, make: Make) -> None:
@@ -175,6 +175,31 @@ def test_deepspeed_gives_the_weights_of_plain_torch(stage: int) -> None:
     _train(DeepSpeedEngine(modules[1], config, CPU, particles_per_rank=4), 5)
     for name, value in modules[0].state_dict().items():
         torch.testing.assert_close(modules[1].state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.usefixtures("_world_of_one")
+def test_without_shards_either_engine_goes_on_with_the_other_s_state(tmp_path: Path) -> None:
+    config = TrainingConfig()
+
+    def engines() -> tuple[Engine, Engine]:
+        return TorchEngine(_Quadratic(), config, CPU), DeepSpeedEngine(_Quadratic(), config, CPU, particles_per_rank=4)
+
+    for number, (first, second) in enumerate((engines(), engines()[::-1])):
+        folder = tmp_path / str(number)
+        _train(first, 4)
+        first.save(folder)
+        second.load(folder)
+        assert _train(second, 3) == pytest.approx(_train(first, 3), abs=1e-6)
+
+
+@pytest.mark.usefixtures("_world_of_one")
+def test_shards_of_other_ranks_are_refused_with_their_number(tmp_path: Path) -> None:
+    engine = DeepSpeedEngine(_Quadratic(), TrainingConfig(zero_stage=1), CPU, particles_per_rank=4)
+    engine.save(tmp_path)
+    (shard,) = (tmp_path / "engine").glob("*optim_states.pt")
+    shard.with_name(shard.name.replace("rank_0", "rank_1")).write_bytes(shard.read_bytes())
+    with pytest.raises(CheckpointError, match="shards of 2 ranks, and 1 ranks are to go on"):
+        engine.load(tmp_path)
 
 
 def _rank_with_a_resting_part(rank: int, world: int, meeting_point: str) -> None:
