@@ -16,7 +16,7 @@ Port = Annotated[int, Field(ge=1024, le=65535)]
 class WorkersConfig(Section):
     """Training processes."""
 
-    count: PositiveInt | str = Field(
+    count: int | str = Field(
         1, description="a number, or FEWEST..MOST for a run that shrinks when nodes are lost and grows when they return"
     )
     cpus: float = Field(0.9, gt=0, description="CPUs per worker; leave a little of the machine for reading data")
@@ -25,13 +25,12 @@ class WorkersConfig(Section):
         30, gt=0, description="a worker that reports nothing for so long hangs: it is ended and replaced"
     )
 
-    @field_validator("count")
+    @field_validator("count", mode="before")
     @classmethod
-    def _range(cls, count: int | str) -> int | str:
-        if isinstance(count, int):
-            return count
-        ends = re.fullmatch(r"(\d+)\.\.(\d+)", count)
-        if ends is None or not 1 <= int(ends[1]) < int(ends[2]):
+    def _range(cls, count: Any) -> Any:
+        ends = re.fullmatch(r"(\d+)\.\.(\d+)", count) if isinstance(count, str) else None
+        whole = isinstance(count, int) and not isinstance(count, bool) and count >= 1
+        if not whole and (ends is None or not 1 <= int(ends[1]) < int(ends[2])):
             raise ValueError(f"{count!r}: write a number, or FEWEST..MOST as in 1..3")
         return count
 

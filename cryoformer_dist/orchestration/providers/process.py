@@ -4,7 +4,6 @@ import contextlib
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,14 +12,15 @@ from pathlib import Path
 import psutil
 
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.errand import Errand, Handle, JobState
+from cryoformer_dist.orchestration.errand import Errand, Handle, JobState, output_of
 from cryoformer_dist.orchestration.launches import launch_folder
 
 _POLL_SECONDS = 0.2
 # Ray and its workers are given so long to end in order.
 _GRACE_SECONDS = 20
-# The shell outlives the driver to say how it ended, also to one who asks much later.
-_KEEP_EXIT_CODE = '"$@"; echo $? > exit'
+# The shell in brackets outlives the driver to say how it ended, also to one who asks much later. The shell around it
+# ends at once: nobody has to wait for its child.
+_APART = '( "$@"; echo $? > exit ) > log 2>&1 < /dev/null & echo $!'
 
 
 class ProcessProvider:
@@ -36,17 +36,10 @@ class ProcessProvider:
     def submit(self, errand: Errand) -> Handle:
         """See `Provider`."""
         folder = write_files(errand)
-        command = ["sh", "-c", _KEEP_EXIT_CODE, "sh", *errand.command(str(folder), sys.executable)]
-        with (folder / "log").open("w") as log:
-            process = subprocess.Popen(
-                command,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        return _handle(process.pid, folder)
+        (folder / "log").touch()
+        command = ["sh", "-c", _APART, "sh", *errand.command(str(folder), sys.executable)]
+        number = output_of(command, "starting the driver", cwd=folder, start_new_session=True)
+        return _handle(int(number), folder)
 
     def follow(self, handle: Handle) -> Iterator[str]:
         """See `Provider`."""
@@ -65,6 +58,8 @@ class ProcessProvider:
                         yield line.rstrip("\n")
                         line = ""
                 if ended:
+                    if line:
+                        yield line
                     return
                 time.sleep(_POLL_SECONDS)
 
@@ -81,9 +76,9 @@ class ProcessProvider:
         if process is None:
             raise ClusterError(f"process {handle['pid']} has ended already")
         group = [process, *process.children(recursive=True)]
-        # A process with a log leads its session: the signal reaches the driver behind its shell.
+        # One with a log is a shell with a session of its own, the driver behind it.
         if (Path(handle["folder"]) / "log").is_file():
-            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(os.getpgid(process.pid), signal.SIGTERM)
         else:
             process.terminate()
         _, alive = psutil.wait_procs(group, timeout=_GRACE_SECONDS)

@@ -1,0 +1,127 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_runs import tiny_settings
+
+from cryoformer_dist.config.cluster import LocalCluster
+from cryoformer_dist.errors import ClusterError, ClusterUnreachableWarning, ConfigError
+from cryoformer_dist.orchestration import dispatch
+from cryoformer_dist.orchestration.dispatch import cluster_of, errand_again, read_errand, submit
+from cryoformer_dist.orchestration.errand import Errand, Handle, JobState
+from cryoformer_dist.orchestration.launches import find_launch
+
+
+@pytest.fixture(autouse=True)
+def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+class _Provider:
+    """Takes every errand; says what it is told to say of it."""
+
+    answer: JobState | ClusterError = JobState("running")
+
+    def preview(self, errand: Errand) -> str:
+        return ""
+
+    def submit(self, errand: Errand) -> Handle:
+        return {"job": "7"}
+
+    def follow(self, handle: Handle) -> Iterator[str]:
+        yield ""
+
+    def state(self, handle: Handle) -> JobState:
+        if isinstance(self.answer, ClusterError):
+            raise self.answer
+        return self.answer
+
+    def stop(self, handle: Handle) -> None:
+        pass
+
+
+@pytest.fixture
+def provider(monkeypatch: pytest.MonkeyPatch) -> _Provider:
+    made = _Provider()
+    monkeypatch.setattr(dispatch, "provider_of", lambda cluster: made)
+    return made
+
+
+def _files(folder: Path, cluster: dict[str, Any], changes: dict[str, Any] | None = None) -> Path:
+    (folder / "run.yaml").write_text(yaml.safe_dump(tiny_settings(Path("s.zarr"), changes)))
+    path = folder / "cluster.yaml"
+    path.write_text(yaml.safe_dump({"run": "run.yaml", **cluster}))
+    return path
+
+
+def test_an_errand_s_paths_start_at_the_files_folders(tmp_path: Path) -> None:
+    errand = read_errand(_files(tmp_path, {"storage": "runs"}), None, None, False, [])
+    assert errand.cluster.storage == str(tmp_path / "runs")
+    assert errand.run.dataset.store == str(tmp_path / "s.zarr")
+    assert errand.name == "tiny"
+
+
+def test_a_name_given_is_the_run_s_and_must_be_one(tmp_path: Path) -> None:
+    path = _files(tmp_path, {})
+    errand = read_errand(path, None, "other", False, ["training.epochs=9"])
+    assert (errand.name, errand.run.name, errand.run.training.epochs) == ("other", "other", 9)
+    with pytest.raises(ConfigError, match="name"):
+        read_errand(path, None, "../other", False, [])
+
+
+def test_the_mistakes_of_both_files_are_told_together(tmp_path: Path) -> None:
+    path = _files(tmp_path, {"provider": "slurm"}, {"training.epochs": 0})
+    with pytest.raises(ConfigError) as error:
+        read_errand(path, tmp_path / "run.yaml", None, False, [])
+    assert "cpus_per_node: is required" in str(error.value)
+    assert "training.epochs" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("workers", "changes", "said"),
+    [
+        ({"count": 5}, {}, "12 does not divide by 5 workers"),
+        ({"count": "2..5"}, {}, "12 does not divide by 5 workers"),
+        ({"count": "1..3"}, {"training.global_batch_size": "auto"}, "auto needs a fixed number of workers"),
+        ({"count": "1..3"}, {"training.zero_stage": 1}, "zero_stage: 1 binds a checkpoint"),
+    ],
+)
+def test_what_neither_file_can_know_alone_is_told_before_anything_starts(
+    workers: dict[str, Any], changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read_errand(_files(tmp_path, {"workers": workers}, changes), None, None, False, [])
+
+
+def test_a_range_whose_every_number_divides_the_batch_is_taken(tmp_path: Path) -> None:
+    assert read_errand(_files(tmp_path, {"workers": {"count": "1..4"}}), None, None, False, []).cluster.workers.elastic
+
+
+def test_what_was_launched_can_be_launched_again_to_go_on(tmp_path: Path, provider: _Provider) -> None:
+    errand = read_errand(_files(tmp_path, {"storage": "runs"}), None, None, False, [])
+    submit(errand)
+    launch = find_launch("tiny")
+    assert launch.handle == {"job": "7"}
+    assert cluster_of(launch) == LocalCluster(run="run.yaml", storage=str(tmp_path / "runs"))
+    again = errand_again(launch)
+    assert again.resume
+    assert (again.run, again.cluster) == (errand.run, errand.cluster)
+
+
+def test_two_drivers_never_share_a_name(tmp_path: Path, provider: _Provider) -> None:
+    errand = read_errand(_files(tmp_path, {}), None, None, False, [])
+    submit(errand)
+    with pytest.raises(ClusterError, match="has not ended"):
+        submit(errand)
+    provider.answer = JobState("failed", 1)
+    submit(errand)
+
+
+def test_a_cluster_that_is_gone_does_not_hold_its_names(tmp_path: Path, provider: _Provider) -> None:
+    errand = read_errand(_files(tmp_path, {}), None, None, False, [])
+    submit(errand)
+    provider.answer = ClusterError("nobody answers")
+    with pytest.warns(ClusterUnreachableWarning, match="nobody answers"):
+        submit(errand)

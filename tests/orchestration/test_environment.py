@@ -1,0 +1,57 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from cryoformer_dist.errors import ClusterError
+from cryoformer_dist.orchestration.environment import find_token, make_token, prepare_environment
+
+
+@pytest.fixture(autouse=True)
+def _bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    prepare_environment()
+
+
+def test_clusters_ask_for_a_token_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    prepare_environment()
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+
+
+def test_a_cluster_of_our_own_gets_a_token_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = set()
+    for _ in range(2):
+        monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+        make_token()
+        tokens.add(os.environ["RAY_AUTH_TOKEN"])
+    assert len(tokens) == 2
+    assert all(len(token) == 64 for token in tokens)
+
+
+def test_a_token_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
+    make_token()
+    assert os.environ["RAY_AUTH_TOKEN"] == "mine"
+
+
+def test_another_s_cluster_without_a_token_to_be_found_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="token_file"):
+        find_token(None)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("theirs")
+    find_token(None)
+
+
+def test_a_token_file_counts_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "another cluster's")
+    with pytest.raises(ClusterError, match="no such file"):
+        find_token(str(tmp_path / "token"))
+    (tmp_path / "token").write_text("theirs")
+    find_token(str(tmp_path / "token"))
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "token")
+    assert "RAY_AUTH_TOKEN" not in os.environ
