@@ -134,7 +134,7 @@ def job_script(config: SlurmCluster, errand: Errand, folder: str) -> str:
     }
     lines = [
         "#!/bin/bash",
-        f"# cryoformer-dist, run {errand.name}: Ray on every node, the driver on the first; all of it ends with the job.",
+        f"# cryoformer-dist, run {errand.name}: Ray on every node, the driver on the first; all ends with the job.",
         *(f"#SBATCH {shlex.quote(option) if ' ' in option else option}" for option in options),
         "",
         *config.setup,
