@@ -149,7 +149,7 @@ def job_script(config: SlurmCluster, errand: Errand, folder: str) -> str:
 def _folder(errand: Errand) -> Path:
     """Where the nodes find the errand's files: in its run directory, or at home when runs go to an object store."""
     if "://" in errand.cluster.storage:
-        return launch_folder() / f"{errand.name}.files"
+        return launch_folder() / errand.name
     return Path(errand.cluster.storage) / errand.name / "launch"
 
 

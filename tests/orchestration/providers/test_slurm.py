@@ -101,9 +101,7 @@ def test_files_go_where_the_nodes_see_them(tmp_path: Path, state_folder: Path, e
     assert preview.endswith(f"$ sbatch --parsable {folder}/job.sbatch")
     assert not folder.exists()
     remote = config.model_copy(update={"storage": "s3://bucket/runs"})
-    assert f"# {state_folder}/cryoformer-dist/launches/arm_1.files/run.yaml" in SlurmProvider(remote).preview(
-        errand(remote)
-    )
+    assert f"# {state_folder}/cryoformer-dist/launches/arm_1/run.yaml" in SlurmProvider(remote).preview(errand(remote))
 
 
 def test_a_job_runs_the_driver_among_its_nodes_and_ends_as_the_driver_does(
