@@ -121,7 +121,7 @@ class ExistingCluster(_ElsewhereConfig):
 _NEEDED_BY_CLOUDS = ("region", "project", "head_node", "worker_node")
 _NEEDED = {
     "aws": ("region", "head_node", "worker_node", "ssh_user"),
-    "gcp": (*_NEEDED_BY_CLOUDS, "ssh_user"),
+    "gcp": (*_NEEDED_BY_CLOUDS, "zone", "ssh_user"),
     "azure": (*_NEEDED_BY_CLOUDS, "ssh_user"),
     "on-premise": ("head_ip", "ssh_user"),
 }
@@ -138,6 +138,7 @@ class RayUpCluster(_ElsewhereConfig):
     )
     cloud: Literal["aws", "gcp", "azure", "on-premise"] | None = None
     region: str | None = Field(None, description="aws, gcp; Azure's location")
+    zone: str | None = Field(None, description="gcp: the zone of its nodes; aws: zones, comma-separated, or any")
     project: str | None = Field(None, description="gcp: project id; azure: resource group")
     head_node: dict[str, Any] = Field({}, description="clouds: node_config of the head, in the cloud's own words")
     worker_node: dict[str, Any] = Field({}, description="clouds: node_config of the workers")
@@ -150,7 +151,7 @@ class RayUpCluster(_ElsewhereConfig):
     setup: list[str] = Field([], description="shell lines that every node runs first, such as the pip install")
     keep_up: bool = Field(True, description="leave the cluster up when the run has ended; `ray down` ends it")
 
-    @field_validator("cloud", *_NEEDED_BY_CLOUDS, "head_ip", "ssh_user")
+    @field_validator("cloud", *_NEEDED_BY_CLOUDS, "zone", "head_ip", "ssh_user")
     @classmethod
     def _named(cls, value: Any, info: ValidationInfo) -> Any:
         """One by one, so that all that is missing is told at once."""
