@@ -4,7 +4,7 @@
 # the node, it refuses nodes that hold another Ray, and it waits for the nodes 30 seconds only.
 set -uo pipefail
 
-patience=${CRYOFORMER_NODE_SECONDS:-300}        # for all nodes to be there
+patience=300                                    # seconds for all nodes to be there
 ray_log=$folder/ray-$SLURM_JOB_ID.log           # what `ray start` says on all of them
 ray_files=/tmp/cf_$SLURM_JOB_ID                 # short: Ray's sockets lie below, their paths are limited to 107 letters
 driver="" head_step="" worker_step=""

@@ -23,7 +23,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
     def install(script: str, *names: str) -> Path:
         for name in names:
             program = folder / name
-            program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{STAND_INS / script}" {name} "$@"\n')
+            program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "{STAND_INS / script}" {name} "$@"\n')
             program.chmod(0o755)
         return folder
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import tiny_settings
 
 from cryoformer_dist.config.cluster import SlurmCluster
+from cryoformer_dist.config.loading import dump_yaml
 from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration.errand import Errand, JobState
 from cryoformer_dist.orchestration.providers import slurm
@@ -37,7 +39,7 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: Programs) -
     """A Slurm of stand-ins, quick to be asked; the folder holds what it knows of its jobs."""
     programs("slurm.py", *COMMANDS)
     programs("nodes_python.py", "nodes-python").joinpath("nodes-python").write_text(
-        f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).with_name("stand_ins")}/nodes_python.py" "$@"\n'
+        f'#!/bin/sh\nexec "{sys.executable}" -S -E "{Path(__file__).with_name("stand_ins")}/nodes_python.py" "$@"\n'
     )
     folder = tmp_path / "slurm"
     folder.mkdir()
@@ -239,3 +241,24 @@ def test_a_job_of_two_nodes_is_one_ray_for_its_driver(
     assert time.monotonic() - started < 150
     assert not Path(f"/tmp/cf_{handle['job']}").exists()
     assert _processes_with(f"/tmp/cf_{handle['job']}") == []
+
+
+@pytest.mark.slow
+def test_launch_on_slurm_ends_in_the_report_of_the_run(tiny_store: Path, tmp_path: Path, known: Path) -> None:
+    cluster = {
+        "provider": "slurm",
+        "storage": str(tmp_path / "runs"),
+        "nodes": 2,
+        "cpus_per_node": 2,
+        "port": _free_port(),
+        "dashboard_port": _free_port(),
+        "python": sys.executable,
+        "workers": {"count": 2},
+    }
+    (tmp_path / "cluster.yaml").write_text(dump_yaml(cluster))
+    (tmp_path / "run.yaml").write_text(dump_yaml(tiny_settings(tiny_store)))
+    program = [sys.executable, "-m", "cryoformer_dist.cli", "launch", "cluster.yaml", "--run", "run.yaml"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 nodes are up" in done.stdout
+    assert (tmp_path / "runs" / "tiny" / "report.html").is_file()
