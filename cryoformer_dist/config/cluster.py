@@ -1,6 +1,7 @@
 """What a cluster file may say: where a run happens, one section per kind of cluster."""
 
 import re
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, RootModel, Tag, ValidationInfo, field_validator
@@ -10,6 +11,7 @@ from cryoformer_dist.config.schema import PositiveInt, Section
 _SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY", re.IGNORECASE)
 _SLURM_TIME = re.compile(r"(\d+-)?\d{1,2}(:\d{2}){0,2}")
 _ADDRESS = re.compile(r"https?://\S+|auto|[^\s/]+:\d+")
+_PORTS_OF_WORKERS = range(10002, 20000)
 Port = Annotated[int, Field(ge=1024, le=65535)]
 
 
@@ -179,14 +181,24 @@ class SlurmCluster(_ElsewhereConfig):
     setup: list[str] = Field([], description="shell lines before anything else, such as `module load` or `source`")
     port: Port = Field(6379, description="of Ray's head")
     dashboard_port: Port = 8265
-    requeue: bool = Field(True, description="put the job back in the queue, to go on, when Slurm preempts it")
+    requeue: bool = Field(
+        True, description="put the job back in the queue, to go on, when Slurm preempts it or its time is nearly up"
+    )
 
-    @field_validator("time")
+    @field_validator("time", mode="before")
     @classmethod
-    def _limit(cls, time: str) -> str:
-        if not _SLURM_TIME.fullmatch(time):
+    def _limit(cls, time: Any) -> Any:
+        # Without quotes YAML reads 24:00:00 as a number of base sixty.
+        if not isinstance(time, str) or not _SLURM_TIME.fullmatch(time):
             raise ValueError(f"{time!r}: write MM, HH:MM:SS or D-HH:MM:SS, in quotes")
         return time
+
+    @field_validator("port", "dashboard_port")
+    @classmethod
+    def _free_of_workers(cls, port: int) -> int:
+        if port in _PORTS_OF_WORKERS:
+            raise ValueError(f"{port}: Ray's workers take ports from 10002 to 19999; choose another")
+        return port
 
 
 class KubeRayCluster(_ElsewhereConfig):
@@ -215,6 +227,14 @@ class KubeRayCluster(_ElsewhereConfig):
         if claim is None and "://" not in storage:
             raise ValueError(f"is required: storage {storage} is a folder of no volume (or give storage: s3://...)")
         return claim
+
+    @field_validator("mount")
+    @classmethod
+    def _holds_storage(cls, mount: str, info: ValidationInfo) -> str:
+        storage = str(info.data.get("storage", ""))
+        if info.data.get("volume_claim") and "://" not in storage and not PurePosixPath(storage).is_relative_to(mount):
+            raise ValueError(f"storage {storage} does not lie below {mount}, where the volume is mounted")
+        return mount
 
 
 def _provider(values: Any) -> str:

@@ -104,7 +104,13 @@ class RayUpProvider:
         """See `Provider`."""
         if remembered := self._remembered(handle):
             return remembered
-        told = self._ask(handle, "state", handle["job"])
+        try:
+            told = self._ask(handle, "state", handle["job"])
+        except ClusterError as error:
+            # Ray's launcher on a cluster that was taken down.
+            if "Head node of cluster" in str(error):
+                return JobState("lost")
+            raise
         return JobState(_WORDS[told["status"]], told["exit_code"])
 
     def stop(self, handle: Handle) -> None:
@@ -129,7 +135,8 @@ class RayUpProvider:
         found = self._ask(handle, "nodes", str(nodes), str(_NODE_SECONDS))["nodes"]
         if found < nodes:
             raise ClusterError(
-                f"{found} of {nodes} nodes are up after {_NODE_SECONDS // 60} min; `ray monitor {place.file}` says why"
+                f"{found} of {nodes} nodes are up after {_NODE_SECONDS // 60} min; `ray monitor {place.file}` says "
+                f"why, `ray down {place.file}` ends those that are"
             )
 
     def _answers(self, handle: Handle) -> bool:

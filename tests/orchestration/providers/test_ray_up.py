@@ -180,6 +180,14 @@ def test_a_cluster_not_to_be_kept_goes_with_its_run_and_the_end_is_remembered(kn
     assert list(provider.follow(handle)) == [f"the cluster of job {handle['job']} was taken down, and its log with it"]
 
 
+def test_a_run_whose_cluster_was_taken_down_by_hand_is_lost(known: Path, errand: Errands) -> None:
+    config = _config()
+    provider = RayUpProvider(config)
+    handle = provider.submit(errand(config))
+    (known / "up").unlink()
+    assert provider.state(handle) == JobState("lost")
+
+
 def test_a_cluster_where_others_work_is_left_to_them(known: Path, errand: Errands) -> None:
     config = _config(keep_up=False)
     provider = RayUpProvider(config)

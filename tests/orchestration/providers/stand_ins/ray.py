@@ -48,7 +48,7 @@ def main(words: list[str]) -> None:
     elif words[0] == "down":
         up.unlink()
     elif not up.exists():
-        sys.exit("Head node of cluster not found!")
+        sys.exit("RuntimeError: Head node of cluster (cryoformer) not found!")
     elif words[0] == "rsync-up":
         shutil.copytree(words[2], KNOWN / "head", dirs_exist_ok=True)
     else:
