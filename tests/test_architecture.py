@@ -43,6 +43,9 @@ DOORKEEPERS = {
     "typer": ("cli", "cli_clusters"),
     "rich": ("terminal",),
     "psutil": ("orchestration.providers.process",),
+    # What Ray's cluster launcher raises.
+    "click": ("orchestration.providers.ray_up_config",),
+    "jsonschema": ("orchestration.providers.ray_up_config",),
     "matplotlib": ("analysis.figures", "analysis.check_figure", "analysis.fsc_figure"),
     "jinja2": ("analysis.report",),
     "scipy": ("analysis", "data", "io", "training.pose_search"),

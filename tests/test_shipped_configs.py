@@ -5,6 +5,7 @@ import pytest
 
 from cryoformer_dist.config.loading import load_cluster, load_config
 from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.orchestration.dispatch import provider_of, read_errand
 from cryoformer_dist.orchestration.run_files import read_run_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,3 +66,11 @@ def test_every_shipped_file_begins_with_the_command_that_uses_it(path: Path) -> 
     run = load_cluster(ROOT / "cluster" / "local.yaml").run
     default = run is not None and path == (ROOT / "cluster" / run).resolve()
     assert default or _name(path) in first.split()
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=_name)
+def test_what_every_shipped_cluster_file_would_start_can_be_shown(path: Path) -> None:
+    errand = read_errand(path, None, "trial", False, [])
+    preview = provider_of(errand.cluster).preview(errand)
+    assert "cryoformer_dist.cli drive" in preview
+    assert "--name trial" in preview

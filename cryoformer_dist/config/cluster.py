@@ -1,6 +1,7 @@
 """What a cluster file may say: where a run happens, one section per kind of cluster."""
 
 import re
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, RootModel, Tag, ValidationInfo, field_validator
@@ -10,6 +11,7 @@ from cryoformer_dist.config.schema import PositiveInt, Section
 _SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY", re.IGNORECASE)
 _SLURM_TIME = re.compile(r"(\d+-)?\d{1,2}(:\d{2}){0,2}")
 _ADDRESS = re.compile(r"https?://\S+|auto|[^\s/]+:\d+")
+_PORTS_OF_WORKERS = range(10002, 20000)
 Port = Annotated[int, Field(ge=1024, le=65535)]
 
 
@@ -120,7 +122,7 @@ class ExistingCluster(_ElsewhereConfig):
 _NEEDED_BY_CLOUDS = ("region", "project", "head_node", "worker_node")
 _NEEDED = {
     "aws": ("region", "head_node", "worker_node", "ssh_user"),
-    "gcp": (*_NEEDED_BY_CLOUDS, "ssh_user"),
+    "gcp": (*_NEEDED_BY_CLOUDS, "zone", "ssh_user"),
     "azure": (*_NEEDED_BY_CLOUDS, "ssh_user"),
     "on-premise": ("head_ip", "ssh_user"),
 }
@@ -137,6 +139,7 @@ class RayUpCluster(_ElsewhereConfig):
     )
     cloud: Literal["aws", "gcp", "azure", "on-premise"] | None = None
     region: str | None = Field(None, description="aws, gcp; Azure's location")
+    zone: str | None = Field(None, description="gcp: the zone of its nodes; aws: zones, comma-separated, or any")
     project: str | None = Field(None, description="gcp: project id; azure: resource group")
     head_node: dict[str, Any] = Field({}, description="clouds: node_config of the head, in the cloud's own words")
     worker_node: dict[str, Any] = Field({}, description="clouds: node_config of the workers")
@@ -149,7 +152,7 @@ class RayUpCluster(_ElsewhereConfig):
     setup: list[str] = Field([], description="shell lines that every node runs first, such as the pip install")
     keep_up: bool = Field(True, description="leave the cluster up when the run has ended; `ray down` ends it")
 
-    @field_validator("cloud", *_NEEDED_BY_CLOUDS, "head_ip", "ssh_user")
+    @field_validator("cloud", *_NEEDED_BY_CLOUDS, "zone", "head_ip", "ssh_user")
     @classmethod
     def _named(cls, value: Any, info: ValidationInfo) -> Any:
         """One by one, so that all that is missing is told at once."""
@@ -177,14 +180,24 @@ class SlurmCluster(_ElsewhereConfig):
     setup: list[str] = Field([], description="shell lines before anything else, such as `module load` or `source`")
     port: Port = Field(6379, description="of Ray's head")
     dashboard_port: Port = 8265
-    requeue: bool = Field(True, description="put the job back in the queue, to go on, when Slurm preempts it")
+    requeue: bool = Field(
+        True, description="put the job back in the queue, to go on, when Slurm preempts it or its time is nearly up"
+    )
 
-    @field_validator("time")
+    @field_validator("time", mode="before")
     @classmethod
-    def _limit(cls, time: str) -> str:
-        if not _SLURM_TIME.fullmatch(time):
+    def _limit(cls, time: Any) -> Any:
+        # Without quotes YAML reads 24:00:00 as a number of base sixty.
+        if not isinstance(time, str) or not _SLURM_TIME.fullmatch(time):
             raise ValueError(f"{time!r}: write MM, HH:MM:SS or D-HH:MM:SS, in quotes")
         return time
+
+    @field_validator("port", "dashboard_port")
+    @classmethod
+    def _free_of_workers(cls, port: int) -> int:
+        if port in _PORTS_OF_WORKERS:
+            raise ValueError(f"{port}: Ray's workers take ports from 10002 to 19999; choose another")
+        return port
 
 
 class KubeRayCluster(_ElsewhereConfig):
@@ -213,6 +226,14 @@ class KubeRayCluster(_ElsewhereConfig):
         if claim is None and "://" not in storage:
             raise ValueError(f"is required: storage {storage} is a folder of no volume (or give storage: s3://...)")
         return claim
+
+    @field_validator("mount")
+    @classmethod
+    def _holds_storage(cls, mount: str, info: ValidationInfo) -> str:
+        storage = str(info.data.get("storage", ""))
+        if info.data.get("volume_claim") and "://" not in storage and not PurePosixPath(storage).is_relative_to(mount):
+            raise ValueError(f"storage {storage} does not lie below {mount}, where the volume is mounted")
+        return mount
 
 
 def _provider(values: Any) -> str:

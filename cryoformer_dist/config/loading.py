@@ -1,6 +1,6 @@
 """YAML files and ``key=value`` overrides into checked configurations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,6 +84,22 @@ def parse_config(values: dict[str, Any], schema: type[Config], where: str) -> Co
 def dump_config(config: BaseModel) -> str:
     """The resolved configuration as YAML, every default written out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def dump_yaml(*documents: Mapping[str, Any]) -> str:
+    """Plain values as YAML documents for other programs, texts of several lines as they are read."""
+    return yaml.dump_all(documents, Dumper=_Readable, sort_keys=False, width=120)
+
+
+class _Readable(yaml.SafeDumper):
+    """Writes a text of several lines line by line."""
+
+
+def _lines_or_one(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Readable.add_representer(str, _lines_or_one)
 
 
 def _dotted(place: Sequence[int | str]) -> str:

@@ -1,0 +1,152 @@
+"""The file that Ray's own cluster launcher reads: generated from ours, or the user's, with a token for the cluster."""
+
+import copy
+import getpass
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from click import ClickException
+from jsonschema import ValidationError
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from cryoformer_dist.config.cluster import RayUpCluster
+from cryoformer_dist.config.loading import parse_yaml
+from cryoformer_dist.errors import ConfigError
+
+HEAD_PORT, DASHBOARD_PORT = 6379, 8265
+
+
+def ray_config(config: RayUpCluster) -> dict[str, Any]:
+    """Ray's cluster configuration, without a token as yet.
+
+    Parameters
+    ----------
+    config
+        Of the cluster; its ``config``, when given, names a readable file.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or Ray's own schema refuses it.
+    """
+    if config.config is None:
+        values, where = _generated(config), "the file generated for `ray up`"
+    else:
+        path = Path(config.config)
+        if not path.is_file():
+            raise ConfigError(f"config: {path}: no such file")
+        values, where = parse_yaml(path.read_text(), str(path)), str(path)
+        if "cluster_name" not in values:
+            raise ConfigError(f"{path}: cluster_name is required; Ray's default would meet the cluster of anybody else")
+    _prepared(values, where)
+    return values
+
+
+def with_token(values: dict[str, Any], token: Path, remote: str) -> dict[str, Any]:
+    """The same, with a token file copied to every node and all that starts Ray there told to use it.
+
+    Parameters
+    ----------
+    values
+        Ray's cluster configuration.
+    token
+        The file here; only its path is written.
+    remote
+        Where the nodes have it.
+    """
+    changed = dict(values)
+    changed["file_mounts"] = {**values.get("file_mounts", {}), remote: str(token)}
+    prepared = _prepared(values, "cluster configuration")
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        changed[key] = [f"{exported(remote)} {command}" for command in prepared[key]]
+    return changed
+
+
+def exported(remote: str) -> str:
+    """Shell text that tells Ray's programs of the token and of the job server."""
+    return (
+        f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={remote} "
+        f"RAY_API_SERVER_ADDRESS=http://127.0.0.1:{DASHBOARD_PORT};"
+    )
+
+
+def node_count(values: dict[str, Any]) -> int:
+    """Nodes that the cluster has from the start, its head among them."""
+    types = _prepared(values, "cluster configuration")["available_node_types"].values()
+    return 1 + sum(int(kind["min_workers"]) for kind in types)
+
+
+def _generated(config: RayUpCluster) -> dict[str, Any]:
+    ray = f"ulimit -n 65536; {config.python} -m ray.scripts.scripts start --disable-usage-stats"
+    values: dict[str, Any] = {
+        "cluster_name": _cluster_name(config),
+        "provider": _provider(config),
+        "auth": {"ssh_user": config.ssh_user},
+        # Replaces Ray's default, which installs a nightly Ray.
+        "setup_commands": config.setup,
+        # Without the `ray stop` of Ray's default: on shared machines it would end other work of the same user.
+        "head_start_ray_commands": [
+            f"{ray} --head --port={HEAD_PORT} --autoscaling-config=~/ray_bootstrap_config.yaml "
+            f"--dashboard-host=127.0.0.1 --dashboard-port={DASHBOARD_PORT}"
+        ],
+        "worker_start_ray_commands": [f"{ray} --address=$RAY_HEAD_IP:{HEAD_PORT}"],
+    }
+    if config.ssh_private_key:
+        values["auth"]["ssh_private_key"] = config.ssh_private_key
+    if config.image:
+        values["docker"] = {"image": config.image, "container_name": "cryoformer-dist", "pull_before_run": True}
+    if config.cloud == "on-premise":
+        return values
+    # What a node has, Ray finds when it starts there.
+    head = {"node_config": config.head_node, "resources": {}, "min_workers": 0, "max_workers": 0}
+    worker = {
+        "node_config": config.worker_node,
+        "resources": {},
+        "min_workers": config.nodes,
+        "max_workers": config.nodes,
+    }
+    types = {"head_node_type": "head", "available_node_types": {"head": head, "worker": worker}}
+    return {**values, "max_workers": config.nodes, **types}
+
+
+def _provider(config: RayUpCluster) -> dict[str, Any]:
+    if config.cloud == "aws":
+        # Ended, not just stopped: a stopped node's disc goes on costing.
+        zone = {"availability_zone": config.zone} if config.zone else {}
+        return {"type": "aws", "region": config.region, **zone, "cache_stopped_nodes": False}
+    if config.cloud == "gcp":
+        return {
+            "type": "gcp",
+            "region": config.region,
+            "availability_zone": config.zone,
+            "project_id": config.project,
+        }
+    if config.cloud == "azure":
+        return {
+            "type": "azure",
+            "location": config.region,
+            "resource_group": config.project,
+            "cache_stopped_nodes": False,
+        }
+    return {"type": "local", "head_ip": config.head_ip, "worker_ips": config.worker_ips}
+
+
+def _cluster_name(config: RayUpCluster) -> str:
+    """The same for all launches of a file, another one for other places: clouds find nodes again by it."""
+    place = (config.cloud, config.region, config.project, config.head_ip)
+    return f"cryoformer-{getpass.getuser()}-{hashlib.sha256(repr(place).encode()).hexdigest()[:6]}"
+
+
+def _prepared(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Ray's defaults filled in, and Ray's schema passed."""
+    logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
+    try:
+        prepared: dict[str, Any] = prepare_config(copy.deepcopy(values))
+        validate_config(prepared)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: Ray refuses {error.json_path.removeprefix('$.')}: {error.message}") from error
+    except (ClickException, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ConfigError(f"{where}: Ray refuses it: {type(error).__name__} {error}") from error
+    return prepared

@@ -1,0 +1,121 @@
+# What the job does. Above stand the cluster file's settings: python, port, dashboard_port, cpus, gpus, folder, command.
+#
+# Ray's own `ray symmetric-run` is not used: it ends with `ray stop`, which would end every other Ray of the same user on
+# the node, it refuses nodes that hold another Ray, and it waits for the nodes 30 seconds only.
+set -uo pipefail
+
+patience=300                                    # seconds for all nodes to be there
+ray_log=$folder/ray-$SLURM_JOB_ID.log           # what `ray start` says on all of them
+ray_files=/tmp/cf_$SLURM_JOB_ID                 # short: Ray's sockets lie below, their paths are limited to 107 letters
+driver="" head_step="" worker_step=""
+
+# Steps outlive the loss of one of their nodes: training goes on with the others. --export: whatever the site's default is.
+step=(srun --export=ALL --no-kill --kill-on-bad-exit=0 --wait=0 --cpus-per-task="$cpus")
+ray_start=("$python" -m ray.scripts.scripts start --num-cpus="$cpus" --num-gpus="$gpus" --disable-usage-stats --block)
+
+say() { echo "cryoformer-dist: $*"; }
+
+fail() {
+    say "$*"
+    [ -s "$ray_log" ] && { say "the last lines of $ray_log:"; tail -n 15 "$ray_log"; }
+    exit 1
+}
+
+alive() { [ -n "$1" ] && kill -0 "$1" 2>/dev/null; }
+
+# End what was started here, and nothing else: the driver first, then the nodes; half a minute each, then by force.
+end_all() {
+    local group process
+    for group in "$driver" "$worker_step $head_step"; do
+        for process in $group; do kill -TERM "$process" 2>/dev/null; done
+        for _ in $(seq 100); do
+            for process in $group; do alive "$process" && sleep 0.3 && continue 2; done
+            break
+        done
+        for process in $group; do alive "$process" && kill -KILL "$process"; done
+    done
+    driver="" head_step="" worker_step=""
+}
+
+leave() {
+    local code=$?
+    trap '' TERM USR1
+    end_all
+    timeout 20 "${step[@]}" --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" rm -rf "$ray_files" 2>/dev/null
+    exit "$code"
+}
+
+# Two minutes before the end (or before preemption, where the site sends its jobs their own signal).
+go_back_to_queue() {
+    trap '' TERM USR1
+    say "Slurm wants the nodes back: the run stops here, the job goes back to the queue and on from the last checkpoint"
+    end_all
+    scontrol requeue "$SLURM_JOB_ID" || fail "the job could not be put back; launch it again with --resume"
+    exit 0
+}
+
+# Cancelled, or preempted: Slurm knows which. To end by ourselves would make either a failure.
+wait_for_the_end() {
+    trap '' TERM USR1
+    end_all
+    rm -rf "$ray_files"
+    sleep 120
+    exit 143
+}
+
+trap leave EXIT
+trap wait_for_the_end TERM
+trap go_back_to_queue USR1
+
+# One token for this job, in the environment of its processes only: never on a command line, never in a file.
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN PYTHONUNBUFFERED=1
+unset RAY_AUTH_TOKEN_PATH
+
+nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
+head=${nodes[0]}
+# The head's address as another node sees it; what a node calls itself may be 127.0.1.1.
+address=$("${step[@]}" --nodes=1 --ntasks=1 --nodelist="${nodes[-1]}" getent ahostsv4 "$head" | awk 'NR == 1 {print $1}')
+[ -n "$address" ] || fail "${nodes[-1]} does not know the address of $head"
+export RAY_ADDRESS=$address:$port
+
+"${step[@]}" --nodes=1 --ntasks=1 --nodelist="$head" "${ray_start[@]}" --head --node-ip-address="$address" --port="$port" \
+    --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" --temp-dir="$ray_files" >>"$ray_log" 2>&1 &
+head_step=$!
+until (exec 3<>"/dev/tcp/$address/$port") 2>/dev/null; do
+    alive "$head_step" || fail "Ray did not start on $head; is port $port taken (set port:), is $python the right one?"
+    ((SECONDS < patience)) || fail "Ray's head on $head did not answer at $RAY_ADDRESS within $patience s"
+    sleep 0.3
+done
+
+others=$((SLURM_JOB_NUM_NODES - 1))
+if ((others > 0)); then
+    "${step[@]}" --nodes="$others" --ntasks="$others" --exclude="$head" "${ray_start[@]}" --address="$RAY_ADDRESS" \
+        >>"$ray_log" 2>&1 &
+    worker_step=$!
+fi
+
+# In the background and waited for, as the driver below: bash minds signals only when it waits.
+"$python" -c '
+import sys, time, ray
+wanted, seconds = int(sys.argv[1]), float(sys.argv[2])
+ray.init(log_to_driver=False, logging_level="ERROR")
+there = lambda: sum(node["Alive"] for node in ray.nodes())
+end = time.monotonic() + seconds
+while there() < wanted and time.monotonic() < end:
+    time.sleep(1)
+print(f"cryoformer-dist: {there()} of {wanted} nodes are up")
+sys.exit(there() < wanted)
+' "$SLURM_JOB_NUM_NODES" "$((patience - SECONDS))" &
+driver=$!
+wait "$driver" || fail "not every node joined Ray within $patience s"
+
+# Preempted, requeued by hand, or a node was lost; a run that did not get as far as a checkpoint begins anew.
+if ((${SLURM_RESTART_COUNT:-0} > 0)) && [[ " ${command[*]} " != *" --resume "* ]]; then
+    say "start number $((SLURM_RESTART_COUNT + 1)) of this job: it goes on where it was"
+    command+=(--resume)
+fi
+"${command[@]}" &
+driver=$!
+wait "$driver"
+exit $?

@@ -1,0 +1,264 @@
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import tiny_settings
+
+from cryoformer_dist.config.cluster import SlurmCluster
+from cryoformer_dist.config.loading import dump_yaml
+from cryoformer_dist.errors import ClusterError
+from cryoformer_dist.orchestration.errand import Errand, JobState
+from cryoformer_dist.orchestration.providers import slurm
+from cryoformer_dist.orchestration.providers.slurm import SlurmProvider, job_script
+
+COMMANDS = ("sbatch", "srun", "scontrol", "sacct", "scancel")
+Errands = Callable[..., Errand]
+Programs = Callable[..., Path]
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def _config(storage: Path, **keys: Any) -> SlurmCluster:
+    return SlurmCluster(provider="slurm", storage=str(storage), cpus_per_node=2, port=_free_port(), **keys)
+
+
+@pytest.fixture
+def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: Programs) -> Path:
+    """A Slurm of stand-ins, quick to be asked; the folder holds what it knows of its jobs."""
+    programs("slurm.py", *COMMANDS)
+    programs("nodes_python.py", "nodes-python").joinpath("nodes-python").write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" -S -E "{Path(__file__).with_name("stand_ins")}/nodes_python.py" "$@"\n'
+    )
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    monkeypatch.setenv("SLURM_STAND_IN", str(folder))
+    monkeypatch.setattr(slurm, "_LOG_SECONDS", 0.05)
+    monkeypatch.setattr(slurm, "_STATE_SECONDS", 0.1)
+    return folder
+
+
+def _processes_with(text: str) -> list[str]:
+    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if text in line]
+
+
+def test_the_script_holds_what_the_file_says_before_any_command(tmp_path: Path, errand: Errands) -> None:
+    config = _config(
+        tmp_path,
+        nodes=3,
+        gpus_per_node=4,
+        time="1-00:00:00",
+        partition="gpu",
+        account="cryo",
+        options=["--constraint=a100", "--comment=two words"],
+        setup=["module load cuda"],
+        environment={"NCCL_SOCKET_IFNAME": "ib0 ib1"},
+    )
+    script = job_script(config, errand(config), "/shared/runs/arm_1/launch")
+    options = re.findall(r"^#SBATCH (.+)$", script, re.MULTILINE)
+    assert {"--nodes=3", "--gpus-per-node=4", "--cpus-per-task=2", "--time=1-00:00:00", "--partition=gpu"} < set(
+        options
+    )
+    assert {"--account=cryo", "--constraint=a100", "'--comment=two words'", "--requeue"} < set(options)
+    # Slurm stops reading options at the first command.
+    first_command = script.index("module load cuda")
+    assert script.rindex("\n#SBATCH") < first_command < script.index("export NCCL_SOCKET_IFNAME='ib0 ib1'")
+    assert "command=(python -m cryoformer_dist.cli drive /shared/runs/arm_1/launch/cluster.yaml" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+def test_no_token_is_written_anywhere_and_nothing_but_its_own_is_ended(tmp_path: Path, errand: Errands) -> None:
+    config = _config(tmp_path)
+    code = [line.partition("#")[0] for line in job_script(config, errand(config), "/f").splitlines()]
+    assert [line for line in code if re.search(r"ray stop|symmetric-run|pkill|killall", line)] == []
+    assert [line for line in code if "RAY_AUTH_TOKEN" in line and ">" in line] == []
+
+
+def test_a_job_that_may_not_return_to_the_queue_is_not_asked_to(tmp_path: Path, errand: Errands) -> None:
+    config = _config(tmp_path, requeue=False)
+    options = re.findall(r"^#SBATCH (\S+)$", job_script(config, errand(config), "/f"), re.MULTILINE)
+    assert "--no-requeue" in options
+    assert [option for option in options if option.startswith("--signal")] == []
+
+
+def test_files_go_where_the_nodes_see_them(tmp_path: Path, state_folder: Path, errand: Errands) -> None:
+    config = _config(tmp_path / "runs")
+    preview = SlurmProvider(config).preview(errand(config))
+    folder = tmp_path / "runs" / "arm_1" / "launch"
+    assert [line for line in preview.splitlines() if line.startswith(f"# {folder}")] == [
+        f"# {folder}/{name}" for name in ("cluster.yaml", "run.yaml", "job.sbatch")
+    ]
+    assert preview.endswith(f"$ sbatch --parsable {folder}/job.sbatch")
+    assert not folder.exists()
+    remote = config.model_copy(update={"storage": "s3://bucket/runs"})
+    assert f"# {state_folder}/cryoformer-dist/launches/arm_1/run.yaml" in SlurmProvider(remote).preview(errand(remote))
+
+
+def test_a_job_runs_the_driver_among_its_nodes_and_ends_as_the_driver_does(
+    tmp_path: Path, known: Path, errand: Errands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRIVER", "exit 2")
+    config = _config(tmp_path / "runs", nodes=2, python="nodes-python")
+    provider = SlurmProvider(config)
+    handle = provider.submit(errand(config))
+    lines = list(provider.follow(handle))
+    folder = tmp_path / "runs" / "arm_1" / "launch"
+    assert lines[-2:] == [
+        "nodes asked 2",
+        f"driver drive {folder}/cluster.yaml {folder}/run.yaml --name arm_1 at 127.0.0.1:{config.port} token 64",
+    ]
+    assert provider.state(handle) == JobState("failed", 2)
+    steps = (known / "steps").read_text().splitlines()
+    assert [re.findall(r"--(?:nodelist|exclude|ntasks)=\S+|--head", step) for step in steps] == [
+        ["--ntasks=1", "--nodelist=127.0.0.2"],
+        ["--ntasks=1", "--nodelist=127.0.0.1", "--head"],
+        ["--ntasks=1", "--exclude=127.0.0.1"],
+        ["--ntasks=2"],
+    ]
+    assert [step for step in steps if "token" in step.lower()] == []
+    assert _processes_with(f":{config.port}") + _processes_with(f"--port={config.port}") == []
+
+
+def test_a_job_that_is_warned_goes_back_to_the_queue_and_on_where_it_was(
+    tmp_path: Path, known: Path, errand: Errands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRIVER", "work")
+    monkeypatch.setenv("SLURM_STAND_IN_QUEUE_SECONDS", "0.3")
+    config = _config(tmp_path / "runs", python="nodes-python")
+    provider = SlurmProvider(config)
+    handle = provider.submit(errand(config))
+    lines = []
+    for line in provider.follow(handle):
+        lines.append(line)
+        if line.startswith("driver drive") and "--resume" not in line:
+            os.kill(int((known / f"{handle['job']}.pid").read_text()), signal.SIGUSR1)
+    assert provider.state(handle) == JobState("succeeded", 0)
+    told = "\n".join(lines)
+    marks = ["back to the queue", "driver: ended by a signal", "waits in the queue", "start number 2", "arm_1 --resume"]
+    places = [told.index(mark) for mark in marks]
+    assert places == sorted(places)
+
+
+def test_a_stopped_job_leaves_no_process_and_says_so(
+    tmp_path: Path, known: Path, errand: Errands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRIVER", "work")
+    config = _config(tmp_path / "runs", python="nodes-python")
+    provider = SlurmProvider(config)
+    handle = provider.submit(errand(config))
+    lines = []
+    for line in provider.follow(handle):
+        lines.append(line)
+        if line.startswith("driver drive"):
+            assert provider.state(handle) == JobState("running")
+            provider.stop(handle)
+    assert lines[-1] == f"Slurm job {handle['job']} ended: CANCELLED"
+    assert provider.state(handle) == JobState("stopped")
+    assert _processes_with(f"--port={config.port}") == []
+
+
+def test_a_head_that_does_not_start_is_said_with_what_it_said(tmp_path: Path, known: Path, errand: Errands) -> None:
+    config = _config(tmp_path / "runs", python="no-such-python")
+    provider = SlurmProvider(config)
+    handle = provider.submit(errand(config))
+    told = "\n".join(provider.follow(handle))
+    assert f"Ray did not start on 127.0.0.1; is port {config.port} taken" in told
+    assert "no-such-python: No such file or directory" in told
+    assert provider.state(handle) == JobState("failed", 1)
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        ("COMPLETED|0:0\n", JobState("succeeded", 0)),
+        ("FAILED|2:0\n", JobState("failed", 2)),
+        ("CANCELLED by 1000|0:15\n", JobState("stopped")),
+        ("TIMEOUT|0:0\n", JobState("failed")),
+        ("NODE_FAIL|0:9\n", JobState("failed", 137)),
+        ("OUT_OF_MEMORY|0:125\n", JobState("failed", 253)),
+        ("PENDING|0:0\n", JobState("pending")),
+        ("COMPLETING|0:0\n", JobState("running")),
+        ("", JobState("lost")),
+        (None, JobState("lost")),
+    ],
+)
+def test_a_job_the_controller_forgot_is_looked_up_in_accounting(
+    kept: str | None, expected: JobState, tmp_path: Path, known: Path
+) -> None:
+    if kept is not None:
+        (known / "sacct").write_text(kept)
+    assert SlurmProvider(_config(tmp_path)).state({"job": "12", "log": ""}) == expected
+
+
+def test_a_controller_that_does_not_answer_is_no_lost_job(tmp_path: Path, known: Path) -> None:
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho Unable to contact slurm controller >&2\nexit 1\n")
+    with pytest.raises(ClusterError, match="Unable to contact slurm controller"):
+        SlurmProvider(_config(tmp_path)).state({"job": "12", "log": ""})
+
+
+def test_lines_of_a_growing_log_come_whole_and_once(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = slurm._GrowingFile(path)
+    assert log.new_lines() == []
+    path.write_bytes("één\n\ntwo\nth\xc3".encode("latin1"))
+    assert log.new_lines()[1:] == ["", "two"]
+    with path.open("ab") as file:
+        file.write(b"\xa9e")
+    assert log.new_lines() == []
+    assert log.rest() == ["thée"]
+
+
+@pytest.mark.slow
+def test_a_job_of_two_nodes_is_one_ray_for_its_driver(
+    tmp_path: Path, known: Path, errand: Errands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "driver.py"
+    program.write_text(
+        "import ray\nray.init(log_to_driver=False, logging_level='ERROR')\n"
+        "print('driver sees', len(ray.nodes()), 'nodes', ray.cluster_resources()['CPU'], 'CPUs')\nraise SystemExit(2)\n"
+    )
+    monkeypatch.setattr(Errand, "command", lambda self, folder, python: [python, str(program)])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    config = _config(tmp_path / "runs", nodes=2, python=sys.executable, dashboard_port=_free_port())
+    provider = SlurmProvider(config)
+    started = time.monotonic()
+    handle = provider.submit(errand(config))
+    lines = list(provider.follow(handle))
+    assert lines[-2:] == ["cryoformer-dist: 2 of 2 nodes are up", "driver sees 2 nodes 4.0 CPUs"]
+    assert provider.state(handle) == JobState("failed", 2)
+    assert time.monotonic() - started < 150
+    assert not Path(f"/tmp/cf_{handle['job']}").exists()
+    assert _processes_with(f"/tmp/cf_{handle['job']}") == []
+
+
+@pytest.mark.slow
+def test_launch_on_slurm_ends_in_the_report_of_the_run(tiny_store: Path, tmp_path: Path, known: Path) -> None:
+    cluster = {
+        "provider": "slurm",
+        "storage": str(tmp_path / "runs"),
+        "nodes": 2,
+        "cpus_per_node": 2,
+        "port": _free_port(),
+        "dashboard_port": _free_port(),
+        "python": sys.executable,
+        "workers": {"count": 2},
+    }
+    (tmp_path / "cluster.yaml").write_text(dump_yaml(cluster))
+    (tmp_path / "run.yaml").write_text(dump_yaml(tiny_settings(tiny_store)))
+    program = [sys.executable, "-m", "cryoformer_dist.cli", "launch", "cluster.yaml", "--run", "run.yaml"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 nodes are up" in done.stdout
+    assert (tmp_path / "runs" / "tiny" / "report.html").is_file()
