@@ -23,7 +23,7 @@ def data_table(store: Path | None, quick: bool, stand_ins: Sequence[str]) -> Tab
     with ExitStack() as open_ended:
         if store is None:
             scratch = Path(open_ended.enter_context(tempfile.TemporaryDirectory()))
-            store = _random_store(scratch / "particles.zarr", particles=64 if quick else 8192, box=16 if quick else 64)
+            store = random_store(scratch / "particles.zarr", particles=64 if quick else 8192, box=16 if quick else 64)
         with_ray = find_spec("ray") is not None and not quick
         if with_ray:
             from cryoformer_dist.orchestration.cluster import running_ray
@@ -82,7 +82,8 @@ def _wall_seconds(loader: Callable[[], Iterator[object]]) -> float:
     return time.perf_counter() - start
 
 
-def _random_store(path: Path, particles: int, box: int) -> Path:
+def random_store(path: Path, particles: int, box: int) -> Path:
+    """A finished store of noise."""
     from cryoformer_dist.data.store import COLUMNS, complete_store, create_store, write_shard
     from cryoformer_dist.data.stored_particles import StoreLayout
 

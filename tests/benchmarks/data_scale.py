@@ -1,0 +1,88 @@
+"""A store as large as EMPIAR-10180 (327,490 particles) streamed by two workers: memory, waiting, completeness.
+
+Each worker is a Ray actor that reads its share through Ray Data, as in training, and takes a while over each batch.
+Printed: images a second, the share of time spent waiting for data, the peak memory of each worker, and whether the two
+have seen every particle exactly once an epoch. Run by hand.
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from data_path import random_store
+
+from cryoformer_dist.data.order import ParticleOrder
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.orchestration.environment import prepare_environment
+
+EMPIAR_10180 = 327_490
+WORLD, BATCH = 2, 64
+
+
+def read_share(path: str, rank: int, seconds_a_batch: float) -> dict[str, Any]:
+    """One epoch of a rank."""
+    from cryoformer_dist.data.dataset import ray_batches
+
+    store = ParticleStore.open(path)
+    order = ParticleOrder(np.arange(len(store)), store.shard_size, (0,), 1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    batches = ray_batches(store)(order, rank, WORLD, BATCH)
+    seen, waited, start = [], 0.0, time.perf_counter()
+    while True:
+        asked = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            break
+        if seen:
+            # The first batch starts the readers.
+            waited += time.perf_counter() - asked
+        else:
+            start = time.perf_counter()
+        seen.append(batch.row.numpy())
+        time.sleep(seconds_a_batch)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    elapsed = time.perf_counter() - start
+    return {
+        "rows": np.concatenate(seen),
+        "data_wait": waited / elapsed,
+        "images_per_second": sum(map(len, seen)) / elapsed,
+        "peak_mib": peak / 1024,
+        "grown_mib": (peak - before) / 1024,
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--particles", type=int, default=EMPIAR_10180)
+    parser.add_argument("--box", type=int, default=64)
+    parser.add_argument("--milliseconds", type=float, default=20, help="that a worker takes over a batch of 64")
+    parser.add_argument("--store", type=Path, default=None, help="made when absent, and kept; else a temporary one")
+    given = parser.parse_args()
+    # Before Ray is imported.
+    prepare_environment()
+    import ray
+
+    from cryoformer_dist.orchestration.cluster import running_ray
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = (given.store or Path(scratch) / "particles.zarr").resolve()
+        if not path.is_dir():
+            random_store(path, given.particles, given.box)
+        with running_ray():
+            actor = ray.remote(num_cpus=0.5)(read_share)
+            shares = ray.get([actor.remote(str(path), rank, given.milliseconds / 1000) for rank in range(WORLD)])
+    rows = [share.pop("rows") for share in shares]
+    together = np.sort(np.concatenate(rows))
+    store_mib = given.particles * given.box**2 * 2 / 2**20
+    print(json.dumps({"store_mib": round(store_mib), "workers": shares}, indent=1, default=float))
+    print("disjoint:", len(np.intersect1d(*rows)) == 0, " complete:", len(together) >= given.particles - WORLD + 1)
+
+
+if __name__ == "__main__":
+    main()
