@@ -25,6 +25,10 @@ class StoreNotFoundError(StoreError, FileNotFoundError):
     """There is no particle store at the given place."""
 
 
+class StorageError(CryoFormerError, OSError):
+    """An object store cannot be reached, or refuses what is asked of it."""
+
+
 class CheckpointError(CryoFormerError, RuntimeError):
     """A checkpoint cannot be written or read back."""
 
@@ -55,6 +59,10 @@ class AberrationsNotAppliedWarning(CryoFormerWarning):
 
 class DensityMaskedAwayWarning(CryoFormerWarning):
     """Much of what the model does not explain lies where its occupancy mask allows no density."""
+
+
+class StorageTroubleWarning(CryoFormerWarning):
+    """Storage is full or away; the program waits and tries again."""
 
 
 class SmallSampleWarning(CryoFormerWarning):
