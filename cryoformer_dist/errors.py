@@ -33,6 +33,10 @@ class CheckpointError(CryoFormerError, RuntimeError):
     """A checkpoint cannot be written or read back."""
 
 
+class CheckpointNotWrittenError(CheckpointError):
+    """Storage stayed full or away for too long, or refuses for good; all ranks of a run meet this together."""
+
+
 class TrainingError(CryoFormerError, RuntimeError):
     """Training cannot go on."""
 

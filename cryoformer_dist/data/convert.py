@@ -39,7 +39,7 @@ from cryoformer_dist.data.stored_particles import COLUMNS, DEFAULT_CHUNK_ROWS, D
 from cryoformer_dist.errors import ParticleFormatError, StoreError
 from cryoformer_dist.io.particles import ParticleTable
 from cryoformer_dist.io.reading import check_stacks
-from cryoformer_dist.storage.places import Place, in_reach, is_local, make_folder, place_at, remove_folder, write_whole
+from cryoformer_dist.storage.places import Place, in_reach, make_folder, place_at, remove_folder, write_whole
 
 Progress = Callable[[int, int], None]
 
@@ -208,9 +208,9 @@ def finish_conversion(plan: ConversionPlan) -> ParticleStore:
         complete_store(plan.output, plan.attributes)
         if folder.is_dir():
             # The plan goes last: while it is there, the same command recognises its own store.
-            for file in sorted(folder.iterdir(), key=lambda path: path.name == _PLAN_FILE):
-                file.unlink()
-            if is_local(folder):
+            for name in sorted((file.name for file in folder.iterdir()), key=lambda name: name == _PLAN_FILE):
+                (folder / name).unlink()
+            if isinstance(folder, Path):
                 folder.rmdir()
     return ParticleStore.open(plan.output)
 

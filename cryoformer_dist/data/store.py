@@ -21,7 +21,7 @@ from zarr.codecs import Crc32cCodec
 from cryoformer_dist.data.stored_particles import COLUMNS, StoredParticles, StoreLayout
 from cryoformer_dist.errors import StoreError, StoreNotFoundError
 from cryoformer_dist.physics.pose import Pose
-from cryoformer_dist.storage.places import OBJECT_STORE_OPTIONS, Place, in_reach, is_local, place_at, synchronise
+from cryoformer_dist.storage.places import OBJECT_STORE_OPTIONS, Place, in_reach, place_at, synchronise
 
 __all__ = ["PROGRESS_FOLDER", "SCHEMA_VERSION", "ParticleStore", "StoreLayout", "StoredParticles"]
 
@@ -35,7 +35,7 @@ def _open_group(path: Place, mode: str) -> Any:
     zarr.config.set({"threading.max_workers": 2, "async.concurrency": 4})
     # Rows that happen to equal the fill value must be on disk too: an absent file means damage.
     zarr.config.set({"array.write_empty_chunks": True})
-    place, options = (path, None) if is_local(path) else (str(path), OBJECT_STORE_OPTIONS)
+    place, options = (path, None) if isinstance(path, Path) else (str(path), OBJECT_STORE_OPTIONS)
     return zarr.open_group(place, mode=mode, zarr_format=3, use_consolidated=False, storage_options=options)
 
 
@@ -102,7 +102,7 @@ def complete_store(path: Place, attributes: Mapping[str, Any]) -> None:
     for name in ("images", *COLUMNS):
         for shard in range(-(-group[name].shape[0] // group[name].shards[0])):
             _require_shard(path, name, group[name], shard)
-    if is_local(path):
+    if isinstance(path, Path):
         for leftover in path.rglob("*.partial"):
             leftover.unlink(missing_ok=True)
     content = {**attributes, "schema_version": SCHEMA_VERSION}

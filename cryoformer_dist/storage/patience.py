@@ -5,9 +5,10 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from cryoformer_dist.errors import CheckpointError, CryoFormerError, StorageTroubleWarning
-from cryoformer_dist.storage.places import Place, client_errors, is_local, is_out_of_reach
+from cryoformer_dist.errors import CheckpointNotWrittenError, CryoFormerError, StorageTroubleWarning
+from cryoformer_dist.storage.places import Place, client_errors, is_out_of_reach
 
 _PASSING = {
     getattr(errno, name)
@@ -106,7 +107,7 @@ class Patience:
 
         Raises
         ------
-        CheckpointError
+        CheckpointNotWrittenError
             On all ranks, if on one of them storage stays full or away for too long, or refuses for good.
         """
         began, pause, outcome = None, _FIRST_PAUSE_SECONDS, Outcome("not tried yet")
@@ -123,7 +124,7 @@ class Patience:
             # One clock decides for all, or one rank would give up while another tries again.
             left = self._seconds - everyone[0].waited_seconds
             if left <= 0 or not all(each.passing for each in everyone):
-                raise CheckpointError(self._farewell(failed, everyone[0].waited_seconds))
+                raise CheckpointNotWrittenError(self._farewell(failed, everyone[0].waited_seconds))
             if failed.trouble != told and self._leader:
                 warnings.warn(
                     f"{self._place}: {failed.trouble}; trying again for {left:.0f} s", StorageTroubleWarning, 3
@@ -134,7 +135,7 @@ class Patience:
 
     def _farewell(self, failed: Outcome, waited: float) -> str:
         tried = f"for {waited:.0f} s (training.storage_patience_seconds)" if failed.passing else "once"
-        room = "" if is_local(self._place) else "; a working copy is kept below TMPDIR, which needs room too"
+        room = "" if isinstance(self._place, Path) else "; a working copy is kept below TMPDIR, which needs room too"
         return (
             f"{self._place}: cannot be written, tried {tried}: {failed.trouble}{room}. Earlier checkpoints are whole: "
             "free space or bring the storage back, then --resume goes on from the last one"
@@ -144,7 +145,7 @@ class Patience:
 def _outcome_of(act: Callable[[], None]) -> Outcome:
     try:
         act()
-    except (OSError, RuntimeError, *client_errors()) as error:
+    except (OSError, RuntimeError, *client_errors()) as error:  # type: ignore[misc]
         trouble = storage_trouble(error)
         if trouble is None:
             raise

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from cryoformer_dist.errors import BackendUnavailableError, ConfigError, StorageError
 
@@ -57,18 +57,14 @@ def place_at(text: str | Place) -> Place:
         from upath import UPath
     except ImportError as error:
         raise BackendUnavailableError(f"{text}: needs s3fs: pip install 'cryoformer-dist[s3]' ({error})") from error
-    return UPath(text.rstrip("/"), **OBJECT_STORE_OPTIONS)
+    place: UPath = UPath(text.rstrip("/"), **OBJECT_STORE_OPTIONS)
+    return place
 
 
 def placed_from(folder: Path, text: str) -> str:
     """The same place whatever the working directory: relative paths start at a folder, URLs stay as they are."""
     place = place_at(text)
-    return str((folder / place.expanduser()).resolve()) if is_local(place) else str(place)
-
-
-def is_local(place: Place) -> TypeGuard[Path]:
-    """Whether a place is on a file system."""
-    return isinstance(place, Path)
+    return str((folder / place.expanduser()).resolve()) if isinstance(place, Path) else str(place)
 
 
 def remove_folder(place: Place, first: str | None = None) -> None:
@@ -83,7 +79,7 @@ def remove_folder(place: Place, first: str | None = None) -> None:
         return
     if first is not None:
         (place / first).unlink(missing_ok=True)
-    if is_local(place):
+    if isinstance(place, Path):
         shutil.rmtree(place)
     elif objects := place.fs.find(place.path):
         # One by one: told to remove a prefix, the client would take an empty bucket along.
@@ -92,13 +88,13 @@ def remove_folder(place: Place, first: str | None = None) -> None:
 
 def make_folder(place: Place) -> None:
     """Make a folder with those above it; an object store needs none."""
-    if is_local(place):
+    if isinstance(place, Path):
         place.mkdir(parents=True, exist_ok=True)
 
 
 def write_whole(place: Place, text: str) -> None:
     """Write a small file so that after a crash it is there whole or not at all."""
-    if not is_local(place):
+    if not isinstance(place, Path):
         place.write_text(text)
         return
     temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
@@ -110,7 +106,7 @@ def write_whole(place: Place, text: str) -> None:
 
 def synchronise(place: Place) -> None:
     """Wait until a file or directory is on the disk; what an object store has taken, it keeps."""
-    if not is_local(place):
+    if not isinstance(place, Path):
         return
     descriptor = os.open(place, os.O_RDONLY)
     try:
@@ -133,7 +129,7 @@ def in_reach(place: Place) -> Iterator[None]:
     except client_errors() as error:
         raise StorageError(_unserved(place, error)) from error
     except PermissionError as error:
-        if is_local(place):
+        if isinstance(place, Path):
             raise
         raise StorageError(_unserved(place, error)) from error
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from cryoformer_dist.errors import CryoFormerError
-from cryoformer_dist.storage.places import Place, in_reach, is_local, place_at
+from cryoformer_dist.storage.places import Place, in_reach, place_at
 
 # The file that says that a folder is whole; it is sent last and removed first.
 MANIFEST = "manifest.json"
@@ -43,7 +43,7 @@ class RunFolder:
     @property
     def is_copy(self) -> bool:
         """Whether home is somewhere else."""
-        return not is_local(self.home)
+        return not isinstance(self.home, Path)
 
     def at_home(self, path: Path) -> Place:
         """Where a file or folder here is kept."""
@@ -51,7 +51,7 @@ class RunFolder:
 
     def names_at_home(self, folder: str = "") -> list[str]:
         """Names of all files that home holds in a folder and below, sorted; none when it is not a copy."""
-        if is_local(self.home):
+        if isinstance(self.home, Path):
             return []
         place = self.home / folder if folder else self.home
         start = len(self.home.path.rstrip("/")) + 1
@@ -59,7 +59,7 @@ class RunFolder:
 
     def fetch(self, *names: str) -> None:
         """Bring files here; what home does not hold is left out."""
-        if is_local(self.home):
+        if isinstance(self.home, Path):
             return
         for name in names:
             target = self.folder / name
@@ -75,7 +75,7 @@ class RunFolder:
 
     def send(self, *names: str) -> None:
         """Send files home, in the order given."""
-        if is_local(self.home):
+        if isinstance(self.home, Path):
             return
         for name in names:
             self.home.fs.put_file(str(self.folder / name), (self.home / name).path)
@@ -89,7 +89,7 @@ class RunFolder:
         except_for
             Names at the top of the folder that are left alone.
         """
-        if is_local(self.home):
+        if isinstance(self.home, Path):
             return
         here = [name for name in _files_in(self.folder) if name.split("/")[0] not in except_for]
         changed = [name for name in here if self._same.get(name) != self._state(name)]
@@ -130,7 +130,7 @@ def opened_folder(home: str | Place, except_for: Collection[str] = ()) -> Iterat
         If the object store cannot be reached, or refuses.
     """
     place = place_at(home)
-    if is_local(place):
+    if isinstance(place, Path):
         yield RunFolder.on_disk(place)
         return
     with tempfile.TemporaryDirectory(prefix="cryoformer-dist-") as temporary, in_reach(place):
