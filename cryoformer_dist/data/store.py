@@ -83,7 +83,9 @@ def write_shard(path: Place, shard: int, arrays: Mapping[str, NDArray[Any]]) -> 
     for name, values in arrays.items():
         array = group[name]
         file = _shard_file(path, array, shard)
-        file.unlink(missing_ok=True)
+        if isinstance(file, Path):
+            # What a crash left of it; an object is whole or not there.
+            file.unlink(missing_ok=True)
         start = shard * array.shards[0]
         array[start : start + len(values)] = values
         for target in (file, file.parent):
@@ -99,14 +101,15 @@ def complete_store(path: Place, attributes: Mapping[str, Any]) -> None:
         If a shard is missing.
     """
     group = _open_group(path, "r+")
-    for name in ("images", *COLUMNS):
-        for shard in range(-(-group[name].shape[0] // group[name].shards[0])):
-            _require_shard(path, name, group[name], shard)
+    arrays = {name: group[name] for name in ("images", *COLUMNS)}
+    for name, array in arrays.items():
+        for shard in range(-(-array.shape[0] // array.shards[0])):
+            _require_shard(path, name, array, shard)
     if isinstance(path, Path):
         for leftover in path.rglob("*.partial"):
             leftover.unlink(missing_ok=True)
     content = {**attributes, "schema_version": SCHEMA_VERSION}
-    content["fingerprint"] = attributes_fingerprint(content, group["images"].shape[0])
+    content["fingerprint"] = attributes_fingerprint(content, arrays["images"].shape[0])
     group.attrs.put({**dict(sorted(content.items())), "complete": True})
     for target in (path / "zarr.json", path):
         synchronise(target)

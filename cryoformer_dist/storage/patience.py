@@ -57,7 +57,7 @@ def storage_trouble(error: Exception) -> Outcome | None:
     if isinstance(error, client_errors()):
         return Outcome(_one_line(error), passing)
     if isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH_WRITER):
-        return Outcome(_one_line(error))
+        return Outcome(f"a file was not written whole, as on a full disk ({_one_line(error)})")
     return None
 
 
@@ -127,7 +127,7 @@ class Patience:
                 raise CheckpointNotWrittenError(self._farewell(failed, everyone[0].waited_seconds))
             if failed.trouble != told and self._leader:
                 warnings.warn(
-                    f"{self._place}: {failed.trouble}; trying again for {left:.0f} s", StorageTroubleWarning, 3
+                    f"{self._place}: {failed.trouble}; trying again for {left:.3g} s", StorageTroubleWarning, 3
                 )
             told = failed.trouble
             self._sleep(min(pause, left))

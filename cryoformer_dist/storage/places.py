@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Place = Union[Path, "UPath"]
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://?")
-_BUCKET = re.compile(r"^s3://[A-Za-z0-9][A-Za-z0-9.-]+(/|$)")
+_BUCKET = re.compile(r"^s3://[A-Za-z0-9][A-Za-z0-9.-]+(/[^/]+)*/?$")
 # A listing that is remembered would hide what other processes write.
 OBJECT_STORE_OPTIONS: dict[str, Any] = {"use_listings_cache": False}
 
@@ -147,9 +147,10 @@ def is_out_of_reach(error: Exception) -> bool:
     """Whether the object store's client could not speak to its endpoint at all."""
     if "botocore" not in sys.modules:
         return False
+    from botocore.exceptions import ConnectionError as NoConnectionError
     from botocore.exceptions import HTTPClientError
 
-    return isinstance(error, HTTPClientError)
+    return isinstance(error, NoConnectionError | HTTPClientError)
 
 
 def _unserved(place: Place, error: Exception) -> str:

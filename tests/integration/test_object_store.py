@@ -1,17 +1,19 @@
 """The whole way on an object store ends as it does on a disk."""
 
 import os
+import pickle
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from object_store import KEY, SECRET
-from test_kill_and_resume import CHANGES, EXACT, _command, _run, _started
-from tiny_runs import SHARD_ROWS, final_state, tiny_settings
+from test_kill_and_resume import EXACT, _command, _run, _started
+from tiny_runs import SHARD_ROWS, final_state, tiny_config, tiny_settings, train
 from upath import UPath
 
 from cryoformer_dist.data.convert import (
@@ -22,88 +24,119 @@ from cryoformer_dist.data.convert import (
     plan_conversion,
 )
 from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.training.checkpoint import fetch_latest
 from cryoformer_dist.training.progress import read_metrics
 from cryoformer_dist.training.run_directory import opened_run
 
-OPTIONS = ConversionOptions(contrast="light", shard_rows=SHARD_ROWS, chunk_rows=8)
+CHANGES = {
+    "training.epochs": 6,
+    "model.pose.form": "table",
+    "training.checkpoint_every_steps": 6,
+    "training.keep_checkpoints": 2,
+    "training.occupancy": "data",
+    "training.occupancy_refresh_epochs": 1,
+    "results.kmeans_volumes": 1,
+}
 
 
-@pytest.fixture
-def star(tiny_store: Path) -> Path:
-    return tiny_store.parent / "particles" / "particles.star"
+@pytest.fixture(scope="module")
+def bucket(object_store: Callable[[], UPath]) -> UPath:
+    return object_store()
+
+
+@pytest.fixture(scope="module")
+def stored(bucket: UPath, tiny_store: Path) -> str:
+    """The tiny store in the object store, converted in two attempts."""
+    table, url = read_particles(tiny_store.parent / "particles" / "particles.star"), str(bucket / "sets" / "x.zarr")
+    options = ConversionOptions(contrast="light", shard_rows=SHARD_ROWS, chunk_rows=8)
+    plan = plan_conversion(table, url, options)
+    assert begin_conversion(plan) == [0, 1, 2, 3]
+    convert_shard(plan, 2)
+    resumed = plan_conversion(table, url, options)
+    assert resumed.resumes
+    assert begin_conversion(resumed) == [0, 1, 3]
+    convert_serially(resumed)
+    return url
 
 
 def _objects(place: UPath) -> dict[str, bytes]:
-    return {str(path)[len(place.path.rstrip("/")) + 1 :]: place.fs.cat_file(path) for path in place.fs.find(place.path)}
+    names = place.fs.find(place.path)
+    return {name[len(place.path.rstrip("/")) + 1 :]: place.fs.cat_file(name) for name in names}
 
 
-def _files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_a_store_written_to_an_object_store_is_that_of_the_disk_byte_for_byte(
-    object_store: Callable[[], UPath], star: Path, tmp_path: Path
+def test_a_store_in_an_object_store_is_that_of_the_disk_byte_for_byte(
+    bucket: UPath, stored: str, tiny_store: Path
 ) -> None:
-    table, place = read_particles(star), object_store() / "sets" / "x.zarr"
-    convert_serially(plan_conversion(table, tmp_path / "x.zarr", OPTIONS))
-    plan = plan_conversion(table, str(place), OPTIONS)
-    # Cut short after a shard, and taken up again.
-    assert begin_conversion(plan) == [0, 1, 2, 3]
-    convert_shard(plan, 0)
-    resumed = plan_conversion(table, str(place), OPTIONS)
-    assert resumed.resumes
-    assert begin_conversion(resumed) == [1, 2, 3]
-    convert_serially(resumed)
-    assert _objects(place) == _files(tmp_path / "x.zarr")
+    files = {path.relative_to(tiny_store).as_posix(): path for path in tiny_store.rglob("*") if path.is_file()}
+    assert _objects(bucket / "sets" / "x.zarr") == {name: path.read_bytes() for name, path in files.items()}
 
 
-def _wait_for_checkpoint(run: UPath, step: int, process: object, seconds: float = 100) -> None:
+@pytest.fixture
+def flushed_denormals() -> Iterator[None]:
+    """Numbers as the command line's own process has them."""
+    threads = torch.get_num_threads()
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(1)
+    yield
+    torch.set_flush_denormal(False)
+    torch.set_num_threads(threads)
+
+
+def _complete_steps(run: UPath) -> list[int]:
+    return [int(path.parent.name[5:]) for path in run.glob("checkpoints/step-*/manifest.json")]
+
+
+def _wait_for_checkpoint(run: UPath, step: int, process: "subprocess.Popen[str]", seconds: float = 150) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        assert process.poll() is None, "training ended too early"  # type: ignore[attr-defined]
-        if (run / "checkpoints" / f"step-{step:08d}" / "manifest.json").exists():
+        assert process.poll() is None, "training ended too early"
+        if max(_complete_steps(run), default=0) >= step:
             return
-        time.sleep(0.02)
+        time.sleep(0.1)
     pytest.fail(f"no checkpoint of step {step} within {seconds} s")
 
 
+@pytest.mark.usefixtures("flushed_denormals")
 def test_convert_train_kill_resume_and_report_on_an_object_store_end_as_on_a_disk(
-    object_store: Callable[[], UPath], star: Path, tiny_store: Path, tmp_path: Path
+    bucket: UPath, stored: str, tiny_store: Path, tmp_path: Path
 ) -> None:
-    bucket = object_store()
-    store = convert_serially(plan_conversion(read_particles(star), str(bucket / "x.zarr"), OPTIONS))
-    assert store.fingerprint == ParticleStore.open(tiny_store).fingerprint
-    files = {name: tmp_path / f"{name}.yaml" for name in ("disk", "objects")}
-    changes = CHANGES | {"training.keep_checkpoints": 2}
-    files["disk"].write_text(yaml.safe_dump(tiny_settings(tiny_store, changes)))
-    files["objects"].write_text(yaml.safe_dump(tiny_settings(store.path, changes)))
-    run = bucket / "runs" / "killed"
-    command = _command(files["objects"], bucket / "runs", "killed", "--local")
-    with _started(_command(files["disk"], tmp_path / "runs", "whole", "--local"), tmp_path / "log") as whole:
-        with _started(command, tmp_path / "killed.log") as process:
-            _wait_for_checkpoint(run, 12, process)
-            os.kill(process.pid, signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
-        said = _run([*command, "--resume"])
-        assert whole.wait(timeout=200) == 0, (tmp_path / "log").read_text()
-    assert f"{run}/report.html" in said
+    run_file, run = tmp_path / "run.yaml", bucket / "runs" / "killed"
+    settings = tiny_settings(tiny_store, CHANGES)
+    settings["dataset"]["store"] = stored
+    run_file.write_text(yaml.safe_dump(settings))
+    command = _command(run_file, bucket / "runs", "killed", "--local")  # type: ignore[arg-type]
+    with _started(command, tmp_path / "killed.log") as process:
+        train(tiny_config(tiny_store, CHANGES), tmp_path / "whole")
+        _wait_for_checkpoint(run, 12, process)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert max(_complete_steps(run)) < 32
+    assert f"{run}/report.html" in _run([*command, "--resume"]).replace("\n", "")
     with opened_run(run) as killed:
         fetch_latest(killed)
-        _assert_same_end(killed.folder, tmp_path / "runs" / "whole")
+        assert _exact(killed.folder) == _exact(tmp_path / "whole")
+        state, other_state = final_state(killed.folder), final_state(tmp_path / "whole")
         assert (killed.folder / "report.html").is_file()
-    steps = {path.name for path in (run / "checkpoints").iterdir()}
-    assert steps == {path.name for path in (tmp_path / "runs" / "whole" / "checkpoints").iterdir()}
+    assert state.keys() == other_state.keys()
+    for name, value in state.items():
+        assert torch.equal(value, other_state[name]), name
+    assert sorted(_complete_steps(run)) == [30, 32]
     for name, content in _objects(bucket).items():
         assert KEY.encode() not in content, name
         assert SECRET.encode() not in content, name
 
 
-def _assert_same_end(run: Path, other: Path) -> None:
-    exact = [[{key: record[key] for key in EXACT} for record in read_metrics(each)] for each in (run, other)]
-    assert exact[0] == exact[1]
-    state, other_state = final_state(run), final_state(other)
-    assert state.keys() == other_state.keys()
-    for name, value in state.items():
-        assert torch.equal(value, other_state[name]), name
+def _exact(run: Path) -> list[dict[str, object]]:
+    return [{key: record[key] for key in EXACT} for record in read_metrics(run)]
+
+
+def test_a_store_in_an_object_store_can_be_sent_to_workers_and_names_its_damage(bucket: UPath, stored: str) -> None:
+    store = pickle.loads(pickle.dumps(ParticleStore.open(stored)))
+    assert str(store.path) == stored
+    copied = bucket / "sets" / "damaged.zarr"
+    bucket.fs.copy(UPath(stored).path, copied.path, recursive=True)
+    (copied / "defocus_u_angstrom" / "c" / "1").unlink()
+    with pytest.raises(StoreError, match=r"s3://.*defocus_u.*shard 1.*is missing"):
+        ParticleStore.open(str(copied)).particles()
