@@ -148,7 +148,7 @@ class TestEngineContract:
             assert torch.equal(resumed_module.state_dict()[name], value), name
 
     def test_absent_storage_is_told_after_all_have_met_and_not_made_anew(self, make: Make, tmp_path: Path) -> None:
-        engine = make()
+        _, engine = make()
         place = tmp_path / "away" / "engine"
         with pytest.raises((OSError, RuntimeError)):
             engine.save(place)
