@@ -100,7 +100,9 @@ def simulate(
 @app.command(epilog="Example: `cryoformer-dist convert run_data.star -o particles.zarr --box 128`")
 def convert(
     particles: Annotated[Path, typer.Argument(help="RELION .star, cryoSPARC .cs, or a stack with --poses and --ctf.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="Particle store to write (.zarr), or s3://.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Particle store to write (.zarr): a folder, or s3://bucket/prefix.")
+    ],
     box: Annotated[int | None, typer.Option(help="Fourier-crop to this even box, pixels.")] = None,
     datadir: Annotated[Path | None, typer.Option(help="Where the stacks lie, if not where the file says.")] = None,
     passthrough: Annotated[list[Path] | None, typer.Option(help="cryoSPARC passthrough .cs. May be repeated.")] = None,
@@ -154,7 +156,7 @@ def convert(
 
 @app.command(epilog="Example: `cryoformer-dist check particles.zarr`")
 def check(
-    store: Annotated[str, typer.Argument(help="Particle store (.zarr), or s3://.")],
+    store: Annotated[str, typer.Argument(help="Particle store (.zarr): a folder, or s3://bucket/prefix.")],
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", help="Folder for maps and picture; <store>.check when left out."),
@@ -180,7 +182,7 @@ def check(
 @app.command(epilog="Example: `cryoformer-dist train configs/demo.yaml --local`")
 def train(
     config: Annotated[Path, typer.Argument(help="Run file.")],
-    storage: Annotated[str, typer.Option(help="Where run directories go: a folder, or s3://.")] = "runs",
+    storage: Annotated[str, typer.Option(help="Where run directories go: a folder, or s3://bucket/prefix.")] = "runs",
     name: Name = None,
     resume: Resume = False,
     workers: Annotated[int, typer.Option(min=1, help="Training processes.")] = 1,

@@ -26,7 +26,7 @@ from cryoformer_dist.data.convert import (
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.reading import read_particles
-from cryoformer_dist.training.checkpoint import fetch_latest
+from cryoformer_dist.training.checkpoint import fetch_latest, latest_checkpoint
 from cryoformer_dist.training.progress import read_metrics
 from cryoformer_dist.training.run_directory import opened_run
 
@@ -116,16 +116,20 @@ def test_convert_train_kill_resume_and_report_on_an_object_store_end_as_on_a_dis
     assert f"{run}/report.html" in _run([*command, "--resume"]).replace("\n", "")
     with opened_run(run) as killed:
         fetch_latest(killed)
-        assert _exact(killed.folder) == _exact(tmp_path / "whole")
-        state, other_state = final_state(killed.folder), final_state(tmp_path / "whole")
+        _assert_same_end(killed.folder, tmp_path / "whole")
         assert (killed.folder / "report.html").is_file()
-    assert state.keys() == other_state.keys()
-    for name, value in state.items():
-        assert torch.equal(value, other_state[name]), name
     assert sorted(_complete_steps(run)) == [30, 32]
     for name, content in _objects(bucket).items():
         assert KEY.encode() not in content, name
         assert SECRET.encode() not in content, name
+
+
+def _assert_same_end(run: Path, other: Path) -> None:
+    assert _exact(run) == _exact(other)
+    state, other_state = final_state(run), final_state(other)
+    assert state.keys() == other_state.keys()
+    for name, value in state.items():
+        assert torch.equal(value, other_state[name]), name
 
 
 def _exact(run: Path) -> list[dict[str, object]]:
@@ -140,3 +144,26 @@ def test_a_store_in_an_object_store_can_be_sent_to_workers_and_names_its_damage(
     (copied / "defocus_u_angstrom" / "c" / "1").unlink()
     with pytest.raises(StoreError, match=r"s3://.*defocus_u.*shard 1.*is missing"):
         ParticleStore.open(str(copied)).particles()
+
+
+@pytest.mark.slow
+def test_ray_workers_under_zero_train_on_an_object_store_as_on_a_disk(
+    bucket: UPath, stored: str, tiny_store: Path, tmp_path: Path
+) -> None:
+    changes = CHANGES | {"training.engine": "deepspeed", "training.zero_stage": 1, "dataset.loader": "ray"}
+    settings = tiny_settings(tiny_store, changes)
+    homes = {str(tiny_store): tmp_path / "runs", stored: bucket / "runs"}
+    for store, storage in homes.items():
+        settings["dataset"]["store"] = store
+        run_file = tmp_path / "run.yaml"
+        run_file.write_text(yaml.safe_dump(settings))
+        _run(_command(run_file, storage, "ray", "--workers", "2"))  # type: ignore[arg-type]
+    with opened_run(bucket / "runs" / "ray") as run:
+        fetch_latest(run)
+        found = latest_checkpoint(run.folder)
+        assert found is not None
+        assert len(list(found.engine_folder.rglob("*_optim_states.pt"))) == 2
+        _assert_same_end(run.folder, tmp_path / "runs" / "ray")
+    for name, content in _objects(bucket).items():
+        assert KEY.encode() not in content, name
+        assert SECRET.encode() not in content, name
