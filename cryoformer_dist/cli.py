@@ -33,7 +33,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a value of the file: dotted.key=value. May be repeated."),
 ]
-RunFolder = Annotated[Path, typer.Argument(help="Run directory, as printed by train or launch.")]
+RunFolder = Annotated[str, typer.Argument(help="Run directory, as printed by train or launch.")]
 Name = Annotated[str | None, typer.Option(help="Name of the run directory; the run file's name when left out.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is there.")]
 
@@ -101,7 +101,9 @@ def simulate(
 @app.command(epilog="Example: `cryoformer-dist convert run_data.star -o particles.zarr --box 128`")
 def convert(
     particles: Annotated[Path, typer.Argument(help="RELION .star, cryoSPARC .cs, or a stack with --poses and --ctf.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Particle store to write (.zarr).")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Particle store to write (.zarr): a folder, or s3://bucket/prefix.")
+    ],
     box: Annotated[int | None, typer.Option(help="Fourier-crop to this even box, pixels.")] = None,
     datadir: Annotated[Path | None, typer.Option(help="Where the stacks lie, if not where the file says.")] = None,
     passthrough: Annotated[list[Path] | None, typer.Option(help="cryoSPARC passthrough .cs. May be repeated.")] = None,
@@ -155,9 +157,9 @@ def convert(
 
 @app.command(epilog="Example: `cryoformer-dist check particles.zarr`")
 def check(
-    store: Annotated[Path, typer.Argument(help="Particle store (.zarr).")],
+    store: Annotated[str, typer.Argument(help="Particle store (.zarr): a folder, or s3://bucket/prefix.")],
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--output", "-o", help="Folder for maps and picture; <store>.check when left out."),
     ] = None,
     sample: Annotated[int, typer.Option(min=2, help="Particles to back-project.")] = 2000,
@@ -166,18 +168,22 @@ def check(
     """Verify every chunk, then back-project a sample to see whether signs, shifts and rotations are right."""
     from cryoformer_dist.analysis.check import check_store
     from cryoformer_dist.data.store import ParticleStore
+    from cryoformer_dist.storage.places import place_at
+    from cryoformer_dist.storage.run_folder import opened_folder
 
-    folder = output or store.with_suffix(".check")
-    with terminal.staged_progress() as progress:
-        report = check_store(ParticleStore.open(store), folder, sample, seed, progress)
+    place = place_at(output) if output else place_at(store).with_suffix(".check")
+    with opened_folder(place) as folder:
+        with terminal.staged_progress() as progress:
+            report = check_store(ParticleStore.open(store), folder.folder, sample, seed, progress)
+        folder.send_changes()
     terminal.say(str(report))
-    terminal.say(f"next: look at {folder / 'check.png'}, then cryoformer-dist launch cluster/local.yaml --run RUN.yaml")
+    terminal.say(f"next: look at {place / 'check.png'}, then cryoformer-dist launch cluster/local.yaml --run RUN.yaml")
 
 
 @app.command(epilog="Example: `cryoformer-dist train configs/demo.yaml --local`")
 def train(
     config: Annotated[Path, typer.Argument(help="Run file.")],
-    storage: Annotated[Path, typer.Option(help="Where run directories go.")] = Path("runs"),
+    storage: Annotated[str, typer.Option(help="Where run directories go: a folder, or s3://bucket/prefix.")] = "runs",
     name: Name = None,
     resume: Resume = False,
     workers: Annotated[int, typer.Option(min=1, help="Training processes.")] = 1,
@@ -188,12 +194,14 @@ def train(
     """Train on this machine and write volumes, latents, verdict and report."""
     from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
     from cryoformer_dist.orchestration.run_files import read_run_file
+    from cryoformer_dist.storage.places import placed_from
 
     settings = read_run_file(config, overrides or [])
+    storage = placed_from(Path.cwd(), storage)
     cluster = None
     if not local:
-        cluster = LocalCluster(storage=str(storage), workers=WorkersConfig(count=workers, gpus=gpus))
-    _carry_out(settings, cluster, storage.resolve(), name, resume)
+        cluster = LocalCluster(storage=storage, workers=WorkersConfig(count=workers, gpus=gpus))
+    _carry_out(settings, cluster, storage, name, resume)
 
 
 app.add_typer(cli_clusters.app)
@@ -202,9 +210,10 @@ app.add_typer(cli_clusters.app)
 @app.command(epilog="Example: `cryoformer-dist reconstruct runs/demo`")
 def reconstruct(run: RunFolder) -> None:
     """Write volumes at cluster centres and along the principal axes, the latent table and refined poses."""
-    from cryoformer_dist.analysis.results import reconstruct_run
+    from cryoformer_dist.analysis.results import reconstruct_run, results_at
 
-    written = reconstruct_run(run)
+    with results_at(run) as folder:
+        written = reconstruct_run(folder.folder)
     terminal.say(f"{len(written)} files in {run}")
     terminal.say(f"next: cryoformer-dist evaluate {run}")
 
@@ -228,13 +237,14 @@ def evaluate(
     """Judge a run: against the truth where there is one, with the consensus map as the floor."""
     import json
 
-    from cryoformer_dist.analysis.results import MaskFiles, evaluate_run
+    from cryoformer_dist.analysis.results import MaskFiles, evaluate_run, results_at
     from cryoformer_dist.analysis.verdict import summary_lines
 
-    path = evaluate_run(run, truth, masks=MaskFiles(mask, solvent_mask))
-    for line in summary_lines(json.loads(path.read_text())):
-        terminal.say(line)
-    terminal.say(f"all measures  {path}")
+    with results_at(run) as folder:
+        path = evaluate_run(folder.folder, truth, masks=MaskFiles(mask, solvent_mask))
+        for line in summary_lines(json.loads(path.read_text())):
+            terminal.say(line)
+        terminal.say(f"all measures  {folder.at_home(path)}")
 
 
 @app.command(epilog="Example: `cryoformer-dist fsc half1.mrc half2.mrc --mask mask.mrc --output fsc.csv`")
@@ -262,8 +272,8 @@ def fsc(
 
 @app.command(epilog="Example: `cryoformer-dist halves runs/half1 runs/half2`")
 def halves(
-    first: Annotated[Path, typer.Argument(help="Run trained with --set dataset.half=1.")],
-    second: Annotated[Path, typer.Argument(help="Run trained with --set dataset.half=2.")],
+    first: Annotated[str, typer.Argument(help="Run trained with --set dataset.half=1.")],
+    second: Annotated[str, typer.Argument(help="Run trained with --set dataset.half=2.")],
     mask: Annotated[Path | None, typer.Option(help="Mask (.mrc); made from the maps when left out.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for table, picture and maps; RUN1/halves.")
@@ -272,20 +282,25 @@ def halves(
     """Compare two runs trained apart on the two half-sets: in their maps and their motion."""
     from cryoformer_dist.analysis.half_maps import compare_halves, write_half_maps
     from cryoformer_dist.analysis.map_fsc import describe
+    from cryoformer_dist.analysis.results import results_at
 
-    found = compare_halves(first, second, mask)
+    with results_at(first) as one, results_at(second) as other:
+        found = compare_halves(one.folder, other.folder, mask)
+        written = write_half_maps(output or one.folder / "halves", found, (one.home, other.home))
+        place = written if output else one.at_home(written)
     terminal.say(f"motion      correlation {found.matched.correlation:.3f} between the halves")
     for line in describe(found.average, found.mask_name, f"mean of {len(found.pairs)} pairs"):
         terminal.say(line)
-    terminal.say(f"written     {write_half_maps(output or first / 'halves', found, (first, second))}")
+    terminal.say(f"written     {place}")
 
 
 @app.command(epilog="Example: `cryoformer-dist report runs/demo`")
 def report(run: RunFolder) -> None:
     """Write report.html anew from the files of a run."""
-    from cryoformer_dist.analysis.results import report_run
+    from cryoformer_dist.analysis.results import report_run, results_at
 
-    terminal.say(f"report  {report_run(run)}")
+    with results_at(run) as folder:
+        terminal.say(f"report  {folder.at_home(report_run(folder.folder))}")
 
 
 def main() -> None:
@@ -317,11 +332,12 @@ def _spoken_warnings() -> Iterator[None]:
 
 
 def _carry_out(
-    settings: "RunConfig", cluster: "ClusterConfig | None", storage: Path, name: str | None, resume: bool
+    settings: "RunConfig", cluster: "ClusterConfig | None", storage: str, name: str | None, resume: bool
 ) -> None:
     from cryoformer_dist.orchestration.launch import Request, Voice, carry_out
+    from cryoformer_dist.storage.places import place_at
 
-    run = storage / (name or settings.name)
+    run = place_at(storage) / (name or settings.name)
     terminal.say(f"run directory  {run}")
     voice = Voice(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
     report = carry_out(Request(settings, cluster, run, resume), voice)

@@ -145,8 +145,9 @@ def _drive_here(launched: "Launch", errand: "Errand") -> None:
 
 def _carry_out(errand: "Errand") -> None:
     from cryoformer_dist.orchestration.launch import Request, Voice, carry_out
+    from cryoformer_dist.storage.places import place_at
 
-    run = Path(errand.cluster.storage) / errand.name
+    run = place_at(errand.cluster.storage) / errand.name
     terminal.say(f"run directory  {run}")
     voice = Voice(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
     report = carry_out(Request(errand.run, errand.cluster, run, errand.resume), voice)

@@ -25,8 +25,16 @@ class StoreNotFoundError(StoreError, FileNotFoundError):
     """There is no particle store at the given place."""
 
 
+class StorageError(CryoFormerError, OSError):
+    """An object store cannot be reached, or refuses what is asked of it."""
+
+
 class CheckpointError(CryoFormerError, RuntimeError):
     """A checkpoint cannot be written or read back."""
+
+
+class CheckpointNotWrittenError(CheckpointError):
+    """Storage stayed full or away for too long, or refuses for good; all ranks of a run meet this together."""
 
 
 class TrainingError(CryoFormerError, RuntimeError):
@@ -59,6 +67,10 @@ class DensityMaskedAwayWarning(CryoFormerWarning):
 
 class ClusterUnreachableWarning(CryoFormerWarning):
     """The cluster of an earlier launch does not answer; it is taken to be gone."""
+
+
+class StorageTroubleWarning(CryoFormerWarning):
+    """Storage is full or away; the program waits and tries again."""
 
 
 class SmallSampleWarning(CryoFormerWarning):

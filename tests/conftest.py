@@ -6,9 +6,14 @@ from cryoformer_dist.orchestration.environment import prepare_environment
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 prepare_environment()
 
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
 
 import pytest  # noqa: E402
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,6 +48,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of real test files at {folder}; set CRYOFORMER_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[Callable[[], "UPath"]]:
+    """An S3-compatible server on loopback; each call makes an empty bucket."""
+    from object_store import serving_objects
+
+    with serving_objects() as new_bucket:
+        yield new_bucket
 
 
 @pytest.fixture(scope="session")

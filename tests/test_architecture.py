@@ -17,13 +17,14 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 MAY_IMPORT = {
     "errors": set(),
     "physics": {"errors"},
+    "storage": {"errors"},
     "config": {"errors"},
     "model": {"errors", "config", "physics"},
     "io": {"errors", "physics"},
-    "data": {"errors", "config", "physics", "io"},
-    "training": {"errors", "config", "physics", "model", "data", "io.mrc"},
-    "analysis": {"errors", "config", "physics", "io", "model", "data", "training"},
-    "orchestration": {"errors", "config", "io.reading", "data", "training", "analysis"},
+    "data": {"errors", "config", "physics", "io", "storage"},
+    "training": {"errors", "config", "physics", "model", "data", "io.mrc", "storage"},
+    "analysis": {"errors", "config", "physics", "io", "model", "data", "training", "storage"},
+    "orchestration": {"errors", "config", "io.reading", "data", "training", "analysis", "storage"},
 }
 # The command line and what it speaks through stand above all rooms.
 MAY_IMPORT["starter"] = MAY_IMPORT["terminal"] = set(MAY_IMPORT)
@@ -36,7 +37,11 @@ DOORKEEPERS = {
     "starfile": ("io.relion",),
     "gemmi": ("io.atoms",),
     "zarr": ("data.store",),
+    "upath": ("storage",),
+    "s3fs": ("storage",),
+    "botocore": ("storage",),
     "ray": ("data.dataset", "orchestration"),
+    "pyarrow": ("orchestration.train",),
     "deepspeed": ("training.engine",),
     "yaml": ("config.loading",),
     "pydantic": ("config",),

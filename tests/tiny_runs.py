@@ -15,6 +15,7 @@ from cryoformer_dist.data.convert import ConversionOptions, convert_serially, pl
 from cryoformer_dist.data.simulate import simulate
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.io.reading import read_particles
+from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.checkpoint import latest_checkpoint
 from cryoformer_dist.training.run_directory import prepare_run, write_occupancy
 from cryoformer_dist.training.session import train_rank
@@ -108,7 +109,7 @@ def train(
     listener = listener or Listener()
     store = ParticleStore.open(config.dataset.store)
     prepare_run(config, store, run, resume=(run / "manifest.json").is_file())
-    train_rank(run, listener, batches_of, CPU)
+    train_rank(RunFolder.on_disk(run), listener, batches_of, CPU)
     return listener
 
 

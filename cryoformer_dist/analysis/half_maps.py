@@ -23,6 +23,7 @@ from cryoformer_dist.analysis.reconstruct import write_json, write_series
 from cryoformer_dist.analysis.trained import TrainedRun, load_trained
 from cryoformer_dist.errors import ConfigError, StoreError
 from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.storage.places import Place
 
 PAIRS = 10
 _PERCENTILES = (5.0, 95.0)
@@ -220,7 +221,7 @@ def _refuse_unfit(runs: Sequence[TrainedRun], paths: Sequence[Path]) -> None:
         )
 
 
-def write_half_maps(folder: Path, comparison: HalfSetComparison, runs: Sequence[Path]) -> Path:
+def write_half_maps(folder: Path, comparison: HalfSetComparison, runs: Sequence[Place]) -> Path:
     """Write ``half_maps.json``, ``.csv`` (the averaged curves), ``.png``, ``.svg``, and the pairs of maps.
 
     Returns

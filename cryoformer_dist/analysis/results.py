@@ -1,5 +1,7 @@
 """Everything that is made of a trained run: maps, latents, poses for other programs, verdict, report."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +21,25 @@ from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.io.cryosparc import update_cs_poses
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.io.relion import update_star_poses
-from cryoformer_dist.training.run_directory import selected_rows
+from cryoformer_dist.storage.places import Place
+from cryoformer_dist.storage.run_folder import RunFolder
+from cryoformer_dist.training.checkpoint import fetch_latest
+from cryoformer_dist.training.run_directory import opened_run, selected_rows, send_run
+
+
+@contextmanager
+def results_at(home: str | Place) -> Iterator[RunFolder]:
+    """A trained run to make results of; what is made is sent home at the end, unless an error comes before.
+
+    Parameters
+    ----------
+    home
+        Run directory: a path, or ``s3://bucket/prefix``.
+    """
+    with opened_run(home) as run:
+        fetch_latest(run)
+        yield run
+        send_run(run)
 
 
 def reconstruct_run(run: Path, trained: TrainedRun | None = None) -> list[Path]:

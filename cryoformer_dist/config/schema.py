@@ -205,6 +205,13 @@ class TrainingConfig(Section):
     report_every_steps: PositiveInt = 50
     checkpoint_every_steps: PositiveInt = 250
     keep_checkpoints: PositiveInt = 2
+    storage_patience_seconds: float = Field(
+        600.0,
+        ge=0,
+        le=1500,
+        description="how long training waits for the run directory's storage when it is full or away; workers wait for "
+        "one another at most 1800 s",
+    )
 
 
 class ResultsConfig(Section):

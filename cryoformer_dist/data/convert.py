@@ -6,8 +6,6 @@ order, and again after a kill: the store comes out the same, byte for byte.
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -35,13 +33,13 @@ from cryoformer_dist.data.store import (
     create_store,
     is_complete,
     is_store_directory,
-    synchronise,
     write_shard,
 )
 from cryoformer_dist.data.stored_particles import COLUMNS, DEFAULT_CHUNK_ROWS, DEFAULT_SHARD_ROWS, StoreLayout
 from cryoformer_dist.errors import ParticleFormatError, StoreError
 from cryoformer_dist.io.particles import ParticleTable
 from cryoformer_dist.io.reading import check_stacks
+from cryoformer_dist.storage.places import Place, in_reach, make_folder, place_at, remove_folder, write_whole
 
 Progress = Callable[[int, int], None]
 
@@ -90,7 +88,7 @@ class ConversionPlan:
     """
 
     table: ParticleTable
-    output: Path
+    output: Place
     layout: StoreLayout
     order: NDArray[np.int64]
     preparation: Preparation
@@ -100,7 +98,7 @@ class ConversionPlan:
     resumes: bool
 
 
-def plan_conversion(table: ParticleTable, output: Path, options: ConversionOptions) -> ConversionPlan:
+def plan_conversion(table: ParticleTable, output: str | Place, options: ConversionOptions) -> ConversionPlan:
     """Verify every input, settle every number of the conversion, and write nothing.
 
     Parameters
@@ -108,7 +106,7 @@ def plan_conversion(table: ParticleTable, output: Path, options: ConversionOptio
     table
         Particles, as `read_particles` gives them.
     output
-        Directory of the store.
+        Where the store goes: a directory, or ``s3://bucket/prefix``.
 
     Raises
     ------
@@ -117,7 +115,7 @@ def plan_conversion(table: ParticleTable, output: Path, options: ConversionOptio
     ParticleFormatError
         If a stack is missing or damaged, or the images cannot share the box that is asked for.
     """
-    output = Path(output)
+    output = place_at(output)
     if len(table) == 0:
         raise ParticleFormatError(f"{table.source}: no particles; check the file, or the selection made with --ind")
     check_stacks(table)
@@ -126,7 +124,8 @@ def plan_conversion(table: ParticleTable, output: Path, options: ConversionOptio
     layout = _layout(len(table), box_size, options)
     source = _describe_source(table)
     fingerprint = _plan_fingerprint(table, source, options)
-    recorded = _check_output(output, fingerprint, options.overwrite)
+    with in_reach(output):
+        recorded = _check_output(output, fingerprint, options.overwrite)
     preparation = Preparation(box_size, options.particle_diameter_angstrom)
     if recorded is None:
         preparation, contrast = measure_preparation(table, preparation, options.contrast, options.seed)
@@ -152,19 +151,20 @@ def begin_conversion(plan: ConversionPlan) -> list[int]:
     A store that the plan replaces is removed here, an interrupted conversion of the same plan is kept.
     """
     folder = plan.output / PROGRESS_FOLDER
-    if plan.resumes and is_complete(plan.output):
-        return []
-    if not plan.resumes and plan.output.exists():
-        shutil.rmtree(plan.output)
-    folder.mkdir(parents=True, exist_ok=True)
     record = {
         "fingerprint": plan.fingerprint,
         "contrast": asdict(plan.contrast),
         "scale": plan.preparation.scale,
     }
-    _write_durably(folder / _PLAN_FILE, json.dumps(record, indent=1))
-    create_store(plan.output, plan.layout)
-    return [shard for shard in range(plan.layout.shards) if not _marker(plan, shard).exists()]
+    with in_reach(plan.output):
+        if plan.resumes and is_complete(plan.output):
+            return []
+        if not plan.resumes:
+            remove_folder(plan.output)
+        make_folder(folder)
+        write_whole(folder / _PLAN_FILE, json.dumps(record, indent=1))
+        create_store(plan.output, plan.layout)
+        return [shard for shard in range(plan.layout.shards) if not _marker(plan, shard).exists()]
 
 
 def convert_shard(plan: ConversionPlan, shard: int) -> int:
@@ -189,8 +189,9 @@ def convert_shard(plan: ConversionPlan, shard: int) -> int:
             images[positions] = block.numpy().astype(np.float16)
     _check_finite(plan.table, rows, images)
     columns = {name: _column(plan.table, name)[rows].astype(COLUMNS[name][0]) for name in COLUMNS}
-    write_shard(plan.output, shard, {"images": images, **columns})
-    _write_durably(_marker(plan, shard), "")
+    with in_reach(plan.output):
+        write_shard(plan.output, shard, {"images": images, **columns})
+        write_whole(_marker(plan, shard), "")
     return len(rows)
 
 
@@ -202,13 +203,15 @@ def finish_conversion(plan: ConversionPlan) -> ParticleStore:
     StoreError
         If a shard is missing.
     """
-    complete_store(plan.output, plan.attributes)
     folder = plan.output / PROGRESS_FOLDER
-    if folder.is_dir():
-        # The plan goes last: while it is there, the same command recognises its own store.
-        for file in sorted(folder.iterdir(), key=lambda path: path.name == _PLAN_FILE):
-            file.unlink()
-        folder.rmdir()
+    with in_reach(plan.output):
+        complete_store(plan.output, plan.attributes)
+        if folder.is_dir():
+            # The plan goes last: while it is there, the same command recognises its own store.
+            for name in sorted((file.name for file in folder.iterdir()), key=lambda name: name == _PLAN_FILE):
+                (folder / name).unlink()
+            if isinstance(folder, Path):
+                folder.rmdir()
     return ParticleStore.open(plan.output)
 
 
@@ -292,7 +295,7 @@ def _plan_fingerprint(table: ParticleTable, source: dict[str, Any], options: Con
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _check_output(output: Path, fingerprint: str, overwrite: bool) -> dict[str, Any] | None:
+def _check_output(output: Place, fingerprint: str, overwrite: bool) -> dict[str, Any] | None:
     """Read the record of an interrupted conversion of the same plan; None when a new one may start."""
     if not output.exists():
         return None
@@ -370,18 +373,9 @@ def _check_finite(table: ParticleTable, rows: NDArray[np.int64], images: NDArray
         )
 
 
-def _marker(plan: ConversionPlan, shard: int) -> Path:
+def _marker(plan: ConversionPlan, shard: int) -> Place:
     """File that says that a shard is on the disk."""
     return plan.output / PROGRESS_FOLDER / f"shard-{shard:05d}.done"
-
-
-def _write_durably(path: Path, text: str) -> None:
-    """Write a small file so that after a crash it is there whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    synchronise(temporary)
-    temporary.replace(path)
-    synchronise(path.parent)
 
 
 def _program() -> str:

@@ -8,7 +8,6 @@ store is complete is written last.
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from zarr.codecs import Crc32cCodec
 from cryoformer_dist.data.stored_particles import COLUMNS, StoredParticles, StoreLayout
 from cryoformer_dist.errors import StoreError, StoreNotFoundError
 from cryoformer_dist.physics.pose import Pose
+from cryoformer_dist.storage.places import OBJECT_STORE_OPTIONS, Place, in_reach, place_at, synchronise
 
 __all__ = ["PROGRESS_FOLDER", "SCHEMA_VERSION", "ParticleStore", "StoreLayout", "StoredParticles"]
 
@@ -30,12 +30,13 @@ _REMEDY = "copy the store again from where it was whole, or convert the particle
 PROGRESS_FOLDER = ".conversion"
 
 
-def _open_group(path: Path, mode: str) -> Any:
+def _open_group(path: Place, mode: str) -> Any:
     """Zarr group with few threads: data loaders and Ray tasks bring their own parallelism."""
     zarr.config.set({"threading.max_workers": 2, "async.concurrency": 4})
     # Rows that happen to equal the fill value must be on disk too: an absent file means damage.
     zarr.config.set({"array.write_empty_chunks": True})
-    return zarr.open_group(path, mode=mode, zarr_format=3, use_consolidated=False)
+    place, options = (path, None) if isinstance(path, Path) else (str(path), OBJECT_STORE_OPTIONS)
+    return zarr.open_group(place, mode=mode, zarr_format=3, use_consolidated=False, storage_options=options)
 
 
 def attributes_fingerprint(attributes: Mapping[str, Any], particles: int) -> str:
@@ -49,7 +50,7 @@ def attributes_fingerprint(attributes: Mapping[str, Any], particles: int) -> str
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def create_store(path: Path, layout: StoreLayout) -> None:
+def create_store(path: Place, layout: StoreLayout) -> None:
     """Write the frame of a store, marked unfinished; what is there already is kept."""
     group = _open_group(path, "a")
     if "schema_version" not in group.attrs:
@@ -70,7 +71,7 @@ def create_store(path: Path, layout: StoreLayout) -> None:
         )
 
 
-def write_shard(path: Path, shard: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+def write_shard(path: Place, shard: int, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write one shard of every array and wait until the disk has it.
 
     Parameters
@@ -82,14 +83,16 @@ def write_shard(path: Path, shard: int, arrays: Mapping[str, NDArray[Any]]) -> N
     for name, values in arrays.items():
         array = group[name]
         file = _shard_file(path, array, shard)
-        file.unlink(missing_ok=True)
+        if isinstance(file, Path):
+            # What a crash left of it; an object is whole or not there.
+            file.unlink(missing_ok=True)
         start = shard * array.shards[0]
         array[start : start + len(values)] = values
         for target in (file, file.parent):
             synchronise(target)
 
 
-def complete_store(path: Path, attributes: Mapping[str, Any]) -> None:
+def complete_store(path: Place, attributes: Mapping[str, Any]) -> None:
     """Write the attributes and, in the same atomic step, the mark that makes the directory a particle store.
 
     Raises
@@ -98,19 +101,21 @@ def complete_store(path: Path, attributes: Mapping[str, Any]) -> None:
         If a shard is missing.
     """
     group = _open_group(path, "r+")
-    for name in ("images", *COLUMNS):
-        for shard in range(-(-group[name].shape[0] // group[name].shards[0])):
-            _require_shard(path, name, group[name], shard)
-    for leftover in path.rglob("*.partial"):
-        leftover.unlink(missing_ok=True)
+    arrays = {name: group[name] for name in ("images", *COLUMNS)}
+    for name, array in arrays.items():
+        for shard in range(-(-array.shape[0] // array.shards[0])):
+            _require_shard(path, name, array, shard)
+    if isinstance(path, Path):
+        for leftover in path.rglob("*.partial"):
+            leftover.unlink(missing_ok=True)
     content = {**attributes, "schema_version": SCHEMA_VERSION}
-    content["fingerprint"] = attributes_fingerprint(content, group["images"].shape[0])
+    content["fingerprint"] = attributes_fingerprint(content, arrays["images"].shape[0])
     group.attrs.put({**dict(sorted(content.items())), "complete": True})
     for target in (path / "zarr.json", path):
         synchronise(target)
 
 
-def is_store_directory(path: Path) -> bool:
+def is_store_directory(path: Place) -> bool:
     """Whether a directory was begun by this program, finished or not, and so may be replaced by it."""
     if (path / PROGRESS_FOLDER).is_dir():
         return True
@@ -120,7 +125,7 @@ def is_store_directory(path: Path) -> bool:
         return False
 
 
-def is_complete(path: Path) -> bool:
+def is_complete(path: Place) -> bool:
     """Whether a directory holds a finished store."""
     try:
         return json.loads((path / "zarr.json").read_text())["attributes"].get("complete") is True
@@ -137,7 +142,7 @@ class ParticleStore:
         Directory of the store; use ``ParticleStore.open``, which checks it.
     """
 
-    def __init__(self, path: Path, group: Any):
+    def __init__(self, path: Place, group: Any):
         self.path = path
         self.attributes: dict[str, Any] = dict(group.attrs)
         self._arrays = {name: group[name] for name in ("images", *COLUMNS)}
@@ -145,17 +150,30 @@ class ParticleStore:
         self._particles: StoredParticles | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
+    def open(cls, path: str | Place) -> Self:
         """Open a store.
+
+        Parameters
+        ----------
+        path
+            A directory, or ``s3://bucket/prefix``.
 
         Raises
         ------
+        StorageError
+            If the object store cannot be reached, or refuses.
         StoreNotFoundError
             If there is nothing at ``path``.
         StoreError
             If it is not a particle store, its conversion is unfinished, or a newer program wrote it.
         """
-        path = Path(path)
+        path = place_at(path)
+        with in_reach(path):
+            return cls(path, cls._checked(path))
+
+    @classmethod
+    def _checked(cls, path: Place) -> Any:
+        """The group of a finished store of our schema."""
         if not path.exists():
             raise StoreNotFoundError(f"{path}: no such particle store; make it with 'cryoformer-dist convert'")
         if not is_store_directory(path):
@@ -172,7 +190,7 @@ class ParticleStore:
         missing = [name for name in ("images", *COLUMNS) if name not in group]
         if missing:
             raise StoreError(f"{path}: array '{missing[0]}' is missing: convert the particles again")
-        return cls(path, group)
+        return group
 
     def __reduce__(self) -> tuple[Any, ...]:
         moved = None if self._particles is None else {"_particles": self._particles}
@@ -298,17 +316,18 @@ class ParticleStore:
     def _read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows ``start`` .. ``stop`` of one shard of an array, or a StoreError that names the damage."""
         array = self._arrays[name]
-        _require_shard(self.path, name, array, start // self.shard_size)
-        try:
-            return np.asarray(array[start:stop])
-        except (ValueError, OSError) as error:
-            chunk, reason = self._first_damaged_chunk(array, start, stop, error)
-            file = _shard_file(self.path, array, start // self.shard_size)
-            rows = (chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, len(self)) - 1)
-            raise StoreError(
-                f"{self.path}: array '{name}', chunk {chunk} (rows {rows[0]} .. {rows[1]}) is damaged, "
-                f"file {file}: {reason}; {_REMEDY}"
-            ) from error
+        with in_reach(self.path):
+            _require_shard(self.path, name, array, start // self.shard_size)
+            try:
+                return np.asarray(array[start:stop])
+            except (ValueError, OSError) as error:
+                chunk, reason = self._first_damaged_chunk(array, start, stop, error)
+                file = _shard_file(self.path, array, start // self.shard_size)
+                rows = (chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, len(self)) - 1)
+                raise StoreError(
+                    f"{self.path}: array '{name}', chunk {chunk} (rows {rows[0]} .. {rows[1]}) is damaged, "
+                    f"file {file}: {reason}; {_REMEDY}"
+                ) from error
 
     def _first_damaged_chunk(self, array: Any, start: int, stop: int, error: Exception) -> tuple[int, Exception]:
         """Find the first chunk in a damaged range that cannot be read by itself."""
@@ -328,13 +347,13 @@ def _runs(chunks: NDArray[np.int64], chunks_per_shard: int) -> Iterator[tuple[in
             yield int(run[0]), int(run[-1])
 
 
-def _shard_file(path: Path, array: Any, shard: int) -> Path:
+def _shard_file(path: Place, array: Any, shard: int) -> Place:
     """File that holds one shard of an array."""
     key = array.metadata.encode_chunk_key((shard,) + (0,) * (array.ndim - 1))
     return path / array.basename / str(key)
 
 
-def _require_shard(path: Path, name: str, array: Any, shard: int) -> None:
+def _require_shard(path: Place, name: str, array: Any, shard: int) -> None:
     """See that a shard file has its full length: zarr silently reads an absent or empty one as zeros."""
     file = _shard_file(path, array, shard)
     start, per_shard = shard * array.shards[0], array.shards[0] // array.chunks[0]
@@ -342,17 +361,11 @@ def _require_shard(path: Path, name: str, array: Any, shard: int) -> None:
     # Each chunk is followed by a checksum of 4 bytes; the index holds 16 bytes a chunk and its own checksum.
     chunk_bytes = int(np.prod(array.chunks)) * array.dtype.itemsize + 4
     expected = -(-(stop - start) // array.chunks[0]) * chunk_bytes + 16 * per_shard + 4
-    size = file.stat().st_size if file.is_file() else None
+    try:
+        size = int(file.stat().st_size)
+    except FileNotFoundError:
+        size = None
     if size != expected:
         problem = "is missing" if size is None else f"has {size} bytes instead of {expected}"
         rows = f"chunk {shard * per_shard} on, rows {start} .. {stop - 1}"
         raise StoreError(f"{path}: array '{name}', shard {shard} ({rows}) {problem}, file {file}; {_REMEDY}")
-
-
-def synchronise(target: Path) -> None:
-    """Wait until a file or directory is on the disk."""
-    descriptor = os.open(target, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryoformer_dist.analysis.results import make_results
+from cryoformer_dist.analysis.results import make_results, results_at
 from cryoformer_dist.config.cluster import ClusterConfig, LocalCluster
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
@@ -18,8 +18,10 @@ from cryoformer_dist.orchestration.cluster import ray_of
 from cryoformer_dist.orchestration.conversion import convert_particles
 from cryoformer_dist.orchestration.preflight import NodeReport, preflight
 from cryoformer_dist.orchestration.train import local_room, train_locally, train_with_ray, worker_room
+from cryoformer_dist.storage.places import Place, place_at
+from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.machine import Room
-from cryoformer_dist.training.run_directory import prepare_run
+from cryoformer_dist.training.run_directory import opened_run, prepare_run, send_run
 
 Progress = Callable[[int, int], None]
 StagedProgress = Callable[[str, int, int], None]
@@ -65,11 +67,11 @@ class Request:
 
     config: RunConfig
     cluster: ClusterConfig | None
-    run: Path
+    run: Place
     resume: bool
 
 
-def carry_out(request: Request, voice: Voice) -> Path:
+def carry_out(request: Request, voice: Voice) -> Place:
     """Make the run and return its report.
 
     Raises
@@ -79,8 +81,9 @@ def carry_out(request: Request, voice: Voice) -> Path:
     """
     if request.cluster is None:
         _ensure_store(request, voice, parallel=False)
-        _prepare(request, voice, local_room())
-        train_locally(request.run, voice.record)
+        with opened_run(request.run) as run:
+            _prepare(request, run, voice, local_room())
+            train_locally(run, voice.record)
     else:
         cluster = request.cluster
         with ray_of(cluster) as dashboard:
@@ -90,10 +93,11 @@ def carry_out(request: Request, voice: Voice) -> Path:
                 for node in preflight(cluster.storage, request.config.dataset.store):
                     voice.say(f"node           {_described(node)}")
             _ensure_store(request, voice, parallel=True)
-            _prepare(request, voice, worker_room(cluster))
-            train_with_ray(request.run, cluster, voice.record)
-    with voice.progress("volumes, verdict, report") as step:
-        report = make_results(request.run)
+            with opened_run(request.run) as run:
+                _prepare(request, run, voice, worker_room(cluster))
+                train_with_ray(run, cluster, voice.record)
+    with voice.progress("volumes, verdict, report") as step, results_at(request.run) as run:
+        report = run.at_home(make_results(run.folder))
         step(1, 1)
     return report
 
@@ -106,10 +110,15 @@ def _described(node: NodeReport) -> str:
 def _ensure_store(request: Request, voice: Voice, parallel: bool) -> None:
     """Simulate and convert when the run asks for simulated particles that are not there yet."""
     dataset = request.config.dataset
-    output = Path(dataset.store)
+    output = place_at(dataset.store)
     if dataset.simulate is None or is_complete(output):
         ParticleStore.open(output)
         return
+    if not isinstance(output, Path):
+        raise ConfigError(
+            f"dataset.store: {output} holds no finished store, and dataset.simulate makes stores in folders only: run "
+            f"`cryoformer-dist simulate -o FOLDER`, then `cryoformer-dist convert FOLDER/particles.star -o {output}`"
+        )
     # Absent, or begun by a launch that was interrupted: both steps go on where they were.
     folder = output.parent / "particles"
     star = folder / "particles.star"
@@ -127,12 +136,13 @@ def _ensure_store(request: Request, voice: Voice, parallel: bool) -> None:
             convert_serially(plan, progress)
 
 
-def _prepare(request: Request, voice: Voice, room: Room) -> None:
-    store = ParticleStore.open(Path(request.config.dataset.store))
+def _prepare(request: Request, run: RunFolder, voice: Voice, room: Room) -> None:
+    store = ParticleStore.open(request.config.dataset.store)
     if not store.attributes["has_poses"]:
         raise ConfigError(
             f"{store.path}: the particles have no poses, training needs a first estimate; refine them in RELION or "
             "cryoSPARC and convert the result"
         )
     with voice.stages() as progress:
-        prepare_run(request.config, store, request.run, request.resume, progress, room)
+        prepare_run(request.config, store, run.folder, request.resume, progress, room)
+    send_run(run)

@@ -1,6 +1,5 @@
 """Before a run starts on nodes that others set up: whether all see the storage and hold the same program."""
 
-import os
 import platform
 import socket
 import uuid
@@ -8,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cryoformer_dist.data.store import ParticleStore, is_complete
 from cryoformer_dist.errors import ClusterError, StoreError
+from cryoformer_dist.storage.places import Place, client_errors, make_folder, place_at, remove_folder
 
 _PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
 _NODE_SECONDS = 120
@@ -66,13 +65,13 @@ def preflight(storage: str, store: str) -> list[NodeReport]:
         With all that is wrong, node by node.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    meeting = Path(storage) / f".preflight-{uuid.uuid4().hex}"
+    meeting = place_at(storage) / f".preflight-{uuid.uuid4().hex}"
     try:
         reports = _on_every(nodes, _examine, str(meeting), store)
         problems = [problem for report in reports for problem in report.problems]
         unseen = _on_every(nodes, _unseen_there, str(meeting), [node["NodeID"] for node in nodes])
     finally:
-        _sweep(meeting)
+        remove_folder(meeting)
     for report, missing in zip(reports, unseen, strict=True):
         if missing and not report.problems:
             problems.append(
@@ -112,13 +111,15 @@ def _examine(node: dict[str, Any], meeting: str, store: str) -> NodeReport:
     number, gpus_promised = node["NodeID"], node["Resources"].get("GPU", 0)
     problems = []
     try:
-        Path(meeting).mkdir(parents=True, exist_ok=True)
-        (Path(meeting) / number).write_text(number)
-    except OSError as error:
-        problems.append(f"{host}: storage {Path(meeting).parent} cannot be written ({error}); mount it writable there")
+        make_folder(place_at(meeting))
+        (place_at(meeting) / number).write_text(number)
+    except (OSError, *client_errors()) as error:  # type: ignore[misc]
+        problems.append(
+            f"{host}: storage {place_at(meeting).parent} cannot be written ({error}); mount it writable there"
+        )
     fingerprint = None
     try:
-        if is_complete(Path(store)):
+        if is_complete(place_at(store)):
             fingerprint = ParticleStore.open(store).fingerprint
     except StoreError as error:
         problems.append(f"{host}: {error}")
@@ -132,13 +133,13 @@ def _examine(node: dict[str, Any], meeting: str, store: str) -> NodeReport:
 
 def _unseen_there(_: dict[str, Any], meeting: str, nodes: Sequence[str]) -> int:
     """How many nodes' files this one does not see, or sees other text in."""
-    return sum(not _reads(Path(meeting) / other, other) for other in nodes)
+    return sum(not _reads(place_at(meeting) / other, other) for other in nodes)
 
 
-def _reads(path: Path, text: str) -> bool:
+def _reads(path: Place, text: str) -> bool:
     try:
         return path.read_text() == text
-    except OSError:
+    except (OSError, *client_errors()):  # type: ignore[misc]
         return False
 
 
@@ -164,11 +165,3 @@ def _disagreements(reports: Sequence[NodeReport]) -> Iterator[str]:
         if report.fingerprint != usual_store:
             seen = "another store" if report.fingerprint else "no store"
             yield f"{report.host}: sees {seen} at dataset.store; put it where every node reads the same"
-
-
-def _sweep(meeting: Path) -> None:
-    """Remove the meeting place and what nodes left there."""
-    if meeting.is_dir():
-        for file in meeting.iterdir():
-            file.unlink()
-        os.rmdir(meeting)

@@ -7,10 +7,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs
 import ray
 import ray.train
 import torch
@@ -21,13 +22,16 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import BatchSource, local_batches, resident_batches
 from cryoformer_dist.data.dataset import READ_CPUS, ray_batches
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import ClusterError, ConfigError, CryoFormerError, TrainingError
+from cryoformer_dist.errors import CheckpointNotWrittenError, ClusterError, ConfigError, CryoFormerError, TrainingError
+from cryoformer_dist.storage.places import Place, client_errors
+from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.machine import Room, room_here
-from cryoformer_dist.training.progress import read_metrics
-from cryoformer_dist.training.run_directory import load_run, peak_threads, selected_rows, set_threads
+from cryoformer_dist.training.progress import METRICS, read_metrics
+from cryoformer_dist.training.run_directory import load_run, opened_run, peak_threads, selected_rows, set_threads
 from cryoformer_dist.training.session import join_world_of_one, train_rank
 
 _POLL_SECONDS = 0.5
+_FETCH_SECONDS = 5.0
 OnRecord = Callable[[dict[str, Any]], None]
 
 
@@ -68,13 +72,13 @@ class SilentReporter:
         """See `Reporter`."""
 
 
-def train_with_ray(run: Path, cluster: ClusterConfig, on_record: OnRecord) -> None:
+def train_with_ray(run: RunFolder, cluster: ClusterConfig, on_record: OnRecord) -> None:
     """Train a prepared run with Ray Train workers on the Ray that is up.
 
     Parameters
     ----------
     run
-        Run directory, visible to every node.
+        Run directory, its home visible to every node.
     cluster
         Workers and the losses to survive.
     on_record
@@ -87,7 +91,7 @@ def train_with_ray(run: Path, cluster: ClusterConfig, on_record: OnRecord) -> No
     TrainingError
         If training itself cannot go on.
     """
-    config, _ = load_run(run)
+    config, _ = load_run(run.folder)
     _check_resources(cluster.workers)
     workers = cluster.workers
     silence = 60 * workers.silence_minutes
@@ -96,7 +100,7 @@ def train_with_ray(run: Path, cluster: ClusterConfig, on_record: OnRecord) -> No
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
-            "run": str(run),
+            "run": str(run.home),
             "loader": config.dataset.loader,
             "threads": peak_threads(config, workers.cpus),
             "silence_seconds": silence,
@@ -111,24 +115,24 @@ def train_with_ray(run: Path, cluster: ClusterConfig, on_record: OnRecord) -> No
         run_config=ray.train.RunConfig(
             # Every attempt has a folder of Ray's own: re-using one would silently resume Ray's idea of the run.
             name=f"{time.strftime('%Y%m%d-%H%M%S')}",
-            storage_path=str(run / "ray"),
+            **_ray_storage(run.home / "ray"),
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    with _following(run, on_record):
+    with _following(run, on_record, elsewhere=True):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise _in_our_words(error, run) from error
+            raise _in_our_words(error, run.home) from error
     if isinstance(result.return_value, CryoFormerError):
         raise result.return_value
 
 
-def train_locally(run: Path, on_record: OnRecord) -> None:
+def train_locally(run: RunFolder, on_record: OnRecord) -> None:
     """Train a prepared run in this process, without Ray."""
-    config, _ = load_run(run)
+    config, _ = load_run(run.folder)
     loader = config.dataset.loader
     set_threads(config.training.threads_per_worker or torch.get_num_threads())
     join_world_of_one()
@@ -140,12 +144,12 @@ def train_locally(run: Path, on_record: OnRecord) -> None:
 def _worker(arguments: dict[str, Any]) -> CryoFormerError | None:
     """Ray Train calls this in every worker, again after each restart; returns what no restart would mend."""
     set_threads(arguments["threads"])
-    run = Path(arguments["run"])
     device = ray.train.torch.get_device()
     try:
-        reporter = RayReporter(run, arguments["silence_seconds"])
-        train_rank(run, reporter, _loader(arguments["loader"], load_run(run)[0], device), device)
-    except (ConfigError, TrainingError) as error:
+        with opened_run(arguments["run"]) as run:
+            loader = _loader(arguments["loader"], load_run(run.folder)[0], device)
+            train_rank(run, RayReporter(run.folder, arguments["silence_seconds"]), loader, device)
+    except (ConfigError, TrainingError, CheckpointNotWrittenError) as error:
         # All ranks meet these together. Raised, Ray would start the workers again, to meet them again.
         return error
     finally:
@@ -197,7 +201,15 @@ def _check_resources(workers: WorkersConfig) -> None:
         )
 
 
-def _in_our_words(error: Exception, run: Path) -> CryoFormerError:
+def _ray_storage(place: Place) -> dict[str, Any]:
+    """Where Ray keeps its own records of an attempt; it speaks to our object store through our client."""
+    if isinstance(place, Path):
+        return {"storage_path": str(place)}
+    system = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(place.fs))
+    return {"storage_path": place.path, "storage_filesystem": system}
+
+
+def _in_our_words(error: Exception, run: Place) -> CryoFormerError:
     failures = getattr(error, "worker_failures", {})
     for failure in failures.values():
         if isinstance(failure, CryoFormerError):
@@ -209,23 +221,38 @@ def _in_our_words(error: Exception, run: Path) -> CryoFormerError:
 
 
 @contextmanager
-def _following(run: Path, on_record: OnRecord) -> Iterator[None]:
-    """Tell of every record that the leader adds to ``metrics.jsonl`` while training runs."""
+def _following(run: RunFolder, on_record: OnRecord, elsewhere: bool = False) -> Iterator[None]:
+    """Tell of every record that the leader adds to ``metrics.jsonl`` while training runs.
+
+    Parameters
+    ----------
+    elsewhere
+        Whether the leader is another process, with a working copy of its own.
+    """
     stop = threading.Event()
     # Looked at before the thread starts: what comes in between is new.
-    before = max((record["step"] for record in read_metrics(run)), default=-1)
+    before = max((record["step"] for record in read_metrics(run.folder)), default=-1)
+    pause = _FETCH_SECONDS if elsewhere and run.is_copy else _POLL_SECONDS
+
+    def records() -> list[dict[str, Any]]:
+        # While storage is away there is no news; that it is away is for the leader to say.
+        with suppress(OSError, *client_errors()):
+            if elsewhere:
+                run.fetch(METRICS)
+            return read_metrics(run.folder)
+        return []
 
     def follow() -> None:
         told = before
         while True:
             last_look = stop.is_set()
-            for record in read_metrics(run):
+            for record in records():
                 if record["step"] > told:
                     told = record["step"]
                     on_record(record)
             if last_look:
                 return
-            stop.wait(_POLL_SECONDS)
+            stop.wait(pause)
 
     thread = threading.Thread(target=follow, name="follow-metrics")
     thread.start()

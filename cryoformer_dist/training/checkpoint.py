@@ -1,10 +1,11 @@
 """Everything a run needs to go on as if it had never stopped, in one folder that appears whole or not at all."""
 
+import contextlib
 import json
 import pickle
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor
 
 from cryoformer_dist.data.order import Phase
-from cryoformer_dist.errors import CheckpointError
+from cryoformer_dist.errors import CheckpointError, CheckpointNotWrittenError
+from cryoformer_dist.storage.patience import Patience
+from cryoformer_dist.storage.places import client_errors, remove_folder, synchronise
+from cryoformer_dist.storage.run_folder import MANIFEST, RunFolder
 
 SCHEMA_VERSION = 1
-_MANIFEST = "manifest.json"
+_FOLDER, _ENGINE = "checkpoints", "engine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ class Checkpoint:
     @property
     def engine_folder(self) -> Path:
         """Where the engine keeps its state."""
-        return self.folder / "engine"
+        return self.folder / _ENGINE
 
     def weights(self) -> dict[str, Tensor]:
         """The network's parameters, engine-independent."""
@@ -73,8 +77,8 @@ class Checkpoint:
 
 def checkpoints(run: Path) -> list[Checkpoint]:
     """Complete checkpoints of a run, oldest first; half-written ones are not among them."""
-    folders = sorted((run / "checkpoints").glob("step-*"))
-    return [_open(folder) for folder in folders if (folder / _MANIFEST).is_file()]
+    folders = sorted((run / _FOLDER).glob("step-*"))
+    return [_open(folder) for folder in folders if (folder / MANIFEST).is_file()]
 
 
 def latest_checkpoint(run: Path) -> Checkpoint | None:
@@ -85,29 +89,39 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
 
 def _open(folder: Path) -> Checkpoint:
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
         version = manifest["schema_version"]
         position = dict(manifest["position"])
         position["consumed"] = tuple(Phase(**phase) for phase in position["consumed"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder / _MANIFEST}: not readable ({error}); delete this folder to use an older one"
+            f"{folder / MANIFEST}: not readable ({error}); delete this folder to use an older one"
         ) from error
     if version > SCHEMA_VERSION:
         raise CheckpointError(f"{folder}: written by a newer version (schema {version}); upgrade cryoformer-dist")
     return Checkpoint(folder, Position(**position), manifest)
 
 
+def fetch_latest(run: RunFolder) -> None:
+    """Bring the newest checkpoint that is complete at home here; nothing to do where home is here."""
+    complete = _complete_at_home(run)
+    if complete:
+        run.fetch(*run.names_at_home(complete[-1]))
+
+
 def write_checkpoint(
-    run: Path,
+    run: RunFolder,
     position: Position,
     leader: bool,
     save_engine: Callable[[Path], None],
     states: Callable[[], dict[str, Any]],
     keep: int,
-    barrier: Callable[[], None],
+    patience: Patience,
 ) -> Path:
-    """Write a checkpoint under a temporary name and rename it; then delete all but the newest ``keep``.
+    """Write a checkpoint that appears at home whole or not at all; then delete all but the newest ``keep``.
+
+    On a file system it is written under a temporary name and renamed. To an object store every rank sends its own
+    files, and the leader the manifest, last.
 
     Parameters
     ----------
@@ -123,33 +137,111 @@ def write_checkpoint(
         File name (without ``.pt``) to state, written by the leader.
     keep
         How many checkpoints stay.
-    barrier
-        Waits for all ranks.
+    patience
+        Waits for all ranks, and for storage that is full or away.
+
+    Raises
+    ------
+    CheckpointNotWrittenError
+        On all ranks, if storage is full or away for too long; nothing of this checkpoint is left then.
     """
-    final = run / "checkpoints" / f"step-{position.step:08d}"
-    partial = final.with_name(f".partial-{position.step:08d}")
-    if leader:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    barrier()
-    save_engine(partial / "engine")
-    barrier()
-    if leader:
-        for name, state in states().items():
-            torch.save(state, partial / f"{name}.pt")
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "position": asdict(position),
-            "torch": torch.__version__,
-        }
-        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        for old in checkpoints(run)[:-keep]:
-            shutil.rmtree(old.folder)
-    barrier()
-    return final
+    writing = _Writing(run, position, leader, save_engine, states)
+    try:
+        patience.together(writing.clear)
+        patience.together(writing.engine, collective=True)
+        patience.together(writing.rest)
+        patience.together(writing.appear)
+    except CheckpointNotWrittenError:
+        writing.give_up()
+        raise
+    patience.together(lambda: _keep_newest(run, keep) if leader else None)
+    return writing.final
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """A checkpoint on its way home; each step can be repeated after it has failed."""
+
+    run: RunFolder
+    position: Position
+    leader: bool
+    save_engine: Callable[[Path], None]
+    states: Callable[[], dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return f"{_FOLDER}/step-{self.position.step:08d}"
+
+    @property
+    def final(self) -> Path:
+        return self.run.folder / self.name
+
+    @property
+    def partial(self) -> Path:
+        # A working copy is seen by nobody: it has no need of a second name.
+        return self.final if self.run.is_copy else self.final.with_name(f".partial-{self.position.step:08d}")
+
+    def clear(self) -> None:
+        """An empty folder to write in. Nothing above the run directory is made: an absent storage must stay absent."""
+        if self.leader and self.run.is_copy:
+            remove_folder(self.run.home / self.name, first=MANIFEST)
+        if self.leader or self.run.is_copy:
+            self.partial.parent.mkdir(exist_ok=True)
+            remove_folder(self.partial)
+            self.partial.mkdir()
+
+    def engine(self) -> None:
+        self.save_engine(self.partial / _ENGINE)
+        self._deliver(self.partial.joinpath(_ENGINE).rglob("*"))
+
+    def rest(self) -> None:
+        if not self.leader:
+            return
+        for name, state in self.states().items():
+            torch.save(state, self.partial / f"{name}.pt")
+        self._deliver(self.partial.glob("*.pt"))
+
+    def appear(self) -> None:
+        if self.leader:
+            manifest = {
+                "schema_version": SCHEMA_VERSION,
+                "position": asdict(self.position),
+                "torch": torch.__version__,
+            }
+            (self.partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            self._deliver([self.partial / MANIFEST])
+            if not self.run.is_copy:
+                remove_folder(self.final, first=MANIFEST)
+                self.partial.rename(self.final)
+        self.run.forget(self.name)
+
+    def _deliver(self, paths: Iterable[Path]) -> None:
+        """See that files are at home: on a network's file system some errors are not told before."""
+        for path in sorted(paths):
+            if path.is_file():
+                synchronise(path)
+                self.run.send(path.relative_to(self.run.folder).as_posix())
+
+    def give_up(self) -> None:
+        """Leave nothing half-written, as far as storage lets us."""
+        with contextlib.suppress(OSError, *client_errors()):
+            if self.leader and self.run.is_copy:
+                remove_folder(self.run.home / self.name, first=MANIFEST)
+            if self.leader or self.run.is_copy:
+                remove_folder(self.partial)
+
+
+def _complete_at_home(run: RunFolder) -> list[str]:
+    """Folders of the complete checkpoints in an object store, oldest first."""
+    names = run.names_at_home(_FOLDER)
+    return sorted(name.removesuffix(f"/{MANIFEST}") for name in names if fnmatch(name, f"{_FOLDER}/step-*/{MANIFEST}"))
+
+
+def _keep_newest(run: RunFolder, keep: int) -> None:
+    for name in _complete_at_home(run)[:-keep]:
+        remove_folder(run.home / name, first=MANIFEST)
+    for old in checkpoints(run.folder)[:-keep]:
+        remove_folder(old.folder, first=MANIFEST)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Gradients across workers: the one seam between the loop and DeepSpeed or plain torch."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed
@@ -14,6 +14,7 @@ from cryoformer_dist.errors import BackendUnavailableError, CheckpointError
 
 _WHOLE = "torch.pt"
 _CHECKPOINT_TAG = "engine"
+T = TypeVar("T")
 
 
 class Engine(Protocol):
@@ -30,7 +31,7 @@ class Engine(Protocol):
         """Backward, average gradients over ranks, and update with every peak rate times the factor."""
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimiser state; every rank calls it."""
+        """Write weights and optimiser state below a folder that is there; every rank calls it, again if one failed."""
 
     def load(self, folder: Path) -> None:
         """Read back what `save` wrote."""
@@ -93,6 +94,16 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def gather_objects(value: T) -> list[T]:
+    """Small plain objects of all ranks, in rank order."""
+    world = place_in_world()[1]
+    if world == 1:
+        return [value]
+    gathered: list[Any] = [None] * world
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
 def of_leader(values: Tensor) -> Tensor:
     """The leader's values, on every rank."""
     values = values.clone()
@@ -103,7 +114,8 @@ def of_leader(values: Tensor) -> Tensor:
 
 def _save_whole(folder: Path, module: nn.Module, optimizer: Any) -> None:
     """State that every rank holds whole: any engine may go on with it, on any number of ranks."""
-    folder.mkdir(parents=True, exist_ok=True)
+    # Not those above it: where storage is away, they would be made in its place.
+    folder.mkdir(exist_ok=True)
     state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(state, folder / _WHOLE)
 
@@ -214,6 +226,11 @@ class DeepSpeedEngine:
             for parameter in group["params"]:
                 parameter.register_post_accumulate_grad_hook(partial(self._takes_part, number))
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        self._held_back: list[Exception] = []
+        writer = self._engine.checkpoint_engine
+        writer.save, writer.makedirs = self._hold_back(writer.save), self._hold_back(_make_one_folder)
+        # A script that joins ZeRO's files: DeepSpeed has it installed, and copies it where no error is caught.
+        self._engine._copy_recovery_script = lambda folder: None
         self.rank, self.world = place_in_world()
         self.device = device
 
@@ -234,10 +251,27 @@ class DeepSpeedEngine:
 
     def save(self, folder: Path) -> None:
         """See `Engine`."""
-        if self._sharded:
-            self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
-        elif self.rank == 0:
-            _save_whole(folder, self._engine.module, self._engine.optimizer)
+        if not self._sharded:
+            if self.rank == 0:
+                _save_whole(folder, self._engine.module, self._engine.optimizer)
+            return
+        self._held_back.clear()
+        # DeepSpeed lets the first rank make it, for all; each rank may have a folder of its own.
+        self._hold_back(_make_one_folder)(str(folder), exist_ok=True)
+        self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG, save_latest=False)
+        if self._held_back:
+            raise self._held_back[0]
+
+    def _hold_back(self, write: Callable[..., Any]) -> Callable[..., None]:
+        """An error inside DeepSpeed's own barriers would leave the other ranks waiting: it is raised after them."""
+
+        def attempt(*arguments: Any, **named: Any) -> None:
+            try:
+                write(*arguments, **named)
+            except (OSError, RuntimeError) as error:
+                self._held_back.append(error)
+
+        return attempt
 
     def load(self, folder: Path) -> None:
         """See `Engine`."""
@@ -252,6 +286,11 @@ class DeepSpeedEngine:
                 "resume with the workers and the stage it was trained with"
             )
         self._engine.load_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
+
+
+def _make_one_folder(folder: str, exist_ok: bool) -> None:
+    # Not those above it: where storage is away, they would be made in its place.
+    Path(folder).mkdir(exist_ok=exist_ok)
 
 
 def _import_deepspeed() -> Any:

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 from torch import Tensor
 
 from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.data.batch import BatchSource, ParticleBatch, on_device
 from cryoformer_dist.data.order import ParticleOrder, Rows
 from cryoformer_dist.errors import ConfigError, TrainingError
+from cryoformer_dist.storage.patience import Patience
+from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.checkpoint import Checkpoint, Position, write_checkpoint
-from cryoformer_dist.training.engine import Engine, gather_rows, sum_over_ranks
+from cryoformer_dist.training.engine import Engine, gather_objects, gather_rows, sum_over_ranks
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.occupancy_refresh import refresh_occupancy, refresh_sample
 from cryoformer_dist.training.progress import MetricsFile, Reporter, Stopwatch, memory_gib
@@ -71,7 +72,7 @@ def run_training(
     engine: Engine,
     data: TrainingData,
     reporter: Reporter,
-    run: Path,
+    run: RunFolder,
     resume_from: Checkpoint | None = None,
 ) -> None:
     """Train through all stages, from the start or from a checkpoint, as if there had been no interruption.
@@ -87,7 +88,7 @@ def run_training(
     reporter
         Told of every report and checkpoint.
     run
-        Run directory; the leader writes ``metrics.jsonl`` and ``checkpoints`` there.
+        Run directory; ``metrics.jsonl`` and ``checkpoints`` are written there.
     resume_from
         Where to go on.
 
@@ -95,6 +96,8 @@ def run_training(
     ------
     TrainingError
         If the loss is not finite.
+    CheckpointNotWrittenError
+        If the run directory's storage is full or away for longer than ``training.storage_patience_seconds``.
     """
     position, grown = Position(), False
     if resume_from is not None:
@@ -121,7 +124,7 @@ class _Session:
         engine: Engine,
         data: TrainingData,
         reporter: Reporter,
-        run: Path,
+        run: RunFolder,
         position: Position,
         grown: bool,
     ) -> None:
@@ -129,12 +132,19 @@ class _Session:
         self.position = position
         self.training = learner.config.training
         self.batch_size = particles_per_rank(self.training, engine.world, len(data.rows))
-        self.metrics = MetricsFile(run, position.step) if engine.rank == 0 else None
+        self.patience = Patience(run.home, self.training.storage_patience_seconds, engine.rank == 0, gather_objects)
+        # The leader's alone, but all ranks wait while it cannot write.
+        self.metrics: MetricsFile | None = None
+        self.patience.together(self._open_metrics)
         self.stopwatch = Stopwatch()
         self.totals = torch.zeros(3)
         self.checkpointed = position.step
         # Whether the mask is larger than the one drawn in the run directory.
         self.grown = grown
+
+    def _open_metrics(self) -> None:
+        if self.engine.rank == 0:
+            self.metrics = MetricsFile(self.run, self.position.step)
 
     def train(self, stage: Stage) -> None:
         """Go through what is left of a stage."""
@@ -262,9 +272,10 @@ class _Session:
             "workers": self.engine.world,
             **reading,
         }
-        if self.metrics is not None:
-            record["seconds"] += self.metrics.seconds_before
-            self.metrics.append(record)
+        metrics = self.metrics
+        if metrics is not None:
+            record["seconds"] += metrics.seconds_before
+        self.patience.together(lambda: metrics.append(record) if metrics else None)
         # After the record: a crash in between repeats the record, the other way round it would be lost.
         due = self.position.step % self.training.checkpoint_every_steps == 0
         self.reporter.report(record, self._checkpoint() if due else None)
@@ -273,7 +284,8 @@ class _Session:
 
     def _checkpoint(self) -> Path:
         self.checkpointed = self.position.step
-        learner = self.learner
+        learner, metrics = self.learner, self.metrics
+        self.patience.together(lambda: metrics.send() if metrics else None)
 
         def states() -> dict[str, dict[str, Any]]:
             return {
@@ -289,13 +301,17 @@ class _Session:
             save_engine=self.engine.save,
             states=states,
             keep=self.training.keep_checkpoints,
-            barrier=_barrier,
+            patience=self.patience,
         )
-        if self.grown and self.engine.rank == 0:
-            # Not before: until there is a checkpoint, a run that starts again starts from its first mask.
-            write_occupancy(self.run, learner.mask, learner.objectives.pixel_size_angstrom)
+        # Not before: until there is a checkpoint, a run that starts again starts from its first mask.
+        self.patience.together(self._draw_occupancy)
         self.grown = False
         return folder
+
+    def _draw_occupancy(self) -> None:
+        if self.grown and self.engine.rank == 0:
+            pixel_size = self.learner.objectives.pixel_size_angstrom
+            self.run.send(write_occupancy(self.run.folder, self.learner.mask, pixel_size).name)
 
 
 def learning_rate_factor(training: TrainingConfig, stage_step: int, progress: float) -> float:
@@ -303,8 +319,3 @@ def learning_rate_factor(training: TrainingConfig, stage_step: int, progress: fl
     warmup = min(1.0, (stage_step + 1) / max(training.warmup_steps, 1))
     floor = training.final_learning_rate
     return warmup * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
-
-
-def _barrier() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()

@@ -1,6 +1,9 @@
 """How training tells the outside what it is doing."""
 
+import errno
 import json
+import math
+import os
 import resource
 import sys
 import time
@@ -8,6 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from cryoformer_dist.storage.run_folder import RunFolder
+
+METRICS = "metrics.jsonl"
+# An object store takes the whole file each time.
+_SEND_SECONDS = 5.0
 
 
 class Reporter(Protocol):
@@ -28,23 +37,39 @@ class MetricsFile:
         Where training goes on: records after it belong to work that was lost and are dropped.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
-        self._path = run / "metrics.jsonl"
-        kept = [record for record in read_metrics(run) if record["step"] <= step]
+    def __init__(self, run: RunFolder, step: int) -> None:
+        self._run, self._path = run, run.folder / METRICS
+        kept = [record for record in read_metrics(run.folder) if record["step"] <= step]
+        text = "".join(json.dumps(record) + "\n" for record in kept)
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        temporary.write_text(text)
         temporary.replace(self._path)
+        self._end = len(text.encode())
+        self._sent = -math.inf
         self.seconds_before = kept[-1]["seconds"] if kept else 0.0
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add a record and hand it to the operating system."""
-        with self._path.open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
+        """Add a record and hand it to the operating system; can be repeated after it has failed."""
+        line = (json.dumps(record) + "\n").encode()
+        # Not made anew when absent, and written at the end of the last record: a failure may have left half a line.
+        with self._path.open("r+b", buffering=0) as stream:
+            stream.seek(self._end)
+            stream.truncate()
+            if stream.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        if time.monotonic() - self._sent > _SEND_SECONDS:
+            self.send()
+        self._end += len(line)
+
+    def send(self) -> None:
+        """Send the records home, if that is not here."""
+        self._run.send(METRICS)
+        self._sent = time.monotonic()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All complete records of a run; a last line cut by a crash is left out."""
-    path = run / "metrics.jsonl"
+    path = run / METRICS
     if not path.is_file():
         return []
     lines = path.read_text().splitlines(keepends=True)

@@ -2,7 +2,8 @@
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,8 @@ from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.physics.fourier import spectrum
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.storage.places import Place
+from cryoformer_dist.storage.run_folder import RunFolder, opened_folder
 from cryoformer_dist.training.linear_start import linear_latents, principal_maps
 from cryoformer_dist.training.machine import Room, room_here
 from cryoformer_dist.training.memory import Workload, refuse_too_large, settle_batch_size, with_batch_size
@@ -38,6 +41,8 @@ from cryoformer_dist.training.pose_search import (
 _FIRST_LATENTS = "first_latents.npy"
 _FIRST_POSES = "first_poses.npz"
 _SEARCH_SUMMARY = "pose_search.json"
+# Checkpoints come and go by themselves, and Ray keeps its own records.
+_LEFT_AT_HOME = ("checkpoints", "ray")
 _PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
 
 
@@ -135,6 +140,18 @@ def prepare_run(
     temporary.replace(manifest_path)
 
 
+@contextmanager
+def opened_run(home: str | Place) -> Iterator[RunFolder]:
+    """A run directory to work in: itself, or a copy of what an object store holds of it, but for checkpoints."""
+    with opened_folder(home, _LEFT_AT_HOME) as run:
+        yield run
+
+
+def send_run(run: RunFolder) -> None:
+    """Send home what preparation or analysis has written."""
+    run.send_changes(_LEFT_AT_HOME)
+
+
 def load_run(run: Path) -> tuple[RunConfig, dict[str, Any]]:
     """Configuration and manifest of a run.
 
@@ -156,9 +173,11 @@ def load_lattice(config: RunConfig, run: Path) -> Lattice:
     return Lattice.of(mask, training.jitter_lattices, training.seed)
 
 
-def write_occupancy(run: Path, mask: Bool[Tensor, "box box box"], voxel_size_angstrom: float) -> None:
+def write_occupancy(run: Path, mask: Bool[Tensor, "box box box"], voxel_size_angstrom: float) -> Path:
     """Where a run allows density, as a map."""
-    write_volume(run / "occupancy.mrc", Volume(mask.float(), voxel_size_angstrom), ["cryoformer-dist occupancy"])
+    path = run / "occupancy.mrc"
+    write_volume(path, Volume(mask.float(), voxel_size_angstrom), ["cryoformer-dist occupancy"])
+    return path
 
 
 def load_spectrum(run: Path) -> Tensor:

@@ -11,7 +11,8 @@ import torch.distributed
 from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.data.batch import BatchSource, local_batches
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.training.checkpoint import latest_checkpoint
+from cryoformer_dist.storage.run_folder import RunFolder
+from cryoformer_dist.training.checkpoint import fetch_latest, latest_checkpoint
 from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine, place_in_world
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.loop import TrainingData, particles_per_rank, run_training
@@ -28,7 +29,7 @@ from cryoformer_dist.training.run_directory import (
 
 
 def train_rank(
-    run: Path, reporter: Reporter, batches_of: Callable[[ParticleStore], BatchSource], device: torch.device
+    run: RunFolder, reporter: Reporter, batches_of: Callable[[ParticleStore], BatchSource], device: torch.device
 ) -> None:
     """Train this rank's share of a prepared run, from its newest checkpoint when there is one.
 
@@ -43,23 +44,24 @@ def train_rank(
     device
         Where the network lives.
     """
-    config, manifest = load_run(run)
+    fetch_latest(run)
+    config, manifest = load_run(run.folder)
     store = ParticleStore.open(manifest["store"])
     rows = selected_rows(config, store)
     particles_per_rank(config.training, place_in_world()[1], len(rows))
     learner = Learner(
         config,
-        store_at_first_poses(run, store).particles(),
+        store_at_first_poses(run.folder, store).particles(),
         store.box_size,
         store.pixel_size_angstrom,
-        load_lattice(config, run),
+        load_lattice(config, run.folder),
         device,
-        load_first_latents(run),
-        load_spectrum(run),
+        load_first_latents(run.folder),
+        load_spectrum(run.folder),
     )
     engine = build_engine(learner.objectives, config.training, device, len(rows))
     data = TrainingData(rows, store.shard_size, batches_of(store), local_batches(store))
-    run_training(learner, engine, data, reporter, run, latest_checkpoint(run))
+    run_training(learner, engine, data, reporter, run, latest_checkpoint(run.folder))
 
 
 def build_engine(module: Objectives, training: TrainingConfig, device: torch.device, particles: int) -> Engine:

@@ -12,6 +12,7 @@ from cryoformer_dist.data.order import Phase
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.grids import radius_grid
 from cryoformer_dist.physics.pose import rotation_angle_deg, rotation_from_6d
+from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training import session
 from cryoformer_dist.training.checkpoint import latest_checkpoint
 from cryoformer_dist.training.progress import read_metrics
@@ -40,7 +41,7 @@ def _rank(rank: int, world: int, meeting_point: str, run: str, stop_at: int | No
     session.run_training = run_training
     listener = Listener(stop_at)
     try:
-        session.train_rank(Path(run), listener, local_batches, CPU)
+        session.train_rank(RunFolder.on_disk(Path(run)), listener, local_batches, CPU)
     except Stop:
         return
     finally:

@@ -1,13 +1,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import yaml
 from tiny_runs import tiny_config, tiny_settings
 
+from cryoformer_dist.config.loading import parse_config
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data import convert
 from cryoformer_dist.data.store import ParticleStore
@@ -15,6 +16,9 @@ from cryoformer_dist.errors import ConfigError, StoreError, StoreNotFoundError
 from cryoformer_dist.orchestration import launch
 from cryoformer_dist.orchestration.launch import Request, Voice, carry_out
 from cryoformer_dist.orchestration.run_files import read_cluster_file, read_run_file
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 SIMULATED = {
     "dataset.simulate": {"particles": 24, "box_size": 16},
@@ -139,3 +143,22 @@ def test_particles_without_poses_are_refused_with_where_to_get_them(
     with pytest.raises(ConfigError, match=r"no poses.*RELION or cryoSPARC"):
         carry_out(_request(tiny_config(tiny_store), tmp_path / "run"), _Heard().voice)
     assert np.all(store.particles().rotation.shape == (64, 3, 3))
+
+
+def test_urls_of_run_and_cluster_files_stay_as_they_are(tmp_path: Path) -> None:
+    run_file, cluster_file = tmp_path / "run.yaml", tmp_path / "cluster.yaml"
+    run_file.write_text(yaml.safe_dump({"dataset": {"store": "s3://bucket/sets/x.zarr"}}))
+    cluster_file.write_text(yaml.safe_dump({"storage": "s3://bucket/runs"}))
+    assert read_run_file(run_file, []).dataset.store == "s3://bucket/sets/x.zarr"
+    assert read_cluster_file(cluster_file, [])[0].storage == "s3://bucket/runs"
+
+
+def test_simulating_into_an_object_store_is_refused_with_the_way_there(
+    object_store: Callable[[], "UPath"], tmp_path: Path
+) -> None:
+    store = object_store() / "x.zarr"
+    settings = tiny_settings(tmp_path, SIMULATED)
+    settings["dataset"]["store"] = str(store)
+    config = parse_config(settings, RunConfig, "tiny")
+    with pytest.raises(ConfigError, match=rf"simulate -o FOLDER.*convert FOLDER/particles\.star -o {store}"):
+        carry_out(_request(config, tmp_path / "run"), _Heard().voice)

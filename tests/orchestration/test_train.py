@@ -10,6 +10,7 @@ from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ClusterError, StoreError, TrainingError
 from cryoformer_dist.orchestration import train
+from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.machine import room_here
 from cryoformer_dist.training.progress import MetricsFile, read_metrics
 from cryoformer_dist.training.run_directory import prepare_run
@@ -61,10 +62,10 @@ def test_any_other_loss_of_a_worker_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_every_new_record_is_told_once_and_old_ones_not(tmp_path: Path) -> None:
-    metrics = MetricsFile(tmp_path, 0)
+    metrics = MetricsFile(RunFolder.on_disk(tmp_path), 0)
     metrics.append({"step": 2, "seconds": 1.0})
     told: list[int] = []
-    with train._following(tmp_path, lambda record: told.append(record["step"])):
+    with train._following(RunFolder.on_disk(tmp_path), lambda record: told.append(record["step"])):
         metrics.append({"step": 4, "seconds": 2.0})
         metrics.append({"step": 6, "seconds": 3.0})
     assert told == [4, 6]
@@ -74,7 +75,7 @@ def test_following_ends_with_an_error_too(tmp_path: Path) -> None:
     import threading
 
     def fail() -> None:
-        with train._following(tmp_path, lambda record: None):
+        with train._following(RunFolder.on_disk(tmp_path), lambda record: None):
             raise TrainingError("stopped")
 
     with pytest.raises(TrainingError, match="stopped"):
@@ -90,7 +91,7 @@ def test_training_without_ray_tells_every_report(
     monkeypatch.setattr(train, "set_threads", lambda count: None)
     prepare_run(tiny_config(tiny_store), ParticleStore.open(tiny_store), tmp_path, resume=False)
     told: list[dict[str, Any]] = []
-    train.train_locally(tmp_path, told.append)
+    train.train_locally(RunFolder.on_disk(tmp_path), told.append)
     assert told == read_metrics(tmp_path)
     assert told[-1]["step"] == told[-1]["steps"] == 11
     assert not ray.is_initialized()
@@ -113,6 +114,6 @@ def test_resident_images_train_to_the_same_losses(
     for name in ("local", "resident"):
         changes = {"dataset.loader": name, "training.epochs": 1}
         prepare_run(tiny_config(tiny_store, changes), ParticleStore.open(tiny_store), tmp_path / name, resume=False)
-        train.train_locally(tmp_path / name, lambda record: None)
+        train.train_locally(RunFolder.on_disk(tmp_path / name), lambda record: None)
         losses.append([record["loss"] for record in read_metrics(tmp_path / name)])
     assert losses[0] == losses[1]

@@ -6,6 +6,8 @@ import torch
 
 from cryoformer_dist.data.order import Phase
 from cryoformer_dist.errors import CheckpointError
+from cryoformer_dist.storage.patience import Outcome, Patience
+from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.checkpoint import Position, checkpoints, latest_checkpoint, write_checkpoint
 
 
@@ -19,10 +21,10 @@ def _write(run: Path, step: int, keep: int = 10, **changes: object) -> Path:
         "save_engine": save_engine,
         "states": lambda: {"model": {"w": torch.tensor([float(step)])}, "tables": {}},
         "keep": keep,
-        "barrier": lambda: None,
+        "patience": Patience(run, 0),
     }
     position = Position(stage=1, stage_step=step - 1, step=step, consumed=(Phase(2, 8), Phase(1, 3)))
-    return write_checkpoint(run, position, **(arguments | changes))  # type: ignore[arg-type]
+    return write_checkpoint(RunFolder.on_disk(run), position, **(arguments | changes))  # type: ignore[arg-type]
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
@@ -86,16 +88,21 @@ def test_writing_the_same_step_again_replaces_it(tmp_path: Path) -> None:
 def test_only_the_leader_writes_what_all_share_and_all_wait_for_it(tmp_path: Path) -> None:
     waits: list[bool] = []
     saved: list[Path] = []
+
+    def exchange(outcome: Outcome) -> list[Outcome]:
+        waits.append((tmp_path / "checkpoints").exists())
+        return [outcome, outcome]
+
     final = _write(
         tmp_path,
         4,
         leader=False,
         save_engine=saved.append,
-        barrier=lambda: waits.append((tmp_path / "checkpoints").exists()),
+        patience=Patience(tmp_path, 0, leader=False, exchange=exchange),
     )
     assert not final.exists()
     assert saved == [tmp_path / "checkpoints" / ".partial-00000004" / "engine"]
-    assert len(waits) == 3
+    assert waits == [False] * 5
 
 
 def test_a_checkpoint_of_a_newer_program_is_refused(tmp_path: Path) -> None:

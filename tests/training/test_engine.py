@@ -147,6 +147,16 @@ class TestEngineContract:
         for name, value in module.state_dict().items():
             assert torch.equal(resumed_module.state_dict()[name], value), name
 
+    def test_absent_storage_is_told_after_all_have_met_and_not_made_anew(self, make: Make, tmp_path: Path) -> None:
+        _, engine = make()
+        place = tmp_path / "away" / "engine"
+        with pytest.raises((OSError, RuntimeError)):
+            engine.save(place)
+        assert not place.parent.exists()
+        place.parent.mkdir()
+        engine.save(place)
+        engine.load(place)
+
     def test_an_absent_state_is_named_with_the_way_out(self, make: Make, tmp_path: Path) -> None:
         _, engine = make()
         with pytest.raises(CheckpointError, match=rf"{tmp_path}.*training\.zero_stage above 0"):

@@ -18,6 +18,7 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError, ConfigError, TrainingError
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.grids import radius_grid
+from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training import loop
 from cryoformer_dist.training.checkpoint import Position, checkpoints, latest_checkpoint
 from cryoformer_dist.training.engine import TorchEngine
@@ -371,7 +372,7 @@ def test_a_loss_that_is_not_finite_names_the_store_rows_and_touches_nothing(
     engine = TorchEngine(learner.objectives, config.training, CPU)
     data = TrainingData(np.arange(len(store)), store.shard_size, poison.of(store), local_batches(store))
     with pytest.raises(TrainingError) as error:
-        run_training(learner, engine, data, Listener(), tmp_path)
+        run_training(learner, engine, data, Listener(), RunFolder.on_disk(tmp_path))
     assert f"step 2: the loss is not finite on 1 of 1 ranks; store rows {poison.poisoned}." in str(error.value)
     after = poison.state()
     for name, value in poison.before.items():

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.progress import (
     MetricsFile,
     Stopwatch,
@@ -36,7 +37,7 @@ def _records(run: Path) -> list[int]:
 
 
 def _fill(run: Path, *steps: int) -> None:
-    metrics = MetricsFile(run, 0)
+    metrics = MetricsFile(RunFolder.on_disk(run), 0)
     for step in steps:
         metrics.append({"step": step, "seconds": step / 2})
 
@@ -46,13 +47,13 @@ def test_no_file_means_no_records(tmp_path: Path) -> None:
 
 
 def test_records_come_back_as_written(tmp_path: Path) -> None:
-    MetricsFile(tmp_path, 0).append(RECORD)
+    MetricsFile(RunFolder.on_disk(tmp_path), 0).append(RECORD)
     assert read_metrics(tmp_path) == [RECORD]
 
 
 def test_going_on_drops_the_records_of_work_that_was_lost(tmp_path: Path) -> None:
     _fill(tmp_path, 2, 4, 6, 8)
-    metrics = MetricsFile(tmp_path, 5)
+    metrics = MetricsFile(RunFolder.on_disk(tmp_path), 5)
     assert _records(tmp_path) == [2, 4]
     assert metrics.seconds_before == 2.0
     metrics.append({"step": 6, "seconds": 3.5})
@@ -61,13 +62,13 @@ def test_going_on_drops_the_records_of_work_that_was_lost(tmp_path: Path) -> Non
 
 def test_the_step_gone_on_from_is_kept(tmp_path: Path) -> None:
     _fill(tmp_path, 2, 4)
-    MetricsFile(tmp_path, 4)
+    MetricsFile(RunFolder.on_disk(tmp_path), 4)
     assert _records(tmp_path) == [2, 4]
 
 
 def test_starting_anew_starts_empty(tmp_path: Path) -> None:
     _fill(tmp_path, 2, 4)
-    assert MetricsFile(tmp_path, 0).seconds_before == 0
+    assert MetricsFile(RunFolder.on_disk(tmp_path), 0).seconds_before == 0
     assert _records(tmp_path) == []
 
 
@@ -78,7 +79,7 @@ def test_a_last_line_cut_by_a_crash_is_left_out_and_does_not_spoil_the_next(tmp_
     for cut in ('{"step": 6, "sec', '{"step": 6, "seconds": 3}'):
         path.write_text(whole + cut)
         assert _records(tmp_path) == [2, 4]
-        MetricsFile(tmp_path, 99).append({"step": 6, "seconds": 3.0})
+        MetricsFile(RunFolder.on_disk(tmp_path), 99).append({"step": 6, "seconds": 3.0})
         assert _records(tmp_path) == [2, 4, 6]
         assert all(json.loads(line) for line in path.read_text().splitlines())
 

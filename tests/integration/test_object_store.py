@@ -1,0 +1,169 @@
+"""The whole way on an object store ends as it does on a disk."""
+
+import os
+import pickle
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from object_store import KEY, SECRET
+from test_kill_and_resume import EXACT, _command, _run, _started
+from tiny_runs import SHARD_ROWS, final_state, tiny_config, tiny_settings, train
+from upath import UPath
+
+from cryoformer_dist.data.convert import (
+    ConversionOptions,
+    begin_conversion,
+    convert_serially,
+    convert_shard,
+    plan_conversion,
+)
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import StoreError
+from cryoformer_dist.io.reading import read_particles
+from cryoformer_dist.training.checkpoint import fetch_latest, latest_checkpoint
+from cryoformer_dist.training.progress import read_metrics
+from cryoformer_dist.training.run_directory import opened_run
+
+CHANGES = {
+    "training.epochs": 6,
+    "model.pose.form": "table",
+    "training.checkpoint_every_steps": 6,
+    "training.keep_checkpoints": 2,
+    "training.occupancy": "data",
+    "training.occupancy_refresh_epochs": 1,
+    "results.kmeans_volumes": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def bucket(object_store: Callable[[], UPath]) -> UPath:
+    return object_store()
+
+
+@pytest.fixture(scope="module")
+def stored(bucket: UPath, tiny_store: Path) -> str:
+    """The tiny store in the object store, converted in two attempts."""
+    table, url = read_particles(tiny_store.parent / "particles" / "particles.star"), str(bucket / "sets" / "x.zarr")
+    options = ConversionOptions(contrast="light", shard_rows=SHARD_ROWS, chunk_rows=8)
+    plan = plan_conversion(table, url, options)
+    assert begin_conversion(plan) == [0, 1, 2, 3]
+    convert_shard(plan, 2)
+    resumed = plan_conversion(table, url, options)
+    assert resumed.resumes
+    assert begin_conversion(resumed) == [0, 1, 3]
+    convert_serially(resumed)
+    return url
+
+
+def _objects(place: UPath) -> dict[str, bytes]:
+    names = place.fs.find(place.path)
+    return {name[len(place.path.rstrip("/")) + 1 :]: place.fs.cat_file(name) for name in names}
+
+
+def test_a_store_in_an_object_store_is_that_of_the_disk_byte_for_byte(
+    bucket: UPath, stored: str, tiny_store: Path
+) -> None:
+    files = {path.relative_to(tiny_store).as_posix(): path for path in tiny_store.rglob("*") if path.is_file()}
+    assert _objects(bucket / "sets" / "x.zarr") == {name: path.read_bytes() for name, path in files.items()}
+
+
+@pytest.fixture
+def flushed_denormals() -> Iterator[None]:
+    """Numbers as the command line's own process has them."""
+    threads = torch.get_num_threads()
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(1)
+    yield
+    torch.set_flush_denormal(False)
+    torch.set_num_threads(threads)
+
+
+def _complete_steps(run: UPath) -> list[int]:
+    return [int(path.parent.name[5:]) for path in run.glob("checkpoints/step-*/manifest.json")]
+
+
+def _wait_for_checkpoint(run: UPath, step: int, process: "subprocess.Popen[str]", seconds: float = 150) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert process.poll() is None, "training ended too early"
+        if max(_complete_steps(run), default=0) >= step:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"no checkpoint of step {step} within {seconds} s")
+
+
+@pytest.mark.usefixtures("flushed_denormals")
+def test_convert_train_kill_resume_and_report_on_an_object_store_end_as_on_a_disk(
+    bucket: UPath, stored: str, tiny_store: Path, tmp_path: Path
+) -> None:
+    run_file, run = tmp_path / "run.yaml", bucket / "runs" / "killed"
+    settings = tiny_settings(tiny_store, CHANGES)
+    settings["dataset"]["store"] = stored
+    run_file.write_text(yaml.safe_dump(settings))
+    command = _command(run_file, bucket / "runs", "killed", "--local")  # type: ignore[arg-type]
+    with _started(command, tmp_path / "killed.log") as process:
+        train(tiny_config(tiny_store, CHANGES), tmp_path / "whole")
+        _wait_for_checkpoint(run, 12, process)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert max(_complete_steps(run)) < 32
+    assert f"{run}/report.html" in _run([*command, "--resume"]).replace("\n", "")
+    with opened_run(run) as killed:
+        fetch_latest(killed)
+        _assert_same_end(killed.folder, tmp_path / "whole")
+        assert (killed.folder / "report.html").is_file()
+    assert sorted(_complete_steps(run)) == [30, 32]
+    for name, content in _objects(bucket).items():
+        assert KEY.encode() not in content, name
+        assert SECRET.encode() not in content, name
+
+
+def _assert_same_end(run: Path, other: Path) -> None:
+    assert _exact(run) == _exact(other)
+    state, other_state = final_state(run), final_state(other)
+    assert state.keys() == other_state.keys()
+    for name, value in state.items():
+        assert torch.equal(value, other_state[name]), name
+
+
+def _exact(run: Path) -> list[dict[str, object]]:
+    return [{key: record[key] for key in EXACT} for record in read_metrics(run)]
+
+
+def test_a_store_in_an_object_store_can_be_sent_to_workers_and_names_its_damage(bucket: UPath, stored: str) -> None:
+    store = pickle.loads(pickle.dumps(ParticleStore.open(stored)))
+    assert str(store.path) == stored
+    copied = bucket / "sets" / "damaged.zarr"
+    bucket.fs.copy(UPath(stored).path, copied.path, recursive=True)
+    (copied / "defocus_u_angstrom" / "c" / "1").unlink()
+    with pytest.raises(StoreError, match=r"s3://.*defocus_u.*shard 1.*is missing"):
+        ParticleStore.open(str(copied)).particles()
+
+
+@pytest.mark.slow
+def test_ray_workers_under_zero_train_on_an_object_store_as_on_a_disk(
+    bucket: UPath, stored: str, tiny_store: Path, tmp_path: Path
+) -> None:
+    changes = CHANGES | {"training.engine": "deepspeed", "training.zero_stage": 1, "dataset.loader": "ray"}
+    settings = tiny_settings(tiny_store, changes)
+    homes = {str(tiny_store): tmp_path / "runs", stored: bucket / "runs"}
+    for store, storage in homes.items():
+        settings["dataset"]["store"] = store
+        run_file = tmp_path / "run.yaml"
+        run_file.write_text(yaml.safe_dump(settings))
+        _run(_command(run_file, storage, "ray", "--workers", "2"))  # type: ignore[arg-type]
+    with opened_run(bucket / "runs" / "ray") as run:
+        fetch_latest(run)
+        found = latest_checkpoint(run.folder)
+        assert found is not None
+        assert len(list(found.engine_folder.rglob("*_optim_states.pt"))) == 2
+        _assert_same_end(run.folder, tmp_path / "runs" / "ray")
+    for name, content in _objects(bucket).items():
+        assert KEY.encode() not in content, name
+        assert SECRET.encode() not in content, name
