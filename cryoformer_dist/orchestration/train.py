@@ -22,6 +22,7 @@ from cryoformer_dist.data.batch import BatchSource, local_batches, resident_batc
 from cryoformer_dist.data.dataset import READ_CPUS, ray_batches
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ClusterError, ConfigError, CryoFormerError, TrainingError
+from cryoformer_dist.orchestration.metrics import Publish, publishing
 from cryoformer_dist.training.machine import Room, room_here
 from cryoformer_dist.training.progress import read_metrics
 from cryoformer_dist.training.run_directory import load_run, peak_threads, selected_rows, set_threads
@@ -40,15 +41,18 @@ class RayReporter:
         Run directory on storage that every node sees.
     silence_seconds
         A worker that does not report for so long writes down where it hangs and ends itself, to be replaced.
+    publish
+        Shows a record to those who watch the cluster.
     """
 
-    def __init__(self, run: Path, silence_seconds: float) -> None:
-        self._run, self._silence = run, silence_seconds
+    def __init__(self, run: Path, silence_seconds: float, publish: Publish) -> None:
+        self._run, self._silence, self._publish = run, silence_seconds, publish
         self._not_silent()
 
     def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
         """See `Reporter`."""
         self._not_silent()
+        self._publish(record)
         if checkpoint is None:
             ray.train.report(record)
             return
@@ -143,8 +147,9 @@ def _worker(arguments: dict[str, Any]) -> CryoFormerError | None:
     run = Path(arguments["run"])
     device = ray.train.torch.get_device()
     try:
-        reporter = RayReporter(run, arguments["silence_seconds"])
-        train_rank(run, reporter, _loader(arguments["loader"], load_run(run)[0], device), device)
+        with publishing(run.name, ray.train.get_context().get_world_rank()) as publish:
+            reporter = RayReporter(run, arguments["silence_seconds"], publish)
+            train_rank(run, reporter, _loader(arguments["loader"], load_run(run)[0], device), device)
     except (ConfigError, TrainingError) as error:
         # All ranks meet these together. Raised, Ray would start the workers again, to meet them again.
         return error

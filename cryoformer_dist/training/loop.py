@@ -133,6 +133,8 @@ class _Session:
         self.stopwatch = Stopwatch()
         self.totals = torch.zeros(3)
         self.checkpointed = position.step
+        # Of a checkpoint that no record has told of.
+        self.checkpoint_seconds: float | None = None
         # Whether the mask is larger than the one drawn in the run directory.
         self.grown = grown
 
@@ -260,8 +262,10 @@ class _Session:
             "residual_outside": self.learner.residual_outside,
             "memory_gib": memory_gib(self.engine.device),
             "workers": self.engine.world,
+            "checkpoint_seconds": self.checkpoint_seconds,
             **reading,
         }
+        self.checkpoint_seconds = None
         if self.metrics is not None:
             record["seconds"] += self.metrics.seconds_before
             self.metrics.append(record)
@@ -273,6 +277,7 @@ class _Session:
 
     def _checkpoint(self) -> Path:
         self.checkpointed = self.position.step
+        began = time.monotonic()
         learner = self.learner
 
         def states() -> dict[str, dict[str, Any]]:
@@ -295,6 +300,7 @@ class _Session:
             # Not before: until there is a checkpoint, a run that starts again starts from its first mask.
             write_occupancy(self.run, learner.mask, learner.objectives.pixel_size_angstrom)
         self.grown = False
+        self.checkpoint_seconds = time.monotonic() - began
         return folder
 
 
