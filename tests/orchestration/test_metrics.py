@@ -219,7 +219,7 @@ def test_a_run_under_ray_shows_every_metric_on_the_endpoints_that_the_dashboard_
             program, stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path, env=os.environ | environment
         )
         try:
-            end = time.monotonic() + 240
+            end = time.monotonic() + 400
             while found.keys() < wanted and time.monotonic() < end:
                 assert process.poll() is None, log.read_text()
                 time.sleep(2)
