@@ -219,14 +219,14 @@ def test_a_run_under_ray_shows_every_metric_on_the_endpoints_that_the_dashboard_
             program, stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path, env=os.environ | environment
         )
         try:
-            end = time.monotonic() + 400
+            end = time.monotonic() + 600
             while found.keys() < wanted and time.monotonic() < end:
                 assert process.poll() is None, log.read_text()
                 time.sleep(2)
                 try:
                     found = _scraped(f"http://127.0.0.1:{port}")
-                except urllib.error.URLError:
-                    # Not up yet.
+                except OSError:
+                    # Not up yet, or busy starting.
                     continue
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 _get(f"http://127.0.0.1:{port}/api/prometheus/sd")
