@@ -6,6 +6,7 @@ from pathlib import Path
 from cryoformer_dist.errors import ConfigError
 
 _FOLDERS = ("cluster", "configs")
+_KINDS = {".yaml", ".yml", ".json"}
 
 
 def starter_folder(name: str) -> Path:
@@ -26,7 +27,8 @@ def write_starter_files(target: Path) -> list[Path]:
     pairs = [
         (source, target / name / source.relative_to(starter_folder(name)))
         for name in _FOLDERS
-        for source in sorted(starter_folder(name).rglob("*.yaml"))
+        for source in sorted(starter_folder(name).rglob("*"))
+        if source.suffix in _KINDS
     ]
     present = [str(path) for _, path in pairs if path.exists()]
     if present:

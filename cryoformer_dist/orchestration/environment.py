@@ -11,7 +11,7 @@ _QUIET_AND_SAFE = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "ERROR",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Without it the dashboard's Train tab stays empty.
+    # Without it the dashboard knows nothing of training runs (`/api/train/v2/runs/v1`).
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "PYTHONWARNINGS": "ignore::FutureWarning",
     # Threads that spin while they wait slow a busy machine down tenfold.

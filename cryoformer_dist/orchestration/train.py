@@ -23,6 +23,7 @@ from cryoformer_dist.data.batch import BatchSource, local_batches, resident_batc
 from cryoformer_dist.data.dataset import READ_CPUS, ray_batches
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointNotWrittenError, ClusterError, ConfigError, CryoFormerError, TrainingError
+from cryoformer_dist.orchestration.metrics import Publish, publishing
 from cryoformer_dist.storage.places import Place, client_errors
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.machine import Room, room_here
@@ -44,15 +45,18 @@ class RayReporter:
         Run directory on storage that every node sees.
     silence_seconds
         A worker that does not report for so long writes down where it hangs and ends itself, to be replaced.
+    publish
+        Shows a record to those who watch the cluster.
     """
 
-    def __init__(self, run: Path, silence_seconds: float) -> None:
-        self._run, self._silence = run, silence_seconds
+    def __init__(self, run: Path, silence_seconds: float, publish: Publish) -> None:
+        self._run, self._silence, self._publish = run, silence_seconds, publish
         self._not_silent()
 
     def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
         """See `Reporter`."""
         self._not_silent()
+        self._publish(record)
         if checkpoint is None:
             ray.train.report(record)
             return
@@ -146,9 +150,10 @@ def _worker(arguments: dict[str, Any]) -> CryoFormerError | None:
     set_threads(arguments["threads"])
     device = ray.train.torch.get_device()
     try:
-        with opened_run(arguments["run"]) as run:
+        rank = ray.train.get_context().get_world_rank()
+        with opened_run(arguments["run"]) as run, publishing(run.folder.name, rank) as publish:
             loader = _loader(arguments["loader"], load_run(run.folder)[0], device)
-            train_rank(run, RayReporter(run.folder, arguments["silence_seconds"]), loader, device)
+            train_rank(run, RayReporter(run.folder, arguments["silence_seconds"], publish), loader, device)
     except (ConfigError, TrainingError, CheckpointNotWrittenError) as error:
         # All ranks meet these together. Raised, Ray would start the workers again, to meet them again.
         return error

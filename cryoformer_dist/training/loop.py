@@ -139,6 +139,8 @@ class _Session:
         self.stopwatch = Stopwatch()
         self.totals = torch.zeros(3)
         self.checkpointed = position.step
+        # Of a checkpoint that no record has told of.
+        self.checkpoint_seconds: float | None = None
         # Whether the mask is larger than the one drawn in the run directory.
         self.grown = grown
 
@@ -270,8 +272,10 @@ class _Session:
             "residual_outside": self.learner.residual_outside,
             "memory_gib": memory_gib(self.engine.device),
             "workers": self.engine.world,
+            "checkpoint_seconds": self.checkpoint_seconds,
             **reading,
         }
+        self.checkpoint_seconds = None
         metrics = self.metrics
         if metrics is not None:
             record["seconds"] += metrics.seconds_before
@@ -284,6 +288,7 @@ class _Session:
 
     def _checkpoint(self) -> Path:
         self.checkpointed = self.position.step
+        began = time.monotonic()
         learner, metrics = self.learner, self.metrics
         self.patience.together(lambda: metrics.send() if metrics else None)
 
@@ -306,6 +311,7 @@ class _Session:
         # Not before: until there is a checkpoint, a run that starts again starts from its first mask.
         self.patience.together(self._draw_occupancy)
         self.grown = False
+        self.checkpoint_seconds = time.monotonic() - began
         return folder
 
     def _draw_occupancy(self) -> None:

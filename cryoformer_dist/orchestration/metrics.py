@@ -1,0 +1,126 @@
+"""What Prometheus and the Ray dashboard are shown of a run, while it trains under Ray."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ray.util.metrics import Gauge
+
+# Ray passes a value on once and forgets it after two of its report intervals, of at least one second each: a run that
+# reports more rarely would come and go.
+_SECONDS_BETWEEN_SHOWINGS = 1.0
+Publish = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RunMetric:
+    """One number of a run that is watched.
+
+    Attributes
+    ----------
+    name
+        Without Ray's prefix.
+    unit
+        For people.
+    meaning
+        One sentence, without a full stop.
+    key
+        Of the training record that holds it; a record that says ``None`` leaves the last value.
+    per_rank
+        Whether every rank shows its own, with a tag ``rank``; the others are shown by rank 0 for all.
+    scale
+        From the record's unit to this one.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+    key: str
+    per_rank: bool = False
+    scale: float = 1.0
+
+    @property
+    def prometheus_name(self) -> str:
+        """As Prometheus and Grafana know it."""
+        return f"ray_{self.name}"
+
+    def value(self, record: dict[str, Any]) -> float | None:
+        """Taken from a record."""
+        value = record[self.key]
+        return None if value is None else self.scale * value
+
+
+METRICS = (
+    RunMetric("cryoformer_step", "steps", "optimiser steps taken, all stages together", "step"),
+    RunMetric("cryoformer_steps", "steps", "steps at the end of the present stage", "steps"),
+    RunMetric("cryoformer_loss", "", "training loss, mean over the particles since the last report", "loss"),
+    RunMetric(
+        "cryoformer_learning_rate_share", "0 to 1", "share of the configured learning rates in force", "learning_rate"
+    ),
+    RunMetric(
+        "cryoformer_images_per_second", "images/s", "particles trained on, all ranks together", "particles_per_second"
+    ),
+    RunMetric("cryoformer_data_wait_share", "0 to 1", "share of the time spent waiting for images", "data_wait", True),
+    RunMetric(
+        "cryoformer_memory_bytes", "bytes", "peak memory of a rank, on its GPU if it has one", "memory_gib", True, 2**30
+    ),
+    RunMetric("cryoformer_active_points", "points", "grid points at which there may be density", "active_points"),
+    RunMetric(
+        "cryoformer_residual_outside_share",
+        "0 to 1",
+        "share of the residual's density outside the mask, at its last refresh",
+        "residual_outside",
+    ),
+    RunMetric("cryoformer_checkpoint_seconds", "s", "time the last checkpoint took", "checkpoint_seconds"),
+    RunMetric("cryoformer_workers", "processes", "training processes at work", "workers"),
+)
+
+
+@contextmanager
+def publishing(run: str, rank: int) -> Iterator[Publish]:
+    """Show the newest numbers of a run for as long as this lasts.
+
+    Parameters
+    ----------
+    run
+        Its name, the tag ``run`` of every metric.
+    rank
+        Of this process.
+
+    Yields
+    ------
+    publish
+        Takes a training record.
+    """
+    gauges = {metric: _gauge(metric, run, rank) for metric in METRICS if metric.per_rank or rank == 0}
+    newest: dict[RunMetric, float] = {}
+    stop = threading.Event()
+
+    def publish(record: dict[str, Any]) -> None:
+        newest.update({metric: value for metric in gauges if (value := metric.value(record)) is not None})
+        show()
+
+    def show() -> None:
+        for metric, value in tuple(newest.items()):
+            gauges[metric].set(value)
+
+    def show_again() -> None:
+        while not stop.wait(_SECONDS_BETWEEN_SHOWINGS):
+            show()
+
+    thread = threading.Thread(target=show_again, name="show-metrics")
+    thread.start()
+    try:
+        yield publish
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _gauge(metric: RunMetric, run: str, rank: int) -> Gauge:
+    tags = {"run": run} | ({"rank": str(rank)} if metric.per_rank else {})
+    unit = f" ({metric.unit})" if metric.unit else ""
+    gauge = Gauge(metric.name, description=metric.meaning + unit, tag_keys=tuple(tags))
+    return gauge.set_default_tags(tags)
