@@ -108,6 +108,7 @@ def raylets(nodes: int, cpus: int, head_cpus: int = 0) -> Iterator[Raylets]:
     token.chmod(0o600)
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "OMP_NUM_THREADS": "1"}
+    environment["RAY_worker_niceness"] = "0"
     cluster = Raylets(folder, free_port(), free_port(), environment)
     try:
         cluster.start_head(head_cpus)

@@ -16,6 +16,8 @@ _QUIET_AND_SAFE = {
     "PYTHONWARNINGS": "ignore::FutureWarning",
     # Threads that spin while they wait slow a busy machine down tenfold.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # Ray's 15 leaves its workers a few per cent of a machine on which anything else runs.
+    "RAY_worker_niceness": "0",
 }
 _OF_WORKERS = ("PYTHONWARNINGS", "OMP_WAIT_POLICY", "RAY_DATA_LOG_LEVEL")
 
@@ -32,9 +34,29 @@ def worker_environment() -> dict[str, str]:
 
 
 def make_token() -> None:
-    """Give a cluster of our own a token that only its processes know, unless the user has one for all clusters."""
-    if not _has_token():
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    """Give clusters of our own a token that only this user can read, unless the user has one for all clusters."""
+    if _has_token():
+        return
+    path = state_folder() / "ray_token"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.touch(mode=0o600)
+        temporary.write_text(secrets.token_hex(32))
+        temporary.replace(path)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+
+
+def token_place() -> str:
+    """Where the token lies that the dashboard asks for, in words; never the token."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "in RAY_AUTH_TOKEN"
+    return f"in {os.environ.get('RAY_AUTH_TOKEN_PATH') or Path.home() / '.ray' / 'auth_token'}"
+
+
+def state_folder() -> Path:
+    """What is kept of this user from one command to the next: below ``XDG_STATE_HOME``, or ``~/.local/state``."""
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "cryoformer-dist"
 
 
 def find_token(token_file: str | None) -> None:

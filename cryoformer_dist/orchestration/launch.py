@@ -16,6 +16,7 @@ from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.io.reading import check_stacks, read_particles
 from cryoformer_dist.orchestration.cluster import ray_of
 from cryoformer_dist.orchestration.conversion import convert_particles
+from cryoformer_dist.orchestration.environment import token_place
 from cryoformer_dist.orchestration.preflight import NodeReport, preflight
 from cryoformer_dist.orchestration.train import local_room, train_locally, train_with_ray, worker_room
 from cryoformer_dist.storage.places import Place, place_at
@@ -88,7 +89,7 @@ def carry_out(request: Request, voice: Voice) -> Place:
         cluster = request.cluster
         with ray_of(cluster) as dashboard:
             if dashboard:
-                voice.say(f"Ray dashboard  {dashboard}")
+                voice.say(f"Ray dashboard  {dashboard}, its token {token_place()}")
             if not isinstance(cluster, LocalCluster):
                 for node in preflight(cluster.storage, request.config.dataset.store):
                     voice.say(f"node           {_described(node)}")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cryoformer_dist.errors import ClusterError
+from cryoformer_dist.orchestration.environment import state_folder
 
 _SCHEMA_VERSION = 1
 
@@ -43,9 +44,8 @@ class Launch:
 
 
 def launch_folder() -> Path:
-    """Where this user's launches are kept: below ``XDG_STATE_HOME``, or ``~/.local/state``."""
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "cryoformer-dist" / "launches"
+    """Where this user's launches are kept."""
+    return state_folder() / "launches"
 
 
 def keep_launch(launch: Launch) -> None:

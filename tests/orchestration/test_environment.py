@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.environment import find_token, make_token, prepare_environment
+from cryoformer_dist.orchestration.environment import find_token, make_token, prepare_environment, token_place
 
 
 @pytest.fixture(autouse=True)
@@ -13,6 +13,7 @@ def _bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     prepare_environment()
 
 
@@ -23,14 +24,17 @@ def test_clusters_ask_for_a_token_unless_the_user_says_otherwise(monkeypatch: py
     assert os.environ["RAY_AUTH_MODE"] == "disabled"
 
 
-def test_a_cluster_of_our_own_gets_a_token_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = set()
-    for _ in range(2):
-        monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-        make_token()
-        tokens.add(os.environ["RAY_AUTH_TOKEN"])
-    assert len(tokens) == 2
-    assert all(len(token) == 64 for token in tokens)
+def test_clusters_of_our_own_share_a_token_that_only_the_user_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_token()
+    path = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    first = path.read_text()
+    assert len(first) == 64
+    assert path.stat().st_mode & 0o077 == 0
+    assert token_place() == f"in {path}"
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    make_token()
+    assert path.read_text() == first
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_token_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
