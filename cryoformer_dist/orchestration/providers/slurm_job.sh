@@ -1,7 +1,7 @@
 # What the job does. Above stand the cluster file's settings: python, port, dashboard_port, cpus, gpus, folder, command.
 #
-# Ray's own `ray symmetric-run` is not used: it ends with `ray stop`, which would end every other Ray of the same user on
-# the node, it refuses nodes that hold another Ray, and it waits for the nodes 30 seconds only.
+# Ray's own `ray symmetric-run` is not used: it ends with `ray stop`, which would end every other Ray of the same user
+# on the node, it refuses nodes that hold another Ray, and it waits for the nodes 30 seconds only.
 set -uo pipefail
 
 patience=300                                    # seconds for all nodes to be there
@@ -9,7 +9,7 @@ ray_log=$folder/ray-$SLURM_JOB_ID.log           # what `ray start` says on all o
 ray_files=/tmp/cf_$SLURM_JOB_ID                 # short: Ray's sockets lie below, their paths are limited to 107 letters
 driver="" head_step="" worker_step=""
 
-# Steps outlive the loss of one of their nodes: training goes on with the others. --export: whatever the site's default is.
+# Steps outlive the loss of one of their nodes: training goes on with the others. --export: sites have other defaults.
 step=(srun --export=ALL --no-kill --kill-on-bad-exit=0 --wait=0 --cpus-per-task="$cpus")
 ray_start=("$python" -m ray.scripts.scripts start --num-cpus="$cpus" --num-gpus="$gpus" --disable-usage-stats --block)
 
@@ -32,7 +32,7 @@ end_all() {
             for process in $group; do alive "$process" && sleep 0.3 && continue 2; done
             break
         done
-        for process in $group; do alive "$process" && kill -KILL "$process"; done
+        for process in $group; do alive "$process" && kill -KILL "$process" && wait "$process" 2>/dev/null; done
     done
     driver="" head_step="" worker_step=""
 }
@@ -41,7 +41,8 @@ leave() {
     local code=$?
     trap '' TERM USR1
     end_all
-    timeout 20 "${step[@]}" --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" rm -rf "$ray_files" 2>/dev/null
+    local all=$SLURM_JOB_NUM_NODES
+    timeout 20 "${step[@]}" --nodes="$all" --ntasks="$all" rm -rf "$ray_files" 2>/dev/null
     exit "$code"
 }
 
@@ -75,12 +76,16 @@ unset RAY_AUTH_TOKEN_PATH
 nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
 head=${nodes[0]}
 # The head's address as another node sees it; what a node calls itself may be 127.0.1.1.
-address=$("${step[@]}" --nodes=1 --ntasks=1 --nodelist="${nodes[-1]}" getent ahostsv4 "$head" | awk 'NR == 1 {print $1}')
+found=$("${step[@]}" --nodes=1 --ntasks=1 --nodelist="${nodes[-1]}" getent ahostsv4 "$head")
+address=${found%% *}
 [ -n "$address" ] || fail "${nodes[-1]} does not know the address of $head"
 export RAY_ADDRESS=$address:$port
 
-"${step[@]}" --nodes=1 --ntasks=1 --nodelist="$head" "${ray_start[@]}" --head --node-ip-address="$address" --port="$port" \
-    --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" --temp-dir="$ray_files" >>"$ray_log" 2>&1 &
+# Ray's client server, which nobody here uses, cannot be switched off; at its usual port two jobs of a node would clash.
+unused=$("$python" -c 'import socket; one = socket.socket(); one.bind(("", 0)); print(one.getsockname()[1])')
+"${step[@]}" --nodes=1 --ntasks=1 --nodelist="$head" "${ray_start[@]}" --head \
+    --node-ip-address="$address" --port="$port" --ray-client-server-port="$unused" --temp-dir="$ray_files" \
+    --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" >>"$ray_log" 2>&1 &
 head_step=$!
 until (exec 3<>"/dev/tcp/$address/$port") 2>/dev/null; do
     alive "$head_step" || fail "Ray did not start on $head; is port $port taken (set port:), is $python the right one?"
@@ -108,7 +113,7 @@ print(f"cryoformer-dist: {there()} of {wanted} nodes are up")
 sys.exit(there() < wanted)
 ' "$SLURM_JOB_NUM_NODES" "$((patience - SECONDS))" &
 driver=$!
-wait "$driver" || fail "not every node joined Ray within $patience s"
+wait "$driver" || fail "Ray is not up on every node $SECONDS s after the start of this job"
 
 # Preempted, requeued by hand, or a node was lost; a run that did not get as far as a checkpoint begins anew.
 if ((${SLURM_RESTART_COUNT:-0} > 0)) && [[ " ${command[*]} " != *" --resume "* ]]; then

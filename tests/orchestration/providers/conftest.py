@@ -1,6 +1,7 @@
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,19 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
         return folder
 
     return install
+
+
+@pytest.fixture(autouse=True)
+def bounded(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Following a job that never ends is a failure, not a test that never ends."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError("the job did not end")
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(1200 if request.node.get_closest_marker("slow") else 120)
+    yield
+    signal.alarm(0)
 
 
 @pytest.fixture(autouse=True)

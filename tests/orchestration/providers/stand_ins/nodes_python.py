@@ -21,7 +21,15 @@ def node(arguments: list[str]) -> None:
 
 
 def driver(arguments: list[str]) -> None:
-    print("driver", *arguments[2:], "at", os.environ["RAY_ADDRESS"], "token", len(os.environ["RAY_AUTH_TOKEN"]))
+    print(
+        "driver",
+        *arguments[2:],
+        "at",
+        os.environ["RAY_ADDRESS"],
+        "token",
+        len(os.environ["RAY_AUTH_TOKEN"]),
+        flush=True,
+    )
     task = os.environ["DRIVER"].split()
     if task[0] == "work" and "--resume" not in arguments:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("driver: ended by a signal"))
