@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed
+import torch.multiprocessing
 import yaml
 from object_store import KEY, SECRET
 from test_kill_and_resume import EXACT, _command, _run, _started
-from tiny_runs import SHARD_ROWS, final_state, tiny_config, tiny_settings, train
+from tiny_runs import CPU, SHARD_ROWS, Listener, final_state, tiny_config, tiny_settings, train
 from upath import UPath
 
+from cryoformer_dist.data.batch import local_batches
 from cryoformer_dist.data.convert import (
     ConversionOptions,
     begin_conversion,
@@ -28,7 +31,8 @@ from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.training.checkpoint import fetch_latest, latest_checkpoint
 from cryoformer_dist.training.progress import read_metrics
-from cryoformer_dist.training.run_directory import opened_run
+from cryoformer_dist.training.run_directory import opened_run, prepare_run, send_run
+from cryoformer_dist.training.session import train_rank
 
 CHANGES = {
     "training.epochs": 6,
@@ -146,24 +150,46 @@ def test_a_store_in_an_object_store_can_be_sent_to_workers_and_names_its_damage(
         ParticleStore.open(str(copied)).particles()
 
 
+def _zero_rank(rank: int, meeting_point: str, home: str) -> None:
+    """One of two training processes, each with a working copy of its own."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2"}
+    try:
+        with opened_run(home) as run:
+            train_rank(run, Listener(), local_batches, CPU)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.slow
-def test_ray_workers_under_zero_train_on_an_object_store_as_on_a_disk(
-    bucket: UPath, stored: str, tiny_store: Path, tmp_path: Path
+def test_two_ranks_under_zero_send_their_own_files_and_end_as_on_a_disk(
+    bucket: UPath, tiny_store: Path, tmp_path: Path
 ) -> None:
-    changes = CHANGES | {"training.engine": "deepspeed", "training.zero_stage": 1, "dataset.loader": "ray"}
-    settings = tiny_settings(tiny_store, changes)
-    homes = {str(tiny_store): tmp_path / "runs", stored: bucket / "runs"}
-    for store, storage in homes.items():
-        settings["dataset"]["store"] = store
-        run_file = tmp_path / "run.yaml"
-        run_file.write_text(yaml.safe_dump(settings))
-        _run(_command(run_file, storage, "ray", "--workers", "2"))  # type: ignore[arg-type]
-    with opened_run(bucket / "runs" / "ray") as run:
+    changes = CHANGES | {"training.epochs": 2, "training.engine": "deepspeed", "training.zero_stage": 1}
+    config = tiny_config(tiny_store, changes)
+    for number, home in enumerate((str(tmp_path / "run"), str(bucket / "runs" / "zero"))):
+        with opened_run(home) as run:
+            prepare_run(config, ParticleStore.open(tiny_store), run.folder, resume=False)
+            send_run(run)
+        torch.multiprocessing.spawn(_zero_rank, (str(tmp_path / f"meeting-{number}"), home), nprocs=2)
+    with opened_run(bucket / "runs" / "zero") as run:
         fetch_latest(run)
         found = latest_checkpoint(run.folder)
         assert found is not None
         assert len(list(found.engine_folder.rglob("*_optim_states.pt"))) == 2
-        _assert_same_end(run.folder, tmp_path / "runs" / "ray")
+        _assert_same_end(run.folder, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_ray_worker_trains_on_an_object_store(bucket: UPath, stored: str, tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, CHANGES | {"training.epochs": 2, "dataset.loader": "ray"})
+    settings["dataset"]["store"] = stored
+    run_file, run = tmp_path / "run.yaml", bucket / "runs" / "ray"
+    run_file.write_text(yaml.safe_dump(settings))
+    _run(_command(run_file, bucket / "runs", "ray"))  # type: ignore[arg-type]
+    assert (run / "report.html").is_file()
+    assert list((run / "ray").iterdir())
     for name, content in _objects(bucket).items():
         assert KEY.encode() not in content, name
         assert SECRET.encode() not in content, name
