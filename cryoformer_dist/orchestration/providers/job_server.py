@@ -17,6 +17,7 @@ from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration.environment import find_token, worker_environment
 from cryoformer_dist.orchestration.errand import Errand, Handle, JobState
 
+_AGENT_SECONDS = 60
 _WORDS: dict[JobStatus, Literal["pending", "running", "succeeded", "failed", "stopped"]] = {
     JobStatus.PENDING: "pending",
     JobStatus.RUNNING: "running",
@@ -51,14 +52,28 @@ class JobServerProvider:
         with tempfile.TemporaryDirectory() as folder:
             for name, text in errand.files.items():
                 (Path(folder) / name).write_text(text)
-            client.submit_job(
-                entrypoint=self._entrypoint(errand),
-                submission_id=number,
-                runtime_env={"working_dir": folder, "env_vars": environment},
-                metadata={"run": errand.name},
-                entrypoint_num_cpus=0,
-            )
+            job = {
+                "entrypoint": self._entrypoint(errand),
+                "submission_id": number,
+                "runtime_env": {"working_dir": folder, "env_vars": environment},
+                "metadata": {"run": errand.name},
+                "entrypoint_num_cpus": 0,
+            }
+            self._submit(client, job)
         return {"job": number}
+
+    def _submit(self, client: Any, job: dict[str, Any]) -> None:
+        """Hand a job over; a cluster that has just come up takes jobs some seconds after it answers."""
+        end = time.monotonic() + _AGENT_SECONDS
+        while True:
+            try:
+                client.submit_job(**job)
+            except RuntimeError as error:
+                if "No available agent" in str(error) and time.monotonic() < end:
+                    time.sleep(1)
+                    continue
+                raise ClusterError(f"{self._cluster.address} does not take the job: {error}") from error
+            return
 
     def follow(self, handle: Handle) -> Iterator[str]:
         """See `Provider`."""
