@@ -67,7 +67,7 @@ def test_a_wrong_file_gives_every_mistake_at_once() -> None:
     ("cloud", "missing"),
     [
         ("aws", {"region", "head_node", "worker_node", "ssh_user"}),
-        ("gcp", {"region", "project", "head_node", "worker_node", "ssh_user"}),
+        ("gcp", {"region", "zone", "project", "head_node", "worker_node", "ssh_user"}),
         ("on-premise", {"head_ip", "ssh_user"}),
     ],
 )
