@@ -18,7 +18,7 @@ from cryoformer_dist.errors import ClusterError, StoreError
 from cryoformer_dist.storage.places import Place, client_errors, make_folder, place_at, remove_folder
 
 _PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
-_NODE_SECONDS = 120
+_NODE_SECONDS = 300
 
 
 @dataclass(frozen=True, slots=True)
