@@ -75,7 +75,8 @@ class Raylets:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--block", "--disable-usage-stats"]
         log = (self.folder / f"raylet-{len(list(self.folder.glob('raylet-*')))}.log").open("w")
         process = subprocess.Popen(
-            [*command, f"--object-store-memory={128 * 2**20}", "--include-log-monitor=false"],
+            # Its usual port may be held by another Ray: the job server then finds no agent to start jobs.
+            [*command, f"--object-store-memory={128 * 2**20}", f"--dashboard-agent-listen-port={free_port()}"],
             stdout=log,
             stderr=subprocess.STDOUT,
             env=self.environment,

@@ -5,6 +5,7 @@ killed run ended with the same losses and maps, and nothing half-written beside 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -86,8 +87,8 @@ class Run:
 
 def kill_worker(run: Run, cluster: Raylets, chance: random.Random) -> None:
     """One training process, outright."""
-    workers = [process for process in processes() if "RayTrainWorker" in " ".join(process.cmdline())]
-    os.kill(chance.choice(sorted(workers, key=lambda process: process.pid)).pid, signal.SIGKILL)
+    workers = [number for number, words in processes(cluster) if any("RayTrainWorker" in word for word in words)]
+    os.kill(chance.choice(sorted(workers)), signal.SIGKILL)
 
 
 def kill_node(run: Run, cluster: Raylets, chance: random.Random) -> None:
@@ -98,25 +99,20 @@ def kill_node(run: Run, cluster: Raylets, chance: random.Random) -> None:
 
 def kill_driver(run: Run, cluster: Raylets, chance: random.Random) -> None:
     """The process that drives the run; resumed by hand as soon as the cluster says that it failed."""
-    drivers = [
-        process for process in processes() if {"cryoformer_dist.cli", "drive", run.name} <= set(process.cmdline())
-    ]
-    for driver in drivers:
-        os.kill(driver.pid, signal.SIGKILL)
+    (driver,) = (number for number, words in processes(cluster) if {"cryoformer_dist.cli", "drive"} <= set(words))
+    os.kill(driver, signal.SIGKILL)
     while "running" in run.command("status"):
         time.sleep(1)
     run.command("resume", "--detach")
 
 
-def processes() -> list[psutil.Process]:
-    """All processes that can be looked at."""
+def processes(cluster: Raylets) -> list[tuple[int, list[str]]]:
+    """Number and command line of everything that runs on the cluster, and of nothing else on this machine."""
     found = []
-    for process in psutil.process_iter():
-        try:
-            if process.cmdline():
-                found.append(process)
-        except psutil.Error:
-            continue
+    for raylet in cluster.processes:
+        for process in psutil.Process(raylet.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append((process.pid, process.cmdline()))
     return found
 
 
@@ -178,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for everything; new")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=120)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     work = given.work.resolve()
