@@ -17,7 +17,7 @@ from cryoformer_dist.io.reading import check_stacks, read_particles
 from cryoformer_dist.orchestration.cluster import ray_of
 from cryoformer_dist.orchestration.conversion import convert_particles
 from cryoformer_dist.orchestration.environment import token_place
-from cryoformer_dist.orchestration.preflight import NodeReport, preflight
+from cryoformer_dist.orchestration.preflight import NodeReport, preflight, wait_for_nodes
 from cryoformer_dist.orchestration.train import local_room, train_locally, train_with_ray, worker_room
 from cryoformer_dist.storage.places import Place, place_at
 from cryoformer_dist.storage.run_folder import RunFolder
@@ -91,6 +91,7 @@ def carry_out(request: Request, voice: Voice) -> Place:
             if dashboard:
                 voice.say(f"Ray dashboard  {dashboard}, its token {token_place()}")
             if not isinstance(cluster, LocalCluster):
+                wait_for_nodes(cluster.workers, voice.say)
                 for node in preflight(cluster.storage, request.config.dataset.store):
                     voice.say(f"node           {_described(node)}")
             _ensure_store(request, voice, parallel=True)

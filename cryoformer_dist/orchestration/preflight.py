@@ -2,9 +2,10 @@
 
 import platform
 import socket
+import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,12 +14,15 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cryoformer_dist.config.cluster import WorkersConfig
+from cryoformer_dist.data.dataset import READ_CPUS
 from cryoformer_dist.data.store import ParticleStore, is_complete
 from cryoformer_dist.errors import ClusterError, StoreError
 from cryoformer_dist.storage.places import Place, client_errors, make_folder, place_at, remove_folder
 
 _PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
 _NODE_SECONDS = 300
+_JOINING_SECONDS = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,29 @@ def preflight(storage: str, store: str) -> list[NodeReport]:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise ClusterError(f"the cluster is not ready, nothing was started:\n{lines}")
     return reports
+
+
+def wait_for_nodes(workers: WorkersConfig, say: Callable[[str], None]) -> None:
+    """Give nodes that are still joining some time, when the cluster does not hold the workers yet.
+
+    Whether it is large enough in the end is for others to say.
+    """
+    end = time.monotonic() + _JOINING_SECONDS
+    told = False
+    while time.monotonic() < end:
+        present = ray.cluster_resources()
+        needed = {"CPU": workers.fewest * workers.cpus + READ_CPUS, "GPU": workers.fewest * workers.gpus}
+        short = [
+            f"{present.get(kind, 0):g} of {count:g} {kind}s"
+            for kind, count in needed.items()
+            if present.get(kind, 0) < count
+        ]
+        if not short:
+            return
+        if not told:
+            say(f"nodes          waiting up to {_JOINING_SECONDS} s for more to join: {', '.join(short)}")
+            told = True
+        time.sleep(1)
 
 
 def _on_every(nodes: Sequence[dict[str, Any]], function: Any, *arguments: Any) -> list[Any]:

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import ray
 
+from cryoformer_dist.config.cluster import WorkersConfig
 from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration import preflight as module
-from cryoformer_dist.orchestration.preflight import NodeReport, preflight
+from cryoformer_dist.orchestration.preflight import NodeReport, preflight, wait_for_nodes
 
 NODES = [{"NodeID": f"id{k}", "Alive": True, "NodeManagerAddress": f"10.0.0.{k}", "Resources": {}} for k in range(3)]
 
@@ -93,3 +94,22 @@ def test_storage_that_cannot_be_written_and_promised_gpus_are_told_together(
     lines = _refused(blocked, tmp_path / "none.zarr")
     assert sum("cannot be written" in line for line in lines) == 3
     assert sum("Ray hands out 64 GPUs" in line for line in lines) == 1
+
+
+def test_nodes_that_are_still_joining_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    present = iter([{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 2.0}])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: next(present))
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    said: list[str] = []
+    wait_for_nodes(WorkersConfig(count=2, cpus=0.9), said.append)
+    assert len(said) == 1
+    assert "1 of 1.9 CPUs" in said[0]
+
+
+def test_a_cluster_that_stays_small_is_waited_for_no_longer_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 30))
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    wait_for_nodes(WorkersConfig(count="1..3", cpus=0.9, gpus=1), lambda line: None)
+    assert next(clock) < 300
