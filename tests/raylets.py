@@ -34,6 +34,7 @@ class Raylets:
     dashboard_port: int
     environment: dict[str, str]
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _started: int = 0
 
     @property
     def address(self) -> str:
@@ -53,7 +54,15 @@ class Raylets:
         self._wait_for_job_server()
 
     def start_node(self, cpus: int) -> subprocess.Popen[bytes]:
-        return self._start([f"--address={self.address}", f"--num-cpus={cpus}"])
+        """One more, once it is up: two that start on one machine at the same time hinder one another."""
+        process = self._start([f"--address={self.address}", f"--num-cpus={cpus}"])
+        log = self.folder / f"raylet-{self._started - 1}.log"
+        end = time.monotonic() + _HEAD_SECONDS
+        while "will now block" not in log.read_text():
+            if time.monotonic() > end or process.poll() is not None:
+                raise TimeoutError(f"a raylet did not come up: {log.read_text()}")
+            time.sleep(0.2)
+        return process
 
     def kill_node(self, process: subprocess.Popen[bytes]) -> None:
         """The raylet and all below it, at once, as when a machine loses its power."""
@@ -73,7 +82,8 @@ class Raylets:
 
     def _start(self, options: list[str]) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--block", "--disable-usage-stats"]
-        log = (self.folder / f"raylet-{len(list(self.folder.glob('raylet-*')))}.log").open("w")
+        log = (self.folder / f"raylet-{self._started}.log").open("w")
+        self._started += 1
         process = subprocess.Popen(
             # Its usual port may be held by another Ray: the job server then finds no agent to start jobs.
             [*command, f"--object-store-memory={128 * 2**20}", f"--dashboard-agent-listen-port={free_port()}"],
