@@ -78,7 +78,7 @@ def carry_out(request: Request, voice: Voice) -> Path:
         As its steps do; nothing of what was finished is lost.
     """
     if request.cluster is None:
-        _ensure_store(request, voice, parallel=False)
+        ensure_store(request.config, voice, parallel=False)
         _prepare(request, voice, local_room())
         train_locally(request.run, voice.record)
     else:
@@ -89,7 +89,7 @@ def carry_out(request: Request, voice: Voice) -> Path:
             if not isinstance(cluster, LocalCluster):
                 for node in preflight(cluster.storage, request.config.dataset.store):
                     voice.say(f"node           {_described(node)}")
-            _ensure_store(request, voice, parallel=True)
+            ensure_store(request.config, voice, parallel=True)
             _prepare(request, voice, worker_room(cluster))
             train_with_ray(request.run, cluster, voice.record)
     with voice.progress("volumes, verdict, report") as step:
@@ -103,9 +103,9 @@ def _described(node: NodeReport) -> str:
     return f"{node.host}  {node.gpus} GPUs  torch {node.versions['torch']}  {store}"
 
 
-def _ensure_store(request: Request, voice: Voice, parallel: bool) -> None:
+def ensure_store(config: RunConfig, voice: Voice, parallel: bool) -> None:
     """Simulate and convert when the run asks for simulated particles that are not there yet."""
-    dataset = request.config.dataset
+    dataset = config.dataset
     output = Path(dataset.store)
     if dataset.simulate is None or is_complete(output):
         ParticleStore.open(output)
@@ -127,12 +127,24 @@ def _ensure_store(request: Request, voice: Voice, parallel: bool) -> None:
             convert_serially(plan, progress)
 
 
-def _prepare(request: Request, voice: Voice, room: Room) -> None:
-    store = ParticleStore.open(Path(request.config.dataset.store))
+def open_posed(path: Path) -> ParticleStore:
+    """A store whose particles can be trained on.
+
+    Raises
+    ------
+    ConfigError
+        If they have no poses.
+    """
+    store = ParticleStore.open(path)
     if not store.attributes["has_poses"]:
         raise ConfigError(
             f"{store.path}: the particles have no poses, training needs a first estimate; refine them in RELION or "
             "cryoSPARC and convert the result"
         )
+    return store
+
+
+def _prepare(request: Request, voice: Voice, room: Room) -> None:
+    store = open_posed(Path(request.config.dataset.store))
     with voice.stages() as progress:
         prepare_run(request.config, store, request.run, request.resume, progress, room)

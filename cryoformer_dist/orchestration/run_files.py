@@ -12,7 +12,7 @@ def read_run_file(path: Path, overrides: list[str]) -> RunConfig:
     """A run file, its paths made absolute from the file's folder."""
     config = load_config(path, RunConfig, overrides)
     folder = path.resolve().parent
-    changes: dict[str, Any] = {"store": _from_folder(folder, config.dataset.store)}
+    changes: dict[str, Any] = {"store": absolute(folder, config.dataset.store)}
     if config.dataset.simulate is not None:
         changes["simulate"] = config.dataset.simulate.with_paths_from(folder)
     return config.model_copy(update={"dataset": config.dataset.model_copy(update=changes)})
@@ -22,12 +22,13 @@ def read_cluster_file(path: Path) -> tuple[ClusterConfig, Path | None]:
     """A cluster file with its paths made absolute, and the run file it names."""
     cluster = load_cluster(path)
     folder = path.resolve().parent
-    run = Path(_from_folder(folder, cluster.run)) if cluster.run else None
-    changes = {"storage": _from_folder(folder, cluster.storage)}
+    run = Path(absolute(folder, cluster.run)) if cluster.run else None
+    changes = {"storage": absolute(folder, cluster.storage)}
     if isinstance(cluster, RayUpCluster) and cluster.config:
-        changes["config"] = _from_folder(folder, cluster.config)
+        changes["config"] = absolute(folder, cluster.config)
     return cluster.model_copy(update=changes), run
 
 
-def _from_folder(folder: Path, path: str) -> str:
+def absolute(folder: Path, path: str) -> str:
+    """A path of a file in ``folder``; addresses stay as they are."""
     return path if "://" in path else str((folder / Path(path).expanduser()).resolve())

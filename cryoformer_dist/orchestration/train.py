@@ -23,7 +23,7 @@ from cryoformer_dist.data.dataset import READ_CPUS, ray_batches
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ClusterError, ConfigError, CryoFormerError, TrainingError
 from cryoformer_dist.training.machine import Room, room_here
-from cryoformer_dist.training.progress import read_metrics
+from cryoformer_dist.training.progress import Reporter, read_metrics
 from cryoformer_dist.training.run_directory import load_run, peak_threads, selected_rows, set_threads
 from cryoformer_dist.training.session import join_world_of_one, train_rank
 
@@ -129,12 +129,18 @@ def train_with_ray(run: Path, cluster: ClusterConfig, on_record: OnRecord) -> No
 def train_locally(run: Path, on_record: OnRecord) -> None:
     """Train a prepared run in this process, without Ray."""
     config, _ = load_run(run)
+    with _following(run, on_record):
+        train_here(run, SilentReporter(), config.training.threads_per_worker or torch.get_num_threads())
+
+
+def train_here(run: Path, reporter: Reporter, threads: int) -> None:
+    """Train a prepared run in this thread, with so many CPU threads below it, telling a reporter."""
+    config, _ = load_run(run)
     loader = config.dataset.loader
-    set_threads(config.training.threads_per_worker or torch.get_num_threads())
+    set_threads(threads)
     join_world_of_one()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with _following(run, on_record):
-        train_rank(run, SilentReporter(), _loader("local" if loader == "ray" else loader, config, device), device)
+    train_rank(run, reporter, _loader("local" if loader == "ray" else loader, config, device), device)
 
 
 def _worker(arguments: dict[str, Any]) -> CryoFormerError | None:
