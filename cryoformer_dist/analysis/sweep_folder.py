@@ -117,7 +117,8 @@ def read_result(folder: Path) -> TrialResult:
         curve=tuple(curve),
         epochs=len(done),
         of=done[-1].of if done else trial.config.training.epochs,
-        hours=_hours(lines, "seconds"),
+        # A run that was trained elsewhere tells the time of its training alone.
+        hours=_hours(lines or records[-1:], "seconds"),
         cpu_hours=_hours(lines, "cpu_seconds"),
         gpu_hours=_hours(lines, "gpu_seconds"),
     )
@@ -131,7 +132,8 @@ def headline_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
     """
     scores = {key: float(metrics[key]) for key in _PLAIN if key in metrics}
     if metrics.get("states"):
-        scores["resolution_angstrom"] = float(np.median([row["resolution_angstrom"] for row in metrics["states"]]))
+        for key in ("resolution_angstrom", "consensus_resolution_angstrom"):
+            scores[key] = float(np.median([row[key] for row in metrics["states"]]))
     pose = metrics.get("pose", {})
     if pose:
         end = pose.get("after", pose["before"])

@@ -74,8 +74,8 @@ class SchedulerConfig(Section):
 
     kind: Literal["none", "asha", "median", "pbt"] = Field(
         "none",
-        description="asha: after grace_epochs, and at every multiple by `reduction`, only the best share of 1/reduction "
-        "goes on; median: those below the median end; pbt: the worst take over weights and values of the best, varied",
+        description="asha: after grace_epochs, and at every multiple by `reduction`, only the best 1/reduction go on; "
+        "median: those below the median end; pbt: the worst take over weights and values of the best, varied",
     )
     grace_epochs: PositiveInt = Field(1, description="epochs that every trial gets; pbt: epochs between two takeovers")
     reduction: float = Field(3.0, gt=1, description="asha only")

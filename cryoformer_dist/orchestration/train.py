@@ -130,16 +130,17 @@ def train_locally(run: Path, on_record: OnRecord) -> None:
     """Train a prepared run in this process, without Ray."""
     config, _ = load_run(run)
     with _following(run, on_record):
-        train_here(run, SilentReporter(), config.training.threads_per_worker or torch.get_num_threads())
+        threads = config.training.threads_per_worker or torch.get_num_threads()
+        train_here(run, SilentReporter(), threads, torch.cuda.is_available())
 
 
-def train_here(run: Path, reporter: Reporter, threads: int) -> None:
+def train_here(run: Path, reporter: Reporter, threads: int, on_gpu: bool) -> None:
     """Train a prepared run in this thread, with so many CPU threads below it, telling a reporter."""
     config, _ = load_run(run)
     loader = config.dataset.loader
     set_threads(threads)
     join_world_of_one()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if on_gpu else "cpu")
     train_rank(run, reporter, _loader("local" if loader == "ray" else loader, config, device), device)
 
 

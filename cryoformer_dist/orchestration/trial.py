@@ -65,7 +65,7 @@ def _carry_out(folder: Path, values: dict[str, Any], sharing: int) -> None:
     told.repeat()
     workers = sweep.workers
     if workers.count == 1:
-        train_here(folder, told, peak_threads(config, workers.cpus))
+        train_here(folder, told, peak_threads(config, workers.cpus), workers.gpus > 0)
     else:
         cluster = LocalCluster(workers=workers, max_failures=sweep.max_failures)
         train_with_ray(folder, cluster, lambda record: told.look())

@@ -63,9 +63,8 @@ def scheduler_of(sweep: SweepConfig, epochs: int, past: list[TrialResult]) -> Tr
     scheduler: TrialScheduler
     if options.kind == "asha":
         # Beyond the last epoch: a trial that gets there ends by itself, with its results.
-        scheduler = ASHAScheduler(
-            **common, max_t=epochs + 1, grace_period=min(options.grace_epochs, epochs), reduction_factor=options.reduction
-        )
+        grace = min(options.grace_epochs, epochs)
+        scheduler = ASHAScheduler(**common, max_t=epochs + 1, grace_period=grace, reduction_factor=options.reduction)
     else:
         scheduler = MedianStoppingRule(**common, grace_period=options.grace_epochs, min_samples_required=2)
     for trial in past:
@@ -108,19 +107,19 @@ class OptunaProposals(Searcher):
         known = read_trials(folder)
         self._left = sweep.samples - len(known)
         self._unfinished = [trial for trial in known if trial.state == "unfinished"]
-        for trial in known:
-            if trial.state == "finished":
-                values, score = dict(trial.parameters), trial.scores[sweep.metric]
+        for result in known:
+            if result.state == "finished":
+                values, score = dict(result.parameters), result.scores[sweep.metric]
                 done = optuna.trial.create_trial(params=values, distributions=self._space, value=score)
                 self._study.add_trial(done)
 
     def suggest(self, trial_id: str) -> Any:
         """See `ray.tune.search.Searcher`."""
         if self._unfinished:
-            trial = self._unfinished.pop(0)
-            self._study.enqueue_trial(dict(trial.parameters))
+            known = self._unfinished.pop(0)
+            self._study.enqueue_trial(dict(known.parameters))
             self._asked[trial_id] = self._study.ask(self._space)
-            return tuned(trial.folder, dict(trial.parameters))
+            return tuned(known.folder, dict(known.parameters))
         while self._left:
             self._left -= 1
             asked = self._study.ask(self._space)

@@ -100,7 +100,9 @@ def forget_outcome(folder: Path) -> None:
 
 def epochs_done(records: list[dict[str, Any]]) -> list[EpochSummary]:
     """Whole passes of the reconstruction stage that a run's records tell of."""
-    before, losses, done, found = 0, {}, 0, []
+    losses: dict[int, list[float]] = {}
+    found: list[EpochSummary] = []
+    before = done = 0
     for record in records:
         if record["stage"] != "reconstruction":
             before = record["steps"]
