@@ -19,12 +19,14 @@ from cryoformer_dist.config.trials import short_names
 _COLOURS = ("#2f6fde", "#e07b39", "#2a9d6f", "#c2477f", "#8b6fd6", "#b08d2e", "#3aa6b9", "#7c8798")
 _STATES = {"finished": ACCENT, "stopped": "#e07b39", "failed": "#d1495b", "unfinished": FLOOR}
 _MOST_ROWS = 24
-_WORST_TO_BEST = LinearSegmentedColormap.from_list("rank", ["#b7c0cf", "#7fa6ea", "#2f6fde", "#e07b39"])
+_BEST = "#e07b39"
+_WORST_TO_BEST = LinearSegmentedColormap.from_list("rank", ["#b7c0cf", "#8fb0ea", "#2f6fde"])
 
 
 def learning_curves(settings: Sequence[Setting], metric: str) -> str:
     """Metric and loss against the epoch, a colour per setting, a line per seed; a cross where a trial was stopped."""
-    keys = [metric] if metric == "loss" else [metric, "loss"]
+    drawn = {key for setting in settings for trial in setting.trials for point in trial.curve for key in point}
+    keys = [key for key in dict.fromkeys((metric, "loss")) if key in drawn]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.8, 3.6), layout="constrained")
         panels = figure.subplots(1, len(keys), squeeze=False)[0]
@@ -35,9 +37,15 @@ def learning_curves(settings: Sequence[Setting], metric: str) -> str:
             panel.set_title(MEASURES[key][0])
             panel.set_xlabel("epoch")
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for number, setting in enumerate(settings[: len(_COLOURS)]):
-            panels[0].plot([], [], color=_colour(number), linewidth=2, label=_short(setting.name))
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(settings)))
+        named = settings[: len(_COLOURS) - 1]
+        for number, setting in enumerate(named):
+            label = f"{number + 1}. {_short(setting.name, 48)}"
+            panels[0].plot([], [], color=_colour(number), linewidth=2, label=label)
+        if len(settings) > len(named):
+            panels[0].plot([], [], color=_COLOURS[-1], linewidth=2, label="all others")
+        figure.legend(
+            *panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=2 if len(named) > 4 else 3
+        )
         return svg(figure, "Learning curves of all trials")
 
 
@@ -110,13 +118,10 @@ def parallel_coordinates(trials: Sequence[TrialResult], metric: str) -> str:
         figure = Figure(figsize=(5.4, 3.4), layout="constrained")
         axes = figure.subplots()
         for place in range(len(worst_first)):
-            share = place / max(len(worst_first) - 1, 1)
+            best = place == len(worst_first) - 1
+            colour = _BEST if best else to_hex(_WORST_TO_BEST(place / len(worst_first)))
             heights = [scale[0][place] for scale in scales]
-            last = place == len(worst_first) - 1
-            axes.plot(
-                range(len(scales)), heights, color=to_hex(_WORST_TO_BEST(share)), linewidth=2.6 if last else 1.3,
-                alpha=0.95 if last else 0.7,
-            )  # fmt: skip
+            axes.plot(range(len(scales)), heights, color=colour, linewidth=2.6 if best else 1.3, alpha=0.85)
         for column, (_, ticks) in enumerate(scales):
             axes.axvline(column, color=GRID, linewidth=1.2, zorder=0)
             for height, text in ticks:
@@ -167,8 +172,8 @@ def epochs_used(trials: Sequence[TrialResult]) -> str:
         return svg(figure, "Epochs used by each trial")
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 44 else f"{name[:43]}…"
+def _short(name: str, most: int = 44) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _better(metric: str) -> str:

@@ -102,7 +102,7 @@ def written(setting: Setting, key: str) -> str:
         return "–"
     form = MEASURES[key][1]
     text, spread = form.format(setting.mean[key]), setting.spread[key]
-    return text if spread is None else f"{text} ± {form.format(spread)}"
+    return text if spread is None else f"{text}\u00a0±\u00a0{form.format(spread)}"
 
 
 def written_score(trial: TrialResult, key: str) -> str:
