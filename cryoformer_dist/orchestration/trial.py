@@ -59,9 +59,9 @@ def train_trial(tuned: dict[str, Any]) -> None:
 
 def _carry_out(folder: Path, values: dict[str, Any], sharing: int) -> None:
     sweep = read_sweep(folder.parents[1])
+    told = EpochReports(folder, sweep)
     config = _prepared(folder, sweep, sharing)
     _adopt(folder, values)
-    told = EpochReports(folder, sweep)
     told.repeat()
     workers = sweep.workers
     if workers.count == 1:
@@ -116,13 +116,13 @@ class EpochReports:
     def __init__(self, folder: Path, sweep: SweepConfig) -> None:
         self._folder, self._sweep = folder, sweep
         self._known = {line["epoch"]: line for line in read_epochs(folder)}
-        self._told = max((epoch.number for epoch in epochs_of_run(folder)), default=0)
+        self._told = max(self._known, default=0)
         self._usage = _usage()
 
     def repeat(self) -> None:
-        """Tell a scheduler that has not heard them of the epochs before an interruption."""
-        for number in range(1, self._told + 1):
-            if number in self._known:
+        """Tell a scheduler that compares trials epoch by epoch of those before an interruption."""
+        if self._sweep.scheduler.kind in ("asha", "median"):
+            for number in sorted(self._known):
                 self._tell(self._known[number])
 
     def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
@@ -148,10 +148,8 @@ class EpochReports:
         # The last one is told of when its results are there: a scheduler may end a trial at any word of it.
         if epoch.number == epoch.of:
             return
-        line = self._known.get(epoch.number)
-        if line is None:
-            line = self._line(epoch, self._scores())
-            append_epoch(self._folder, line)
+        line = self._line(epoch, self._scores())
+        append_epoch(self._folder, line)
         self._tell(line)
 
     def _scores(self) -> dict[str, float]:

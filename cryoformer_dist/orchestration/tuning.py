@@ -22,7 +22,7 @@ from cryoformer_dist.config.trials import make_trial
 from cryoformer_dist.errors import BackendUnavailableError
 from cryoformer_dist.training.trial_folder import Outcome, read_outcome, write_outcome, write_trial
 
-_SEED = 0
+_FOR_EVER = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +66,18 @@ def scheduler_of(sweep: SweepConfig, epochs: int, past: list[TrialResult]) -> Tr
         grace = min(options.grace_epochs, epochs)
         scheduler = ASHAScheduler(**common, max_t=epochs + 1, grace_period=grace, reduction_factor=options.reduction)
     else:
-        scheduler = MedianStoppingRule(**common, grace_period=options.grace_epochs, min_samples_required=2)
+        # No slices of time: a trial that is paused for another loses what it learned since its checkpoint.
+        scheduler = MedianStoppingRule(
+            **common, grace_period=options.grace_epochs, min_samples_required=2, min_time_slice=_FOR_EVER
+        )
+    # The median rule decides nothing, and keeps the result, when told that a trial is complete.
+    tell = scheduler.on_trial_result if options.kind == "asha" else scheduler.on_trial_complete
     for trial in past:
         stand_in = Past(trial.name)
         scheduler.on_trial_add(None, stand_in)
         for point in trial.curve:
             if sweep.metric in point:
-                scheduler.on_trial_result(None, stand_in, dict(point))
+                tell(None, stand_in, dict(point))
     return scheduler
 
 
@@ -100,11 +105,12 @@ class OptunaProposals(Searcher):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._sweep, self._base, self._folder = sweep, base, folder
         self._space = {key: _distribution(optuna, values) for key, values in sweep.parameters.items()}
-        sampler = optuna.samplers.TPESampler(seed=_SEED)
+        known = read_trials(folder)
+        # Another seed when a sweep goes on: the first draws have been made.
+        sampler = optuna.samplers.TPESampler(seed=len(known))
         direction = {"max": "maximize", "min": "minimize"}[sweep.direction]
         self._study = optuna.create_study(sampler=sampler, direction=direction)
         self._asked: dict[str, Any] = {}
-        known = read_trials(folder)
         self._left = sweep.samples - len(known)
         self._unfinished = [trial for trial in known if trial.state == "unfinished"]
         for result in known:

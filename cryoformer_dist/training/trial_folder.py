@@ -149,7 +149,8 @@ def take_over(run: Path, donor: Path, values: Mapping[str, Any]) -> None:
     for old in checkpoints(run):
         shutil.rmtree(old.folder)
     partial.rename(run / "checkpoints" / newest.folder.name)
-    shutil.copyfile(donor / "metrics.jsonl", run / "metrics.jsonl")
+    kept = [record for record in read_metrics(donor) if record["step"] <= newest.position.step]
+    _replace(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
     changed = load_run(run)[0].model_dump(mode="json")
     for key, value in values.items():
         set_value(changed, key, value)
