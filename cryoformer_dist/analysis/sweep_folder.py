@@ -26,6 +26,7 @@ _PLAIN = (
     "difference_map_correlation", "difference_map_amplitude", "map_correlation", "auc_gap", "fsc_area_own",
     "latent_rank_correlation",
 )  # fmt: skip
+_EPOCH_SCORES = (*_PLAIN, "resolution_angstrom")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def read_result(folder: Path) -> TrialResult:
     if path.is_file():
         scores = headline_scores(json.loads(path.read_text()))
     else:
-        scores = next(({key: point[key] for key in _PLAIN if key in point} for point in reversed(curve) if point), {})
+        scores = {key: point[key] for point in curve for key in _EPOCH_SCORES if key in point}
     if curve:
         scores["loss"] = curve[-1]["loss"]
     return TrialResult(

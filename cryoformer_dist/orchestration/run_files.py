@@ -24,6 +24,8 @@ def read_cluster_file(path: Path) -> tuple[ClusterConfig, Path | None]:
     folder = path.resolve().parent
     run = Path(absolute(folder, cluster.run)) if cluster.run else None
     changes = {"storage": absolute(folder, cluster.storage)}
+    if cluster.sweep:
+        changes["sweep"] = absolute(folder, cluster.sweep)
     if isinstance(cluster, RayUpCluster) and cluster.config:
         changes["config"] = absolute(folder, cluster.config)
     return cluster.model_copy(update=changes), run

@@ -44,6 +44,8 @@ _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Trials name their files by whole paths.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # The newer one greets even when it is to be silent.
+    "RAY_AIR_NEW_OUTPUT": "0",
 }
 
 

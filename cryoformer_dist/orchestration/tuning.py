@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -178,8 +179,10 @@ def tuned(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     return {"trial": {"folder": str(folder), "values": values}}
 
 
-class SweepLog(tune.Callback):
+class SweepLog(TrialProgressCallback):
     """Writes down how trials ended that could not do so themselves, and tells of all.
+
+    It takes the place of Tune's own, which prints.
 
     Parameters
     ----------
@@ -190,6 +193,7 @@ class SweepLog(tune.Callback):
     """
 
     def __init__(self, metric: str, say: Callable[[str], None]) -> None:
+        super().__init__()
         self._metric, self._say = metric, say
 
     def on_trial_result(

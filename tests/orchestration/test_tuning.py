@@ -33,7 +33,8 @@ def _decisions(scheduler: TrialScheduler, *scores: float) -> list[str]:
     trial = Past("new")
     scheduler.on_trial_add(None, trial)
     points = [{"epoch": n, "difference_map_correlation": score} for n, score in enumerate(scores, start=1)]
-    return [scheduler.on_trial_result(None, trial, point) for point in points]
+    controller = SimpleNamespace(get_live_trials=list)
+    return [scheduler.on_trial_result(controller, trial, point) for point in points]
 
 
 @pytest.mark.parametrize("kind", ["asha", "median"])
