@@ -33,6 +33,15 @@ class Past:
     trial_id: str
 
 
+class _Takeovers(PopulationBasedTraining):
+    """Population based training whose trials keep their own folder when they take over another's values."""
+
+    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        config["trial"]["folder"] = trial.config["trial"]["folder"]
+        return config, operations
+
+
 def scheduler_of(sweep: SweepConfig, epochs: int, past: list[TrialResult]) -> TrialScheduler:
     """Who ends bad trials, knowing what earlier trials of the sweep came to.
 
@@ -49,7 +58,7 @@ def scheduler_of(sweep: SweepConfig, epochs: int, past: list[TrialResult]) -> Tr
     if options.kind == "none":
         return FIFOScheduler()
     if options.kind == "pbt":
-        return PopulationBasedTraining(
+        return _Takeovers(
             time_attr="epoch",
             metric=sweep.metric,
             mode=sweep.direction,

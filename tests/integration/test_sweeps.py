@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -125,6 +126,8 @@ def test_population_based_training_takes_over_and_ends(tiny_store: Path, tmp_pat
     )
     _run(sweep)
     assert {trial.state for trial in _results(sweep, "pbt").values()} == {"finished"}
+    lines = (tmp_path / "runs" / "pbt" / "trials" / "network_1e-12-seed0" / "takeovers.jsonl").read_text().splitlines()
+    assert {json.loads(line)["from"] for line in lines} == {"network_0.003-seed0"}
 
 
 def test_optuna_proposes_every_trial(tiny_store: Path, tmp_path: Path) -> None:

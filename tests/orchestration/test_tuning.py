@@ -3,6 +3,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 from tiny_runs import tiny_config
@@ -64,6 +65,17 @@ def test_population_based_training_varies_what_the_sweep_names() -> None:
     sweep = _sweep(scheduler={"kind": "pbt", "grace_epochs": 2}, parameters={RATE: {"loguniform": [1e-4, 1e-2]}})
     scheduler = scheduler_of(sweep, 4, [])
     assert isinstance(scheduler, PopulationBasedTraining)
+    worse, better = (
+        Trial("train_trial", config=tuning.tuned(Path(name), {RATE: rate}), stub=True)
+        for name, rate in (("worse", 5e-3), ("better", 1e-3))
+    )
+    for trial in (worse, better):
+        scheduler.on_trial_add(SimpleNamespace(search_alg=None), trial)
+    config, _ = scheduler._get_new_config(worse, better)
+    # Values near the better one's, or drawn anew, in the folder of the worse.
+    assert config["trial"]["folder"] == "worse"
+    assert config["trial"]["values"][RATE] != 5e-3
+    assert 1e-4 * 0.8 <= config["trial"]["values"][RATE] <= 1e-2
 
 
 def test_a_trial_whose_process_could_not_say_how_it_ended_is_written_down_by_the_driver(tmp_path: Path) -> None:
