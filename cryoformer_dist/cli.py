@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cryoformer_dist import cli_clusters, terminal
+from cryoformer_dist import cli_clusters, cli_sweeps, terminal
 from cryoformer_dist.errors import CryoFormerError, CryoFormerWarning
 from cryoformer_dist.orchestration.environment import prepare_environment
 
@@ -205,6 +205,7 @@ def train(
 
 
 app.add_typer(cli_clusters.app)
+app.add_typer(cli_sweeps.app)
 
 
 @app.command(epilog="Example: `cryoformer-dist reconstruct runs/demo`")

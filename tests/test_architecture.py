@@ -28,7 +28,7 @@ MAY_IMPORT = {
 }
 # The command line and what it speaks through stand above all rooms.
 MAY_IMPORT["starter"] = MAY_IMPORT["terminal"] = set(MAY_IMPORT)
-MAY_IMPORT["cli_clusters"] = set(MAY_IMPORT)
+MAY_IMPORT["cli_clusters"] = MAY_IMPORT["cli_sweeps"] = set(MAY_IMPORT)
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 
 # One doorkeeper per outside library: what a new version breaks, it breaks there.
@@ -45,14 +45,21 @@ DOORKEEPERS = {
     "deepspeed": ("training.engine",),
     "yaml": ("config.loading",),
     "pydantic": ("config",),
-    "typer": ("cli", "cli_clusters"),
+    "typer": ("cli", "cli_clusters", "cli_sweeps"),
     "rich": ("terminal",),
     "psutil": ("orchestration.providers.process",),
     # What Ray's cluster launcher raises.
     "click": ("orchestration.providers.ray_up_config",),
     "jsonschema": ("orchestration.providers.ray_up_config",),
-    "matplotlib": ("analysis.figures", "analysis.check_figure", "analysis.fsc_figure"),
-    "jinja2": ("analysis.report",),
+    "matplotlib": (
+        "analysis.figures",
+        "analysis.figure_style",
+        "analysis.sweep_figures",
+        "analysis.check_figure",
+        "analysis.fsc_figure",
+    ),
+    "jinja2": ("analysis.page",),
+    "optuna": ("orchestration.tuning",),
     "scipy": ("analysis", "data", "io", "training.pose_search"),
     "triton": ("physics.splat_triton", "model.kernels.encode_triton", "model.kernels.fold_attend_triton"),
     "tinycudann": ("model.kernels.encode_tinycudann",),
@@ -61,7 +68,7 @@ DOORKEEPERS = {
 ON_DEMAND = {*DOORKEEPERS["triton"], *DOORKEEPERS["tinycudann"]}
 # Spoken everywhere, but not by the rooms that must load at once.
 EVERYWHERE = {"torch", "numpy", "jaxtyping"}
-LIGHT = ("cli", "cli_clusters", "terminal", "starter", "config", "errors")
+LIGHT = ("cli", "cli_clusters", "cli_sweeps", "terminal", "starter", "config", "errors")
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 80
 BANNED_MODULES = {"utils", "util", "helpers", "misc", "common"}

@@ -232,3 +232,22 @@ def test_fsc_speaks_of_two_maps_and_writes_table_and_picture(
     assert "mask.mrc" in Path("out/fsc.svg").read_text()
     assert _main(monkeypatch, "fsc", "one.mrc", "two.mrc") == 0
     assert "masked" not in capsys.readouterr().out.replace("unmasked", "")
+
+
+def test_tune_lists_its_trials_without_starting_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = Path(__file__).resolve().parents[1] / "configs" / "sweeps" / "grid.yaml"
+    assert _main(monkeypatch, "tune", sweep, "--dry-run", "--set", f"storage={tmp_path}") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "finest_resolution_16-levels_3-seed0"
+    assert lines[-1] == f"18 trials for {tmp_path / 'grid'}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_in_a_sweep_file_is_one_red_line_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = Path(__file__).resolve().parents[1] / "configs" / "sweeps" / "grid.yaml"
+    message = _refused(monkeypatch, capsys, "tune", sweep, "--set", "parameters={training.epoch: {grid: [1]}}")
+    assert "training.epoch: no such key" in message

@@ -5,11 +5,15 @@ import pytest
 
 from cryoformer_dist.config.loading import load_cluster, load_config
 from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.config.simulation import PhantomSource
+from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.orchestration.dispatch import provider_of, read_errand
 from cryoformer_dist.orchestration.run_files import read_run_file
+from cryoformer_dist.orchestration.sweep import read_sweep_request
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = sorted((ROOT / "configs").rglob("*.yaml"))
+SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+RUNS = sorted(set((ROOT / "configs").rglob("*.yaml")) - set(SWEEPS))
 BENCHMARKS = sorted((ROOT / "configs" / "bench").glob("*.yaml"))
 CLUSTERS = sorted((ROOT / "cluster").rglob("*.yaml"))
 
@@ -19,9 +23,12 @@ def _name(path: Path) -> str:
 
 
 def test_there_are_shipped_files() -> None:
-    assert {"configs/demo.yaml", "cluster/local.yaml", "configs/bench/igg_arc_32.yaml"} <= {
-        _name(path) for path in RUNS + CLUSTERS
-    }
+    assert {
+        "configs/demo.yaml",
+        "cluster/local.yaml",
+        "configs/bench/igg_arc_32.yaml",
+        "configs/sweeps/ablation_table2.yaml",
+    } <= {_name(path) for path in RUNS + SWEEPS + CLUSTERS}
     others = [path for folder in ("configs", "cluster") for path in (ROOT / folder).rglob("*.yml")]
     assert others == []
 
@@ -58,7 +65,26 @@ def test_every_shipped_cluster_file_passes_its_schema_and_names_a_run_file_that_
     assert run is None or (path.parent / run).resolve() in RUNS
 
 
-@pytest.mark.parametrize("path", RUNS + CLUSTERS, ids=_name)
+@pytest.mark.parametrize("path", SWEEPS, ids=_name)
+def test_every_shipped_sweep_makes_trials_of_a_run_file_that_is_there_and_needs_no_download(path: Path) -> None:
+    request = read_sweep_request(path, [])
+    assert request.sweep.name == path.stem
+    assert Path(request.sweep.run) in RUNS
+    assert request.folder == ROOT / "runs" / path.stem
+    assert len(request.trials) > 3
+    simulation = request.base.dataset.simulate
+    assert simulation is not None
+    assert isinstance(simulation.source, PhantomSource)
+
+
+def test_the_ablation_holds_the_rows_of_the_paper_s_table_2_the_full_model_first() -> None:
+    sweep = load_config(ROOT / "configs" / "sweeps" / "ablation_table2.yaml", SweepConfig)
+    rows = ["full", "no_orientation_refinement", "no_deformation_encoder", "no_spatial_attention", "fourier_domain"]
+    assert list(sweep.variants)[:5] == rows
+    assert sweep.variants["full"] == {}
+
+
+@pytest.mark.parametrize("path", RUNS + SWEEPS + CLUSTERS, ids=_name)
 def test_every_shipped_file_begins_with_the_command_that_uses_it(path: Path) -> None:
     first = path.read_text().splitlines()[0]
     assert first.startswith("# cryoformer-dist ")

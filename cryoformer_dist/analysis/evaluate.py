@@ -174,14 +174,11 @@ def _evaluate_against(
     masks: Masks,
     common: dict[str, Any],
 ) -> Evaluation:
-    """Decode the mean latent of each state's particles and put the maps beside the true ones."""
+    """Put the maps of the states beside the true ones."""
     state = truth.state[estimate.source_row]
     chosen = particles_of_states(state, truth)
-    seen = [index for index, rows in enumerate(chosen) if len(rows)]
-    means = np.stack([estimate.latents[chosen[i]].mean(axis=0) for i in seen])
-    volumes = decode(means.astype(estimate.latents.dtype))
+    seen, volumes, references = _maps_of_states(decode, estimate.latents, chosen, truth)
     box = volumes.shape[-1]
-    references = np.stack([fit_box(truth.volumes[i], box) for i in seen])
     still = fit_box(consensus.voxels.numpy(), box)
     floor = np.stack([still] * len(seen))
     box_angstrom = truth.voxel_size_angstrom * truth.volumes.shape[-1]
@@ -208,6 +205,31 @@ def _evaluate_against(
         **_scale(voxel_size, box),
     }
     return Evaluation(metrics, volumes, voxel_size, own, distant, consensus_own)
+
+
+def _maps_of_states(
+    decode: Decode, latents: Float[np.ndarray, "particles latent"], chosen: list[np.ndarray], truth: Truth
+) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """States that have particles, the map of each one's mean latent, and the true ones at the same box."""
+    seen = [index for index, rows in enumerate(chosen) if len(rows)]
+    means = np.stack([latents[chosen[i]].mean(axis=0) for i in seen])
+    volumes = decode(means.astype(latents.dtype))
+    return seen, volumes, np.stack([fit_box(truth.volumes[i], volumes.shape[-1]) for i in seen])
+
+
+def quick_scores(
+    decode: Decode,
+    latents: Float[np.ndarray, "particles latent"],
+    source_row: Int[np.ndarray, " particles"],
+    truth: Truth,
+) -> dict[str, float]:
+    """Those scores of `evaluate` that need a map per state and nothing else; resolution is the states' median."""
+    chosen = particles_of_states(truth.state[source_row], truth)
+    _, volumes, references = _maps_of_states(decode, latents, chosen, truth)
+    voxel_size = truth.voxel_size_angstrom * truth.volumes.shape[-1] / volumes.shape[-1]
+    own, _ = fsc_own_and_distant(volumes, references, voxel_size)
+    resolution = float(np.median([curve.resolution_angstrom(0.5) for curve in own]))
+    return {**asdict(score_maps(volumes, references)), "resolution_angstrom": resolution}
 
 
 def _region_metrics(

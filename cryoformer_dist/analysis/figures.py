@@ -18,6 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 
+from cryoformer_dist.analysis.figure_style import ACCENT, FLOOR, MUTED, STYLE, svg
 from cryoformer_dist.analysis.rendering import (
     Colour,
     View,
@@ -29,44 +30,6 @@ from cryoformer_dist.analysis.rendering import (
     state_colours,
     variation_map,
 )
-
-# Colours that no figure uses otherwise; in the finished SVG they become the page's own variables.
-_INK, _MUTED, _GRID, _ACCENT, _FLOOR = "#010101", "#020202", "#030303", "#040404", "#050505"
-_PAGE_COLOURS = {
-    _INK: "var(--ink, #1d2433)",
-    _MUTED: "var(--muted, #667085)",
-    _GRID: "var(--grid, #e4e7ec)",
-    _ACCENT: "var(--accent, #2563c9)",
-    _FLOOR: "var(--floor, #98a2b3)",
-}
-# matplotlib types its settings as a union of three hundred names.
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "cryoformer-dist",
-    "font.size": 10,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _MUTED,
-    "axes.titlecolor": _INK,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.facecolor": "none",
-    "grid.color": _GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
-    "text.color": _INK,
-    "legend.frameon": False,
-    "legend.labelcolor": _MUTED,
-    "legend.fontsize": 9,
-    "figure.facecolor": "none",
-}
 
 
 def png_data_uri(image: Real[np.ndarray, "height width *channels"]) -> str:
@@ -80,17 +43,6 @@ def png_data_uri(image: Real[np.ndarray, "height width *channels"]) -> str:
         levels = np.repeat(levels[..., None], 3, axis=-1)
     matplotlib.image.imsave(buffer, levels, format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _svg(figure: Figure, title: str) -> str:
-    """Inline SVG with the page's colours and fonts, named for screen readers."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    for placeholder, variable in _PAGE_COLOURS.items():
-        text = text.replace(placeholder, variable)
-    return text.replace("<svg", f'<svg role="img" aria-label="{title}" class="figure"', 1)
 
 
 def surface_pictures(
@@ -125,22 +77,22 @@ def slice_columns(
 def loss_curves(records: Sequence[Mapping[str, Any]]) -> str:
     """Loss against step, one panel per stage, in the order of the records."""
     stages = list(dict.fromkeys(str(record["stage"]) for record in records))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.8, 2.7), layout="constrained")
         panels = figure.subplots(1, len(stages), squeeze=False)[0]
         for panel, stage in zip(panels, stages, strict=True):
             rows = [record for record in records if record["stage"] == stage]
             loss = np.array([float(record["loss"]) for record in rows])
             step = _running_steps(rows)
-            panel.plot(step, loss, color=_ACCENT, alpha=0.35 if len(loss) > 20 else 1.0, linewidth=1.2)
+            panel.plot(step, loss, color=ACCENT, alpha=0.35 if len(loss) > 20 else 1.0, linewidth=1.2)
             if len(loss) > 20:
                 window = max(len(loss) // 15, 3)
                 smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
-                panel.plot(step[window // 2 : window // 2 + len(smooth)], smooth, color=_ACCENT, linewidth=2)
+                panel.plot(step[window // 2 : window // 2 + len(smooth)], smooth, color=ACCENT, linewidth=2)
             panel.set_title(stage.replace("_", " "))
             panel.set_xlabel("step")
         panels[0].set_ylabel("loss")
-        return _svg(figure, "Loss against step, by stage")
+        return svg(figure, "Loss against step, by stage")
 
 
 def _running_steps(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -159,7 +111,7 @@ def latent_scatter(
 ) -> str:
     """Latents on their first two axes, coloured by the true coordinate or by density; centres numbered."""
     points, marks = _plane(pca), _plane(centres)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 4.4), layout="constrained")
         axes = figure.subplots()
         if coordinate is None:
@@ -185,7 +137,7 @@ def latent_scatter(
         bar = figure.colorbar(drawn, ax=axes, shrink=0.75, aspect=28, pad=0.02, label=name)
         bar.outline.set_visible(False)
         _mark_centres(axes, marks, explained_variance)
-        return _svg(figure, "Latents on their first two principal axes")
+        return svg(figure, "Latents on their first two principal axes")
 
 
 def cluster_scatter(
@@ -196,7 +148,7 @@ def cluster_scatter(
 ) -> str:
     """Latents on their first two axes, coloured by their k-means cluster; centres numbered (paper, fig. E)."""
     points = _plane(pca)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 4.4), layout="constrained")
         axes = figure.subplots()
         order = np.random.default_rng(0).permutation(len(points))[:60_000]
@@ -205,7 +157,7 @@ def cluster_scatter(
         x, y = points[order].T
         axes.scatter(x, y, c=colours[label[order]], s=size, alpha=0.7, linewidths=0, rasterized=True)
         _mark_centres(axes, _plane(centres), explained_variance)
-        return _svg(figure, "Latents on their first two principal axes by cluster")
+        return svg(figure, "Latents on their first two principal axes by cluster")
 
 
 def _plane(coordinates: np.ndarray) -> np.ndarray:
@@ -251,25 +203,25 @@ def fsc_curves(
     periodic: bool = False,
 ) -> str:
     """FSC of each state's map with the true state, over the consensus map as the dashed floor."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 4.4), layout="constrained")
         axes = figure.subplots()
         shells = slice(1, None)
         for threshold in (0.5, 0.143):
-            axes.axhline(threshold, color=_MUTED, linewidth=0.8, linestyle=(0, (1, 3)))
+            axes.axhline(threshold, color=MUTED, linewidth=0.8, linestyle=(0, (1, 3)))
             axes.annotate(
                 f"{threshold:g}", (1, threshold), xycoords=("axes fraction", "data"), xytext=(-2, 3),
-                textcoords="offset points", ha="right", fontsize=8, color=_MUTED,
+                textcoords="offset points", ha="right", fontsize=8, color=MUTED,
             )  # fmt: skip
         low, high = consensus.min(axis=0)[shells], consensus.max(axis=0)[shells]
-        axes.fill_between(frequency_per_angstrom[shells], low, high, color=_FLOOR, alpha=0.18, linewidth=0)
+        axes.fill_between(frequency_per_angstrom[shells], low, high, color=FLOOR, alpha=0.18, linewidth=0)
         for curve, colour in zip(own, state_colours(len(own), periodic), strict=True):
             axes.plot(frequency_per_angstrom[shells], curve[shells], color=colour, linewidth=1.7)
         floor = consensus.mean(axis=0)[shells]
         axes.plot(
             frequency_per_angstrom[shells],
             floor,
-            color=_FLOOR,
+            color=FLOOR,
             linewidth=2,
             linestyle="--",
             label="consensus (floor)",
@@ -280,7 +232,7 @@ def fsc_curves(
         _label_in_angstrom(axes)
         axes.set_ylabel("FSC with the true state")
         axes.legend(loc="lower left")
-        return _svg(figure, "Fourier shell correlation of each state with the truth")
+        return svg(figure, "Fourier shell correlation of each state with the truth")
 
 
 def _label_in_angstrom(axes: Axes) -> None:
@@ -293,13 +245,13 @@ def _label_in_angstrom(axes: Axes) -> None:
 
 def pose_histograms(pose: Mapping[str, Any]) -> str:
     """Errors of the rotation and the shift before and after the refinement."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 2.5), layout="constrained")
         panels = figure.subplots(1, 2)
         named = (("angle_deg", "rotation error (°)"), ("shift_angstrom", "shift error (Å)"))
         for panel, (key, label) in zip(panels, named, strict=True):
             histogram = pose[f"{key}_histogram"]
-            for name, colour in (("before", _FLOOR), ("after", _ACCENT)):
+            for name, colour in (("before", FLOOR), ("after", ACCENT)):
                 if name in histogram:
                     counts, edges = np.array(histogram[name]), np.array(histogram["edges"])
                     panel.stairs(counts, edges, color=colour, fill=True, alpha=0.25)
@@ -310,22 +262,22 @@ def pose_histograms(pose: Mapping[str, Any]) -> str:
             panel.set_yticks([])
             panel.legend()
         panels[0].set_ylabel("particles")
-        return _svg(figure, "Pose errors before and after refinement")
+        return svg(figure, "Pose errors before and after refinement")
 
 
 def throughput_lines(records: Sequence[Mapping[str, Any]]) -> str:
     """Particles per second and the share of time spent waiting for data, report by report."""
     rate = np.array([float(record.get("particles_per_second", math.nan)) for record in records])
     wait = 100 * np.array([float(record.get("data_wait", math.nan)) for record in records])
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.8, 2.2), layout="constrained")
         panels = figure.subplots(1, 2)
         named = ((rate, "particles per second"), (wait, "waiting for data (%)"))
         for panel, (values, label) in zip(panels, named, strict=True):
-            panel.plot(np.arange(1, len(values) + 1), values, color=_ACCENT, linewidth=1.6)
-            panel.fill_between(np.arange(1, len(values) + 1), 0, values, color=_ACCENT, alpha=0.12, linewidth=0)
+            panel.plot(np.arange(1, len(values) + 1), values, color=ACCENT, linewidth=1.6)
+            panel.fill_between(np.arange(1, len(values) + 1), 0, values, color=ACCENT, alpha=0.12, linewidth=0)
             top = float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
             panel.set_ylim(0, max(1.15 * top, 1.0))
             panel.set_title(label)
             panel.set_xlabel("report")
-        return _svg(figure, "Throughput and data wait")
+        return svg(figure, "Throughput and data wait")

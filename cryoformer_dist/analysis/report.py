@@ -3,16 +3,15 @@
 import csv
 import json
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from cryoformer_dist.analysis import figures
 from cryoformer_dist.analysis.flexibility_figures import cluster_section, flexibility_section
 from cryoformer_dist.analysis.map_scores import fit_box
+from cryoformer_dist.analysis.page import render
 from cryoformer_dist.analysis.rendering import (
     BODY_COLOUR,
     Colour,
@@ -165,9 +164,8 @@ def write_report(run: Path, truth: Path | None = None, title: str | None = None)
     """
     found = read_run(run)
     known = read_truth(truth) if truth is not None else None
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files(__package__).joinpath("report_template.html").read_text("utf-8"))
-    page = template.render(
+    page = render(
+        "report_template.html",
         title=title or run.resolve().name,
         facts=_facts(found),
         verdict=verdict(found.metrics),

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from cryoformer_dist.analysis.evaluate import Estimate, Masks, evaluate
+from cryoformer_dist.analysis.evaluate import Estimate, Masks, evaluate, quick_scores
 from cryoformer_dist.analysis.flexibility import flexible_regions
 from cryoformer_dist.analysis.latent import score_latents
 from cryoformer_dist.analysis.masks import read_mask
 from cryoformer_dist.analysis.oracle import oracle_metrics
 from cryoformer_dist.analysis.reconstruct import SeriesPlan, reconstruct, write_evaluation
 from cryoformer_dist.analysis.report import write_report
+from cryoformer_dist.analysis.sweep_folder import is_sweep
+from cryoformer_dist.analysis.sweep_report import write_sweep_report
 from cryoformer_dist.analysis.trained import TrainedRun, load_trained
 from cryoformer_dist.analysis.truth import Truth, read_truth
 from cryoformer_dist.data.store import ParticleStore
@@ -163,15 +165,39 @@ def make_results(run: Path) -> Path:
     return report_run(run, trained)
 
 
+def quick_scores_of_run(run: Path) -> dict[str, float]:
+    """Scores of a run's newest checkpoint against the truth, in the time it takes to decode a map per state.
+
+    Raises
+    ------
+    CheckpointError
+        If the run has no checkpoint yet.
+    ConfigError
+        If no truth is known.
+    """
+    trained = load_trained(run)
+    truth = _truth(None, trained)
+    if truth is None:
+        raise ConfigError(f"{run}: no truth beside {trained.source}; rank the sweep's trials by `metric: loss`")
+    return quick_scores(trained.decode, trained.latents, trained.source_row, truth)
+
+
 def report_run(run: Path, trained: TrainedRun | None = None) -> Path:
-    """Write ``report.html`` from the files of a run."""
+    """Write ``report.html`` from the files of a run, or of a sweep from those of its trials."""
+    if is_sweep(run):
+        return write_sweep_report(run)
     trained = trained or load_trained(run)
     return write_report(run, truth_folder(trained))
 
 
 def truth_folder(trained: TrainedRun) -> Path | None:
     """The truth that a simulation left beside its particle file, if the particles were simulated."""
-    folder = trained.source.parent / "truth"
+    return truth_beside(trained.source)
+
+
+def truth_beside(source: Path) -> Path | None:
+    """The truth that a simulation left beside a particle file."""
+    folder = source.parent / "truth"
     return folder if (folder / "truth.npz").is_file() else None
 
 

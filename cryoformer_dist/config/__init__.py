@@ -1,1 +1,1 @@
-"""What a run, a cluster and a simulation file may say."""
+"""What a run, a cluster, a sweep and a simulation file may say."""

@@ -57,6 +57,7 @@ class ClusterConfig(Section):
 
     provider: str
     run: str | None = Field(None, description="run file that `launch` trains; relative to this file; --run overrides")
+    sweep: str | None = Field(None, description="sweep file, in place of `run`; relative to this file")
     storage: str = Field(
         "runs", description="where run directories go; every node must see it: a folder, or s3://bucket/prefix"
     )
@@ -66,6 +67,13 @@ class ClusterConfig(Section):
         {},
         description="environment variables of the driver and the workers; no secrets: they would be written to files",
     )
+
+    @field_validator("sweep")
+    @classmethod
+    def _one_task(cls, sweep: str | None, info: ValidationInfo) -> str | None:
+        if sweep is not None and info.data.get("run") is not None:
+            raise ValueError("stands beside run: a cluster file names one of them")
+        return sweep
 
     @field_validator("environment")
     @classmethod

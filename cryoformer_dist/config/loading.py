@@ -21,7 +21,7 @@ def load_config(path: Path, schema: type[Config], overrides: Sequence[str] = ())
     path
         YAML file.
     schema
-        ``RunConfig``, ``ClusterFile`` or ``SimulationConfig``.
+        ``RunConfig``, ``ClusterFile``, ``SweepConfig`` or ``SimulationConfig``.
     overrides
         ``dotted.key=value``, the value in YAML.
 
@@ -75,10 +75,34 @@ def parse_config(values: dict[str, Any], schema: type[Config], where: str) -> Co
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        # A cluster file's places start with its provider, which is no key.
-        skip = int(schema is ClusterFile)
-        lines = [f"  {_dotted(item['loc'][skip:])}: {_explain(item)}" for item in error.errors()]
+        lines = [f"  {line}" for line in _explained(error, schema)]
         raise ConfigError("\n".join([f"{where}: {len(lines)} mistake{'s' * (len(lines) > 1)}", *lines])) from error
+
+
+def mistakes_in(values: dict[str, Any], schema: type[BaseModel]) -> list[str]:
+    """What a schema refuses in plain values, one line each; none when they pass."""
+    try:
+        schema.model_validate(values)
+    except ValidationError as error:
+        return _explained(error, schema)
+    return []
+
+
+def set_value(values: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value at a dotted key, in place.
+
+    Raises
+    ------
+    ConfigError
+        If a part of the key holds a value and no section.
+    """
+    *sections, last = key.split(".")
+    target = values
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"{key}: {section!r} holds a value, not a section")
+    target[last] = value
 
 
 def dump_config(config: BaseModel) -> str:
@@ -106,6 +130,12 @@ def _dotted(place: Sequence[int | str]) -> str:
     return ".".join(map(str, place)) or "(file)"
 
 
+def _explained(error: ValidationError, schema: type[BaseModel]) -> list[str]:
+    # A cluster file's places start with its provider, which is no key.
+    skip = int(schema is ClusterFile)
+    return [f"{_dotted(item['loc'][skip:])}: {_explain(item)}" for item in error.errors()]
+
+
 def _explain(item: Any) -> str:
     """One schema complaint in words a microscopist can act on."""
     if item["type"] == "extra_forbidden":
@@ -123,13 +153,11 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override {override!r}: write dotted.key=value, as in training.epochs=5")
-    *sections, last = key.split(".")
-    target = values
-    for section in sections:
-        target = target.setdefault(section, {})
-        if not isinstance(target, dict):
-            raise ConfigError(f"override {override!r}: {section!r} holds a value, not a section")
     try:
-        target[last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value: {error}") from error
+    try:
+        set_value(values, key, value)
+    except ConfigError as error:
+        raise ConfigError(f"override {override!r}: {error}") from error

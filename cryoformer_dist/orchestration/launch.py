@@ -81,7 +81,7 @@ def carry_out(request: Request, voice: Voice) -> Place:
         As its steps do; nothing of what was finished is lost.
     """
     if request.cluster is None:
-        _ensure_store(request, voice, parallel=False)
+        ensure_store(request.config, voice, parallel=False)
         with opened_run(request.run) as run:
             _prepare(request, run, voice, local_room())
             train_locally(run, voice.record)
@@ -94,7 +94,7 @@ def carry_out(request: Request, voice: Voice) -> Place:
                 wait_for_nodes(cluster.workers, voice.say)
                 for node in preflight(cluster.storage, request.config.dataset.store):
                     voice.say(f"node           {_described(node)}")
-            _ensure_store(request, voice, parallel=True)
+            ensure_store(request.config, voice, parallel=True)
             with opened_run(request.run) as run:
                 _prepare(request, run, voice, worker_room(cluster))
                 train_with_ray(run, cluster, voice.record)
@@ -109,9 +109,9 @@ def _described(node: NodeReport) -> str:
     return f"{node.host}  {node.gpus} GPUs  torch {node.versions['torch']}  {store}"
 
 
-def _ensure_store(request: Request, voice: Voice, parallel: bool) -> None:
+def ensure_store(config: RunConfig, voice: Voice, parallel: bool) -> None:
     """Simulate and convert when the run asks for simulated particles that are not there yet."""
-    dataset = request.config.dataset
+    dataset = config.dataset
     output = place_at(dataset.store)
     if dataset.simulate is None or is_complete(output):
         ParticleStore.open(output)
@@ -138,13 +138,25 @@ def _ensure_store(request: Request, voice: Voice, parallel: bool) -> None:
             convert_serially(plan, progress)
 
 
-def _prepare(request: Request, run: RunFolder, voice: Voice, room: Room) -> None:
-    store = ParticleStore.open(request.config.dataset.store)
+def open_posed(place: str) -> ParticleStore:
+    """A store whose particles can be trained on.
+
+    Raises
+    ------
+    ConfigError
+        If they have no poses.
+    """
+    store = ParticleStore.open(place)
     if not store.attributes["has_poses"]:
         raise ConfigError(
             f"{store.path}: the particles have no poses, training needs a first estimate; refine them in RELION or "
             "cryoSPARC and convert the result"
         )
+    return store
+
+
+def _prepare(request: Request, run: RunFolder, voice: Voice, room: Room) -> None:
+    store = open_posed(request.config.dataset.store)
     with voice.stages() as progress:
         prepare_run(request.config, store, run.folder, request.resume, progress, room)
     send_run(run)

@@ -25,6 +25,8 @@ def read_cluster_file(path: Path) -> tuple[ClusterConfig, Path | None]:
     folder = path.resolve().parent
     run = Path(placed_from(folder, cluster.run)) if cluster.run else None
     changes = {"storage": placed_from(folder, cluster.storage)}
+    if cluster.sweep:
+        changes["sweep"] = placed_from(folder, cluster.sweep)
     if isinstance(cluster, RayUpCluster) and cluster.config:
         changes["config"] = placed_from(folder, cluster.config)
     return cluster.model_copy(update=changes), run

@@ -27,7 +27,7 @@ from cryoformer_dist.orchestration.metrics import Publish, publishing
 from cryoformer_dist.storage.places import Place, client_errors
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.machine import Room, room_here
-from cryoformer_dist.training.progress import METRICS, read_metrics
+from cryoformer_dist.training.progress import METRICS, Reporter, read_metrics
 from cryoformer_dist.training.run_directory import load_run, opened_run, peak_threads, selected_rows, set_threads
 from cryoformer_dist.training.session import join_world_of_one, train_rank
 
@@ -137,12 +137,19 @@ def train_with_ray(run: RunFolder, cluster: ClusterConfig, on_record: OnRecord) 
 def train_locally(run: RunFolder, on_record: OnRecord) -> None:
     """Train a prepared run in this process, without Ray."""
     config, _ = load_run(run.folder)
-    loader = config.dataset.loader
-    set_threads(config.training.threads_per_worker or torch.get_num_threads())
-    join_world_of_one()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with _following(run, on_record):
-        train_rank(run, SilentReporter(), _loader("local" if loader == "ray" else loader, config, device), device)
+        threads = config.training.threads_per_worker or torch.get_num_threads()
+        train_here(run, SilentReporter(), threads, torch.cuda.is_available())
+
+
+def train_here(run: RunFolder, reporter: Reporter, threads: int, on_gpu: bool) -> None:
+    """Train a prepared run in this thread, with so many CPU threads below it, telling a reporter."""
+    config, _ = load_run(run.folder)
+    loader = config.dataset.loader
+    set_threads(threads)
+    join_world_of_one()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    train_rank(run, reporter, _loader("local" if loader == "ray" else loader, config, device), device)
 
 
 def _worker(arguments: dict[str, Any]) -> CryoFormerError | None:

@@ -1,7 +1,9 @@
 """The folder of a run: what was asked, on which data, with what; and the maps that training starts from."""
 
+import hashlib
 import json
 import platform
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -43,6 +45,7 @@ _FIRST_POSES = "first_poses.npz"
 _SEARCH_SUMMARY = "pose_search.json"
 # Checkpoints come and go by themselves, and Ray keeps its own records.
 _LEFT_AT_HOME = ("checkpoints", "ray")
+_PREPARED = ("consensus.mrc", "occupancy.mrc", _FIRST_POSES, _FIRST_LATENTS, _SEARCH_SUMMARY)
 _PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
 
 
@@ -85,6 +88,7 @@ def prepare_run(
     resume: bool,
     progress: StagedProgress | None = None,
     room: Room | None = None,
+    like: Path | None = None,
 ) -> None:
     """Make a run directory ready for workers: configuration, manifest, consensus map, occupancy.
 
@@ -102,6 +106,8 @@ def prepare_run(
         Called with (stage, done, in all).
     room
         Where it will be trained; in this process when ``None``.
+    like
+        Prepared run of the same `preparation_key`, whose maps, first poses and first latents are copied.
 
     Raises
     ------
@@ -122,18 +128,27 @@ def prepare_run(
     by_data = config.training.occupancy == "data"
     refuse_too_large(config, _workload(config, store, 0 if by_data else int(sphere(store.box_size).sum())), room)
     report = progress or _silent
-    store, found = _searched_poses(config, store, report)
-    consensus, mask = _maps(config, store, report)
+    found: FoundPoses | None = None
+    if like is None:
+        store, found = _searched_poses(config, store, report)
+        consensus, mask = _maps(config, store, report)
+    else:
+        mask = load_mask(like)
     config = settle_batch_size(config, _workload(config, store, int(mask.sum())), room)
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text(dump_config(config))
     for left_over in (_FIRST_POSES, _FIRST_LATENTS, _SEARCH_SUMMARY):
         # Of a preparation that was cut short: this one may ask for none.
         (run / left_over).unlink(missing_ok=True)
-    if found is not None:
-        _write_poses(run, selected_rows(config, store), found)
-    _write_maps(run, consensus, mask, store.pixel_size_angstrom)
-    _prepare_latents(config, store, run, mask, report)
+    if like is None:
+        if found is not None:
+            _write_poses(run, selected_rows(config, store), found)
+        _write_maps(run, consensus, mask, store.pixel_size_angstrom)
+        _prepare_latents(config, store, run, mask, report)
+    else:
+        for name in _PREPARED:
+            if (like / name).is_file():
+                shutil.copyfile(like / name, run / name)
     # Written last: a folder with a manifest is ready.
     temporary = manifest_path.with_suffix(".tmp")
     temporary.write_text(json.dumps(_manifest(config, store), indent=1))
@@ -152,6 +167,21 @@ def send_run(run: RunFolder) -> None:
     run.send_changes(_LEFT_AT_HOME)
 
 
+def preparation_key(config: RunConfig, store: ParticleStore) -> str:
+    """Name of all that maps, first poses and first latents depend on: runs of one key are prepared alike."""
+    linear = _latents_start_linear(config)
+    inputs = {
+        "store": store.fingerprint,
+        "half": config.dataset.half,
+        "hold_out": config.dataset.hold_out,
+        "poses": _poses_are_searched(config),
+        "latents": [config.model.latent.dimensions, _linear_dimensions(config)] if linear else None,
+        "occupancy": config.training.occupancy,
+        "seed": config.training.seed,
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def load_run(run: Path) -> tuple[RunConfig, dict[str, Any]]:
     """Configuration and manifest of a run.
 
@@ -168,9 +198,13 @@ def load_run(run: Path) -> tuple[RunConfig, dict[str, Any]]:
 
 def load_lattice(config: RunConfig, run: Path) -> Lattice:
     """The points of a prepared run; those of a checkpoint are in the checkpoint."""
-    mask: Bool[Tensor, "box box box"] = read_volume(run / "occupancy.mrc").voxels > 0.5
     training = config.training
-    return Lattice.of(mask, training.jitter_lattices, training.seed)
+    return Lattice.of(load_mask(run), training.jitter_lattices, training.seed)
+
+
+def load_mask(run: Path) -> Bool[Tensor, "box box box"]:
+    """Where a prepared run allows density."""
+    return read_volume(run / "occupancy.mrc").voxels > 0.5
 
 
 def write_occupancy(run: Path, mask: Bool[Tensor, "box box box"], voxel_size_angstrom: float) -> Path:
@@ -209,7 +243,7 @@ def _searched_poses(
     config: RunConfig, store: ParticleStore, progress: StagedProgress
 ) -> tuple[ParticleStore, FoundPoses | None]:
     """The store at poses searched for around the given ones, if they are to be refined per particle."""
-    if config.model.pose.form != "table" or config.model.pose.start != "search":
+    if not _poses_are_searched(config):
         return store, None
     rows = selected_rows(config, store)
     found = search_poses(store, rows, config.training.seed, partial(progress, "pose search"))
@@ -258,6 +292,10 @@ def _occupancy(
             "`cryoformer-dist check` on the store (poses, CTF and contrast), or set training.occupancy to sphere"
         )
     return mask
+
+
+def _poses_are_searched(config: RunConfig) -> bool:
+    return config.model.pose.form == "table" and config.model.pose.start == "search"
 
 
 def _latents_start_linear(config: RunConfig) -> bool:

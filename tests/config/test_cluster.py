@@ -113,3 +113,8 @@ def test_workers_are_a_number_or_a_range(count: int | str, fewest: int, most: in
 @pytest.mark.parametrize("count", [0, "3..1", "2..2", "0..2", "two", "1-3"])
 def test_no_other_count_is_taken(count: int | str) -> None:
     assert "workers.count" in _told({"workers": {"count": count}})
+
+
+def test_a_cluster_file_names_a_run_or_a_sweep() -> None:
+    assert "names one of them" in _told({"run": "run.yaml", "sweep": "sweep.yaml"})["sweep"]
+    assert parse_config({"sweep": "sweep.yaml"}, ClusterFile, "f").root.sweep == "sweep.yaml"

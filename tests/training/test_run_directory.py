@@ -24,6 +24,7 @@ from cryoformer_dist.training.run_directory import (
     load_run,
     load_spectrum,
     peak_threads,
+    preparation_key,
     prepare_run,
     selected_rows,
     store_at_first_poses,
@@ -307,3 +308,34 @@ def test_a_run_is_not_resumed_where_it_does_not_fit(store: ParticleStore, tmp_pa
     run = _prepared(store, tmp_path / "run")
     with pytest.raises(ConfigError, match="a worker needs about"):
         prepare_run(tiny_config(store.path), store, run, resume=True, room=Room(2**20))
+
+
+def test_a_run_prepared_like_another_of_its_key_is_the_one_it_would_have_been(
+    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"model.latent.start": "linear", "training.occupancy": "data", "training.epochs": 5}
+    other, config = tiny_config(store.path, changes | {"training.epochs": 9}), tiny_config(store.path, changes)
+    assert preparation_key(other, store) == preparation_key(config, store)
+    prepare_run(config, store, tmp_path / "alone", resume=False)
+    prepare_run(other, store, tmp_path / "other", resume=False)
+    for name in ("_maps", "_searched_poses", "_prepare_latents"):
+        monkeypatch.delattr(run_directory, name)
+    prepare_run(config, store, tmp_path / "like", resume=False, like=tmp_path / "other")
+    names = sorted(path.name for path in (tmp_path / "alone").iterdir())
+    assert "first_latents.npy" in names
+    assert names == sorted(path.name for path in (tmp_path / "like").iterdir())
+    for name in names:
+        assert (tmp_path / "like" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training.seed": 4}, {"training.occupancy": "data"}, {"model.latent.start": "linear"}, {"dataset.half": 1},
+        {"model.pose.form": "table"}, {"dataset.hold_out": 8},
+        {"model.latent.start": "linear", "model.latent.linear_dimensions": 1},
+    ],
+)  # fmt: skip
+def test_what_a_preparation_depends_on_is_in_its_key(store: ParticleStore, change: dict[str, Any]) -> None:
+    keys = {preparation_key(tiny_config(store.path, changes), store) for changes in ({}, change)}
+    assert len(keys) == 2

@@ -1,0 +1,190 @@
+"""A sweep in numbers: settings ranked over their seeds, and which parameter mattered."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cryoformer_dist.analysis.sweep_folder import TrialResult
+from cryoformer_dist.config.sweep import DIRECTIONS, Scalar, SweepConfig
+from cryoformer_dist.config.trials import short_names
+
+MEASURES = {
+    "difference_map_correlation": ("dCC", "{:.3f}"),
+    "resolution_angstrom": ("resolution, Å", "{:.2f}"),
+    "rotation_error": ("rotation error", "{:.4f}"),
+    "shift_error": ("translation error", "{:.4f}"),
+    "auc_gap": ("FSC gap", "{:.3f}"),
+    "fsc_area_own": ("FSC area", "{:.3f}"),
+    "latent_rank_correlation": ("latent order", "{:.3f}"),
+    "loss": ("loss", "{:.4f}"),
+}
+"""Scores that tables show, with heading and format."""
+_FEWEST_FOR_IMPORTANCE = 4
+_MOST_GROUPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One variant or set of values, over its seeds.
+
+    Attributes
+    ----------
+    name
+        Without the seed.
+    trials
+        All of its trials.
+    mean, spread
+        Of each score over the finished trials; the spread is the standard deviation, None with one trial only.
+    """
+
+    name: str
+    variant: str | None
+    parameters: Mapping[str, Scalar]
+    trials: tuple[TrialResult, ...]
+    mean: Mapping[str, float]
+    spread: Mapping[str, float | None]
+
+    @property
+    def finished(self) -> list[TrialResult]:
+        """Trials that were trained and judged."""
+        return [trial for trial in self.trials if trial.state == "finished"]
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """How much a parameter mattered.
+
+    Attributes
+    ----------
+    key
+        Dotted key.
+    explained
+        Share of the metric's variance between trials that differ in it, corrected for the number of groups (epsilon
+        squared, at least 0); numbers of many values are grouped by equal counts.
+    rank_correlation
+        Of a number with the metric (Spearman); None for words.
+    """
+
+    key: str
+    explained: float
+    rank_correlation: float | None
+
+
+def settings_of(trials: Sequence[TrialResult], sweep: SweepConfig) -> list[Setting]:
+    """Settings of a sweep, best first; those without a finished trial last, by the scores they had when they ended."""
+    groups: dict[tuple[Any, ...], list[TrialResult]] = {}
+    for trial in trials:
+        groups.setdefault(trial.setting, []).append(trial)
+    settings = [_setting(group) for group in groups.values()]
+    sign = -1 if sweep.direction == "max" else 1
+
+    def order(setting: Setting) -> tuple[bool, float]:
+        score = setting.mean.get(sweep.metric, _last(setting, sweep.metric))
+        return not setting.finished, np.inf if score is None else sign * score
+
+    return sorted(settings, key=order)
+
+
+def best_trial(settings: Sequence[Setting], metric: str) -> TrialResult | None:
+    """The best trial of the best setting; None when none has finished."""
+    finished = [trial for trial in settings[0].finished if metric in trial.scores] if settings else []
+    if not finished:
+        return None
+    choose = max if DIRECTIONS[metric] == "max" else min
+    return choose(finished, key=lambda trial: trial.scores[metric])
+
+
+def written(setting: Setting, key: str) -> str:
+    """Mean and spread of a score, as text."""
+    if key not in setting.mean:
+        return "–"
+    form = MEASURES[key][1]
+    text, spread = form.format(setting.mean[key]), setting.spread[key]
+    return text if spread is None else f"{text}\u00a0±\u00a0{form.format(spread)}"
+
+
+def written_score(trial: TrialResult, key: str) -> str:
+    """A score of a trial, as text."""
+    return MEASURES[key][1].format(trial.scores[key]) if key in trial.scores else "–"
+
+
+def importances(trials: Sequence[TrialResult], metric: str) -> list[Importance]:
+    """Parameters that took several values, the one that mattered most first."""
+    judged = [trial for trial in trials if metric in trial.scores and trial.state in ("finished", "stopped")]
+    scores = np.array([trial.scores[metric] for trial in judged])
+    if len(judged) < _FEWEST_FOR_IMPORTANCE or not np.ptp(scores):
+        return []
+    found = []
+    for key in judged[0].parameters:
+        values = [trial.parameters[key] for trial in judged]
+        if len(set(values)) > 1:
+            found.append(_importance(key, values, scores))
+    return sorted(found, key=lambda importance: -importance.explained)
+
+
+def is_number(values: Sequence[Scalar]) -> bool:
+    """Whether values lie on a scale: numbers, and not yes or no."""
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def epsilon_squared(groups: np.ndarray, scores: np.ndarray) -> float:
+    """Share of the variance of scores that lies between groups, corrected for their number; at least 0."""
+    names = np.unique(groups)
+    freedom = len(scores) - len(names)
+    if freedom <= 0:
+        return 0.0
+    within = sum(float(np.square(part - part.mean()).sum()) for part in (scores[groups == name] for name in names))
+    total = float(np.square(scores - scores.mean()).sum())
+    return max(0.0, 1 - (within / freedom) / (total / (len(scores) - 1)))
+
+
+def _importance(key: str, values: Sequence[Scalar], scores: np.ndarray) -> Importance:
+    if not is_number(values):
+        return Importance(key, epsilon_squared(np.array([str(value) for value in values]), scores), None)
+    numbers = np.array(values, dtype=np.float64)
+    ranks, score_ranks = _ranks(numbers), _ranks(scores)
+    correlation = float(np.corrcoef(ranks, score_ranks)[0, 1])
+    groups = numbers
+    if len(np.unique(numbers)) > min(_MOST_GROUPS, len(scores) // 2):
+        parts = max(2, min(_MOST_GROUPS, len(scores) // 3))
+        groups = np.floor((ranks - 0.5) / len(scores) * parts)
+    return Importance(key, epsilon_squared(groups, scores), correlation)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, equal values sharing the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return ranks
+
+
+def _setting(trials: list[TrialResult]) -> Setting:
+    first = trials[0]
+    finished = [trial for trial in trials if trial.state == "finished"]
+    scores = {
+        key: np.array([trial.scores[key] for trial in finished])
+        for key in MEASURES
+        if finished and all(key in trial.scores for trial in finished)
+    }
+    short = short_names(first.parameters)
+    parts = [first.variant.replace("_", " ")] if first.variant else []
+    parts += [f"{short[key]} {_plain(value)}" for key, value in first.parameters.items()]
+    return Setting(
+        name=", ".join(parts) or "the run file",
+        variant=first.variant,
+        parameters=first.parameters,
+        trials=tuple(sorted(trials, key=lambda trial: trial.seed)),
+        mean={key: float(values.mean()) for key, values in scores.items()},
+        spread={key: float(values.std(ddof=1)) if len(values) > 1 else None for key, values in scores.items()},
+    )
+
+
+def _last(setting: Setting, metric: str) -> float | None:
+    scores = [trial.scores[metric] for trial in setting.trials if metric in trial.scores]
+    return float(np.mean(scores)) if scores else None
+
+
+def _plain(value: Scalar) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,195 @@
+"""One trial of a sweep, in the process that Ray Tune gives it: an ordinary run directory, start to report."""
+
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from cryoformer_dist.analysis.results import make_results, quick_scores_of_run
+from cryoformer_dist.analysis.sweep_folder import headline_scores, read_sweep
+from cryoformer_dist.config.cluster import LocalCluster
+from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.config.sweep import SweepConfig
+from cryoformer_dist.errors import CryoFormerError
+from cryoformer_dist.orchestration.launch import open_posed
+from cryoformer_dist.orchestration.train import train_here, train_with_ray
+from cryoformer_dist.storage.run_folder import RunFolder
+from cryoformer_dist.training.checkpoint import latest_checkpoint
+from cryoformer_dist.training.machine import room_here
+from cryoformer_dist.training.run_directory import load_run, peak_threads, preparation_key, prepare_run
+from cryoformer_dist.training.trial_folder import (
+    EpochSummary,
+    Outcome,
+    append_epoch,
+    epochs_of_run,
+    held,
+    read_epochs,
+    read_outcome,
+    read_trial,
+    take_over,
+    write_outcome,
+)
+
+
+def train_trial(tuned: dict[str, Any]) -> None:
+    """Ray Tune calls this in a process of its own, again after that process was lost.
+
+    Parameters
+    ----------
+    tuned
+        ``trial``: ``folder`` of the trial, and ``values`` of its parameters, which population based training changes;
+        ``sharing``: trials at a time on one machine.
+    """
+    trial = tuned["trial"]
+    folder = Path(trial["folder"])
+    # A process of a sweep that was killed may not have noticed yet.
+    with held(folder / "lock"):
+        if read_outcome(folder) is not None:
+            return
+        try:
+            _carry_out(folder, trial["values"], tuned["sharing"])
+        except CryoFormerError as error:
+            # What a user can mend, no other process would.
+            write_outcome(folder, Outcome("failed", str(error)))
+
+
+def _carry_out(folder: Path, values: dict[str, Any], sharing: int) -> None:
+    sweep = read_sweep(folder.parents[1])
+    told = EpochReports(folder, sweep)
+    config = _prepared(folder, sweep, sharing)
+    _adopt(folder, values)
+    told.repeat()
+    workers = sweep.workers
+    if workers.count == 1:
+        train_here(RunFolder.on_disk(folder), told, peak_threads(config, workers.cpus), workers.gpus > 0)
+    else:
+        cluster = LocalCluster(workers=workers, max_failures=sweep.max_failures)
+        train_with_ray(RunFolder.on_disk(folder), cluster, lambda record: told.look())
+    make_results(folder)
+    told.finish()
+    write_outcome(folder, Outcome("finished"))
+
+
+def _prepared(folder: Path, sweep: SweepConfig, sharing: int) -> RunConfig:
+    """Make the trial's run directory; what trials have in common is made once, by the first that needs it."""
+    if (folder / "manifest.json").is_file():
+        return load_run(folder)[0]
+    config = read_trial(folder).config
+    workers = sweep.workers
+    torch.set_num_threads(peak_threads(config, workers.cpus))
+    store = open_posed(config.dataset.store)
+    room = room_here(workers.gpus > 0, sharing * workers.most, workers.most)
+    shared = folder.parents[1] / "prepared" / preparation_key(config, store)
+    with held(shared.with_suffix(".lock")):
+        if not (shared / "manifest.json").is_file():
+            prepare_run(config, store, shared, resume=False, room=room)
+    prepare_run(config, store, folder, resume=False, room=room, like=shared)
+    return load_run(folder)[0]
+
+
+def _adopt(folder: Path, values: dict[str, Any]) -> None:
+    """Population based training: go on from where another trial is, when Tune says so."""
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None:
+        return
+    with checkpoint.as_directory() as pointer:
+        donor = Path(json.loads((Path(pointer) / "pointer.json").read_text())["run"])
+    if donor != folder:
+        take_over(folder, donor, values)
+
+
+class EpochReports:
+    """Tells Tune, and keeps in the trial's folder, what each epoch came to; a `Reporter` of training.
+
+    Parameters
+    ----------
+    folder
+        Trial.
+    sweep
+        What it is part of.
+    """
+
+    def __init__(self, folder: Path, sweep: SweepConfig) -> None:
+        self._folder, self._sweep = folder, sweep
+        self._known = {line["epoch"]: line for line in read_epochs(folder)}
+        self._told = max(self._known, default=0)
+        self._usage = _usage()
+
+    def repeat(self) -> None:
+        """Tell a scheduler that compares trials epoch by epoch of those before an interruption."""
+        if self._sweep.scheduler.kind in ("asha", "median"):
+            for number in sorted(self._known):
+                self._tell(self._known[number])
+
+    def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
+        """See `Reporter`."""
+        self.look()
+
+    def look(self) -> None:
+        """See whether an epoch has ended."""
+        for epoch in epochs_of_run(self._folder):
+            if epoch.number > self._told:
+                self._told = epoch.number
+                self._ended(epoch)
+
+    def finish(self) -> None:
+        """Tell of the last epoch, with the scores of the finished run."""
+        last = epochs_of_run(self._folder)[-1]
+        metrics = json.loads((self._folder / "metrics.json").read_text())
+        line = self._line(last, headline_scores(metrics))
+        append_epoch(self._folder, line)
+        self._tell(line)
+
+    def _ended(self, epoch: EpochSummary) -> None:
+        # The last one is told of when its results are there: a scheduler may end a trial at any word of it.
+        if epoch.number == epoch.of:
+            return
+        line = self._line(epoch, self._scores())
+        append_epoch(self._folder, line)
+        self._tell(line)
+
+    def _scores(self) -> dict[str, float]:
+        if self._sweep.metric == "loss" or latest_checkpoint(self._folder) is None:
+            return {}
+        return quick_scores_of_run(self._folder)
+
+    def _line(self, epoch: EpochSummary, scores: dict[str, float]) -> dict[str, Any]:
+        before, self._usage = self._usage, _usage()
+        seconds, cpu_seconds = (now - then for now, then in zip(self._usage, before, strict=True))
+        workers = self._sweep.workers
+        if workers.most > 1:
+            # Of its workers' processes this one knows what they hold.
+            cpu_seconds = seconds * workers.most * workers.cpus
+        return {
+            "epoch": epoch.number,
+            "epochs": epoch.of,
+            "step": epoch.step,
+            **scores,
+            "loss": epoch.loss,
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
+            "gpu_seconds": seconds * workers.most * workers.gpus,
+        }
+
+    def _tell(self, line: dict[str, Any]) -> None:
+        metric = self._sweep.metric
+        if metric not in line:
+            return
+        told = {"epoch": line["epoch"], "loss": line["loss"], metric: line[metric]}
+        if self._sweep.scheduler.kind != "pbt":
+            tune.report(told)
+            return
+        with tempfile.TemporaryDirectory() as pointer:
+            (Path(pointer) / "pointer.json").write_text(json.dumps({"run": str(self._folder)}))
+            tune.report(told, checkpoint=tune.Checkpoint.from_directory(pointer))
+
+
+def _usage() -> tuple[float, float]:
+    """Wall clock since this process started and CPU seconds it has used."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return time.time(), used.ru_utime + used.ru_stime
