@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cryoformer_dist import terminal
-from cryoformer_dist.errors import ClusterError, CryoFormerError
+from cryoformer_dist.errors import ClusterError, ConfigError, CryoFormerError
 
 if TYPE_CHECKING:
     from cryoformer_dist.orchestration.errand import Errand, JobState, Provider
@@ -46,8 +46,15 @@ def launch(
     overrides: Overrides = None,
 ) -> None:
     """Train where a cluster file says, and follow it to its report."""
-    from cryoformer_dist.orchestration.dispatch import provider_of, read_errand
+    from cryoformer_dist.orchestration.dispatch import provider_of, read_errand, sweep_of
 
+    if run is None and (sweep := sweep_of(cluster)) is not None:
+        from cryoformer_dist.cli_sweeps import make_sweep
+
+        if name or detach or overrides:
+            raise ConfigError(f"{cluster}: --name, --detach and --set are for runs; a sweep says all in {sweep.file}")
+        make_sweep(sweep.file, [], sweep.cluster, resume, retry_failed=False, dry_run=dry_run)
+        return
     errand = read_errand(cluster, run, name, resume, overrides or [])
     if dry_run:
         terminal.say(provider_of(errand.cluster).preview(errand))

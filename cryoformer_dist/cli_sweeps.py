@@ -1,11 +1,14 @@
 """Commands of sweeps."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cryoformer_dist import terminal
+
+if TYPE_CHECKING:
+    from cryoformer_dist.config.cluster import ClusterConfig
 
 app = typer.Typer()
 
@@ -24,9 +27,21 @@ def tune(
     ] = None,
 ) -> None:
     """Train one run file many times with other values, and rank what comes of it."""
+    make_sweep(sweep, overrides or [], None, resume, retry_failed, dry_run)
+
+
+def make_sweep(
+    file: Path,
+    overrides: list[str],
+    cluster: "ClusterConfig | None",
+    resume: bool,
+    retry_failed: bool,
+    dry_run: bool,
+) -> None:
+    """Make the sweep of a file, on this machine or on the cluster that named it."""
     from cryoformer_dist.orchestration.sweep import read_sweep_request
 
-    request = read_sweep_request(sweep, overrides or [], resume=resume, retry_failed=retry_failed)
+    request = read_sweep_request(file, overrides, cluster, resume=resume, retry_failed=retry_failed)
     if dry_run:
         for trial in request.trials:
             terminal.say(trial.name)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryoformer_dist.config.cluster import (
@@ -92,6 +93,33 @@ def read_errand(
     if mistakes or cluster is None or run is None:
         raise ConfigError("\n".join(mistakes))
     return Errand(run.name, cluster, run, resume)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSweep:
+    """A sweep that a cluster file names, and the cluster."""
+
+    file: Path
+    cluster: ClusterConfig
+
+
+def sweep_of(cluster_file: Path) -> ClusterSweep | None:
+    """The sweep that a cluster file names in place of a run, if it does.
+
+    Raises
+    ------
+    ClusterError
+        If `launch` cannot drive it from this machine.
+    """
+    cluster, _ = read_cluster_file(cluster_file)
+    if cluster.sweep is None:
+        return None
+    if not drives_here(cluster):
+        raise ClusterError(
+            f"{cluster_file}: sweeps are driven on a node of the cluster: log in there and launch with provider: "
+            "existing and address: auto"
+        )
+    return ClusterSweep(Path(cluster.sweep), cluster)
 
 
 def submit(errand: Errand) -> Launch:

@@ -9,7 +9,7 @@ from tiny_runs import tiny_settings
 from cryoformer_dist.config.cluster import LocalCluster
 from cryoformer_dist.errors import ClusterError, ClusterUnreachableWarning, ConfigError
 from cryoformer_dist.orchestration import dispatch
-from cryoformer_dist.orchestration.dispatch import cluster_of, errand_again, read_errand, submit
+from cryoformer_dist.orchestration.dispatch import cluster_of, errand_again, read_errand, submit, sweep_of
 from cryoformer_dist.orchestration.errand import Errand, Handle, JobState
 from cryoformer_dist.orchestration.launches import find_launch
 
@@ -125,3 +125,19 @@ def test_a_cluster_that_is_gone_does_not_hold_its_names(tmp_path: Path, provider
     provider.answer = ClusterError("nobody answers")
     with pytest.warns(ClusterUnreachableWarning, match="nobody answers"):
         submit(errand)
+
+
+def test_a_cluster_file_may_name_a_sweep_that_is_driven_from_here(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("sweep: sweeps/s.yaml\n")
+    found = sweep_of(path)
+    assert found is not None
+    assert found.file == tmp_path / "sweeps" / "s.yaml"
+    assert sweep_of(_files(tmp_path, {})) is None
+
+
+def test_a_sweep_that_only_a_node_could_drive_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("{provider: slurm, cpus_per_node: 2, sweep: s.yaml}\n")
+    with pytest.raises(ClusterError, match="on a node of the cluster"):
+        sweep_of(path)
