@@ -71,10 +71,12 @@ def test_two_trials_at_a_time_on_two_cpus_end_a_failed_one_with_its_error_and_a_
     }
     assert "global_batch_size: 100 exceeds the 64 particles" in whole["broken-seed0"][1]
 
-    log = (tmp_path / "log").open("w")
-    with subprocess.Popen(
-        _command(sweep, "--set", "name=killed"), stdout=log, stderr=log, env=_environment(), start_new_session=True
-    ) as process:
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(
+            _command(sweep, "--set", "name=killed"), stdout=log, stderr=log, env=_environment(), start_new_session=True
+        ) as process,
+    ):
         epochs = tmp_path / "runs" / "killed" / "trials" / "full-seed0" / "epochs.jsonl"
         while not epochs.is_file():
             assert process.poll() is None, (tmp_path / "log").read_text()
