@@ -76,7 +76,7 @@ def seed_spread(settings: Sequence[Setting], metric: str) -> str:
                 axes.plot(trial.scores[metric], row, marker="o", markersize=6, color=colour, alpha=0.75, linewidth=0)
             if metric in setting.mean:
                 axes.plot([setting.mean[metric]] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=1.8)
-        axes.set_yticks(range(len(shown)), [_short(setting.name) for setting in shown])
+        axes.set_yticks(range(len(shown)), [_short(setting.name, 64) for setting in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.grid(axis="x", visible=False)
         axes.set_xlabel(f"{MEASURES[metric][0]} ({_better(metric)}); a dot per seed, the bar is the mean")
@@ -92,9 +92,9 @@ def parameter_importance(found: Sequence[Importance]) -> str:
         for row, importance in enumerate(found):
             axes.barh(row, importance.explained, height=0.55, color=ACCENT)
             correlation = importance.rank_correlation
-            text = "" if correlation is None else f"rank correlation {correlation:+.2f}"
+            text = "" if correlation is None else f"· rank correlation {correlation:+.2f}"
             axes.annotate(
-                f"{importance.explained:.0%}  {text}", (importance.explained, row), xytext=(5, 0),
+                f"{importance.explained:.0%} {text}", (importance.explained, row), xytext=(5, 0),
                 textcoords="offset points", va="center", fontsize=9, color=MUTED,
             )  # fmt: skip
         axes.set_yticks(range(len(found)), [names[importance.key] for importance in found])
@@ -163,7 +163,7 @@ def epochs_used(trials: Sequence[TrialResult]) -> str:
             axes.barh(row, trial.epochs, height=0.62, color=_STATES[trial.state])
         for state in dict.fromkeys(trial.state for trial in longest):
             axes.barh(0, 0, color=_STATES[state], label=state)
-        axes.set_yticks(range(len(longest)), [_short(trial.name) for trial in longest])
+        axes.set_yticks(range(len(longest)), [_short(trial.name, 64) for trial in longest])
         axes.set_ylim(len(longest) - 0.4, -0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", visible=False)
@@ -172,7 +172,7 @@ def epochs_used(trials: Sequence[TrialResult]) -> str:
         return svg(figure, "Epochs used by each trial")
 
 
-def _short(name: str, most: int = 44) -> str:
+def _short(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 

@@ -23,6 +23,7 @@ from cryoformer_dist.errors import ClusterError, ConfigError
 from cryoformer_dist.orchestration.cluster import ray_of
 from cryoformer_dist.orchestration.launch import Voice, ensure_store
 from cryoformer_dist.orchestration.run_files import read_run_file
+from cryoformer_dist.orchestration.train import sharers
 from cryoformer_dist.orchestration.trial import train_trial
 from cryoformer_dist.orchestration.tuning import (
     OptunaProposals,
@@ -186,7 +187,7 @@ def _tune(request: SweepRequest, slots: int, voice: Voice) -> None:
     os.environ.update(_TUNE_ENVIRONMENT)
     sweep = request.sweep
     waiting = [trial for trial in request.trials if read_outcome(request.folder / "trials" / trial.name) is None]
-    space: dict[str, Any] = {"sharing": slots}
+    space: dict[str, Any] = {"sharing": sharers(sweep.workers, slots * sweep.workers.most)}
     searcher = None
     if sweep.search == "optuna":
         searcher = OptunaProposals(sweep, request.base, request.folder)

@@ -191,10 +191,16 @@ def worker_room(cluster: ClusterConfig) -> Room:
     """
     workers = cluster.workers
     _check_resources(workers)
+    return room_here(workers.gpus > 0, sharers(workers, workers.most), workers.most)
+
+
+def sharers(workers: WorkersConfig, count: int) -> int:
+    """How many of so many workers may find themselves on one device, or without GPUs on one node."""
+    if workers.gpus:
+        return max(1, int(1 / workers.gpus))
     # Ray packs: a node gets as many as its CPUs hold.
     most = max(int(node["Resources"].get("CPU", 0) / workers.cpus) for node in ray.nodes() if node["Alive"])
-    sharing = max(1, int(1 / workers.gpus)) if workers.gpus else min(workers.most, max(1, most))
-    return room_here(workers.gpus > 0, sharing, workers.most)
+    return min(count, max(1, most))
 
 
 def _check_resources(workers: WorkersConfig) -> None:

@@ -43,7 +43,7 @@ def train_trial(tuned: dict[str, Any]) -> None:
     ----------
     tuned
         ``trial``: ``folder`` of the trial, and ``values`` of its parameters, which population based training changes;
-        ``sharing``: trials at a time on one machine.
+        ``sharing``: training processes of all trials that share a device or a node.
     """
     trial = tuned["trial"]
     folder = Path(trial["folder"])
@@ -83,7 +83,7 @@ def _prepared(folder: Path, sweep: SweepConfig, sharing: int) -> RunConfig:
     workers = sweep.workers
     torch.set_num_threads(peak_threads(config, workers.cpus))
     store = open_posed(config.dataset.store)
-    room = room_here(workers.gpus > 0, sharing * workers.most, workers.most)
+    room = room_here(workers.gpus > 0, sharing, workers.most)
     shared = folder.parents[1] / "prepared" / preparation_key(config, store)
     with held(shared.with_suffix(".lock")):
         if not (shared / "manifest.json").is_file():

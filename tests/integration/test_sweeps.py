@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from raylets import raylets
 from tiny_runs import tiny_settings
 
 from cryoformer_dist.analysis.sweep_folder import TrialResult, read_trials
@@ -70,10 +71,12 @@ def test_two_trials_at_a_time_on_two_cpus_end_a_failed_one_with_its_error_and_a_
     }
     assert "global_batch_size: 100 exceeds the 64 particles" in whole["broken-seed0"][1]
 
-    log = (tmp_path / "log").open("w")
-    with subprocess.Popen(
-        _command(sweep, "--set", "name=killed"), stdout=log, stderr=log, env=_environment(), start_new_session=True
-    ) as process:
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(
+            _command(sweep, "--set", "name=killed"), stdout=log, stderr=log, env=_environment(), start_new_session=True
+        ) as process,
+    ):
         epochs = tmp_path / "runs" / "killed" / "trials" / "full-seed0" / "epochs.jsonl"
         while not epochs.is_file():
             assert process.poll() is None, (tmp_path / "log").read_text()
@@ -138,3 +141,36 @@ def test_optuna_proposes_every_trial(tiny_store: Path, tmp_path: Path) -> None:
     )
     _run(sweep)
     assert [trial.state for trial in _results(sweep, "optuna").values()] == ["finished"] * 3
+
+
+ON_A_CLUSTER = """
+import sys
+from pathlib import Path
+from cryoformer_dist import terminal
+from cryoformer_dist.config.cluster import ExistingCluster
+from cryoformer_dist.orchestration.environment import prepare_environment
+prepare_environment()
+from cryoformer_dist.orchestration.launch import Voice
+from cryoformer_dist.orchestration.sweep import carry_out_sweep, read_sweep_request
+sweep, address, token, storage = sys.argv[1:]
+cluster = ExistingCluster(provider="existing", address=address, token_file=token, storage=storage)
+voice = Voice(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
+print(carry_out_sweep(read_sweep_request(Path(sweep), [], cluster), voice))
+"""
+
+
+def test_trials_spread_over_the_nodes_of_a_cluster(tiny_store: Path, tmp_path: Path) -> None:
+    sweep = _sweep_file(tmp_path, tiny_store, name="spread", seeds=[0, 1, 2])
+    trials = tmp_path / "runs" / "spread" / "trials"
+    environment = {name: value for name, value in _environment().items() if name != "RAY_AUTH_TOKEN"}
+    with raylets(3, cpus=1) as cluster, (tmp_path / "log").open("w") as log:
+        place = (cluster.address, str(cluster.token_file), str(tmp_path / "runs"))
+        command = [sys.executable, "-c", ON_A_CLUSTER, str(sweep), *place]
+        with subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process:
+            # No node has room for two, so three at work are on three nodes.
+            while len(list(trials.glob("*/lock"))) < 3:
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert list(trials.glob("*/outcome.json")) == []
+                time.sleep(0.05)
+        assert process.returncode == 0, (tmp_path / "log").read_text()
+    assert {trial.state for trial in _results(sweep, "spread").values()} == {"finished"}
