@@ -118,7 +118,7 @@ def test_no_global_plotting_state_is_used():
 
 def test_every_cluster_is_drawn_in_its_colour_and_numbered(monkeypatch):
     texts, colours = [], []
-    monkeypatch.setattr(figures, "_svg", lambda figure, title: collect(figure.axes[0]) or title)
+    monkeypatch.setattr(figures, "svg", lambda figure, title: collect(figure.axes[0]) or title)
 
     def collect(axes):
         texts.extend(axes.texts)
