@@ -87,7 +87,11 @@ class Run:
 
 def kill_worker(run: Run, cluster: Raylets, chance: random.Random) -> None:
     """One training process, outright."""
-    workers = [number for number, words in processes(cluster) if any("RayTrainWorker" in word for word in words)]
+    # None while they are being replaced for another reason.
+    while not (
+        workers := [number for number, words in processes(cluster) if any("RayTrainWorker" in word for word in words)]
+    ):
+        time.sleep(0.5)
     os.kill(chance.choice(sorted(workers)), signal.SIGKILL)
 
 
