@@ -162,8 +162,8 @@ def _verdict(sweep: _Sweep) -> dict[str, str]:
     name = MEASURES[metric][0]
     text = f"{first.name}: {name} {written(first, metric)} over {_count(len(first.finished), 'seed')}."
     headline, tone = f"Best: {first.name}", "good"
-    if sweep.config.variants:
-        full = next(iter(sweep.config.variants))
+    full = next(iter(sweep.config.variants), None)
+    if any(setting.variant == full and setting.finished for setting in sweep.settings) and full is not None:
         is_full = first.variant == full
         headline = "The full model is the best row" if is_full else f"{first.name} beats the full model"
         tone = "good" if is_full else "partial"
@@ -172,6 +172,8 @@ def _verdict(sweep: _Sweep) -> dict[str, str]:
         text += _compared(first, seconds[0], metric)
     if failed := _in(sweep, "failed"):
         text += f" {_count(len(failed), 'trial')} failed, with the reasons below."
+    if unfinished := _in(sweep, "unfinished"):
+        text += f" {_count(len(unfinished), 'trial')} not ended yet."
     return {"tone": tone, "headline": headline, "text": text}
 
 

@@ -127,6 +127,15 @@ def test_the_headline_says_whether_the_full_model_is_best(ablation: Path, tmp_pa
     assert "with one seed each, nobody knows how much of that is chance" in text
 
 
+def test_nobody_beats_a_full_model_that_has_not_been_trained(tmp_path: Path) -> None:
+    for place, trial in _sweep(tmp_path / "small", {"variants": {"full": {}, "other": {}}}):
+        if trial.variant == "other":
+            _finish(place, trial, 0.6, 4)
+    text = write_sweep_report(tmp_path / "small").with_suffix(".md").read_text()
+    assert "**Best: other.**" in text
+    assert "1 trial not ended yet." in text
+
+
 def test_failed_trials_are_told_with_their_error(ablation: Path) -> None:
     assert _rows(ablation)["broken-seed1"]["error"] == "worker 0 failed: out of memory <here>"
     page = (ablation / "report.html").read_text()

@@ -13,6 +13,7 @@ from raylets import raylets
 from tiny_runs import tiny_settings
 
 from cryoformer_dist.analysis.sweep_folder import TrialResult, read_trials
+from cryoformer_dist.training.run_directory import load_run
 
 pytestmark = pytest.mark.slow
 
@@ -129,8 +130,14 @@ def test_population_based_training_takes_over_and_ends(tiny_store: Path, tmp_pat
     )
     _run(sweep)
     assert {trial.state for trial in _results(sweep, "pbt").values()} == {"finished"}
-    lines = (tmp_path / "runs" / "pbt" / "trials" / "network_1e-12-seed0" / "takeovers.jsonl").read_text().splitlines()
-    assert {json.loads(line)["from"] for line in lines} == {"network_0.003-seed0"}
+    # Which is the better one after an epoch, on a set so small, is chance.
+    names = {"network_0.003-seed0", "network_1e-12-seed0"}
+    for path in (tmp_path / "runs" / "pbt" / "trials").glob("*/takeovers.jsonl"):
+        taken = json.loads(path.read_text().splitlines()[-1])
+        assert taken["from"] in names - {path.parent.name}
+        now = load_run(path.parent)[0].training.learning_rates.network
+        assert now == taken["values"]["training.learning_rates.network"]
+    assert list((tmp_path / "runs" / "pbt" / "trials").glob("*/takeovers.jsonl"))
 
 
 def test_optuna_proposes_every_trial(tiny_store: Path, tmp_path: Path) -> None:
