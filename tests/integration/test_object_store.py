@@ -102,6 +102,7 @@ def _wait_for_checkpoint(run: UPath, step: int, process: "subprocess.Popen[str]"
     pytest.fail(f"no checkpoint of step {step} within {seconds} s")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("flushed_denormals")
 def test_convert_train_kill_resume_and_report_on_an_object_store_end_as_on_a_disk(
     bucket: UPath, stored: str, tiny_store: Path, tmp_path: Path

@@ -150,7 +150,7 @@ def test_urls_of_run_and_cluster_files_stay_as_they_are(tmp_path: Path) -> None:
     run_file.write_text(yaml.safe_dump({"dataset": {"store": "s3://bucket/sets/x.zarr"}}))
     cluster_file.write_text(yaml.safe_dump({"storage": "s3://bucket/runs"}))
     assert read_run_file(run_file, []).dataset.store == "s3://bucket/sets/x.zarr"
-    assert read_cluster_file(cluster_file, [])[0].storage == "s3://bucket/runs"
+    assert read_cluster_file(cluster_file)[0].storage == "s3://bucket/runs"
 
 
 def test_simulating_into_an_object_store_is_refused_with_the_way_there(

@@ -116,12 +116,16 @@ def test_a_job_runs_the_driver_among_its_nodes_and_ends_as_the_driver_does(
     ]
     assert provider.state(handle) == JobState("failed", 2)
     steps = (known / "steps").read_text().splitlines()
-    assert [re.findall(r"--(?:nodelist|exclude|ntasks)=\S+|--head", step) for step in steps] == [
-        ["--ntasks=1", "--nodelist=127.0.0.2"],
+    # The nodes start side by side: which comes first is chance, and the job may end before a worker's step, which the
+    # stand-in driver does not wait for, has written down what it was asked.
+    found = sorted(re.findall(r"--(?:nodelist|exclude|ntasks)=\S+|--head", step) for step in steps)
+    worker = ["--ntasks=1", "--exclude=127.0.0.1"]
+    assert [step for step in found if step != worker] == [
         ["--ntasks=1", "--nodelist=127.0.0.1", "--head"],
-        ["--ntasks=1", "--exclude=127.0.0.1"],
+        ["--ntasks=1", "--nodelist=127.0.0.2"],
         ["--ntasks=2"],
     ]
+    assert found.count(worker) <= 1
     assert [step for step in steps if "token" in step.lower()] == []
     assert (known / "left_behind").read_text() == ""
 
@@ -142,7 +146,8 @@ def test_a_job_that_is_warned_goes_back_to_the_queue_and_on_where_it_was(
     assert provider.state(handle) == JobState("succeeded", 0)
     told = "\n".join(lines)
     marks = ["back to the queue", "driver: ended by a signal", "waits in the queue", "start number 2", "arm_1 --resume"]
-    places = [told.index(mark) for mark in marks]
+    # The last time each is said: it may wait in the queue at first, too.
+    places = [told.rindex(mark) for mark in marks]
     assert places == sorted(places)
 
 
