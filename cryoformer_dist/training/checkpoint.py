@@ -15,7 +15,7 @@ from torch import Tensor
 from cryoformer_dist.data.order import Phase
 from cryoformer_dist.errors import CheckpointError, CheckpointNotWrittenError
 from cryoformer_dist.storage.patience import Patience
-from cryoformer_dist.storage.places import client_errors, remove_folder, synchronise
+from cryoformer_dist.storage.places import Place, client_errors, remove_folder, synchronise
 from cryoformer_dist.storage.run_folder import MANIFEST, RunFolder
 
 SCHEMA_VERSION = 1
@@ -242,6 +242,16 @@ def _keep_newest(run: RunFolder, keep: int) -> None:
         remove_folder(run.home / name, first=MANIFEST)
     for old in checkpoints(run.folder)[:-keep]:
         remove_folder(old.folder, first=MANIFEST)
+    for left_over in _incomplete(run):
+        remove_folder(left_over)
+
+
+def _incomplete(run: RunFolder) -> list[Place]:
+    """What a kill left in the middle of being written or removed; nobody writes checkpoints when this is asked."""
+    if run.is_copy:
+        names = {"/".join(name.split("/")[:2]) for name in run.names_at_home(_FOLDER)}
+        return [run.home / name for name in sorted(names - set(_complete_at_home(run)))]
+    return [folder for folder in sorted((run.folder / _FOLDER).iterdir()) if not (folder / MANIFEST).is_file()]
 
 
 def _load(path: Path) -> dict[str, Any]:

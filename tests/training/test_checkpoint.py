@@ -77,6 +77,13 @@ def test_a_folder_without_a_manifest_is_never_chosen(tmp_path: Path) -> None:
     assert found.position.step == 4
 
 
+def test_what_a_kill_left_half_written_or_half_removed_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
+    (_write(tmp_path, 4) / "manifest.json").unlink()
+    (tmp_path / "checkpoints" / ".partial-00000006").mkdir()
+    _write(tmp_path, 8)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000008"]
+
+
 def test_writing_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     _write(tmp_path, 4)
     _write(tmp_path, 4, states=lambda: {"model": {"w": torch.tensor([99.0])}})
