@@ -335,7 +335,8 @@ def _spoken_warnings() -> Iterator[None]:
 def _carry_out(
     settings: "RunConfig", cluster: "ClusterConfig | None", storage: str, name: str | None, resume: bool
 ) -> None:
-    from cryoformer_dist.orchestration.launch import Request, Voice, carry_out
+    from cryoformer_dist.orchestration.launch import carry_out
+    from cryoformer_dist.orchestration.request import Request, Voice
     from cryoformer_dist.storage.places import place_at
 
     run = place_at(storage) / (name or settings.name)

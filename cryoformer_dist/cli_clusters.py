@@ -151,7 +151,8 @@ def _drive_here(launched: "Launch", errand: "Errand") -> None:
 
 
 def _carry_out(errand: "Errand") -> None:
-    from cryoformer_dist.orchestration.launch import Request, Voice, carry_out
+    from cryoformer_dist.orchestration.launch import carry_out
+    from cryoformer_dist.orchestration.request import Request, Voice
     from cryoformer_dist.storage.places import place_at
 
     run = place_at(errand.cluster.storage) / errand.name

@@ -47,7 +47,7 @@ def make_sweep(
             terminal.say(trial.name)
         terminal.say(f"{len(request.trials) or request.sweep.samples} trials for {request.folder}")
         return
-    from cryoformer_dist.orchestration.launch import Voice
+    from cryoformer_dist.orchestration.request import Voice
     from cryoformer_dist.orchestration.sweep import carry_out_sweep
 
     terminal.say(f"sweep          {request.folder}")

@@ -94,26 +94,28 @@ def local_batches(store: ParticleStore) -> BatchSource:
     """Batches read from the store by a thread of this process, one piece ahead: the loader without Ray."""
     particles = store.particles()
 
-    def read(piece: Piece) -> ImageBlock:
-        return ImageBlock(store.read_images(piece.rows), piece.rows, np.full(len(piece.rows), piece.epoch))
-
     def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
-        for block in rebatch(_one_ahead(read, order.pieces(rank, world)), size):
+        for block in rebatch(read_here(store, order.pieces(rank, world)), size):
             yield make_batch(block, particles)
 
     return batches
 
 
-def _one_ahead(read: Callable[[Piece], ImageBlock], pieces: Iterable[Piece]) -> Iterator[ImageBlock]:
+def read_here(store: ParticleStore, pieces: Iterable[Piece]) -> Iterator[ImageBlock]:
+    """Images of pieces, read by a thread of this process, one piece ahead."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting = None
         for piece in pieces:
-            following = pool.submit(read, piece)
+            following = pool.submit(_read, store, piece)
             if waiting is not None:
                 yield waiting.result()
             waiting = following
         if waiting is not None:
             yield waiting.result()
+
+
+def _read(store: ParticleStore, piece: Piece) -> ImageBlock:
+    return ImageBlock(store.read_images(piece.rows), piece.rows, np.full(len(piece.rows), piece.epoch))
 
 
 def resident_batches(

@@ -5,7 +5,8 @@ block per piece of a shard.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import ray.data
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from cryoformer_dist.data.batch import BatchSource, ImageBlock, ParticleBatch, make_batch, rebatch
+from cryoformer_dist.data.batch import BatchSource, ImageBlock, ParticleBatch, make_batch, read_here, rebatch
 from cryoformer_dist.data.order import ParticleOrder, Piece
 from cryoformer_dist.data.store import ParticleStore
 
@@ -23,6 +24,14 @@ READ_CPUS = 0.1
 _PIECES_PER_EXECUTION = 512
 # A task may cost the start of a process, seconds of a small machine: it must have something to read.
 _TASK_BYTES = 64 * 2**20
+
+
+def _row_bytes(store: ParticleStore) -> int:
+    return store.box_size**2 * 2 + 16
+
+
+def _rows_per_task(store: ParticleStore) -> int:
+    return max(1, _TASK_BYTES // _row_bytes(store))
 
 
 class PieceDatasource(Datasource):
@@ -40,7 +49,7 @@ class PieceDatasource(Datasource):
         super().__init__()
         self._path = str(store.path)
         self._pieces = pieces
-        self._row_bytes = store.box_size**2 * 2 + 16
+        self._row_bytes, self._rows_per_task = _row_bytes(store), _rows_per_task(store)
 
     def estimate_inmemory_data_size(self) -> int:
         """Bytes of all blocks together."""
@@ -59,13 +68,12 @@ class PieceDatasource(Datasource):
 
     def _groups(self) -> list[list[Piece]]:
         """Consecutive pieces that one task reads."""
-        rows_per_task = max(1, _TASK_BYTES // self._row_bytes)
         groups: list[list[Piece]] = []
         room = 0
         for piece in self._pieces:
             if len(piece.rows) > room:
                 groups.append([])
-                room = rows_per_task
+                room = self._rows_per_task
             groups[-1].append(piece)
             room -= len(piece.rows)
         return groups
@@ -86,14 +94,30 @@ class PieceDatasource(Datasource):
 
 
 def ray_batches(store: ParticleStore) -> BatchSource:
-    """Batches of this worker through Ray Data, read ahead by tasks anywhere in the cluster."""
+    """Batches of this worker through Ray Data, read ahead by tasks anywhere in the cluster.
+
+    Ray's first task takes seconds to start: as much as it would read is read here meanwhile.
+    """
     particles = store.particles()
 
     def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
-        for block in rebatch(_blocks(store, order.pieces(rank, world)), size):
-            yield make_batch(block, particles)
+        pieces = order.pieces(rank, world)
+        here = list(islice(pieces, max(1, _rows_per_task(store) // store.shard_size)))
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            there = _blocks(store, pieces)
+            coming = pool.submit(next, there, None)
+            for block in rebatch(chain(read_here(store, here), _begun(coming, there)), size):
+                yield make_batch(block, particles)
 
     return batches
+
+
+def _begun(first: Future[ImageBlock | None], blocks: Iterator[ImageBlock]) -> Iterator[ImageBlock]:
+    """All blocks, of which the first is on its way."""
+    block = first.result()
+    if block is not None:
+        yield block
+        yield from blocks
 
 
 def _blocks(store: ParticleStore, pieces: Iterator[Piece]) -> Iterator[ImageBlock]:

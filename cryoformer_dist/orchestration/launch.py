@@ -1,75 +1,12 @@
 """The whole way: particles, store, training, results."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
-from cryoformer_dist.analysis.results import make_results, results_at
-from cryoformer_dist.config.cluster import ClusterConfig, LocalCluster
-from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
-from cryoformer_dist.data.simulate import simulate
-from cryoformer_dist.data.store import ParticleStore, is_complete
-from cryoformer_dist.errors import ConfigError
-from cryoformer_dist.io.reading import check_stacks, read_particles
 from cryoformer_dist.orchestration.cluster import ray_of
-from cryoformer_dist.orchestration.conversion import convert_particles
 from cryoformer_dist.orchestration.environment import token_place
-from cryoformer_dist.orchestration.preflight import NodeReport, preflight, wait_for_nodes
-from cryoformer_dist.orchestration.train import local_room, train_locally, train_with_ray, worker_room
-from cryoformer_dist.storage.places import Place, place_at
-from cryoformer_dist.storage.run_folder import RunFolder
-from cryoformer_dist.training.machine import Room
-from cryoformer_dist.training.run_directory import opened_run, prepare_run, send_run
-
-Progress = Callable[[int, int], None]
-StagedProgress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Voice:
-    """How the driver tells people what it does.
-
-    Attributes
-    ----------
-    say
-        One line.
-    progress
-        Title to a context that yields a progress callback (done, in all).
-    stages
-        The same for work in stages: the callback is told (stage, done, in all).
-    record
-        One report of training.
-    """
-
-    say: Callable[[str], None]
-    progress: Callable[[str], AbstractContextManager[Progress]]
-    stages: Callable[[], AbstractContextManager[StagedProgress]]
-    record: Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A run to be made.
-
-    Attributes
-    ----------
-    config
-        Run configuration, with the store's path resolved.
-    cluster
-        Where it happens; ``None`` for this process without Ray.
-    run
-        Run directory.
-    resume
-        Go on with what is there.
-    """
-
-    config: RunConfig
-    cluster: ClusterConfig | None
-    run: Place
-    resume: bool
+from cryoformer_dist.orchestration.request import Request, Voice
+from cryoformer_dist.storage.places import Place
 
 
 def carry_out(request: Request, voice: Voice) -> Place:
@@ -80,83 +17,19 @@ def carry_out(request: Request, voice: Voice) -> Place:
     CryoFormerError
         As its steps do; nothing of what was finished is lost.
     """
-    if request.cluster is None:
-        ensure_store(request.config, voice, parallel=False)
-        with opened_run(request.run) as run:
-            _prepare(request, run, voice, local_room())
-            train_locally(run, voice.record)
+    cluster = request.cluster
+    if cluster is None:
+        from cryoformer_dist.orchestration.steps import train_in_process
+
+        train_in_process(request, voice)
     else:
-        cluster = request.cluster
-        with ray_of(cluster) as dashboard:
-            if dashboard:
-                voice.say(f"Ray dashboard  {dashboard}, its token {token_place()}")
-            if not isinstance(cluster, LocalCluster):
-                wait_for_nodes(cluster.workers, voice.say)
-                for node in preflight(cluster.storage, request.config.dataset.store):
-                    voice.say(f"node           {_described(node)}")
-            ensure_store(request.config, voice, parallel=True)
-            with opened_run(request.run) as run:
-                _prepare(request, run, voice, worker_room(cluster))
-                train_with_ray(run, cluster, voice.record)
-    with voice.progress("volumes, verdict, report") as step, results_at(request.run) as run:
-        report = run.at_home(make_results(run.folder))
-        step(1, 1)
-    return report
+        # The steps take seconds to import, and Ray's processes take seconds to start.
+        with ThreadPoolExecutor(max_workers=1) as meanwhile:
+            imported = meanwhile.submit(import_module, "cryoformer_dist.orchestration.steps")
+            with ray_of(cluster) as dashboard:
+                if dashboard:
+                    voice.say(f"Ray dashboard  {dashboard}, its token {token_place()}")
+                imported.result().train_on_ray(request, cluster, voice)
+    from cryoformer_dist.orchestration.steps import finish
 
-
-def _described(node: NodeReport) -> str:
-    store = "store not there yet" if node.fingerprint is None else "storage and store seen"
-    return f"{node.host}  {node.gpus} GPUs  torch {node.versions['torch']}  {store}"
-
-
-def ensure_store(config: RunConfig, voice: Voice, parallel: bool) -> None:
-    """Simulate and convert when the run asks for simulated particles that are not there yet."""
-    dataset = config.dataset
-    output = place_at(dataset.store)
-    if dataset.simulate is None or is_complete(output):
-        ParticleStore.open(output)
-        return
-    if not isinstance(output, Path):
-        raise ConfigError(
-            f"dataset.store: {output} holds no finished store, and dataset.simulate makes stores in folders only: run "
-            f"`cryoformer-dist simulate -o FOLDER`, then `cryoformer-dist convert FOLDER/particles.star -o {output}`"
-        )
-    # Absent, or begun by a launch that was interrupted: both steps go on where they were.
-    folder = output.parent / "particles"
-    star = folder / "particles.star"
-    if not star.is_file():
-        with voice.progress("simulating particles") as progress:
-            simulate(dataset.simulate, folder, progress)
-    table = read_particles(star)
-    check_stacks(table)
-    plan = plan_conversion(table, output, ConversionOptions())
-    voice.say(f"contrast       {plan.contrast}")
-    with voice.progress("converting to Zarr") as progress:
-        if parallel:
-            convert_particles(plan, progress=progress)
-        else:
-            convert_serially(plan, progress)
-
-
-def open_posed(place: str) -> ParticleStore:
-    """A store whose particles can be trained on.
-
-    Raises
-    ------
-    ConfigError
-        If they have no poses.
-    """
-    store = ParticleStore.open(place)
-    if not store.attributes["has_poses"]:
-        raise ConfigError(
-            f"{store.path}: the particles have no poses, training needs a first estimate; refine them in RELION or "
-            "cryoSPARC and convert the result"
-        )
-    return store
-
-
-def _prepare(request: Request, run: RunFolder, voice: Voice, room: Room) -> None:
-    store = open_posed(request.config.dataset.store)
-    with voice.stages() as progress:
-        prepare_run(request.config, store, run.folder, request.resume, progress, room)
-    send_run(run)
+    return finish(request, voice)

@@ -21,8 +21,9 @@ from cryoformer_dist.data.dataset import READ_CPUS
 from cryoformer_dist.data.store import ParticleStore, is_complete
 from cryoformer_dist.errors import ClusterError, ConfigError
 from cryoformer_dist.orchestration.cluster import ray_of
-from cryoformer_dist.orchestration.launch import Voice, ensure_store
+from cryoformer_dist.orchestration.request import Voice
 from cryoformer_dist.orchestration.run_files import read_run_file
+from cryoformer_dist.orchestration.steps import ensure_store
 from cryoformer_dist.orchestration.train import sharers
 from cryoformer_dist.orchestration.trial import train_trial
 from cryoformer_dist.orchestration.tuning import (

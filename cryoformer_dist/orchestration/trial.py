@@ -16,7 +16,7 @@ from cryoformer_dist.config.cluster import LocalCluster
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.errors import CryoFormerError
-from cryoformer_dist.orchestration.launch import open_posed
+from cryoformer_dist.orchestration.steps import open_posed
 from cryoformer_dist.orchestration.train import train_here, train_with_ray
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.checkpoint import latest_checkpoint

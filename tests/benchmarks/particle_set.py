@@ -14,7 +14,7 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.io.mrc import read_volume, write_volume
-from cryoformer_dist.orchestration.launch import read_run_file
+from cryoformer_dist.orchestration.run_files import read_run_file
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.training.occupancy import consensus_map, occupied
 

@@ -122,19 +122,30 @@ def _descends(pid: int, ancestor: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds worker processes in /proc, which this system lacks")
-def test_a_ray_worker_killed_outright_is_replaced_and_the_run_ends_the_same(run_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hanging"])
+def test_a_ray_worker_that_is_lost_is_replaced_and_the_run_ends_the_same(
+    run_file: Path, tmp_path: Path, fault: signal.Signals
+) -> None:
     storage = tmp_path / "runs"
     settings = yaml.safe_load(run_file.read_text())
     settings["training"]["epochs"] = 8
+    settings["dataset"]["loader"] = "ray"
     run_file.write_text(yaml.safe_dump(settings))
-    options = ("--workers", "2", "--set", "dataset.loader=ray")
-    _run(_command(run_file, storage, "whole", *options))
+    cluster = tmp_path / "cluster.yaml"
+    workers = {"count": 2, "silence_minutes": 0.75}
+    cluster.write_text(
+        yaml.safe_dump(
+            {"provider": "local", "storage": "runs", "run": "run.yaml", "workers": workers, "max_failures": 2}
+        )
+    )
+    launch = [sys.executable, "-m", "cryoformer_dist.cli", "launch", str(cluster), "--name"]
+    _run([*launch, "whole"])
     log = tmp_path / "log"
-    with _started(_command(run_file, storage, "killed", *options), log) as process:
-        _wait_for_step(storage / "killed", 14, process)
-        workers = _training_workers(process.pid)
-        assert len(workers) == 2, log.read_text()
-        os.kill(workers[-1], signal.SIGKILL)
-        assert read_metrics(storage / "killed")[-1]["step"] < 40
+    with _started([*launch, "disturbed"], log) as process:
+        _wait_for_step(storage / "disturbed", 14, process)
+        found = _training_workers(process.pid)
+        assert len(found) == 2, log.read_text()
+        os.kill(found[-1], fault)
+        assert read_metrics(storage / "disturbed")[-1]["step"] < 40
         assert process.wait(timeout=280) == 0, log.read_text()
-    _assert_same(storage / "killed", storage / "whole")
+    _assert_same(storage / "disturbed", storage / "whole")

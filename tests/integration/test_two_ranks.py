@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
@@ -55,8 +56,12 @@ def _rank(rank: int, world: int, meeting_point: str, run: str, stop_at: int | No
 
 def _train_on_two(config: RunConfig, run: Path, stop_at: int | None = None) -> None:
     prepare_from_mask(config, run, CUT)
+    _train_on(2, run, stop_at)
+
+
+def _train_on(world: int, run: Path, stop_at: int | None = None) -> None:
     meeting_point = run.with_name(f"{run.name}-meeting-{stop_at}")
-    torch.multiprocessing.spawn(_rank, args=(2, str(meeting_point), str(run), stop_at), nprocs=2)
+    torch.multiprocessing.spawn(_rank, args=(world, str(meeting_point), str(run), stop_at), nprocs=world)
 
 
 def test_two_ranks_learn_the_same_in_the_same_mask_and_the_checkpoint_is_what_both_have(
@@ -117,3 +122,25 @@ def test_a_run_of_two_ranks_goes_on_alone_with_what_was_left(tiny_store: Path, t
     assert final_state(run)["latent.visits"].tolist() == pytest.approx([2] * 64)
     records = read_metrics(run)
     assert [(record["step"], record["workers"]) for record in records] == [(2, 2), (4, 2), (6, 1), (8, 1)]
+
+
+@pytest.mark.slow
+def test_from_two_ranks_to_one_to_three_the_loss_falls_along_one_curve(tiny_store: Path, tmp_path: Path) -> None:
+    # 60 particles and batches of 12: whole steps on one, two and three ranks, a report at the end of each epoch.
+    changes = {
+        "dataset.hold_out": 4,
+        "training.global_batch_size": 12,
+        "training.epochs": 30,
+        "training.report_every_steps": 5,
+        "training.checkpoint_every_steps": 50,
+    }
+    config = tiny_config(tiny_store, CHANGES | changes)
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    _train_on_two(config, whole)
+    _train_on_two(config, moved, stop_at=50)
+    _train_on(1, moved, stop_at=100)
+    _train_on(3, moved)
+    losses = [np.array([record["loss"] for record in read_metrics(run)]) for run in (whole, moved)]
+    assert [record["workers"] for record in read_metrics(moved)] == [2] * 10 + [1] * 10 + [3] * 10
+    fall = losses[0][0] - losses[0][-1]
+    assert np.abs(losses[1] - losses[0]).max() < 0.1 * fall, (losses, fall)

@@ -13,8 +13,9 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data import convert
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, StoreError, StoreNotFoundError
-from cryoformer_dist.orchestration import launch
-from cryoformer_dist.orchestration.launch import Request, Voice, carry_out
+from cryoformer_dist.orchestration import steps
+from cryoformer_dist.orchestration.launch import carry_out
+from cryoformer_dist.orchestration.request import Request, Voice
 from cryoformer_dist.orchestration.run_files import read_cluster_file, read_run_file
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ class _Heard:
 
 def _prepared_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop short of training and results: they have tests of their own."""
-    monkeypatch.setattr(launch, "train_locally", lambda run, on_record: None)
-    monkeypatch.setattr(launch, "make_results", lambda run: run / "report.html")
+    monkeypatch.setattr(steps, "train_locally", lambda run, on_record: None)
+    monkeypatch.setattr(steps, "make_results", lambda run: run / "report.html")
 
 
 def _request(config: RunConfig, run: Path, resume: bool = False) -> Request:
@@ -139,7 +140,7 @@ def test_particles_without_poses_are_refused_with_where_to_get_them(
 ) -> None:
     store = ParticleStore.open(tiny_store)
     store.attributes["has_poses"] = False
-    monkeypatch.setattr(launch.ParticleStore, "open", lambda path: store)
+    monkeypatch.setattr(steps.ParticleStore, "open", lambda path: store)
     with pytest.raises(ConfigError, match=r"no poses.*RELION or cryoSPARC"):
         carry_out(_request(tiny_config(tiny_store), tmp_path / "run"), _Heard().voice)
     assert np.all(store.particles().rotation.shape == (64, 3, 3))

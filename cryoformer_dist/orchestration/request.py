@@ -1,0 +1,57 @@
+"""What is asked of a driver, and how it answers."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from cryoformer_dist.config.cluster import ClusterConfig
+from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.storage.places import Place
+
+Progress = Callable[[int, int], None]
+StagedProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """How the driver tells people what it does.
+
+    Attributes
+    ----------
+    say
+        One line.
+    progress
+        Title to a context that yields a progress callback (done, in all).
+    stages
+        The same for work in stages: the callback is told (stage, done, in all).
+    record
+        One report of training.
+    """
+
+    say: Callable[[str], None]
+    progress: Callable[[str], AbstractContextManager[Progress]]
+    stages: Callable[[], AbstractContextManager[StagedProgress]]
+    record: Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A run to be made.
+
+    Attributes
+    ----------
+    config
+        Run configuration, with the store's path resolved.
+    cluster
+        Where it happens; ``None`` for this process without Ray.
+    run
+        Run directory.
+    resume
+        Go on with what is there.
+    """
+
+    config: RunConfig
+    cluster: ClusterConfig | None
+    run: Place
+    resume: bool
