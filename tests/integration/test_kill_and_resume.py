@@ -124,8 +124,9 @@ def _descends(pid: int, ancestor: int) -> bool:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds worker processes in /proc, which this system lacks")
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hanging"])
 def test_a_ray_worker_that_is_lost_is_replaced_and_the_run_ends_the_same(
-    run_file: Path, tmp_path: Path, fault: signal.Signals
+    run_file: Path, tmp_path: Path, fault: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     storage = tmp_path / "runs"
     settings = yaml.safe_load(run_file.read_text())
     settings["training"]["epochs"] = 8
