@@ -27,11 +27,12 @@ from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.config.trials import short_names
 from cryoformer_dist.training.run_directory import load_run
 
-_TABLE_2 = ("resolution_angstrom", "rotation_error", "shift_error", "difference_map_correlation")
+_TABLE_2 = ("resolution_angstrom", "rotation_error", "rotation_error_deg", "shift_error", "difference_map_correlation")
 _TABLE_2_NOTE = (
     "The form of the paper's Table 2. Resolution: FSC 0.5 with the truth, median over the states. Rotation error: mean "
-    "squared Frobenius norm of the difference of rotation matrices. Translation error: mean distance as a share of the "
-    "box. dCC: correlation of the difference maps with the true ones; maps that do not move score 0."
+    "squared Frobenius norm of the difference of rotation matrices, which a few particles gone astray decide; beside "
+    "it the median angle. Translation error: mean distance as a share of the box. dCC: correlation of the difference "
+    "maps with the true ones; maps that do not move score 0."
 )
 _RANKED = ("difference_map_correlation", "auc_gap", "resolution_angstrom", "latent_rank_correlation", "loss")
 

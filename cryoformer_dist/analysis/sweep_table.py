@@ -14,6 +14,7 @@ MEASURES = {
     "difference_map_correlation": ("dCC", "{:.3f}"),
     "resolution_angstrom": ("resolution, Å", "{:.2f}"),
     "rotation_error": ("rotation error", "{:.4f}"),
+    "rotation_error_deg": ("median rotation error, °", "{:.2f}"),
     "shift_error": ("translation error", "{:.4f}"),
     "auc_gap": ("FSC gap", "{:.3f}"),
     "fsc_area_own": ("FSC area", "{:.3f}"),

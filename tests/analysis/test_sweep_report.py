@@ -104,6 +104,7 @@ def test_numbers_are_those_of_the_runs_own_metrics(ablation: Path) -> None:
         row = rows[f"full-seed{seed}"]
         assert float(row["difference_map_correlation"]) == metrics["difference_map_correlation"]
         assert float(row["rotation_error"]) == metrics["pose"]["after"]["squared_frobenius_mean"]
+        assert float(row["rotation_error_deg"]) == metrics["pose"]["after"]["angle_deg_median"]
         assert float(row["shift_error"]) == metrics["pose"]["after"]["shift_box_fraction_mean"]
         assert float(row["resolution_angstrom"]) == np.median([s["resolution_angstrom"] for s in metrics["states"]])
         assert (float(row["hours"]), float(row["cpu_hours"])) == (2.0, 1.0)
@@ -112,10 +113,11 @@ def test_numbers_are_those_of_the_runs_own_metrics(ablation: Path) -> None:
 def test_the_ablation_table_has_a_row_per_variant_in_the_order_of_the_file(ablation: Path) -> None:
     text = (ablation / "report.md").read_text()
     head, _, *rows = text[text.index("| Model") :].split("\n\n")[0].split("\n")
-    assert head == "| Model | resolution, Å | rotation error | translation error | dCC | seeds |"
+    pose_errors = "rotation error | median rotation error, ° | translation error"
+    assert head == f"| Model | resolution, Å | {pose_errors} | dCC | seeds |"
     assert [row.split(" | ")[0] for row in rows] == ["| full", "| no motion", "| broken"]
     assert "0.825\u00a0±\u00a00.035 | 2 of 2 |" in rows[0]
-    assert rows[2] == "| broken | – | – | – | – | 0 of 2 |"
+    assert rows[2] == "| broken | – | – | – | – | – | 0 of 2 |"
 
 
 def test_the_headline_says_whether_the_full_model_is_best(ablation: Path, tmp_path: Path) -> None:
