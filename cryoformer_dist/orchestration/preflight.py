@@ -71,9 +71,9 @@ def preflight(storage: str, store: str) -> list[NodeReport]:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     meeting = place_at(storage) / f".preflight-{uuid.uuid4().hex}"
     try:
-        reports = _on_every(nodes, _examine, str(meeting), store)
+        reports = on_nodes(nodes, _examine, str(meeting), store)
         problems = [problem for report in reports for problem in report.problems]
-        unseen = _on_every(nodes, _unseen_there, str(meeting), [node["NodeID"] for node in nodes])
+        unseen = on_nodes(nodes, _unseen_there, str(meeting), [node["NodeID"] for node in nodes])
     finally:
         remove_folder(meeting)
     for report, missing in zip(reports, unseen, strict=True):
@@ -112,8 +112,14 @@ def wait_for_nodes(workers: WorkersConfig, say: Callable[[str], None]) -> None:
         time.sleep(1)
 
 
-def _on_every(nodes: Sequence[dict[str, Any]], function: Any, *arguments: Any) -> list[Any]:
-    """A function's results on all nodes at once, given what Ray says of each."""
+def on_nodes(nodes: Sequence[dict[str, Any]], function: Any, *arguments: Any) -> list[Any]:
+    """A function's results on nodes, all at once, given what Ray says of each.
+
+    Raises
+    ------
+    ClusterError
+        If a node does not answer.
+    """
     task = ray.remote(num_cpus=0, max_retries=1)(function)
     running = [
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(

@@ -24,6 +24,7 @@ from cryoformer_dist.data.dataset import READ_CPUS, ray_batches
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointNotWrittenError, ClusterError, ConfigError, CryoFormerError, TrainingError
 from cryoformer_dist.orchestration.metrics import Publish, publishing
+from cryoformer_dist.orchestration.preflight import on_nodes
 from cryoformer_dist.storage.places import Place, client_errors
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.machine import Room, room_here
@@ -185,16 +186,41 @@ def local_room() -> Room:
 
 
 def worker_room(cluster: ClusterConfig) -> Room:
-    """Memory of a worker on the Ray that is up, whose nodes are taken to be like the driver's.
+    """Memory of a worker on the Ray that is up, as the node has it that has least.
 
     Raises
     ------
     ClusterError
-        If the workers do not fit the cluster.
+        If the workers do not fit the cluster, or a node does not answer.
     """
     workers = cluster.workers
     _check_resources(workers)
-    return room_here(workers.gpus > 0, sharers(workers, workers.most), workers.most)
+    sharing = sharers(workers, workers.most)
+    if isinstance(cluster, LocalCluster):
+        return room_here(workers.gpus > 0, sharing, workers.most)
+    return smallest_room(workers, sharing)
+
+
+def smallest_room(workers: WorkersConfig, sharing: int) -> Room:
+    """Memory of a worker where there is least: this process may be on a node without GPUs, or a small one.
+
+    Parameters
+    ----------
+    workers
+        Some node holds at least one.
+    sharing
+        See `room_here`.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"] and _holds_one(node["Resources"], workers)]
+    return min(on_nodes(nodes, _room_there, workers.gpus > 0, sharing, workers.most), key=lambda room: room.bytes)
+
+
+def _holds_one(resources: dict[str, float], workers: WorkersConfig) -> bool:
+    return resources.get("CPU", 0) >= workers.cpus and resources.get("GPU", 0) >= workers.gpus
+
+
+def _room_there(_: dict[str, Any], on_gpu: bool, sharing: int, workers: int) -> Room:
+    return room_here(on_gpu, sharing, workers)
 
 
 def sharers(workers: WorkersConfig, count: int) -> int:

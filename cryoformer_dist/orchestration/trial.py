@@ -17,7 +17,7 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.errors import CryoFormerError
 from cryoformer_dist.orchestration.steps import open_posed
-from cryoformer_dist.orchestration.train import train_here, train_with_ray
+from cryoformer_dist.orchestration.train import smallest_room, train_here, train_with_ray
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.checkpoint import latest_checkpoint
 from cryoformer_dist.training.machine import room_here
@@ -83,7 +83,8 @@ def _prepared(folder: Path, sweep: SweepConfig, sharing: int) -> RunConfig:
     workers = sweep.workers
     torch.set_num_threads(peak_threads(config, workers.cpus))
     store = open_posed(config.dataset.store)
-    room = room_here(workers.gpus > 0, sharing, workers.most)
+    # A trial of several workers is driven from the head, which may hold none of them.
+    room = room_here(workers.gpus > 0, sharing) if workers.count == 1 else smallest_room(workers, sharing)
     shared = folder.parents[1] / "prepared" / preparation_key(config, store)
     with held(shared.with_suffix(".lock")):
         if not (shared / "manifest.json").is_file():

@@ -27,7 +27,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 results[2] = 2
             return results
 
-        monkeypatch.setattr(module, "_on_every", on_every)
+        monkeypatch.setattr(module, "on_nodes", on_every)
 
     monkeypatch.setattr(ray, "nodes", lambda: [*NODES, {"NodeID": "dead", "Alive": False}])
     return set_up

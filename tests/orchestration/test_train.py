@@ -6,12 +6,12 @@ import ray
 import ray.train
 from tiny_runs import tiny_config
 
-from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
+from cryoformer_dist.config.cluster import ExistingCluster, LocalCluster, WorkersConfig
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ClusterError, StoreError, TrainingError
 from cryoformer_dist.orchestration import train
 from cryoformer_dist.storage.run_folder import RunFolder
-from cryoformer_dist.training.machine import room_here
+from cryoformer_dist.training.machine import Room, room_here
 from cryoformer_dist.training.progress import MetricsFile, read_metrics
 from cryoformer_dist.training.run_directory import prepare_run
 
@@ -103,6 +103,26 @@ def test_workers_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch
     room = train.worker_room(_cluster(count=2, cpus=0.9))
     assert (room.workers, room.on_gpu) == (2, False)
     assert room.bytes == pytest.approx(room_here(on_gpu=False).bytes / 2, rel=0.3)
+
+
+def test_on_a_cluster_a_worker_has_the_memory_of_the_smallest_node_that_could_hold_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A head without GPUs, which drives, and two nodes with.
+    kinds = [{"CPU": 8.0}, {"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 4.0}]
+    nodes = [{"NodeID": f"id{k}", "Alive": True, "Resources": kind} for k, kind in enumerate(kinds)]
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 24.0, "GPU": 8.0})
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    gib = {"id1": 80, "id2": 40}
+
+    def on_nodes(asked: list[dict[str, Any]], function: Any, on_gpu: bool, sharing: int, workers: int) -> list[Room]:
+        return [Room(gib[node["NodeID"]] * 2**30 // sharing, workers, on_gpu) for node in asked]
+
+    monkeypatch.setattr(train, "on_nodes", on_nodes)
+    cluster = ExistingCluster(
+        provider="existing", address="auto", storage="/nowhere", workers=WorkersConfig(count=8, gpus=0.5)
+    )
+    assert train.worker_room(cluster) == Room(20 * 2**30, 8, on_gpu=True)
 
 
 def test_resident_images_train_to_the_same_losses(
