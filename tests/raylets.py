@@ -82,16 +82,17 @@ class Raylets:
 
     def _start(self, options: list[str]) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--block", "--disable-usage-stats"]
-        log = (self.folder / f"raylet-{self._started}.log").open("w")
+        log = self.folder / f"raylet-{self._started}.log"
         self._started += 1
-        process = subprocess.Popen(
-            # Its usual port may be held by another Ray: the job server then finds no agent to start jobs.
-            [*command, f"--object-store-memory={128 * 2**20}", f"--dashboard-agent-listen-port={free_port()}"],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=self.environment,
-            start_new_session=True,
-        )
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                # Its usual port may be held by another Ray: the job server then finds no agent to start jobs.
+                [*command, f"--object-store-memory={128 * 2**20}", f"--dashboard-agent-listen-port={free_port()}"],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                start_new_session=True,
+            )
         self.processes.append(process)
         return process
 
