@@ -6,7 +6,8 @@ block per piece of a shard.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, islice
+from itertools import chain, groupby, islice
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -96,20 +97,23 @@ class PieceDatasource(Datasource):
 def ray_batches(store: ParticleStore) -> BatchSource:
     """Batches of this worker through Ray Data, read ahead by tasks anywhere in the cluster.
 
-    Ray's first task takes seconds to start: as much as it would read is read here meanwhile.
+    Ray's first task takes seconds to start: what it would read of the first epoch is read here meanwhile.
     """
     particles = store.particles()
 
     def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
-        pieces = order.pieces(rank, world)
-        here = list(islice(pieces, max(1, _rows_per_task(store) // store.shard_size)))
+        here = _of_one_epoch(islice(order.pieces(rank, world), max(1, _rows_per_task(store) // store.shard_size)))
+        there = _blocks(store, islice(order.pieces(rank, world), len(here), None))
         with ThreadPoolExecutor(max_workers=1) as pool:
-            there = _blocks(store, pieces)
             coming = pool.submit(next, there, None)
             for block in rebatch(chain(read_here(store, here), _begun(coming, there)), size):
                 yield make_batch(block, particles)
 
     return batches
+
+
+def _of_one_epoch(pieces: Iterator[Piece]) -> list[Piece]:
+    return [piece for _, epoch in islice(groupby(pieces, key=attrgetter("epoch")), 1) for piece in epoch]
 
 
 def _begun(first: Future[ImageBlock | None], blocks: Iterator[ImageBlock]) -> Iterator[ImageBlock]:
