@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from cryoformer_dist.analysis.results import make_results, results_at
 from cryoformer_dist.config.cluster import ClusterConfig, LocalCluster
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
@@ -42,6 +41,9 @@ def train_on_ray(request: Request, cluster: ClusterConfig, voice: Voice) -> None
 
 def finish(request: Request, voice: Voice) -> Place:
     """Results of a trained run; returns its report."""
+    # Not before: it takes seconds to import, and nobody waits for it to train.
+    from cryoformer_dist.analysis.results import make_results, results_at
+
     with voice.progress("volumes, verdict, report") as step, results_at(request.run) as run:
         report = run.at_home(make_results(run.folder))
         step(1, 1)

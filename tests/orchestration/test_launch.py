@@ -8,6 +8,7 @@ import pytest
 import yaml
 from tiny_runs import tiny_config, tiny_settings
 
+from cryoformer_dist.analysis import results
 from cryoformer_dist.config.loading import parse_config
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data import convert
@@ -54,7 +55,7 @@ class _Heard:
 def _prepared_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop short of training and results: they have tests of their own."""
     monkeypatch.setattr(steps, "train_locally", lambda run, on_record: None)
-    monkeypatch.setattr(steps, "make_results", lambda run: run / "report.html")
+    monkeypatch.setattr(results, "make_results", lambda run: run / "report.html")
 
 
 def _request(config: RunConfig, run: Path, resume: bool = False) -> Request:
