@@ -95,11 +95,13 @@ def logs(name: LaunchName) -> None:
 @app.command(epilog="Example: `cryoformer-dist stop demo`")
 def stop(name: LaunchName) -> None:
     """End a launched run; what it has learned up to its last checkpoint stays."""
+    from cryoformer_dist.orchestration import dispatch
     from cryoformer_dist.orchestration.launches import find_launch
 
-    launched = find_launch(name)
-    _provider(launched).stop(launched.handle)
-    terminal.say(f"stopped        {name}\nnext: cryoformer-dist resume {name}")
+    if dispatch.stop(find_launch(name)):
+        terminal.say(f"stopped        {name}\nnext: cryoformer-dist resume {name}")
+    else:
+        terminal.say(f"ending         {name}, which takes longer than a minute\nnext: cryoformer-dist status {name}")
 
 
 @app.command(hidden=True)

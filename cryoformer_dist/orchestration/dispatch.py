@@ -1,5 +1,6 @@
 """Bringing a run to the cluster of a file, and asking after it later."""
 
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from cryoformer_dist.errors import ClusterError, ClusterUnreachableWarning, Conf
 from cryoformer_dist.orchestration.errand import Errand, Provider
 from cryoformer_dist.orchestration.launches import Launch, all_launches, find_launch, keep_launch
 from cryoformer_dist.orchestration.run_files import read_cluster_file, read_run_file
+
+# A driver that is told to end has Ray and its workers end first.
+_ENDING_SECONDS, _POLL_SECONDS = 60.0, 0.5
 
 
 def drives_here(cluster: ClusterConfig) -> bool:
@@ -135,6 +139,16 @@ def begin_here(errand: Errand) -> Launch:
 
     _refuse_while_running(errand.name)
     return _kept(errand, this_process(errand))
+
+
+def stop(launch: Launch) -> bool:
+    """End a launch, and wait a while for its end; whether it has come."""
+    provider = provider_of(cluster_of(launch))
+    provider.stop(launch.handle)
+    end = time.monotonic() + _ENDING_SECONDS
+    while not (ended := provider.state(launch.handle).ended) and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
+    return ended
 
 
 def cluster_of(launch: Launch) -> ClusterConfig:

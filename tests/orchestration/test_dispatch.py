@@ -110,6 +110,20 @@ def test_what_was_launched_can_be_launched_again_to_go_on(tmp_path: Path, provid
     assert (again.run, again.cluster) == (errand.run, errand.cluster)
 
 
+def test_stopping_waits_for_the_end_but_not_for_ever(
+    tmp_path: Path, provider: _Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(read_errand(_files(tmp_path, {"provider": "local"}), None, None, False, []))
+    answers = [JobState("running"), JobState("running"), JobState("stopped")]
+    monkeypatch.setattr(provider, "state", lambda handle: answers.pop(0))
+    monkeypatch.setattr(dispatch, "_POLL_SECONDS", 0.0)
+    assert dispatch.stop(find_launch("tiny"))
+    assert not answers
+    monkeypatch.setattr(dispatch, "_ENDING_SECONDS", 0.0)
+    monkeypatch.setattr(provider, "state", lambda handle: JobState("running"))
+    assert not dispatch.stop(find_launch("tiny"))
+
+
 def test_two_drivers_never_share_a_name(tmp_path: Path, provider: _Provider) -> None:
     errand = read_errand(_files(tmp_path, {}), None, None, False, [])
     submit(errand)
