@@ -57,20 +57,26 @@ class Reference:
     def best(
         self,
         weighted: Complex[Tensor, "particles k"],
+        energy: Float[Tensor, " particles"],
         transfer: Float[Tensor, "particles k"],
         rotation: Float[Tensor, "particles candidates 3 3"],
+        log_prior: Float[Tensor, "particles candidates"],
         shifts: Float[Tensor, "shifts 2"],
     ) -> tuple[Tensor, Tensor]:
-        """Most likely candidate rotation and shift of each particle.
+        """Most probable candidate rotation and shift of each particle.
 
         Parameters
         ----------
         weighted
             Images centred by their shift so far, times the CTF.
+        energy
+            Summed squares of each image's coefficients.
         transfer
             CTF.
         rotation
             Candidates.
+        log_prior
+            Of the candidate rotations, up to a constant.
         shifts
             Candidates, pixels; as stored shifts, what centres the image.
         """
@@ -80,6 +86,10 @@ class Reference:
         phase = -2 * torch.pi * self.frequency @ shifts.T
         # Real part of the sum over frequencies, for all shifts at once, as two products of real matrices.
         match = cross.real @ torch.cos(phase) - cross.imag @ torch.sin(phase)
-        likelihood = (match - 0.5 * power[..., None]).flatten(1)
-        winner = likelihood.argmax(1)
+        explained = 2 * match - power[..., None]
+        # What the best match leaves of these images is noise: it says how much a mismatch weighs against the prior.
+        left = (energy - explained.flatten(1).amax(1)).mean()
+        noise = torch.maximum(left, 1e-6 * energy.mean()) / len(self.place)
+        posterior = explained / noise + log_prior[..., None]
+        winner = posterior.flatten(1).argmax(1)
         return winner // len(shifts), winner % len(shifts)
