@@ -277,8 +277,8 @@ class _Half:
     def _spread_deg(self, sweep: Round) -> float:
         """How far the given rotations are taken to be off, about each axis: what the search has found of it so far.
 
-        Without that prior, noise draws one particle in ten of a smooth molecule to the far side of its cone, and no later
-        round brings it back. It is never narrower than a third of the cone: no round is kept from looking.
+        Without that prior, noise draws one particle in ten of a smooth molecule to the far side of its cone, and no
+        later round brings it back. It is never narrower than a third of the cone: no round is kept from looking.
         """
         moved = rotation_angle_deg(self.pose.rotation, self.given.rotation)
         return max(float((moved.square().mean() / 3).sqrt()), sweep.cone_deg / 3)
