@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -23,6 +23,7 @@ from cryoformer_dist.storage.places import Place, client_errors, make_folder, pl
 _PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
 _NODE_SECONDS = 300
 _JOINING_SECONDS = 120
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,22 @@ def preflight(storage: str, store: str) -> list[NodeReport]:
     ClusterError
         With all that is wrong, node by node.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return at_nodes(lambda nodes: _look(nodes, storage, store))
+
+
+def at_nodes(look: Callable[[list[dict[str, Any]]], T]) -> T:
+    """What a look at the nodes that are up gives, after another one when a node has died under it."""
+    while True:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        try:
+            return look(nodes)
+        except ClusterError:
+            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            if {node["NodeID"] for node in nodes} <= alive:
+                raise
+
+
+def _look(nodes: list[dict[str, Any]], storage: str, store: str) -> list[NodeReport]:
     meeting = place_at(storage) / f".preflight-{uuid.uuid4().hex}"
     try:
         reports = on_nodes(nodes, _examine, str(meeting), store)

@@ -24,7 +24,7 @@ from cryoformer_dist.data.dataset import READ_CPUS, ray_batches
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointNotWrittenError, ClusterError, ConfigError, CryoFormerError, TrainingError
 from cryoformer_dist.orchestration.metrics import Publish, publishing
-from cryoformer_dist.orchestration.preflight import on_nodes
+from cryoformer_dist.orchestration.preflight import at_nodes, on_nodes
 from cryoformer_dist.storage.places import Place, client_errors
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.machine import Room, room_here
@@ -211,8 +211,12 @@ def smallest_room(workers: WorkersConfig, sharing: int) -> Room:
     sharing
         See `room_here`.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"] and _holds_one(node["Resources"], workers)]
-    return min(on_nodes(nodes, _room_there, workers.gpus > 0, sharing, workers.most), key=lambda room: room.bytes)
+
+    def look(nodes: list[dict[str, Any]]) -> list[Room]:
+        large = [node for node in nodes if _holds_one(node["Resources"], workers)]
+        return on_nodes(large, _room_there, workers.gpus > 0, sharing, workers.most)
+
+    return min(at_nodes(look), key=lambda room: room.bytes)
 
 
 def _holds_one(resources: dict[str, float], workers: WorkersConfig) -> bool:

@@ -143,7 +143,8 @@ def chaos(run: Run, cluster: Raylets, kills: int, seed: int) -> list[Kill]:
         step = run.step()
         start = time.monotonic()
         KINDS[what](run, cluster, chance)
-        run.wait_beyond(step)
+        # What was reported until then may have been on its way before the kill.
+        run.wait_beyond(run.step())
         found.append(Kill(what, step, round(time.monotonic() - start, 1)))
         print(f"{what:<7} killed at step {step:>5}, next report after {found[-1].seconds_lost:5.1f} s", flush=True)
     run.wait_for_report()
