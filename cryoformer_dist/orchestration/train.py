@@ -102,9 +102,6 @@ def train_with_ray(run: RunFolder, cluster: ClusterConfig, on_record: OnRecord) 
     silence = 60 * workers.silence_minutes
     # One that does not even answer (a stopped process, a node without network) is lost after the same time.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(silence)
-    if isinstance(cluster, LocalCluster):
-        # Nobody gives notice that this machine is about to be taken away; the process that listens costs seconds.
-        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
