@@ -28,7 +28,12 @@ _MODEL = {
     "hash_grid": {"levels": 2, "base_resolution": 4, "finest_resolution": 8, "log2_table_size": 10},
     "decoder": {"queries": 4, "channels": 8, "blocks": 1, "hidden_width": 8, "density_width": 8},
     # The linear start takes longer than all of such a run.
-    "latent": {"dimensions": 2, "start": "random", "encoder": {"hidden_layers": 2, "width": 16}},
+    "latent": {
+        "dimensions": 2,
+        "start": "random",
+        "refinement": "gradient",
+        "encoder": {"hidden_layers": 2, "width": 16},
+    },
     "pose": {"encoder": {"hidden_layers": 2, "width": 16}},
 }
 _TRAINING = {

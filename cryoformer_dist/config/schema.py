@@ -84,7 +84,29 @@ class LatentConfig(Section):
     linear_dimensions: PositiveInt = Field(
         8, description="latent dimensions that the linear model starts; the others start near zero"
     )
+    refinement: Literal["search", "gradient"] = Field(
+        "search",
+        description="table only; search: after every epoch each particle is compared with conformations all along the "
+        "latent cloud; gradient: by the image loss, step by step",
+    )
     encoder: EncoderConfig = EncoderConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LatentConfig":
+        if self.searched and self.start == "random":
+            # All maps are alike then, and every search would deal the latents anew.
+            raise ValueError("start: random needs refinement: gradient")
+        return self
+
+    @property
+    def tabulated(self) -> bool:
+        """Whether every particle has a row of its own."""
+        return self.form in ("table", "table_then_encoder")
+
+    @property
+    def searched(self) -> bool:
+        """Whether the table is refined by comparing particles with conformations after every epoch."""
+        return self.tabulated and self.refinement == "search"
 
 
 class PoseConfig(Section):
@@ -142,7 +164,11 @@ class LearningRates(Section):
     hash_grid: float = Field(1e-2, gt=0)
     network: float = Field(7e-4, gt=0)
     encoder: float = Field(1e-3, gt=0)
-    latent: float = Field(0.3, gt=0, description="latent table, in units of the prior's standard deviation per visit")
+    latent: float = Field(
+        0.3,
+        gt=0,
+        description="latent table refined by gradients, in units of the prior's standard deviation per visit",
+    )
     rotation: float = Field(1e-2, gt=0, description="pose table, 6D rotation")
     shift_angstrom: float = Field(0.5, gt=0, description="pose table, shift, angstrom per visit")
 
@@ -180,7 +206,9 @@ class TrainingConfig(Section):
     weight_decay: float = Field(1e-4, ge=0)
     gradient_clipping: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
     freeze_pose_epochs: float = Field(1.0, ge=0, description="keep the given poses this long before refining them")
-    freeze_latent_epochs: float = Field(3.0, ge=0, description="keep the first latents this long before refining them")
+    freeze_latent_epochs: float = Field(
+        3.0, ge=0, description="keep the first latents this long before refining them by gradients"
+    )
     projection: Literal["lattice", "rays"] = Field(
         "lattice",
         description="lattice: one set of points for the batch, splatted; rays: the paper's reference, slow",

@@ -1,5 +1,7 @@
 """CryoFormer: latent vector to density anywhere in space."""
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
@@ -109,13 +111,24 @@ class CryoFormer(nn.Module):
         flat_index
             Place of each point in ``volume.ravel()``; all other voxels are zero.
         """
+        return torch.stack(list(self.each_volume(latent, points_pixels, flat_index)))
+
+    @torch.no_grad()
+    def each_volume(
+        self,
+        latent: Float[Tensor, "states dimensions"],
+        points_pixels: Float[Tensor, "points 3"],
+        flat_index: Tensor,
+    ) -> Iterator[Float[Tensor, "box box box"]]:
+        """As `volumes`, one map at a time."""
         if self.domain == "fourier":
-            return torch.stack([self._from_transform(self.condition(vector[None])) for vector in latent])
+            yield from (self._from_transform(self.condition(vector[None])) for vector in latent)
+            return
         hidden = self.feature_volume.in_tiles(points_pixels)
-        maps = latent.new_zeros(len(latent), self.box**3)
-        for state, vector in enumerate(latent):
-            maps[state, flat_index] = self.density(hidden, self.condition(vector[None]))[0]
-        return maps.reshape(-1, self.box, self.box, self.box)
+        for vector in latent:
+            voxels = latent.new_zeros(self.box**3)
+            voxels[flat_index] = self.density(hidden, self.condition(vector[None]))[0]
+            yield voxels.reshape(self.box, self.box, self.box)
 
     def _from_transform(self, folded: FoldedQueries | Tensor) -> Float[Tensor, "box box box"]:
         """One map, from its transform on the half space z >= 0."""

@@ -102,7 +102,7 @@ class Learner:
         if stage.kind == "pose_encoding":
             return Inputs(self._no_latent(batch), None, leaves)
         fits = stage.kind == "reconstruction"
-        latent = self._latent(batch, leaves, fits and epoch >= self.config.training.freeze_latent_epochs)
+        latent = self._latent(batch, leaves, fits and self._latents_follow_gradients(epoch))
         pose = self._pose(batch, leaves, fits and epoch >= self.config.training.freeze_pose_epochs)
         return Inputs(latent, pose, leaves)
 
@@ -174,6 +174,9 @@ class Learner:
         for name, table in self.tables.items():
             table.load_state_dict(state[name])
 
+    def _latents_follow_gradients(self, epoch: float) -> bool:
+        return not self.config.model.latent.searched and epoch >= self.config.training.freeze_latent_epochs
+
     def _latent(self, batch: ParticleBatch, leaves: dict[str, Tensor], refining: bool) -> Tensor | None:
         form = self.config.model.latent.form
         if form == "encoder":
@@ -212,7 +215,7 @@ def _initial_tables(
 ) -> dict[str, RowTable]:
     """Latents as given or drawn from their prior, poses as given."""
     tables = {}
-    if config.model.latent.form in ("table", "table_then_encoder"):
+    if config.model.latent.tabulated:
         if latent is None:
             generator = torch.Generator().manual_seed(config.training.seed)
             latent = torch.randn(len(particles.source_row), config.model.latent.dimensions, generator=generator)

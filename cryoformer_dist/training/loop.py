@@ -19,6 +19,7 @@ from cryoformer_dist.storage.patience import Patience
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.checkpoint import Checkpoint, Position, write_checkpoint
 from cryoformer_dist.training.engine import Engine, gather_objects, gather_rows, sum_over_ranks
+from cryoformer_dist.training.latent_search import search_latents
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.occupancy_refresh import refresh_occupancy, refresh_sample
 from cryoformer_dist.training.progress import MetricsFile, Reporter, Stopwatch, memory_gib
@@ -172,19 +173,24 @@ class _Session:
             )
             if self._refresh_due(stage, before):
                 self._refresh_occupancy(stage, progress * stage.epochs, seed)
+            if self._search_due(stage, before, steps):
+                self._search_latents(stage, progress * stage.epochs, seed)
             self._after_step(stage, batch, steps)
         if float(self.totals[2]):
             self._report(stage, stage.epochs - 1, steps)
 
     def _fill_pose_table(self, seed: tuple[int, int]) -> None:
         """Start the pose table where the trained encoder puts the particles, each rank its share of them."""
+        for batch in self._everyone(self.data.batches, seed):
+            self.learner.take_encoded_poses(batch)
+
+    def _everyone(self, source: BatchSource, seed: tuple[int, int]) -> Iterator[ParticleBatch]:
+        """Every particle once, each rank its share of them."""
         rank, world = self.engine.rank, self.engine.world
         # One epoch leaves out the rows that do not divide by the ranks: the last row again makes them divide.
         rows = np.pad(self.data.rows, (0, -len(self.data.rows) % world), mode="edge")
         order = ParticleOrder(rows, self.data.shard_rows, seed, 1, ())
-        batches = self.data.batches(order, rank, world, self.batch_size)
-        for batch in on_device(batches, self.engine.device):
-            self.learner.take_encoded_poses(batch)
+        return on_device(source(order, rank, world, self.batch_size), self.engine.device)
 
     def _refresh_due(self, stage: Stage, before: Position) -> bool:
         """Whether the step just taken has ended an epoch after which the occupancy is looked at again."""
@@ -201,6 +207,26 @@ class _Session:
         order = ParticleOrder(refresh_sample(self.data.rows), self.data.shard_rows, seed, 1)
         batches = self.data.samples(order, self.engine.rank, self.engine.world, self.batch_size)
         self.grown |= refresh_occupancy(self.learner, stage, epoch, batches)
+
+    def _search_due(self, stage: Stage, before: Position, steps: int) -> bool:
+        """Whether the step just taken has ended an epoch, or the stage: all latents are looked for again."""
+        if stage.kind != "reconstruction" or not self.learner.config.model.latent.searched:
+            return False
+        particles = len(self.data.rows)
+        return self.position.stage_step == steps or self.position.passes(particles) > before.passes(particles)
+
+    def _search_latents(self, stage: Stage, epoch: float, seed: tuple[int, int]) -> None:
+        """Look for every particle's latent, each rank for those of its share."""
+        everyone = self._everyone(self.data.samples, seed)
+        # The last epoch is trained at the means: one more search in which maps reach less far costs nothing by then.
+        settled = self.position.passes(len(self.data.rows)) >= stage.epochs - 1
+        search_latents(self.learner, stage, epoch, everyone, None if settled else self._draws())
+
+    def _draws(self) -> Tensor:
+        """A number in [0, 1) per row, of the step alone: the same on any number of ranks, and for a resume."""
+        rows = len(self.learner.tables["latent"].values)
+        draws = np.random.default_rng([self.training.seed, self.position.step]).random(rows, dtype=np.float32)
+        return torch.from_numpy(draws).to(self.engine.device)
 
     def finish(self) -> None:
         """Keep the last state, if the schedule has not just done so."""

@@ -14,6 +14,8 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.model.cryoformer import CryoFormer
 from cryoformer_dist.model.hash_grid import operator_bytes_per_point
+from cryoformer_dist.physics.slices import PADDING
+from cryoformer_dist.training.latent_search import LARGEST_BOX, MOST_PRINCIPAL_MAPS, REPRESENTATIVES
 from cryoformer_dist.training.machine import Room
 from cryoformer_dist.training.objectives import keeps_operators
 
@@ -36,6 +38,8 @@ _PIXEL_BYTES = 130
 _ATTENTION_TILE_BYTES = 8 * 2**20
 # Tensors of the size of the queries that a deformation block keeps for its backward pass.
 _QUERY_TENSORS = 14
+# Maps of the whole box while one is decoded and cropped; tensors of the size of all slices of a batch.
+_DECODED_MAPS, _SLICE_TENSORS = 6, 4
 # Pieces of shards under way: being read, waiting, joined and cut.
 _PIECES_UNDER_WAY = 4
 # Allocators keep some of what is freed.
@@ -87,19 +91,22 @@ class MemoryPlan:
         What making the operators takes on top, before the first step.
     step
         By name, what a step takes on top.
+    search
+        What looking for latents takes on top, between steps.
     """
 
     kept: dict[str, int]
     setup: int
     step: dict[str, int]
+    search: int
 
     @property
     def peak(self) -> int:
         """Highest at any time."""
-        return sum(self.kept.values()) + round(_SLACK * max(self.setup, sum(self.step.values())))
+        return sum(self.kept.values()) + round(_SLACK * max(self.setup, sum(self.step.values()), self.search))
 
     def __str__(self) -> str:
-        parts = sorted((self.kept | self.step).items(), key=lambda part: -part[1])
+        parts = sorted((self.kept | self.step | {"latent search": self.search}).items(), key=lambda part: -part[1])
         return ", ".join(f"{name} {gib(size)}" for name, size in parts if size > 2**20)
 
 
@@ -122,7 +129,7 @@ def plan_memory(config: RunConfig, work: Workload, batch: int, on_gpu: bool) -> 
         "queries": _query_bytes(config.model) * batch,
         "points": _points_bytes(config, work, batch, stored, on_gpu),
     }
-    return MemoryPlan(kept, round(_OPERATOR_BUILD_FACTOR * operator), step)
+    return MemoryPlan(kept, round(_OPERATOR_BUILD_FACTOR * operator), step, _search_bytes(config, work, batch))
 
 
 @cache
@@ -216,11 +223,22 @@ def with_batch_size(config: RunConfig, size: int | Literal["auto"]) -> RunConfig
 def _table_bytes(config: RunConfig, rows: int) -> int:
     """Values and two moments per number, and the visits of each row."""
     widths = []
-    if config.model.latent.form in ("table", "table_then_encoder"):
+    if config.model.latent.tabulated:
         widths.append(config.model.latent.dimensions)
     if config.model.pose.form in ("table", "encoder_then_table"):
         widths += [6, 2]
     return rows * sum(12 * width + 4 for width in widths)
+
+
+def _search_bytes(config: RunConfig, work: Workload, batch: int) -> int:
+    """Maps of all representatives, padded transforms of the principal ones, and their slices at a batch of poses."""
+    if not config.model.latent.searched:
+        return 0
+    compared, kept = min(work.box, LARGEST_BOX), MOST_PRINCIPAL_MAPS + 1
+    one_map = 4 * compared**3
+    decoded = _DECODED_MAPS * 4 * work.box**3
+    slices = _SLICE_TENSORS * 4 * kept * compared**2 * batch
+    return REPRESENTATIVES * one_map + kept * 2 * PADDING**3 * one_map + decoded + slices
 
 
 def _query_bytes(model: ModelConfig) -> int:

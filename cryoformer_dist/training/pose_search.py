@@ -255,7 +255,7 @@ class _Half:
             for start in range(0, len(members), _BLOCK):
                 part = members[start : start + _BLOCK]
                 images, transfer, pixel = self._block(part, sweep, reference)
-                turns = torch.einsum("pi,bi->bp", reference.frequency, shift_angstrom[part] / pixel)
+                turns = torch.einsum("pi,bi->bp", reference.slices.frequency, shift_angstrom[part] / pixel)
                 weighted = images * transfer * torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
                 candidates = torch.einsum("cij,bjk->bcik", cone, rotation[part])
                 # Images of another pixel size see the map's frequencies elsewhere.
@@ -309,9 +309,9 @@ class _Half:
         pixel = torch.from_numpy(self._particles.pixel_size_angstrom[rows])[:, None] * (
             self._store.box_size / sweep.box
         )
-        frequency = reference.frequency[None, :, None] / pixel[:, None, None]
+        frequency = reference.slices.frequency[None, :, None] / pixel[:, None, None]
         transfer = contrast_transfer_function(self._particles.ctf(rows), frequency)[..., 0]
-        images = image_to_fourier(self._cropped(part, sweep)).flatten(1)[:, reference.place]
+        images = image_to_fourier(self._cropped(part, sweep)).flatten(1)[:, reference.slices.place]
         return images, transfer, pixel
 
 

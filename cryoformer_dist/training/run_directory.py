@@ -300,7 +300,7 @@ def _poses_are_searched(config: RunConfig) -> bool:
 
 def _latents_start_linear(config: RunConfig) -> bool:
     latent = config.model.latent
-    return latent.form in ("table", "table_then_encoder") and latent.start == "linear"
+    return latent.tabulated and latent.start == "linear"
 
 
 def _linear_dimensions(config: RunConfig) -> int:

@@ -89,6 +89,8 @@ def test_two_ranks_hand_all_poses_over_and_learn_the_same_in_every_stage(tiny_st
     changes = {
         "model.pose.form": "encoder_then_table",
         "model.latent.form": "table_then_encoder",
+        "model.latent.start": "linear",
+        "model.latent.refinement": "search",
         # 63 particles: one more than two ranks can share out evenly.
         "dataset.hold_out": 1,
         "training.global_batch_size": 16,
@@ -103,6 +105,8 @@ def test_two_ranks_hand_all_poses_over_and_learn_the_same_in_every_stage(tiny_st
     for rank in ranks:
         for name, value in saved.items():
             assert torch.equal(rank["state"][name], value), name
+    assert torch.isfinite(saved["latent.values"][:63]).all()
+    assert not saved["latent.visits"].any()
     given = ParticleStore.open(tiny_store).particles().pose()
     angle = rotation_angle_deg(rotation_from_6d(saved["rotation.values"]), given.rotation)
     # The encoder has hardly learned: only what was not handed over is still where it was given.

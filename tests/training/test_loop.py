@@ -34,6 +34,7 @@ EXACT = (
 REFRESHED = {"training.occupancy": "data", "training.occupancy_refresh_epochs": 1, "training.epochs": 3}
 # The molecule is larger.
 CUT = radius_grid(16, 3) <= 2
+SEARCHED = {"model.latent.start": "linear", "model.latent.refinement": "search", "training.epochs": 3}
 TABLES = {"model.latent.form": "table", "model.pose.form": "table"}
 ENCODERS = {"model.latent.form": "encoder", "model.pose.form": "encoder"}
 ONE_AFTER_THE_OTHER = {
@@ -284,6 +285,55 @@ def test_a_mask_that_is_not_to_be_refreshed_stays(tiny_store: Path, tmp_path: Pa
     config = tiny_config(tiny_store, REFRESHED | changes | {"training.epochs": 2})
     records = train_from_mask(config, tmp_path / "run", CUT).records
     assert {(record["active_points"], record["residual_outside"]) for record in records} == {(int(CUT.sum()), None)}
+
+
+@pytest.fixture(scope="module")
+def searched(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
+    """An uninterrupted run of 16 steps whose latents are looked for at steps 6, 11 and 16."""
+    config = tiny_config(tiny_store, SEARCHED)
+    run = tmp_path_factory.mktemp("searched") / "run"
+    train(config, run)
+    return config, run
+
+
+# Before the first search, between it and its checkpoint, and after that.
+@pytest.mark.parametrize("stop_at", [4, 6, 10])
+def test_a_run_interrupted_around_a_search_of_latents_ends_bit_equal_too(
+    searched: tuple[RunConfig, Path], tmp_path: Path, stop_at: int
+) -> None:
+    config, run = searched
+    with pytest.raises(Stop):
+        train(config, tmp_path / "run", Listener(stop_at))
+    train(config, tmp_path / "run")
+    _assert_same_end(tmp_path / "run", run)
+
+
+def test_latents_are_looked_for_after_every_epoch_and_the_last_is_trained_at_the_means(
+    searched: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = searched
+    asked: list[tuple[float, bool]] = []
+    original = loop.search_latents
+
+    def search(learner: Learner, stage: Any, epoch: float, batches: Any, draws: Any) -> None:
+        seen: list[int] = []
+
+        def counted() -> Iterator[ParticleBatch]:
+            for batch in batches:
+                seen.extend(batch.row.tolist())
+                yield batch
+
+        original(learner, stage, epoch, counted(), draws)
+        assert sorted(seen) == list(range(64))
+        asked.append((epoch, draws is not None))
+
+    monkeypatch.setattr(loop, "search_latents", search)
+    train(config, tmp_path / "run")
+    # The last step of each of three epochs, of which two end within a step.
+    assert [(math.ceil(epoch), draws) for epoch, draws in asked] == [(1, True), (2, False), (3, False)]
+    _assert_same_end(tmp_path / "run", run)
+    # Gradients left the table alone.
+    assert not final_state(run)["latent.visits"].any()
 
 
 def test_the_seed_decides_everything(tiny_store: Path, tmp_path: Path) -> None:

@@ -5,12 +5,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from phantoms import blobs, microscope, relative_error, rotations
+from phantoms import blobs, microscope
 from tiny_runs import write_set
 
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
-from cryoformer_dist.physics.grids import lattice_points
 from cryoformer_dist.physics.pose import (
     Pose,
     random_rotations,
@@ -18,7 +17,6 @@ from cryoformer_dist.physics.pose import (
     rotation_from_axis_angle,
     squared_frobenius,
 )
-from cryoformer_dist.physics.projection import project_points
 from cryoformer_dist.training import pose_search
 from cryoformer_dist.training.molecule_frame import in_frame_of
 from cryoformer_dist.training.pose_search import FoundPoses, Round, _ball, _disc, search_poses
@@ -138,7 +136,7 @@ def _likeness(store: _Images, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
 
     def best(reference: Reference, weighted: Any, energy: Any, transfer: Any, rotation: Any, *rest: Any) -> Any:
         # The first candidate is the pose itself.
-        expected = reference.slices(rotation[:, :1])[:, 0]
+        expected = reference.slices.at(rotation[:, 0])[0]
         match = (expected.conj() * weighted).real.sum(1)
         seen.append(match / (expected.abs().square().sum(1) * weighted.abs().square().sum(1)).sqrt())
         return original(reference, weighted, energy, transfer, rotation, *rest)
@@ -168,24 +166,6 @@ def test_images_of_another_pixel_size_are_compared_with_the_same_map(monkeypatch
     assert float(unknown.median()) < 0.96
 
 
-def test_a_slice_of_the_reference_is_the_transform_of_the_projected_map() -> None:
-    voxels, rotation = blobs().voxels(32), rotations()
-    reference = Reference(voxels, shell=13)
-    found = reference.slices(rotation[:, None])[:, 0]
-    everything = voxels.reshape(1, -1).expand(len(rotation), -1)
-    projected = project_points(everything, lattice_points(32), rotation, torch.zeros(len(rotation), 2), 32)
-    expected = projected.flatten(1)[:, reference.place]
-    assert max(relative_error(one, other) for one, other in zip(found, expected, strict=True)) < 0.03
-    assert relative_error(found.roll(1, 0), expected) > 0.3
-    # Half of the disc about zero, which itself says nothing.
-    radius = reference.frequency.norm(dim=-1) * 32
-    assert 0 < float(radius.min()) <= 1
-    assert 12 < float(radius.max()) <= 13
-    both = torch.cat([reference.frequency, -reference.frequency])
-    assert len(torch.unique(both, dim=0)) == 2 * len(reference.frequency)
-    assert len(both) == int((lattice_points(64)[:, :2].unique(dim=0).norm(dim=1) <= 13).sum()) - 1
-
-
 def test_of_some_candidates_the_true_turn_and_shift_are_the_most_likely() -> None:
     phantom, rotation = blobs(), random_rotations(20, _generator(3))
     reference = Reference(phantom.voxels(32), shell=12)
@@ -194,7 +174,7 @@ def test_of_some_candidates_the_true_turn_and_shift_are_the_most_likely() -> Non
     move = torch.arange(20) % len(shifts)
     # The true rotation of each is a candidate's; the stored shift centres the image.
     images = phantom.images(cone[turn] @ rotation, -shifts[move], 32)
-    weighted = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1))).flatten(1)[:, reference.place]
+    weighted = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1))).flatten(1)[:, reference.slices.place]
     candidates = torch.einsum("cij,bjk->bcik", cone, rotation)
     energy, transfer = weighted.abs().square().sum(1), torch.ones(weighted.shape)
     even = torch.zeros(20, len(cone))

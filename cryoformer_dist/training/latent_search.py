@@ -1,0 +1,206 @@
+"""Where a particle lies among the conformations: it is compared with maps all along the latent cloud.
+
+A gradient moves a latent by what one image says at one visit, from where it happens to be. Here every image is compared
+with representatives of the whole cloud (EM over a mixture of conformations). What all particles know together is the
+prior: a conformation counts as often as it occurs, and none that never occurs is offered, so that the noise of a single
+image leads nowhere.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Complex, Float
+from scipy.cluster.vq import kmeans2
+from torch import Tensor
+
+from cryoformer_dist.data.batch import ParticleBatch
+from cryoformer_dist.physics.ctf import contrast_transfer_function
+from cryoformer_dist.physics.fourier import crop_half_plane, crop_volume, image_to_fourier
+from cryoformer_dist.physics.pose import Pose
+from cryoformer_dist.physics.slices import VolumeSlices
+from cryoformer_dist.training.engine import gather_rows, of_leader
+from cryoformer_dist.training.learner import Learner
+from cryoformer_dist.training.objectives import Objectives
+from cryoformer_dist.training.stages import Stage
+
+REPRESENTATIVES = 256
+LARGEST_BOX = 64
+"""Larger images are Fourier-cropped: the shells beyond tell conformations apart by little and cost most."""
+MOST_PRINCIPAL_MAPS = 24
+# Of the conformations' variance, what may be left out.
+_LEFT_OUT = 0.005
+_CLUSTERED_PARTICLES = 20_000
+_CLUSTERING_ROUNDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Conformations:
+    """Representatives of a latent cloud, their maps as mixtures of a few.
+
+    Attributes
+    ----------
+    latent
+        ``(conformations, dimensions)``.
+    log_share
+        ``(conformations,)``: of the particles, up to a constant.
+    mixture
+        ``(conformations, principal)``: how much of each principal map is in each, on top of the mean map.
+    slices
+        Of the mean map, then of the principal ones; in units of the whole box's transform.
+    map_pixel_angstrom
+        Of the whole box.
+    box, compared_box
+        Side of the images, and of what is compared of them.
+    """
+
+    latent: Float[Tensor, "conformations dimensions"]
+    log_share: Float[Tensor, " conformations"]
+    mixture: Float[Tensor, "conformations principal"]
+    slices: VolumeSlices
+    map_pixel_angstrom: float
+    box: int
+    compared_box: int
+
+    def posterior(self, batch: ParticleBatch, pose: Pose) -> Float[Tensor, "particles conformations"]:
+        """How probable each conformation is for each image."""
+        return (self.log_likelihood(batch, pose) + self.log_share).softmax(dim=1)
+
+    def log_likelihood(self, batch: ParticleBatch, pose: Pose) -> Float[Tensor, "particles conformations"]:
+        """Of each image in each conformation, up to a constant per image; noise as in the loss, white of unit variance.
+
+        Projection is linear: only the few principal maps are projected, however many conformations there are.
+        """
+        images = crop_half_plane(image_to_fourier(batch.images), self.compared_box).flatten(1)[:, self.slices.place]
+        predicted = self._predicted(batch, pose)
+        # A coefficient's variance is the number of pixels. Half of the plane is listed, which makes up for the half
+        # before the squared error.
+        residual = _as_vectors(images - predicted[0]) / self.box
+        modes = _as_vectors(predicted[1:]).transpose(0, 1) / self.box
+        match = torch.einsum("bmk,bk->bm", modes, residual)
+        energy = torch.einsum("cm,bmn,cn->bc", self.mixture, modes @ modes.mT, self.mixture)
+        return 2 * match @ self.mixture.T - energy
+
+    def _predicted(self, batch: ParticleBatch, pose: Pose) -> Complex[Tensor, "maps particles k"]:
+        """Images of the mean and the principal maps."""
+        pixel = batch.pixel_size_angstrom[:, None]
+        magnification = self.map_pixel_angstrom / pixel
+        frequency = self.slices.frequency * (self.compared_box / self.box)
+        turns = -2 * torch.pi * (-pose.shift_angstrom / pixel) @ frequency.T
+        phase = torch.polar(torch.ones_like(turns), turns)
+        transfer = contrast_transfer_function(batch.ctf, frequency[None, :, None] / pixel[..., None, None])[..., 0]
+        slices = self.slices.at(pose.rotation * magnification[..., None])
+        return slices * (phase * transfer * magnification.square())
+
+
+def _as_vectors(coefficients: Complex[Tensor, "*batch k"]) -> Float[Tensor, "*batch twice"]:
+    return torch.view_as_real(coefficients).flatten(start_dim=-2)
+
+
+@torch.no_grad()
+def search_latents(
+    learner: Learner,
+    stage: Stage,
+    epoch: float,
+    batches: Iterator[ParticleBatch],
+    draws: Float[Tensor, " rows"] | None,
+) -> None:
+    """Set every particle's latent, on every rank those of all ranks, by its probabilities of all conformations.
+
+    Parameters
+    ----------
+    learner
+        Network and tables as they are.
+    stage, epoch
+        Decide what takes part, as in a training step.
+    batches
+        This rank's share of all particles; every rank has equally many.
+    draws
+        One number in [0, 1) per row of the store: a conformation is drawn by its probability. While there is much to
+        learn it must be so: mean latents lie closer together than the conformations do, and maps learned at them would
+        reach less far at every search. ``None``: the mean, which errs least.
+    """
+    coarse = epoch < learner.config.training.coarse_epochs
+    latents = learner.tables["latent"].values
+    found = conformations(learner.objectives, latents, coarse, learner.config.training.seed)
+    for batch in batches:
+        pose = learner.inputs(stage, batch, epoch).pose
+        pose = learner.objectives.encode_pose(batch) if pose is None else pose
+        posterior = found.posterior(batch, pose)
+        chosen = posterior @ found.latent if draws is None else found.latent[drawn(posterior, draws[batch.row])]
+        rows, values = gather_rows(batch.row, chosen)
+        latents[rows] = values
+
+
+def drawn(posterior: Float[Tensor, "particles conformations"], draws: Float[Tensor, " particles"]) -> Tensor:
+    """One conformation per particle: where its number falls among the cumulated probabilities."""
+    passed = (posterior.cumsum(dim=1) <= draws[:, None]).sum(dim=1)
+    # Rounding may leave the last sum below one.
+    return passed.clamp_max(posterior.shape[1] - 1)
+
+
+@torch.no_grad()
+def conformations(
+    objectives: Objectives, latents: Float[Tensor, "rows dimensions"], coarse: bool, seed: int
+) -> Conformations:
+    """Representatives of a latent cloud as the network sees them.
+
+    Parameters
+    ----------
+    objectives
+        The network and its lattice.
+    latents
+        Of all particles.
+    coarse
+        Whether the network has learned low frequencies only.
+    seed
+        Of the clustering.
+    """
+    latent, share = _representatives(latents, seed)
+    box = objectives.box
+    learned = objectives.coarse.box if coarse and objectives.coarse is not None else box
+    compared = min(learned, LARGEST_BOX)
+    lattice = objectives.lattice
+    each = objectives.model.each_volume(latent, lattice.points_pixels, lattice.flat_index)
+    maps = torch.stack([crop_volume(voxels, compared).ravel() for voxels in each])
+    # Cropping keeps values, but a coarse voxel stands for many fine ones.
+    maps *= (box / compared) ** 3
+    mean = share @ maps
+    maps -= mean
+    mixture = _principal_mixture(maps)
+    voxels = torch.cat([mean[None], mixture.T @ maps]).reshape(-1, compared, compared, compared)
+    return Conformations(
+        latent=latent,
+        log_share=share.log(),
+        mixture=mixture,
+        slices=VolumeSlices(voxels, compared // 2 - 1),
+        map_pixel_angstrom=objectives.pixel_size_angstrom,
+        box=box,
+        compared_box=compared,
+    )
+
+
+def _representatives(latents: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Centres of k-means clusters, and what share of the particles each has; on every rank the leader's."""
+    sample = latents[:: max(1, len(latents) // _CLUSTERED_PARTICLES)].cpu().double().numpy()
+    count = min(REPRESENTATIVES, len(np.unique(sample, axis=0)))
+    with warnings.catch_warnings():
+        # Such a one has no share: it is offered to nobody.
+        warnings.filterwarnings("ignore", "One of the clusters is empty")
+        centres, label = kmeans2(sample, count, iter=_CLUSTERING_ROUNDS, minit="++", rng=np.random.default_rng(seed))
+    share = np.bincount(label, minlength=count) / len(label)
+    centre, weight = (torch.from_numpy(values).float().to(latents.device) for values in (centres, share))
+    return of_leader(centre), of_leader(weight)
+
+
+def _principal_mixture(
+    changes: Float[Tensor, "conformations voxels"],
+) -> Float[Tensor, "conformations principal"]:
+    """Orthonormal mixtures of maps that hold nearly all of their variance: ``mixture @ mixture.T @ changes``."""
+    variance, vectors = torch.linalg.eigh((changes @ changes.T).double())
+    left = 1 - variance.flip(0).cumsum(0) / variance.sum().clamp_min(1e-30)
+    kept = min(int((left > _LEFT_OUT).sum()) + 1, MOST_PRINCIPAL_MAPS)
+    mixture: Tensor = vectors.flip(1)[:, :kept].float()
+    return mixture

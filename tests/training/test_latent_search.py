@@ -1,0 +1,141 @@
+"""Particles are compared with conformations: against exact images of a phantom, and in trained runs."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+from phantoms import Blobs, blobs, microscope, rotations
+
+from cryoformer_dist.data.batch import ParticleBatch
+from cryoformer_dist.physics.ctf import contrast_transfer_function
+from cryoformer_dist.physics.fourier import fourier_to_image
+from cryoformer_dist.physics.grids import frequency_grid, half_plane_weight
+from cryoformer_dist.physics.pose import Pose
+from cryoformer_dist.training import latent_search
+from cryoformer_dist.training.latent_search import Conformations, conformations, drawn
+from cryoformer_dist.training.objectives import Objectives
+
+BOX, PIXEL_ANGSTROM = 32, 4.0
+COUNT = len(rotations())
+
+
+def _phantom(latent: torch.Tensor) -> Blobs:
+    """A molecule two of whose lobes grow and shrink with the two coordinates."""
+    base = blobs()
+    heights = base.heights.clone()
+    heights[:2] += latent
+    return replace(base, heights=heights)
+
+
+class _Model:
+    """Stands for a network: the phantom's maps."""
+
+    def each_volume(self, latent: torch.Tensor, *lattice: torch.Tensor) -> Iterator[torch.Tensor]:
+        yield from (_phantom(one).voxels(BOX) for one in latent)
+
+
+def _objectives(coarse_box: int | None = None) -> Objectives:
+    lattice = SimpleNamespace(points_pixels=torch.zeros(1, 3), flat_index=torch.zeros(1))
+    coarse = None if coarse_box is None else SimpleNamespace(box=coarse_box)
+    stub = SimpleNamespace(box=BOX, pixel_size_angstrom=PIXEL_ANGSTROM, lattice=lattice, model=_Model(), coarse=coarse)
+    return cast(Objectives, stub)
+
+
+def _cloud() -> torch.Tensor:
+    """Four conformations, the first of which occurs most."""
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
+    return corners.repeat_interleave(torch.tensor([5, 1, 2, 2]), dim=0)
+
+
+def _found(coarse_box: int | None = None, coarse: bool = False) -> Conformations:
+    found = conformations(_objectives(coarse_box), _cloud(), coarse, seed=0)
+    # In the order of the cloud.
+    assert {tuple(row) for row in found.latent.tolist()} == {tuple(row) for row in _cloud().tolist()}
+    return found
+
+
+PIXELS = torch.where(torch.arange(COUNT) % 2 == 0, PIXEL_ANGSTROM, 4.4)
+SHIFT_ANGSTROM = 6 * torch.randn(COUNT, 2, generator=torch.Generator().manual_seed(1))
+CTF = microscope(COUNT, defocus_u_angstrom=9000.0, defocus_v_angstrom=8000.0, amplitude_contrast=0.1)
+POSE = Pose(rotations(), SHIFT_ANGSTROM)
+
+
+def _exact(latent: torch.Tensor) -> torch.Tensor:
+    """Transforms of exact images of one conformation, each with its own pixel size, shift and CTF."""
+    planes = []
+    for index in range(COUNT):
+        part, ratio = slice(index, index + 1), float(PIXEL_ANGSTROM / PIXELS[index])
+        phantom = _phantom(latent).scaled(ratio)
+        # Lengths scale by the ratio, a projection integrates along one of them: the map's values per its own voxel.
+        plane = phantom.projection(rotations()[part], -SHIFT_ANGSTROM[part] / PIXELS[part, None], BOX) / ratio
+        planes.append(plane[0])
+    frequency = frequency_grid(BOX)[None] / PIXELS[:, None, None, None]
+    return torch.stack(planes) * contrast_transfer_function(CTF, frequency)
+
+
+def _batch(planes: torch.Tensor) -> ParticleBatch:
+    noise = torch.randn(COUNT, BOX, BOX, generator=torch.Generator().manual_seed(2))
+    images = fourier_to_image(planes, BOX).float() + noise
+    return ParticleBatch(images, torch.arange(COUNT), POSE, CTF, PIXELS, 0)
+
+
+def _expected(batch: ParticleBatch, found: Conformations, shell: int) -> torch.Tensor:
+    """Half the squared error of exact images, over the frequencies within a shell."""
+    radius = frequency_grid(BOX).norm(dim=-1) * BOX
+    weight = half_plane_weight(BOX) * ((radius > 0) & (radius <= shell))
+    observed = torch.fft.rfft2(torch.fft.ifftshift(batch.images, dim=(-2, -1)))
+    errors = [(observed - _exact(latent)).abs().square() * weight for latent in found.latent]
+    return -0.5 * torch.stack([error.sum((-2, -1)) for error in errors], dim=1) / BOX**2
+
+
+@pytest.mark.parametrize(("largest", "shell"), [(64, 15), (16, 7)])
+def test_the_likelihood_is_that_of_exact_images(largest: int, shell: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latent_search, "LARGEST_BOX", largest)
+    found = _found()
+    batch = _batch(_exact(torch.tensor([0.0, 1.0])))
+    seen, expected = found.log_likelihood(batch, POSE), _expected(batch, found, shell)
+    seen, expected = (each - each.mean(dim=1, keepdim=True) for each in (seen, expected))
+    assert float(expected.abs().mean()) > 10
+    assert float((seen - expected).abs().max()) < 0.05 * float(expected.abs().max())
+
+
+def test_an_image_of_a_conformation_is_found_in_it() -> None:
+    found = _found()
+    for index, latent in enumerate(found.latent):
+        batch = _batch(_exact(latent))
+        assert float(found.posterior(batch, POSE)[:, index].min()) > 0.99
+
+
+def test_images_that_show_nothing_leave_what_all_particles_know() -> None:
+    found = _found()
+    blank = replace(_batch(_exact(found.latent[0])), ctf=microscope(COUNT, phase_shift_deg=0.0))
+    posterior = found.posterior(blank, POSE)
+    shares = {tuple(latent.tolist()): float(share) for latent, share in zip(found.latent, posterior[0], strict=True)}
+    assert shares[0.0, 0.0] == pytest.approx(0.5, abs=1e-3)
+    assert shares[1.0, 0.0] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_while_low_frequencies_are_learned_only_those_are_compared() -> None:
+    found = _found(coarse_box=16, coarse=True)
+    assert found.compared_box == 16
+    assert _found(coarse_box=16).compared_box == BOX
+
+
+def test_all_maps_are_mixtures_of_a_few() -> None:
+    # Linear in two coordinates: so are the maps.
+    assert _found().mixture.shape == (4, 2)
+    one = conformations(_objectives(), torch.zeros(5, 2), False, seed=0)
+    assert one.mixture.shape == (1, 1)
+    assert torch.isfinite(one.posterior(_batch(_exact(torch.zeros(2))), POSE)).all()
+
+
+def test_draws_follow_the_probabilities() -> None:
+    posterior = torch.tensor([[0.2, 0.0, 0.5, 0.3]]).expand(10_000, -1)
+    draws = torch.linspace(0, 1 - 1e-6, 10_000)
+    counts = torch.bincount(drawn(posterior, draws), minlength=4) / 10_000
+    assert torch.allclose(counts, posterior[0], atol=2e-4)
+    # Sums of many small probabilities may end just below one.
+    assert int(drawn(torch.full((1, 3), 0.333), torch.tensor([0.9999999]))[0]) == 2
