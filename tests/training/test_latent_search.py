@@ -34,7 +34,7 @@ class _Model:
     """Stands for a network: the phantom's maps."""
 
     def each_volume(self, latent: torch.Tensor, *lattice: torch.Tensor) -> Iterator[torch.Tensor]:
-        yield from (_phantom(one).voxels(BOX) for one in latent)
+        yield from (_phantom(one.cpu()).voxels(BOX).to(latent.device) for one in latent)
 
 
 def _objectives(coarse_box: int | None = None) -> Objectives:
@@ -50,8 +50,8 @@ def _cloud() -> torch.Tensor:
     return corners.repeat_interleave(torch.tensor([5, 1, 2, 2]), dim=0)
 
 
-def _found(coarse_box: int | None = None, coarse: bool = False) -> Conformations:
-    found = conformations(_objectives(coarse_box), _cloud(), coarse, seed=0)
+def _found(coarse_box: int | None = None, coarse: bool = False, device: str = "cpu") -> Conformations:
+    found = conformations(_objectives(coarse_box), _cloud().to(device), coarse, seed=0)
     # In the order of the cloud.
     assert {tuple(row) for row in found.latent.tolist()} == {tuple(row) for row in _cloud().tolist()}
     return found
@@ -87,18 +87,22 @@ def _expected(batch: ParticleBatch, found: Conformations, shell: int) -> torch.T
     radius = frequency_grid(BOX).norm(dim=-1) * BOX
     weight = half_plane_weight(BOX) * ((radius > 0) & (radius <= shell))
     observed = torch.fft.rfft2(torch.fft.ifftshift(batch.images, dim=(-2, -1)))
-    errors = [(observed - _exact(latent)).abs().square() * weight for latent in found.latent]
+    errors = [(observed - _exact(latent)).abs().square() * weight for latent in found.latent.cpu()]
     return -0.5 * torch.stack([error.sum((-2, -1)) for error in errors], dim=1) / BOX**2
 
 
 @pytest.mark.parametrize(("largest", "shell"), [(64, 15), (16, 7)])
-def test_the_likelihood_is_that_of_exact_images(largest: int, shell: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_likelihood_is_that_of_exact_images(
+    kernel_device: str, largest: int, shell: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(latent_search, "LARGEST_BOX", largest)
-    found = _found()
+    found = _found(device=kernel_device)
     batch = _batch(_exact(torch.tensor([0.0, 1.0])))
-    seen, expected = found.log_likelihood(batch, POSE), _expected(batch, found, shell)
+    there = batch.to(torch.device(kernel_device))
+    seen, expected = found.log_likelihood(there, there.pose).cpu(), _expected(batch, found, shell)
     seen, expected = (each - each.mean(dim=1, keepdim=True) for each in (seen, expected))
     assert float(expected.abs().mean()) > 10
+    # Interpolation between the coefficients of the maps' transforms.
     assert float((seen - expected).abs().max()) < 0.05 * float(expected.abs().max())
 
 
