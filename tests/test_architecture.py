@@ -62,7 +62,7 @@ DOORKEEPERS = {
     ),
     "jinja2": ("analysis.page",),
     "optuna": ("orchestration.tuning",),
-    "scipy": ("analysis", "data", "io", "training.pose_search"),
+    "scipy": ("analysis", "data", "io", "training.latent_search", "training.pose_search"),
     "triton": ("physics.splat_triton", "model.kernels.encode_triton", "model.kernels.fold_attend_triton"),
     "tinycudann": ("model.kernels.encode_tinycudann",),
 }
