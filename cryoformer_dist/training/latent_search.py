@@ -162,15 +162,7 @@ def conformations(
     box = objectives.box
     learned = objectives.coarse.box if coarse and objectives.coarse is not None else box
     compared = min(learned, LARGEST_BOX)
-    lattice = objectives.lattice
-    each = objectives.model.each_volume(latent, lattice.points_pixels, lattice.flat_index)
-    maps = torch.stack([crop_volume(voxels, compared).ravel() for voxels in each])
-    # Cropping keeps values, but a coarse voxel stands for many fine ones.
-    maps *= (box / compared) ** 3
-    mean = share @ maps
-    maps -= mean
-    mixture = _principal_mixture(maps)
-    voxels = torch.cat([mean[None], mixture.T @ maps]).reshape(-1, compared, compared, compared)
+    mixture, voxels = _principal_maps(objectives, latent, share, compared)
     return Conformations(
         latent=latent,
         log_share=share.log(),
@@ -193,6 +185,22 @@ def _representatives(latents: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     share = np.bincount(label, minlength=count) / len(label)
     centre, weight = (torch.from_numpy(values).float().to(latents.device) for values in (centres, share))
     return of_leader(centre), of_leader(weight)
+
+
+def _principal_maps(
+    objectives: Objectives, latent: Tensor, share: Tensor, compared: int
+) -> tuple[Float[Tensor, "conformations principal"], Float[Tensor, "maps compared compared compared"]]:
+    """Maps of all conformations as mixtures of a few: how much of each is in them; the mean map, then those few."""
+    lattice, maps = objectives.lattice, latent.new_empty(len(latent), compared**3)
+    each = objectives.model.each_volume(latent, lattice.points_pixels, lattice.flat_index)
+    for row, voxels in zip(maps, each, strict=True):
+        row.copy_(crop_volume(voxels, compared).ravel())
+    # Cropping keeps values, but a coarse voxel stands for many fine ones.
+    maps *= (objectives.box / compared) ** 3
+    mean = share @ maps
+    maps -= mean
+    mixture = _principal_mixture(maps)
+    return mixture, torch.cat([mean[None], mixture.T @ maps]).reshape(-1, compared, compared, compared)
 
 
 def _principal_mixture(

@@ -38,8 +38,9 @@ _PIXEL_BYTES = 130
 _ATTENTION_TILE_BYTES = 8 * 2**20
 # Tensors of the size of the queries that a deformation block keeps for its backward pass.
 _QUERY_TENSORS = 14
-# Maps of the whole box while one is decoded and cropped; tensors of the size of all slices of a batch.
-_DECODED_MAPS, _SLICE_TENSORS = 6, 4
+# Maps of the whole box while one is decoded and cropped; transforms beside those that are kept; tensors of the size
+# of all slices of a batch.
+_DECODED_MAPS, _TRANSFORMS_UNDER_WAY, _SLICE_TENSORS = 6, 8, 4
 # Pieces of shards under way: being read, waiting, joined and cut.
 _PIECES_UNDER_WAY = 4
 # Allocators keep some of what is freed.
@@ -231,14 +232,16 @@ def _table_bytes(config: RunConfig, rows: int) -> int:
 
 
 def _search_bytes(config: RunConfig, work: Workload, batch: int) -> int:
-    """Maps of all representatives, padded transforms of the principal ones, and their slices at a batch of poses."""
+    """Maps of all representatives, or padded transforms of the principal ones and their slices at a batch of poses."""
     if not config.model.latent.searched:
         return 0
     compared, kept = min(work.box, LARGEST_BOX), MOST_PRINCIPAL_MAPS + 1
     one_map = 4 * compared**3
-    decoded = _DECODED_MAPS * 4 * work.box**3
+    decoding = (REPRESENTATIVES + kept) * one_map + _DECODED_MAPS * 4 * work.box**3
+    # Complex numbers on the padded grid.
+    transforms = (kept + _TRANSFORMS_UNDER_WAY) * 2 * PADDING**3 * one_map
     slices = _SLICE_TENSORS * 4 * kept * compared**2 * batch
-    return REPRESENTATIVES * one_map + kept * 2 * PADDING**3 * one_map + decoded + slices
+    return max(decoding, transforms + slices)
 
 
 def _query_bytes(model: ModelConfig) -> int:
