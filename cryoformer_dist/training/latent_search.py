@@ -17,6 +17,7 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from cryoformer_dist.data.batch import ParticleBatch
+from cryoformer_dist.data.order import Rows
 from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import crop_half_plane, crop_volume, image_to_fourier
 from cryoformer_dist.physics.pose import Pose
@@ -104,10 +105,11 @@ def search_latents(
     learner: Learner,
     stage: Stage,
     epoch: float,
+    trained: Rows,
     batches: Iterator[ParticleBatch],
     draws: Float[Tensor, " rows"] | None,
 ) -> None:
-    """Set every particle's latent, on every rank those of all ranks, by its probabilities of all conformations.
+    """Set every trained particle's latent, on every rank those of all ranks, by its probabilities of all conformations.
 
     Parameters
     ----------
@@ -115,8 +117,10 @@ def search_latents(
         Network and tables as they are.
     stage, epoch
         Decide what takes part, as in a training step.
+    trained
+        Store rows of the particles that are trained on: theirs is the cloud.
     batches
-        This rank's share of all particles; every rank has equally many.
+        This rank's share of them; every rank has equally many.
     draws
         One number in [0, 1) per row of the store: a conformation is drawn by its probability. While there is much to
         learn it must be so: mean latents lie closer together than the conformations do, and maps learned at them would
@@ -124,7 +128,8 @@ def search_latents(
     """
     coarse = epoch < learner.config.training.coarse_epochs
     latents = learner.tables["latent"].values
-    found = conformations(learner.objectives, latents, coarse, learner.config.training.seed)
+    cloud = latents[torch.from_numpy(trained).to(latents.device)]
+    found = conformations(learner.objectives, cloud, coarse, learner.config.training.seed)
     for batch in batches:
         pose = learner.inputs(stage, batch, epoch).pose
         pose = learner.objectives.encode_pose(batch) if pose is None else pose
@@ -152,7 +157,7 @@ def conformations(
     objectives
         The network and its lattice.
     latents
-        Of all particles.
+        Of the particles that make the cloud.
     coarse
         Whether the network has learned low frequencies only.
     seed

@@ -220,7 +220,8 @@ class _Session:
         everyone = self._everyone(self.data.samples, seed)
         # The last epoch is trained at the means: one more search in which maps reach less far costs nothing by then.
         settled = self.position.passes(len(self.data.rows)) >= stage.epochs - 1
-        search_latents(self.learner, stage, epoch, everyone, None if settled else self._draws())
+        draws = None if settled else self._draws()
+        search_latents(self.learner, stage, epoch, self.data.rows, everyone, draws)
 
     def _draws(self) -> Tensor:
         """A number in [0, 1) per row, of the step alone: the same on any number of ranks, and for a resume."""

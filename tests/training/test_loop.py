@@ -19,7 +19,7 @@ from cryoformer_dist.errors import CheckpointError, ConfigError, TrainingError
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.grids import radius_grid
 from cryoformer_dist.storage.run_folder import RunFolder
-from cryoformer_dist.training import loop
+from cryoformer_dist.training import latent_search, loop
 from cryoformer_dist.training.checkpoint import Position, checkpoints, latest_checkpoint
 from cryoformer_dist.training.engine import TorchEngine
 from cryoformer_dist.training.learner import Learner
@@ -315,7 +315,7 @@ def test_latents_are_looked_for_after_every_epoch_and_the_last_is_trained_at_the
     asked: list[tuple[float, bool]] = []
     original = loop.search_latents
 
-    def search(learner: Learner, stage: Any, epoch: float, batches: Any, draws: Any) -> None:
+    def search(learner: Learner, stage: Any, epoch: float, trained: Any, batches: Any, draws: Any) -> None:
         seen: list[int] = []
 
         def counted() -> Iterator[ParticleBatch]:
@@ -323,7 +323,7 @@ def test_latents_are_looked_for_after_every_epoch_and_the_last_is_trained_at_the
                 seen.extend(batch.row.tolist())
                 yield batch
 
-        original(learner, stage, epoch, counted(), draws)
+        original(learner, stage, epoch, trained, counted(), draws)
         assert sorted(seen) == list(range(64))
         asked.append((epoch, draws is not None))
 
@@ -334,6 +334,21 @@ def test_latents_are_looked_for_after_every_epoch_and_the_last_is_trained_at_the
     _assert_same_end(tmp_path / "run", run)
     # Gradients left the table alone.
     assert not final_state(run)["latent.visits"].any()
+
+
+def test_particles_kept_out_are_no_part_of_the_cloud(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clouds: list[int] = []
+    original = latent_search.conformations
+
+    def conformations(objectives: Any, latents: torch.Tensor, *rest: Any) -> Any:
+        clouds.append(len(latents))
+        return original(objectives, latents, *rest)
+
+    monkeypatch.setattr(latent_search, "conformations", conformations)
+    train(tiny_config(tiny_store, SEARCHED | {"dataset.hold_out": 4, "training.epochs": 1}), tmp_path / "run")
+    assert clouds == [60]
 
 
 def test_the_seed_decides_everything(tiny_store: Path, tmp_path: Path) -> None:
