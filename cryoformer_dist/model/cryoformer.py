@@ -84,13 +84,21 @@ class CryoFormer(nn.Module):
         self, points_shells: Float[Tensor, "particles points 3"], folded: FoldedQueries | Tensor
     ) -> Complex[Tensor, "particles points"]:
         """Transform of each particle's density at its own frequencies, in shells of the box (Fourier domain)."""
-        assert isinstance(self.decoder, DeformationDecoder)
-        assert isinstance(folded, FoldedQueries)
+        return self._coefficients(*self._frequency_features(points_shells), folded)
+
+    def _frequency_features(
+        self, points_shells: Float[Tensor, "particles points 3"]
+    ) -> tuple[Float[Tensor, "particles points hidden"], Float[Tensor, "particles points"]]:
+        """``h`` at frequencies, and the amplitude to be expected there."""
         hidden = self.feature_volume(points_shells.reshape(-1, 3)).reshape(*points_shells.shape[:2], -1)
         shell = points_shells.norm(dim=-1).clamp(max=len(self.spectrum) - 1.001)
         below = shell.long()
         share = shell - below
-        amplitude = torch.lerp(self.spectrum[below], self.spectrum[below + 1], share)
+        return hidden, torch.lerp(self.spectrum[below], self.spectrum[below + 1], share)
+
+    def _coefficients(self, hidden: Tensor, amplitude: Tensor, folded: FoldedQueries | Tensor) -> Tensor:
+        assert isinstance(self.decoder, DeformationDecoder)
+        assert isinstance(folded, FoldedQueries)
         return self.decoder.coefficients(hidden, folded) * amplitude
 
     @torch.no_grad()
@@ -122,7 +130,7 @@ class CryoFormer(nn.Module):
     ) -> Iterator[Float[Tensor, "box box box"]]:
         """As `volumes`, one map at a time."""
         if self.domain == "fourier":
-            yield from (self._from_transform(self.condition(vector[None])) for vector in latent)
+            yield from self._from_transforms(latent)
             return
         hidden = self.feature_volume.in_tiles(points_pixels)
         for vector in latent:
@@ -130,13 +138,17 @@ class CryoFormer(nn.Module):
             voxels[flat_index] = self.density(hidden, self.condition(vector[None]))[0]
             yield voxels.reshape(self.box, self.box, self.box)
 
-    def _from_transform(self, folded: FoldedQueries | Tensor) -> Float[Tensor, "box box box"]:
-        """One map, from its transform on the half space z >= 0."""
+    def _from_transforms(self, latent: Tensor) -> Iterator[Float[Tensor, "box box box"]]:
+        """Maps, from their transforms on the half space z >= 0."""
         points = lattice_points(self.box).to(self.spectrum.device)
         inside = points.square().sum(-1) <= (self.box / 2 - 1) ** 2
         side = torch.where(points[inside, 2] < 0, -1.0, 1.0)
         asked = (points[inside] * side[:, None])[None]
-        found = torch.cat([self.coefficients(part, folded)[0] for part in asked.split(_POINTS_AT_A_TIME, dim=1)])
-        transform = found.new_zeros(self.box**3)
-        transform[inside] = torch.complex(found.real, found.imag * side)
-        return fourier_to_volume(torch.fft.ifftshift(transform.reshape(self.box, self.box, self.box)))
+        # All maps share them.
+        known = [self._frequency_features(part) for part in asked.split(_POINTS_AT_A_TIME, dim=1)]
+        for vector in latent:
+            folded = self.condition(vector[None])
+            found = torch.cat([self._coefficients(*features, folded)[0] for features in known])
+            transform = found.new_zeros(self.box**3)
+            transform[inside] = torch.complex(found.real, found.imag * side)
+            yield fourier_to_volume(torch.fft.ifftshift(transform.reshape(self.box, self.box, self.box)))

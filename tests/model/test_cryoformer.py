@@ -203,14 +203,15 @@ class TestFourierDomain:
         phantom = blobs(sigma=1.2).scaled(0.5)
         phantom = replace(phantom, sigma=1.2)
 
-        def coefficients(shells: torch.Tensor, _: object) -> torch.Tensor:
+        def coefficients(shells: torch.Tensor, _: object, folded: object) -> torch.Tensor:
             frequency = shells / BOX
             mass = phantom.heights * (2 * torch.pi * phantom.sigma**2) ** 1.5
             falloff = torch.exp(-2 * torch.pi**2 * phantom.sigma**2 * frequency.square().sum(-1))
             angle = -2 * torch.pi * frequency @ phantom.centres.T
             return torch.polar(mass.expand_as(angle), angle).sum(-1) * falloff
 
-        monkeypatch.setattr(network, "coefficients", coefficients)
+        monkeypatch.setattr(network, "_frequency_features", lambda shells: (shells, None))
+        monkeypatch.setattr(network, "_coefficients", coefficients)
         expected = phantom.voxels(BOX)
         found = self.decoded(network, torch.zeros(1, 3))[0]
         assert float((found - expected).norm() / expected.norm()) < 0.02
