@@ -33,6 +33,8 @@ LARGEST_BOX = 64
 MOST_PRINCIPAL_MAPS = 24
 # Of the conformations' variance, what may be left out.
 _LEFT_OUT = 0.005
+# A particle that is its own representative would find the noise that it brought there itself.
+_PARTICLES_PER_REPRESENTATIVE, _FEWEST_REPRESENTATIVES = 16, 16
 _CLUSTERED_PARTICLES = 20_000
 _CLUSTERING_ROUNDS = 20
 
@@ -182,7 +184,8 @@ def conformations(
 def _representatives(latents: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Centres of k-means clusters, and what share of the particles each has; on every rank the leader's."""
     sample = latents[:: max(1, len(latents) // _CLUSTERED_PARTICLES)].cpu().double().numpy()
-    count = min(REPRESENTATIVES, len(np.unique(sample, axis=0)))
+    wanted = min(REPRESENTATIVES, max(_FEWEST_REPRESENTATIVES, len(latents) // _PARTICLES_PER_REPRESENTATIVE))
+    count = min(wanted, len(np.unique(sample, axis=0)))
     with warnings.catch_warnings():
         # Such a one has no share: it is offered to nobody.
         warnings.filterwarnings("ignore", "One of the clusters is empty")

@@ -136,6 +136,14 @@ def test_all_maps_are_mixtures_of_a_few() -> None:
     assert torch.isfinite(one.posterior(_batch(_exact(torch.zeros(2))), POSE)).all()
 
 
+@pytest.mark.parametrize(("particles", "expected"), [(12, 12), (100, 16), (800, 50), (6_000, 256)])
+def test_a_representative_stands_for_several_particles(particles: int, expected: int) -> None:
+    latents = torch.randn(particles, 2, generator=torch.Generator().manual_seed(0))
+    found = conformations(_objectives(), latents, False, seed=0)
+    assert len(found.latent) == expected
+    assert float(found.log_share.exp().sum()) == pytest.approx(1)
+
+
 def test_draws_follow_the_probabilities() -> None:
     posterior = torch.tensor([[0.2, 0.0, 0.5, 0.3]]).expand(10_000, -1)
     draws = torch.linspace(0, 1 - 1e-6, 10_000)
