@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 from tiny_runs import tiny_config, train, write_set
 
+from cryoformer_dist.analysis.map_scores import map_variation
 from cryoformer_dist.analysis.results import evaluate_run
+from cryoformer_dist.analysis.trained import load_trained
 from cryoformer_dist.config.loading import load_config
 from cryoformer_dist.config.schema import RunConfig
 
@@ -30,6 +32,28 @@ def test_a_network_without_latents_recovers_no_motion(tmp_path: Path) -> None:
     assert abs(metrics["auc_gap"]) <= 0.02
     # Cross-validated, a constant predicts slightly against the truth; never with it.
     assert metrics["latent_rank_correlation"] <= 0.1
+
+
+@pytest.mark.slow
+def test_a_rigid_molecule_stays_still(tmp_path: Path) -> None:
+    """Latents that follow gradients fit each image's noise, and maps then move with it."""
+    still = {"kind": "discrete", "count": 1}
+    store = write_set(tmp_path, 1000, 24, source={"kind": "phantom"}, states=still, snr=0.1)
+    variation = {}
+    for refinement in ("search", "gradient"):
+        changes = {
+            "model.latent.dimensions": 8,
+            "model.latent.start": "linear",
+            "model.latent.refinement": refinement,
+            "model.hash_grid.finest_resolution": 16,
+            "training.epochs": 4,
+            "training.occupancy": "data",
+        }
+        train(tiny_config(store, changes), tmp_path / refinement)
+        trained = load_trained(tmp_path / refinement)
+        variation[refinement] = map_variation(trained.decode(trained.latents[:50]))
+    assert variation["search"] < 0.02
+    assert variation["search"] < 0.5 * variation["gradient"], variation
 
 
 @pytest.mark.slow
