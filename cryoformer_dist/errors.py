@@ -61,6 +61,10 @@ class AberrationsNotAppliedWarning(CryoFormerWarning):
     """The metadata carry higher-order aberrations that the forward model does not apply."""
 
 
+class UndecidedLatentsWarning(CryoFormerWarning):
+    """Images say next to nothing about which conformation they show: the maps will hardly move."""
+
+
 class DensityMaskedAwayWarning(CryoFormerWarning):
     """Much of what the model does not explain lies where its occupancy mask allows no density."""
 

@@ -22,7 +22,7 @@ from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import crop_half_plane, crop_volume, image_to_fourier
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.slices import VolumeSlices
-from cryoformer_dist.training.engine import gather_rows, of_leader
+from cryoformer_dist.training.engine import gather_rows, of_leader, sum_over_ranks
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.stages import Stage
@@ -110,7 +110,7 @@ def search_latents(
     trained: Rows,
     batches: Iterator[ParticleBatch],
     draws: Float[Tensor, " rows"] | None,
-) -> None:
+) -> float:
     """Set every trained particle's latent, on every rank those of all ranks, by its probabilities of all conformations.
 
     Parameters
@@ -127,11 +127,17 @@ def search_latents(
         One number in [0, 1) per row of the store: a conformation is drawn by its probability. While there is much to
         learn it must be so: mean latents lie closer together than the conformations do, and maps learned at them would
         reach less far at every search. ``None``: the mean, which errs least.
+
+    Returns
+    -------
+    information
+        Nats that an image says about its conformation, beyond what all particles know; mean over them.
     """
     coarse = epoch < learner.config.training.coarse_epochs
     latents = learner.tables["latent"].values
     cloud = latents[torch.from_numpy(trained).to(latents.device)]
     found = conformations(learner.objectives, cloud, coarse, learner.config.training.seed)
+    information = torch.zeros(2, device=learner.device)
     for batch in batches:
         pose = learner.inputs(stage, batch, epoch).pose
         pose = learner.objectives.encode_pose(batch) if pose is None else pose
@@ -139,6 +145,11 @@ def search_latents(
         chosen = posterior @ found.latent if draws is None else found.latent[drawn(posterior, draws[batch.row])]
         rows, values = gather_rows(batch.row, chosen)
         latents[rows] = values
+        # Conformations that are offered to nobody, and products that underflow, add nothing.
+        gain = torch.xlogy(posterior, posterior / found.log_share.exp().clamp_min(1e-30)).sum()
+        information += torch.stack([gain, gain.new_tensor(len(batch))])
+    nats, particles = sum_over_ranks(information)
+    return float(nats / particles)
 
 
 def drawn(posterior: Float[Tensor, "particles conformations"], draws: Float[Tensor, " particles"]) -> Tensor:
