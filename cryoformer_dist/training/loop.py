@@ -228,9 +228,9 @@ class _Session:
         information = search_latents(self.learner, stage, epoch, self.data.rows, everyone, draws)
         if epoch > stage.epochs - 1 and information < _UNDECIDED_NATS and self.engine.rank == 0:
             warnings.warn(
-                f"after {stage.epochs} epochs an image says {information:.2g} nats about its conformation: the maps hardly"
-                " move. Either the molecule does not at this resolution, or it moves by less than a search can see: to"
-                " follow that, and some noise with it, set model.latent.refinement to gradient",
+                f"after {stage.epochs} epochs an image says {information:.2g} nats about its conformation: the maps"
+                " hardly move. Either the molecule does not at this resolution, or it moves by less than a search can"
+                " see: to follow that, and some noise with it, set model.latent.refinement to gradient",
                 UndecidedLatentsWarning,
                 stacklevel=2,
             )
