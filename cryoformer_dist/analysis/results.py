@@ -16,7 +16,7 @@ from cryoformer_dist.analysis.reconstruct import SeriesPlan, reconstruct, write_
 from cryoformer_dist.analysis.report import write_report
 from cryoformer_dist.analysis.sweep_folder import is_sweep
 from cryoformer_dist.analysis.sweep_report import write_sweep_report
-from cryoformer_dist.analysis.trained import TrainedRun, load_trained
+from cryoformer_dist.analysis.trained import TrainedRun, load_trained, with_weight_at_refined_poses
 from cryoformer_dist.analysis.truth import Truth, read_truth
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError
@@ -159,7 +159,7 @@ def _fitted(masks: MaskFiles, trained: TrainedRun, truth_known: bool) -> Masks:
 
 def make_results(run: Path) -> Path:
     """Maps, verdict and report of a trained run; returns the report."""
-    trained = load_trained(run)
+    trained = with_weight_at_refined_poses(run, load_trained(run))
     reconstruct_run(run, trained)
     evaluate_run(run, None, trained)
     return report_run(run, trained)

@@ -1,23 +1,27 @@
 """A trained run, ready to be asked: latents and poses of its particles, and maps of any latent."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import ImageBlock, ParticleBatch, make_batch
+from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.model.decoder import DeformationDecoder, FoldedQueries
+from cryoformer_dist.physics.fourier import weighted_shells
 from cryoformer_dist.physics.pose import Pose, rotation_from_6d
 from cryoformer_dist.training.checkpoint import Checkpoint, latest_checkpoint
+from cryoformer_dist.training.consensus import back_project, load_shell_weight, write_shell_weight
 from cryoformer_dist.training.learner import Learner
-from cryoformer_dist.training.run_directory import load_lattice, load_run, load_spectrum, selected_rows
+from cryoformer_dist.training.run_directory import load_lattice, load_mask, load_run, load_spectrum, selected_rows
 from cryoformer_dist.training.stages import stages
 
 _BLOCK = 256
@@ -53,6 +57,8 @@ class TrainedRun:
         Poses as trained.
     stored_rotation, stored_shift_angstrom
         Poses given in the store.
+    shell_weight
+        Signal's share of each Fourier shell of a map.
     """
 
     config: RunConfig
@@ -65,28 +71,41 @@ class TrainedRun:
     shift_angstrom: Float[np.ndarray, "particles 2"]
     stored_rotation: Float[np.ndarray, "particles 3 3"]
     stored_shift_angstrom: Float[np.ndarray, "particles 2"]
+    shell_weight: Float[np.ndarray, " shells"]
     learner: Learner
 
     def decode(self, latents: Float[np.ndarray, "states dimensions"]) -> Float[np.ndarray, "states box box box"]:
-        """Maps of latent vectors, in density units."""
+        """Maps of latent vectors, in density units, noise filtered out.
+
+        Differences between conformations drown in noise sooner than the mean map does: their finest shells are weighted
+        down with those of all maps, by how much of the consensus is signal there.
+        """
         lattice = self.learner.objectives.lattice
         vectors = torch.from_numpy(np.asarray(latents, dtype=np.float32))
-        model = self.learner.objectives.model
-        return model.volumes(vectors, lattice.points_pixels, lattice.flat_index).numpy()
+        maps = self.learner.objectives.model.volumes(vectors, lattice.points_pixels, lattice.flat_index)
+        for voxels in maps:
+            voxels.copy_(self._filtered(voxels))
+        return maps.numpy()
+
+    def _filtered(self, voxels: Float[Tensor, "box box box"]) -> Float[Tensor, "box box box"]:
+        return weighted_shells(voxels, torch.from_numpy(self.shell_weight))
 
     def decode_states(self, latents: Float[np.ndarray, "states dimensions"]) -> Iterator[DecodedState]:
-        """Density and 3D attention of latent vectors at the lattice's points, one state at a time."""
-        model = self.learner.objectives.model
+        """Density as of `decode` and 3D attention of latent vectors at the lattice's points, one state at a time."""
+        model, lattice = self.learner.objectives.model, self.learner.objectives.lattice
         assert isinstance(model.decoder, DeformationDecoder)
         with torch.no_grad():
-            hidden = model.feature_volume.in_tiles(self.learner.objectives.lattice.points_pixels)
+            hidden = model.feature_volume.in_tiles(lattice.points_pixels)
         for vector in torch.from_numpy(np.asarray(latents, dtype=np.float32)):
             # Not round the yield: the caller would go on without gradients.
             with torch.no_grad():
                 folded = model.condition(vector[None])
                 assert isinstance(folded, FoldedQueries)
                 density, attention = model.density(hidden, folded)[0], model.decoder.attention_map(hidden, folded)[0]
-            yield DecodedState(density.numpy(), attention.numpy())
+            voxels = torch.zeros(model.box**3)
+            voxels[lattice.flat_index] = density
+            filtered = self._filtered(voxels.reshape((model.box,) * 3)).ravel()[lattice.flat_index]
+            yield DecodedState(filtered.numpy(), attention.numpy())
 
     def held_out(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Latents of the particles kept out of training, as the encoder sees them, and their source rows.
@@ -144,6 +163,9 @@ def load_trained(run: Path) -> TrainedRun:
     rows = selected_rows(config, store)
     pose = _poses(learner, store, rows)
     latents = _latents(learner, store, rows, pose, _encoder_speaks(config, checkpoint))
+    weight = load_shell_weight(run)
+    if weight is None:
+        weight = _shell_weight_at(run, store, rows, pose)
     return TrainedRun(
         config=config,
         manifest=manifest,
@@ -155,8 +177,27 @@ def load_trained(run: Path) -> TrainedRun:
         shift_angstrom=pose.shift_angstrom.numpy(),
         stored_rotation=particles.rotation[rows],
         stored_shift_angstrom=particles.shift_angstrom[rows],
+        shell_weight=weight.numpy(),
         learner=learner,
     )
+
+
+def with_weight_at_refined_poses(run: Path, trained: TrainedRun) -> TrainedRun:
+    """The same run, its Fourier shells weighted by what the particles say at the poses they have now."""
+    if not trained.poses_refined:
+        return trained
+    store = ParticleStore.open(trained.manifest["store"])
+    pose = Pose(torch.from_numpy(trained.rotation), torch.from_numpy(trained.shift_angstrom))
+    weight = _shell_weight_at(run, store, selected_rows(trained.config, store), pose)
+    return replace(trained, shell_weight=weight.numpy())
+
+
+def _shell_weight_at(run: Path, store: ParticleStore, rows: Rows, pose: Pose) -> Tensor:
+    """What each Fourier shell of a run's maps counts for, its particles at these poses; kept in the run."""
+    consensus = back_project(store.with_pose(rows, pose), rows)
+    weight = consensus.shell_weight(load_mask(run), store.pixel_size_angstrom)
+    write_shell_weight(run, weight)
+    return weight
 
 
 def _for_decoding(config: RunConfig) -> RunConfig:

@@ -1,20 +1,14 @@
 """Where there may be density: a consensus map from the data, and the points near it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
 from torch import Tensor
 
-from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.fourier import crop_volume
 from cryoformer_dist.physics.grids import centred_axis, lattice_points, radius_grid
 
-_BLOCK = 256
 # Background statistics come from a shell that a centred particle does not reach.
 _SHELL_FRACTION = 0.42
 _BACKGROUND_DEVIATIONS = 5.0
@@ -26,41 +20,6 @@ _SMALLEST_MASK_BOX = 24
 _MISSED_DEVIATIONS = 4.0
 # Standard deviation of a Gaussian in units of its median absolute deviation.
 _DEVIATIONS_PER_MEDIAN = 1.4826
-
-
-def consensus_map(
-    store: ParticleStore,
-    rows: NDArray[np.int64],
-    sample: int = 10_000,
-    progress: Callable[[int, int], None] | None = None,
-) -> Float[Tensor, "box box box"]:
-    """Homogeneous reconstruction of the given particles at the store's poses.
-
-    Parameters
-    ----------
-    store
-        Particle store.
-    rows
-        Store rows to use.
-    sample
-        At most this many, evenly taken: store rows are in random order.
-    progress
-        Called with images done and in all.
-    """
-    particles = store.particles()
-    rows = rows[:: max(1, len(rows) // sample)]
-    accumulator = FourierAccumulator(store.box_size, store.pixel_size_angstrom)
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
-        accumulator.add(
-            torch.from_numpy(store.read_images(block).astype(np.float32)),
-            particles.pose(block),
-            particles.ctf(block),
-            torch.from_numpy(particles.pixel_size_angstrom[block]),
-        )
-        if progress is not None:
-            progress(start + len(block), len(rows))
-    return accumulator.solve(wiener=0.1)
 
 
 def sphere(box: int) -> Bool[Tensor, "box box box"]:
@@ -196,6 +155,10 @@ class Lattice:
         if copies == 1:
             offsets = torch.zeros(1, 3)
         return Lattice(lattice_points(mask.shape[-1])[flat_index], flat_index, offsets)
+
+    def points(self, copy: int) -> Float[Tensor, "points 3"]:
+        """Points of one shifted copy."""
+        return self.points_pixels + self.offsets_pixels[copy]
 
     def coarsened(self, box: int, coarse_box: int) -> "Lattice":
         """Every place of a coarser lattice over the same field of view that lies nearest to one of these points.

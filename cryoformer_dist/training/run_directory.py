@@ -28,10 +28,11 @@ from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.storage.places import Place
 from cryoformer_dist.storage.run_folder import RunFolder, opened_folder
+from cryoformer_dist.training.consensus import SHELL_WEIGHT, Consensus, back_project, write_shell_weight
 from cryoformer_dist.training.linear_start import linear_latents, principal_maps
 from cryoformer_dist.training.machine import Room, room_here
 from cryoformer_dist.training.memory import Workload, refuse_too_large, settle_batch_size, with_batch_size
-from cryoformer_dist.training.occupancy import Lattice, consensus_map, occupied, sphere
+from cryoformer_dist.training.occupancy import Lattice, occupied, sphere
 from cryoformer_dist.training.pose_search import (
     ROUNDS_BY_CONFORMATION,
     Conformations,
@@ -45,7 +46,7 @@ _FIRST_POSES = "first_poses.npz"
 _SEARCH_SUMMARY = "pose_search.json"
 # Checkpoints come and go by themselves, and Ray keeps its own records.
 _LEFT_AT_HOME = ("checkpoints", "ray")
-_PREPARED = ("consensus.mrc", "occupancy.mrc", _FIRST_POSES, _FIRST_LATENTS, _SEARCH_SUMMARY)
+_PREPARED = ("consensus.mrc", "occupancy.mrc", SHELL_WEIGHT, _FIRST_POSES, _FIRST_LATENTS, _SEARCH_SUMMARY)
 _PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
 
 
@@ -131,7 +132,8 @@ def prepare_run(
     found: FoundPoses | None = None
     if like is None:
         store, found = _searched_poses(config, store, report)
-        consensus, mask = _maps(config, store, report)
+        consensus = back_project(store, selected_rows(config, store), progress=partial(report, "consensus map"))
+        mask = _occupancy(config, store, consensus.voxels)
     else:
         mask = load_mask(like)
     config = settle_batch_size(config, _workload(config, store, int(mask.sum())), room)
@@ -271,7 +273,8 @@ def _poses_by_conformation(
     seed = config.training.seed
     for rounds in ROUNDS_BY_CONFORMATION:
         here = store.with_pose(rows, pose)
-        mask = _occupancy(config, here, consensus_map(here, rows, progress=partial(progress, "consensus map")))
+        consensus = back_project(here, rows, progress=partial(progress, "consensus map"))
+        mask = _occupancy(config, here, consensus.voxels)
         latents = linear_latents(
             here, rows, mask, _linear_dimensions(config), seed, partial(progress, "conformations for the poses")
         )
@@ -307,17 +310,12 @@ def _linear_dimensions(config: RunConfig) -> int:
     return min(config.model.latent.linear_dimensions, config.model.latent.dimensions)
 
 
-def _maps(
-    config: RunConfig, store: ParticleStore, progress: StagedProgress
-) -> tuple[Float[Tensor, "box box box"], Bool[Tensor, "box box box"]]:
-    """Consensus map, and where there may be density."""
-    consensus = consensus_map(store, selected_rows(config, store), progress=partial(progress, "consensus map"))
-    return consensus, _occupancy(config, store, consensus)
-
-
-def _write_maps(run: Path, consensus: Tensor, mask: Tensor, pixel_size_angstrom: float) -> None:
-    write_volume(run / "consensus.mrc", Volume(consensus.float(), pixel_size_angstrom), ["cryoformer-dist consensus"])
+def _write_maps(run: Path, consensus: Consensus, mask: Tensor, pixel_size_angstrom: float) -> None:
+    """Consensus map, where there may be density, and what its Fourier shells count for."""
+    volume = Volume(consensus.voxels.float(), pixel_size_angstrom)
+    write_volume(run / "consensus.mrc", volume, ["cryoformer-dist consensus"])
     write_occupancy(run, mask, pixel_size_angstrom)
+    write_shell_weight(run, consensus.shell_weight(mask, pixel_size_angstrom))
 
 
 def _prepare_latents(

@@ -1,5 +1,6 @@
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 from tiny_runs import Listener, Stop, tiny_config, train
 
-from cryoformer_dist.analysis.trained import TrainedRun, load_trained
+from cryoformer_dist.analysis.trained import TrainedRun, load_trained, with_weight_at_refined_poses
 from cryoformer_dist.data.batch import ImageBlock, make_batch
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError
+from cryoformer_dist.physics.fourier import spectrum
 from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from_6d
+from cryoformer_dist.training.consensus import load_shell_weight
 from cryoformer_dist.training.run_directory import load_run, prepare_run
 
 KEPT_OUT = 8
@@ -131,15 +134,50 @@ def test_every_kind_of_network_decodes_maps_and_says_whether_it_attends(
         assert states[0].attention.shape == (len(states[0].density), 4)
 
 
+def test_maps_are_weighted_by_how_much_of_the_consensus_is_signal(before_and_after: tuple[Path, Path]) -> None:
+    trained = load_trained(before_and_after[0])
+    weight, vectors = load_shell_weight(before_and_after[0]), torch.zeros(1, 2)
+    assert weight is not None
+    assert 0 < float(weight[1:].min()) < 0.5 < float(weight[1:].max()) < 1
+    lattice = trained.learner.objectives.lattice
+    plain = trained.learner.objectives.model.volumes(vectors, lattice.points_pixels, lattice.flat_index)[0]
+    weighted = torch.from_numpy(trained.decode(vectors.numpy())[0])
+    torch.testing.assert_close(spectrum(weighted), spectrum(plain) * weight, rtol=1e-3, atol=1e-4)
+
+
+def test_weights_follow_the_poses(before_and_after: tuple[Path, Path], tiny_store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(before_and_after[0], run)
+    trained = load_trained(run)
+    assert trained.poses_refined
+    astray = replace(trained, rotation=trained.rotation[::-1].copy())
+    lost = with_weight_at_refined_poses(run, astray)
+    assert lost.shell_weight[1:].sum() < 0.7 * trained.shell_weight[1:].sum()
+    np.testing.assert_array_equal(load_trained(run).shell_weight, lost.shell_weight)
+    train(tiny_config(tiny_store, {"training.epochs": 1}), tmp_path / "given")
+    given = load_trained(tmp_path / "given")
+    assert with_weight_at_refined_poses(tmp_path / "given", given) is given
+
+
+def test_a_run_of_before_there_were_weights_gets_some(before_and_after: tuple[Path, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(before_and_after[0], run)
+    (run / "shell_weight.npy").unlink()
+    trained = load_trained(run)
+    expected = with_weight_at_refined_poses(run, trained).shell_weight
+    np.testing.assert_allclose(trained.shell_weight, expected, rtol=1e-5)
+    np.testing.assert_array_equal(load_trained(run).shell_weight, trained.shell_weight)
+
+
 def test_a_transform_is_decoded_in_the_units_of_the_consensus_it_started_from(tiny_store: Path, tmp_path: Path) -> None:
     train(tiny_config(tiny_store, {"model.domain": "fourier", "training.epochs": 1}), tmp_path / "run")
     trained = load_trained(tmp_path / "run")
-    spectrum = trained.learner.objectives.model.spectrum
-    assert float(spectrum.max()) > 2 * float(spectrum.min())
+    expected_spectrum = trained.learner.objectives.model.spectrum
+    assert float(expected_spectrum.max()) > 2 * float(expected_spectrum.min())
     power = np.square(trained.decode(np.zeros((1, 2)))).mean() ** 0.5
     # A network of unit scale times the spectrum, which a few steps do not change by orders.
-    shells = torch.arange(len(spectrum))
-    expected = float((spectrum.square() * 4 * torch.pi * shells.square()).sum().sqrt()) / 16**3
+    shells = torch.arange(len(expected_spectrum))
+    expected = float((expected_spectrum.square() * 4 * torch.pi * shells.square()).sum().sqrt()) / 16**3
     assert 0.05 * expected < power < 20 * expected
 
 

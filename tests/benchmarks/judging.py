@@ -38,7 +38,7 @@ def judge(data: ParticleSet, contender: Contender, every: int, last: int | None)
         at_end = epoch == max(seconds)
         if epoch % every and not at_end:
             continue
-        snapshot = contender.snapshot(epoch)
+        snapshot = data.alike(contender.snapshot(epoch))
         scores = scalars(on_the_way(data, snapshot, truth))
         curve.append({"epoch": epoch, "cpu_seconds": seconds[epoch], **scores})
         motion = scores["difference_map_correlation"]

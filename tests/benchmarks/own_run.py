@@ -85,9 +85,9 @@ def _snapshot(data: ParticleSet, run: Path, epoch: int) -> Snapshot:
         raise ValueError(f"{run}: was trained on other particles than {data.store.path}")
     found = _by_epoch(data, run)[epoch]
     if found.folder == trained.checkpoint.folder:
-        return Snapshot(trained.latents, trained.decode)
+        return Snapshot(trained.latents, trained.decode, weighted=True)
     if trained.config.model.latent.form != "table":
         raise ValueError(f"{run}: only the last checkpoint of a run with an encoder can be judged")
     trained.learner.objectives.model.load_state_dict(found.weights())
     trained.learner.load_table_state(found.tables())
-    return Snapshot(trained.learner.tables["latent"].values.numpy(), trained.decode)
+    return Snapshot(trained.learner.tables["latent"].values.numpy(), trained.decode, weighted=True)

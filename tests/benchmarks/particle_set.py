@@ -15,16 +15,22 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.orchestration.run_files import read_run_file
+from cryoformer_dist.physics.fourier import weighted_shells
 from cryoformer_dist.physics.volume import Volume
-from cryoformer_dist.training.occupancy import consensus_map, occupied
+from cryoformer_dist.training.consensus import back_project
+from cryoformer_dist.training.occupancy import occupied
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a program claims after some epochs: latents of all particles in store order, and maps of latents."""
+    """What a program claims after some epochs: latents of all particles in store order, and maps of latents.
+
+    ``weighted`` says whether the noise of fine shells has been filtered out of the maps already.
+    """
 
     latents: np.ndarray
     decode: Callable[[np.ndarray], np.ndarray]
+    weighted: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,18 @@ class ParticleSet:
         """Where there may be density, found from the particles in the way our own training finds it."""
         return read_volume(self._prepared() / "occupancy.mrc").voxels > 0.5
 
+    def alike(self, snapshot: Snapshot) -> Snapshot:
+        """The same, its maps filtered as ours are: what any program's maps gain by that is not ours to claim."""
+        if snapshot.weighted:
+            return snapshot
+        weight = torch.from_numpy(np.load(self._prepared() / "shell_weight.npy"))
+
+        def decode(latents: np.ndarray) -> np.ndarray:
+            maps = torch.from_numpy(snapshot.decode(latents))
+            return torch.stack([weighted_shells(voxels, weight) for voxels in maps]).numpy()
+
+        return Snapshot(snapshot.latents, decode, weighted=True)
+
     @property
     def preparation_cpu_seconds(self) -> float:
         """What consensus and mask cost; they count for every program that uses the mask."""
@@ -89,12 +107,13 @@ class ParticleSet:
 
     def _prepared(self) -> Path:
         folder = self.folder / "prepared"
-        if not (folder / "clock.jsonl").is_file():
+        if not (folder / "shell_weight.npy").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             start = time.process_time()
-            consensus = consensus_map(self.store, np.arange(len(self.store)))
-            mask = occupied(consensus, self.store.pixel_size_angstrom)
-            for name, voxels in (("consensus", consensus), ("occupancy", mask.float())):
-                write_volume(folder / f"{name}.mrc", Volume(voxels.float(), self.store.pixel_size_angstrom))
+            consensus, voxel_size = back_project(self.store, np.arange(len(self.store))), self.store.pixel_size_angstrom
+            mask = occupied(consensus.voxels, voxel_size)
+            for name, voxels in (("consensus", consensus.voxels), ("occupancy", mask.float())):
+                write_volume(folder / f"{name}.mrc", Volume(voxels.float(), voxel_size))
+            np.save(folder / "shell_weight.npy", consensus.shell_weight(mask, voxel_size).numpy())
             CpuClock(folder).append(0, time.process_time() - start)
         return folder

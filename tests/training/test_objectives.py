@@ -20,8 +20,9 @@ from cryoformer_dist.physics.pose import (
     rotation_from_relion_euler,
 )
 from cryoformer_dist.training import objectives as module
+from cryoformer_dist.training.consensus import back_project
 from cryoformer_dist.training.objectives import Objectives, pose_loss
-from cryoformer_dist.training.occupancy import Lattice, consensus_map, sphere
+from cryoformer_dist.training.occupancy import Lattice, sphere
 
 BOX = 16
 SMOOTH = {
@@ -174,7 +175,7 @@ def test_each_particle_has_a_loss_of_its_own(store: ParticleStore, batch: Partic
 
 def test_poses_and_ctf_are_taken_as_the_simulation_means_them(store: ParticleStore, batch: ParticleBatch) -> None:
     objectives = _objectives(store)
-    consensus = consensus_map(store, np.arange(len(store))).ravel()[objectives.lattice.flat_index]
+    consensus = back_project(store, np.arange(len(store))).voxels.ravel()[objectives.lattice.flat_index]
     objectives.model.density = lambda _, folded: consensus.expand(len(folded.key), -1)  # type: ignore[method-assign]
     right, _ = objectives("reconstruction", batch, _latent(6), batch.pose, 0)
     wrong = {

@@ -1,27 +1,19 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-from tiny_runs import write_set
 
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.grids import lattice_points
-from cryoformer_dist.training.occupancy import Lattice, consensus_map, occupied, sphere
-
-
-@pytest.fixture(scope="module")
-def swinging(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The phantom whose arm swings through 120 degrees, at SNR 0.1."""
-    source = {"kind": "phantom", "arc_deg": 120}
-    return write_set(tmp_path_factory.mktemp("arc"), particles=1000, box=32, source=source, snr=0.1)
+from cryoformer_dist.training.consensus import back_project
+from cryoformer_dist.training.occupancy import Lattice, occupied, sphere
 
 
 def test_no_density_of_any_state_is_masked_away(swinging: Path) -> None:
     store = ParticleStore.open(swinging)
     calls: list[tuple[int, int]] = []
-    consensus = consensus_map(store, np.arange(len(store)), progress=lambda *call: calls.append(call))
+    consensus = back_project(store, np.arange(len(store)), progress=lambda *call: calls.append(call)).voxels
     mask = occupied(consensus, 230 / 32)
     assert calls[-1] == (1000, 1000)
     for path in sorted((swinging.parent / "particles" / "truth").glob("volume_*.mrc")):
@@ -31,21 +23,6 @@ def test_no_density_of_any_state_is_masked_away(swinging: Path) -> None:
     # Worth having: most of the ball is empty.
     assert mask.sum() < 0.5 * sphere(32).sum()
     assert not (mask & ~sphere(32)).any()
-
-
-def test_the_consensus_is_that_of_the_rows_asked_for(swinging: Path) -> None:
-    store = ParticleStore.open(swinging)
-    some, others, again = (consensus_map(store, rows) for rows in (np.arange(200), np.arange(200, 400), np.arange(200)))
-    assert torch.equal(some, again)
-    inside = occupied(some, 230 / 32)
-    correlation = torch.corrcoef(torch.stack([some[inside], others[inside]]))[0, 1]
-    assert 0.5 < correlation < 0.999
-
-
-def test_a_sample_is_taken_evenly(swinging: Path) -> None:
-    store = ParticleStore.open(swinging)
-    sampled = consensus_map(store, np.arange(300), sample=100)
-    assert torch.equal(sampled, consensus_map(store, np.arange(0, 300, 3)))
 
 
 def test_noise_alone_is_no_density() -> None:

@@ -15,6 +15,7 @@ from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.fourier import spectrum
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.training import run_directory
+from cryoformer_dist.training.consensus import Consensus
 from cryoformer_dist.training.machine import Room
 from cryoformer_dist.training.occupancy import sphere
 from cryoformer_dist.training.pose_search import FoundPoses
@@ -142,7 +143,7 @@ def test_held_out_particles_are_not_in_the_maps_and_latents_that_training_starts
     store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, int]] = []
-    for name in ("search_poses", "consensus_map", "linear_latents"):
+    for name in ("search_poses", "back_project", "linear_latents"):
         original = getattr(run_directory, name)
 
         def watched(
@@ -154,7 +155,7 @@ def test_held_out_particles_are_not_in_the_maps_and_latents_that_training_starts
         monkeypatch.setattr(run_directory, name, watched)
     changes = {"dataset.hold_out": 10, "model.pose.form": "table", "model.latent.start": "linear"}
     _prepared(store, tmp_path / "run", **changes)
-    assert asked == [("search_poses", 53), ("consensus_map", 53), ("linear_latents", 53)]
+    assert asked == [("search_poses", 53), ("back_project", 53), ("linear_latents", 53)]
 
 
 @pytest.mark.parametrize("kept", [64, 100])
@@ -218,7 +219,7 @@ def test_maps_are_made_and_training_starts_at_the_poses_found(
     # The store on disk, and so any other run, has what it had.
     np.testing.assert_array_equal(ParticleStore.open(store.path).particles().rotation, given.rotation)
     consensus = read_volume(run / "consensus.mrc").voxels
-    expected = run_directory.consensus_map(store_at_first_poses(run, store), np.arange(54))
+    expected = run_directory.back_project(store_at_first_poses(run, store), np.arange(54)).voxels
     torch.testing.assert_close(consensus, expected)
     elsewhere = _prepared(store, tmp_path / "given", **changes, **{"model.pose.start": "given"})
     assert not torch.allclose(read_volume(elsewhere / "consensus.mrc").voxels, expected, atol=1e-3)
@@ -260,7 +261,7 @@ def test_images_without_density_are_refused_where_points_come_from_the_data(
     store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(run_directory, "consensus_map", lambda *_, **__: noise)
+    monkeypatch.setattr(run_directory, "back_project", lambda *_, **__: Consensus(noise, (noise, noise), 1.0))
     with pytest.raises(StoreError, match=r"no density above the background.*check.*training\.occupancy"):
         _prepared(store, tmp_path / "run", **{"training.occupancy": "data"})
     assert not (tmp_path / "run" / "manifest.json").exists()
@@ -318,7 +319,7 @@ def test_a_run_prepared_like_another_of_its_key_is_the_one_it_would_have_been(
     assert preparation_key(other, store) == preparation_key(config, store)
     prepare_run(config, store, tmp_path / "alone", resume=False)
     prepare_run(other, store, tmp_path / "other", resume=False)
-    for name in ("_maps", "_searched_poses", "_prepare_latents"):
+    for name in ("back_project", "_searched_poses", "_prepare_latents"):
         monkeypatch.delattr(run_directory, name)
     prepare_run(config, store, tmp_path / "like", resume=False, like=tmp_path / "other")
     names = sorted(path.name for path in (tmp_path / "alone").iterdir())
