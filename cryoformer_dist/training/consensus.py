@@ -85,7 +85,9 @@ def back_project(
         pose, ctf = particles.pose(block), particles.ctf(block)
         for half, accumulator in enumerate((first, second)):
             mine = torch.arange(half, len(block), 2)
-            accumulator.add(images[mine], pose[mine], ctf[mine], pixel[mine])
+            # A last block of one particle has none for the second half.
+            if len(mine):
+                accumulator.add(images[mine], pose[mine], ctf[mine], pixel[mine])
         if progress is not None:
             progress(start + len(block), len(rows))
     halves = first.solve(wiener=_WIENER), second.solve(wiener=_WIENER)

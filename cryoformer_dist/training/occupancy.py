@@ -156,10 +156,6 @@ class Lattice:
             offsets = torch.zeros(1, 3)
         return Lattice(lattice_points(mask.shape[-1])[flat_index], flat_index, offsets)
 
-    def points(self, copy: int) -> Float[Tensor, "points 3"]:
-        """Points of one shifted copy."""
-        return self.points_pixels + self.offsets_pixels[copy]
-
     def coarsened(self, box: int, coarse_box: int) -> "Lattice":
         """Every place of a coarser lattice over the same field of view that lies nearest to one of these points.
 

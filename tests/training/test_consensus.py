@@ -27,11 +27,12 @@ def test_a_sample_is_taken_evenly(swinging: Path) -> None:
     assert torch.equal(sampled.voxels, back_project(store, np.arange(0, 300, 3)).voxels)
 
 
-def test_the_halves_are_of_every_other_particle(swinging: Path) -> None:
+@pytest.mark.parametrize("particles", [300, 257])
+def test_the_halves_are_of_every_other_particle(swinging: Path, particles: int) -> None:
     store = ParticleStore.open(swinging)
-    whole = back_project(store, np.arange(300))
+    whole = back_project(store, np.arange(particles))
     for half, voxels in enumerate(whole.halves):
-        torch.testing.assert_close(voxels, back_project(store, np.arange(half, 300, 2)).voxels)
+        torch.testing.assert_close(voxels, back_project(store, np.arange(half, particles, 2)).voxels)
 
 
 def _white(seed: int) -> torch.Tensor:
