@@ -17,7 +17,7 @@ from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.orchestration.run_files import read_run_file
 from cryoformer_dist.physics.fourier import weighted_shells
 from cryoformer_dist.physics.volume import Volume
-from cryoformer_dist.training.consensus import back_project
+from cryoformer_dist.training.consensus import back_project, load_shell_weight, write_shell_weight
 from cryoformer_dist.training.occupancy import occupied
 
 
@@ -92,7 +92,8 @@ class ParticleSet:
         """The same, its maps filtered as ours are: what any program's maps gain by that is not ours to claim."""
         if snapshot.weighted:
             return snapshot
-        weight = torch.from_numpy(np.load(self._prepared() / "shell_weight.npy"))
+        weight = load_shell_weight(self._prepared())
+        assert weight is not None
 
         def decode(latents: np.ndarray) -> np.ndarray:
             maps = torch.from_numpy(snapshot.decode(latents))
@@ -107,13 +108,13 @@ class ParticleSet:
 
     def _prepared(self) -> Path:
         folder = self.folder / "prepared"
-        if not (folder / "shell_weight.npy").is_file():
+        if load_shell_weight(folder) is None:
             folder.mkdir(parents=True, exist_ok=True)
             start = time.process_time()
             consensus, voxel_size = back_project(self.store, np.arange(len(self.store))), self.store.pixel_size_angstrom
             mask = occupied(consensus.voxels, voxel_size)
             for name, voxels in (("consensus", consensus.voxels), ("occupancy", mask.float())):
                 write_volume(folder / f"{name}.mrc", Volume(voxels.float(), voxel_size))
-            np.save(folder / "shell_weight.npy", consensus.shell_weight(mask, voxel_size).numpy())
+            write_shell_weight(folder, consensus.shell_weight(mask, voxel_size))
             CpuClock(folder).append(0, time.process_time() - start)
         return folder
