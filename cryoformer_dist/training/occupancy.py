@@ -1,4 +1,4 @@
-"""Where there may be density: a consensus map from the data, and the points near it."""
+"""Where there may be density: the points near that of a consensus map."""
 
 from dataclasses import dataclass
 
