@@ -145,6 +145,8 @@ class _Session:
         self.stopwatch = Stopwatch()
         self.totals = torch.zeros(3)
         self.checkpointed = position.step
+        # Whether the last step compared low frequencies only.
+        self.coarse = False
         # Of a checkpoint that no record has told of.
         self.checkpoint_seconds: float | None = None
         # Whether the mask is larger than the one drawn in the run directory.
@@ -264,7 +266,8 @@ class _Session:
         # Drawn from the step alone: nothing to keep for a resume. The lattice is the same on all ranks, noise is not.
         copy = int(np.random.default_rng([self.training.seed, step]).integers(copies))
         noise_seed = int(np.random.default_rng([self.training.seed, step, self.engine.rank]).integers(2**31))
-        coarse = epoch < self.training.coarse_epochs
+        self.coarse = coarse = stage.compares_images and epoch < self.training.coarse_epochs
+        self.stopwatch.enter(stage.kind, coarse)
         errors, latent = self.engine.forward(stage.kind, batch, inputs.latent, inputs.pose, copy, noise_seed, coarse)
         prior = latent.square().sum(-1) / learner.objectives.box**2
         loss = (errors + learner.config.model.latent.prior * prior).mean()
@@ -301,6 +304,7 @@ class _Session:
             "stage": stage.kind,
             "epoch": epoch,
             "epochs": stage.epochs,
+            "coarse": self.coarse,
             "step": self.position.step,
             "steps": done_before + steps,
             "loss": errors / count,

@@ -81,7 +81,15 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
+        self._stretch: tuple[object, ...] = ()
+        self._stretch_start, self._stretch_steps = self._start, 0
         self.restart()
+
+    def enter(self, *stretch: object) -> None:
+        """Name the stretch of training under way, all steps of which cost alike: a new name begins a new one."""
+        if stretch != self._stretch:
+            self._stretch = stretch
+            self._stretch_start, self._stretch_steps = time.perf_counter(), 0
 
     def restart(self) -> None:
         """Begin a new interval."""
@@ -94,16 +102,18 @@ class Stopwatch:
         self._waited += seconds
 
     def trained(self, particles: int) -> None:
-        """Add particles of a step, over all ranks."""
+        """Add a step and its particles, over all ranks."""
         self._particles += particles
+        self._stretch_steps += 1
 
     def reading(self) -> dict[str, float]:
-        """Throughput and waiting of this interval, and seconds since the start."""
+        """Throughput and waiting of this interval, pace of this stretch, and seconds since the start."""
         now = time.perf_counter()
         elapsed = max(now - self._interval, 1e-9)
         return {
             "particles_per_second": self._particles / elapsed,
             "data_wait": self._waited / elapsed,
+            "seconds_per_step": (now - self._stretch_start) / max(self._stretch_steps, 1),
             "seconds": now - self._start,
         }
 
@@ -125,13 +135,15 @@ def describe(record: dict[str, Any]) -> str:
     data-wait 3%  21.4 GiB  eta 2h14m``
     """
     share = record["step"] / record["steps"]
-    left = record["seconds"] * (1 - share) / max(share, 1e-9)
+    left = duration((record["steps"] - record["step"]) * record["seconds_per_step"])
+    # How long a step at the whole box takes is not known before one has been taken.
+    passes, eta = (" coarse", f"over {left}") if record["coarse"] else ("", left)
     return (
-        f"{record['stage'].replace('_', ' ')} {record['epoch'] + 1}/{record['epochs']}  "
+        f"{record['stage'].replace('_', ' ')} {record['epoch'] + 1}/{record['epochs']}{passes}  "
         f"step {record['step']}/{record['steps']} {share:.0%}  loss {record['loss']:.4f}  "
         f"{_described_mask(record)}  "
         f"{record['particles_per_second']:.0f} particles/s  data-wait {record['data_wait']:.0%}  "
-        f"{record['memory_gib']:.1f} GiB  eta {duration(left)}"
+        f"{record['memory_gib']:.1f} GiB  eta {eta}"
     )
 
 

@@ -26,6 +26,11 @@ class Stage:
     kind: StageKind
     epochs: int
 
+    @property
+    def compares_images(self) -> bool:
+        """Whether its loss is between particles and projections, at first by low frequencies if so configured."""
+        return self.kind in ("pose_encoding", "reconstruction")
+
 
 def stages(config: RunConfig) -> list[Stage]:
     """The stages of a run, in order."""

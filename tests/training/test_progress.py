@@ -20,6 +20,7 @@ RECORD: dict[str, Any] = {
     "stage": "pose_pretraining",
     "epoch": 2,
     "epochs": 20,
+    "coarse": False,
     "step": 1840,
     "steps": 5120,
     "loss": 0.98712,
@@ -27,6 +28,7 @@ RECORD: dict[str, Any] = {
     "residual_outside": None,
     "particles_per_second": 411.7,
     "data_wait": 0.031,
+    "seconds_per_step": 2.452,
     "memory_gib": 21.44,
     "seconds": 4512.0,
 }
@@ -95,6 +97,12 @@ def test_the_line_for_people_says_what_the_last_refresh_found_outside_the_mask()
     assert "  52431 points, 7% of residual outside  " in describe(RECORD | {"residual_outside": 0.071})
 
 
+def test_coarse_passes_promise_no_end_since_the_others_take_longer() -> None:
+    line = describe(RECORD | {"coarse": True})
+    assert line.startswith("pose pretraining 3/20 coarse  step 1840/5120")
+    assert line.endswith("eta over 2h14m")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (185, "3m05s"), (3599.7, "1h00m"), (8040, "2h14m"), (4e5, "111h06m")],
@@ -118,6 +126,19 @@ def test_the_stopwatch_tells_the_interval_from_the_whole() -> None:
     watch.restart()
     assert watch.reading()["particles_per_second"] == 0
     assert watch.reading()["data_wait"] == 0
+
+
+def test_the_pace_is_that_of_the_stretch_under_way() -> None:
+    watch = Stopwatch()
+    watch.enter("reconstruction", True)
+    watch.trained(10)
+    time.sleep(0.2)
+    watch.enter("reconstruction", False)
+    for _ in range(4):
+        watch.enter("reconstruction", False)
+        watch.trained(10)
+        time.sleep(0.01)
+    assert 0.01 <= watch.reading()["seconds_per_step"] < 0.05
 
 
 def test_memory_of_this_process_is_in_gib() -> None:
