@@ -59,9 +59,17 @@ SMALL = Network(
         decoder=DecoderConfig(queries=16, channels=32, density_width=32),
     ),
 )
-PAPER = Network("paper's size", ModelConfig())
-PAPER_ENCODER = Network("paper's size and encoder", ModelConfig(latent=LatentConfig(form="encoder")))
-PAPER_BF16 = Network("paper's size, bf16 products", ModelConfig(decoder=DecoderConfig(products="bf16")))
+_PAPER_GRID = HashGridConfig(levels=16, base_resolution=16)
+_PAPER_DECODER = {"queries": 64, "channels": 64, "density_width": 64}
+PAPER = Network("paper's size", ModelConfig(hash_grid=_PAPER_GRID, decoder=DecoderConfig(**_PAPER_DECODER)))
+PAPER_ENCODER = Network(
+    "paper's size and encoder",
+    ModelConfig(hash_grid=_PAPER_GRID, decoder=DecoderConfig(**_PAPER_DECODER), latent=LatentConfig(form="encoder")),
+)
+PAPER_BF16 = Network(
+    "paper's size, bf16 products",
+    ModelConfig(hash_grid=_PAPER_GRID, decoder=DecoderConfig(**_PAPER_DECODER, products="bf16")),
+)
 
 
 def mask_of(filling: Filling, box: int) -> Tensor:

@@ -125,4 +125,4 @@ def test_a_written_out_configuration_reads_back_the_same_with_every_default(tmp_
     config = parse_config(values, RunConfig, "x")
     text = dump_config(config)
     assert load_config(_file(tmp_path, text), RunConfig) == config
-    assert yaml.safe_load(text)["model"]["decoder"]["queries"] == 64
+    assert yaml.safe_load(text)["model"]["decoder"]["queries"] == config.model.decoder.queries
