@@ -4,7 +4,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, RootModel, Tag, ValidationInfo, field_validator
+from pydantic import ConfigDict, Discriminator, Field, RootModel, Tag, ValidationInfo, field_validator, model_validator
 
 from cryoformer_dist.config.schema import PositiveInt, Section
 
@@ -22,7 +22,7 @@ class WorkersConfig(Section):
         1, description="a number, or FEWEST..MOST for a run that shrinks when nodes are lost and grows when they return"
     )
     cpus: float = Field(0.9, gt=0, description="CPUs per worker; leave a little of the machine for reading data")
-    gpus: float = Field(0, ge=0, description="GPUs per worker")
+    gpus: float = Field(0, ge=0, description="GPUs per worker; a share of one for a worker alone")
     silence_minutes: float = Field(
         30, gt=0, description="a worker that reports nothing for so long hangs: it is ended and replaced"
     )
@@ -35,6 +35,13 @@ class WorkersConfig(Section):
         if not whole and (ends is None or not 1 <= int(ends[1]) < int(ends[2])):
             raise ValueError(f"{count!r}: write a number, or FEWEST..MOST as in 1..3")
         return count
+
+    @model_validator(mode="after")
+    def _gpu_of_its_own(self) -> "WorkersConfig":
+        if self.most > 1 and 0 < self.gpus < 1:
+            # NCCL takes no two ranks of a training on one device.
+            raise ValueError(f"gpus: {self.gpus:g}: workers of a run cannot share a GPU; give each 1, or set count: 1")
+        return self
 
     @property
     def fewest(self) -> int:

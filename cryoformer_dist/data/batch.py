@@ -49,8 +49,9 @@ class ParticleBatch:
         return len(self.row)
 
     def to(self, device: torch.device) -> "ParticleBatch":
-        """The same batch on another device; from pinned memory without waiting for it."""
-        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+        """The same batch on another device; from pinned memory to a GPU without waiting for it."""
+        # On the way back nobody else would wait: the numbers would be read before they are there.
+        return self.each(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "ParticleBatch":
         """The same batch with something done to each tensor."""

@@ -25,10 +25,6 @@ class CTFParams:
     def __getitem__(self, rows: Tensor) -> "CTFParams":
         return CTFParams(*(getattr(self, field.name)[rows] for field in fields(self)))
 
-    def to(self, device: torch.device) -> "CTFParams":
-        """The same numbers on another device."""
-        return CTFParams(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
-
 
 def electron_wavelength_angstrom(voltage_kv: Float[Tensor, " particles"]) -> Float[Tensor, " particles"]:
     """Relativistic wavelength of the electron, in angstrom (0.0197 at 300 kV)."""

@@ -1,8 +1,10 @@
 """Gradients across workers: the one seam between the loop and DeepSpeed or plain torch."""
 
+import os
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -209,7 +211,7 @@ class DeepSpeedEngine:
     def __init__(
         self, module: nn.Module, config: TrainingConfig, device: torch.device, particles_per_rank: int
     ) -> None:
-        deepspeed = _import_deepspeed()
+        deepspeed = _import_deepspeed(device)
         settings = {
             "train_micro_batch_size_per_gpu": particles_per_rank,
             "gradient_accumulation_steps": 1,
@@ -225,7 +227,9 @@ class DeepSpeedEngine:
         for number, group in enumerate(optimizer.param_groups):
             for parameter in group["params"]:
                 parameter.register_post_accumulate_grad_hook(partial(self._takes_part, number))
-        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        self._engine, *_ = deepspeed.initialize(
+            args=_placed_on(device), model=module, optimizer=optimizer, config=settings
+        )
         self._held_back: list[Exception] = []
         writer = self._engine.checkpoint_engine
         writer.save, writer.makedirs = self._hold_back(writer.save), self._hold_back(_make_one_folder)
@@ -293,7 +297,16 @@ def _make_one_folder(folder: str, exist_ok: bool) -> None:
     Path(folder).mkdir(exist_ok=exist_ok)
 
 
-def _import_deepspeed() -> Any:
+def _placed_on(device: torch.device) -> SimpleNamespace | None:
+    """Keeps DeepSpeed on our GPU: by itself it takes that of the worker's number on its node, which may be another."""
+    if device.type != "cuda":
+        return None
+    return SimpleNamespace(device_rank=torch.cuda.current_device() if device.index is None else device.index)
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    # By itself it takes any GPU that it sees, for a worker that is to use none, too.
+    os.environ["DS_ACCELERATOR"] = device.type
     try:
         import deepspeed
         import deepspeed.ops
@@ -301,6 +314,7 @@ def _import_deepspeed() -> Any:
         raise BackendUnavailableError(
             f"training.engine: deepspeed cannot be loaded ({error}); pip install deepspeed, or set it to torch"
         ) from error
-    # Its shared-memory collective is compiled at first use (a minute), for nothing that two CPU ranks would notice.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device.type == "cpu":
+        # Its shared-memory collective is compiled at first use (a minute), for nothing that two ranks would notice.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

@@ -137,8 +137,10 @@ def plan_memory(config: RunConfig, work: Workload, batch: int, on_gpu: bool) -> 
 def parameter_count(model: ModelConfig, box: int) -> int:
     """Learnable numbers of the network, without the tables."""
     # Made and dropped: some 100 MB for a moment. On torch's meta device, initialisers take seconds to import.
+    # All backends of the hash grid have one table, and this may be a machine that has not the one that is named.
+    counted = model.model_copy(update={"hash_grid": model.hash_grid.model_copy(update={"backend": "torch"})})
     with torch.random.fork_rng(devices=[]):
-        return sum(parameter.numel() for parameter in CryoFormer(model, box).parameters())
+        return sum(parameter.numel() for parameter in CryoFormer(counted, box).parameters())
 
 
 def settle_batch_size(config: RunConfig, work: Workload, room: Room) -> RunConfig:

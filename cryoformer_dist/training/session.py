@@ -72,10 +72,12 @@ def build_engine(module: Objectives, training: TrainingConfig, device: torch.dev
     return DeepSpeedEngine(module, training, device, particles_per_rank(training, world, particles))
 
 
-def join_world_of_one() -> None:
+def join_world_of_one(device: torch.device) -> None:
     """A process group of this process alone: DeepSpeed needs one even without company."""
     if torch.distributed.is_initialized():
         return
-    os.environ.setdefault("LOCAL_RANK", "0")
+    # Whatever a launcher may have left there.
+    os.environ["LOCAL_RANK"] = "0"
     meeting_point = Path(tempfile.mkdtemp()) / "group"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=0, world_size=1)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, init_method=f"file://{meeting_point}", rank=0, world_size=1)

@@ -89,3 +89,10 @@ def test_workers_leave_room_for_reading_by_default() -> None:
     assert 0 < WorkersConfig().cpus < 1
     with pytest.raises(ValidationError):
         WorkersConfig(count=0)
+
+
+def test_workers_of_one_run_do_not_share_a_gpu() -> None:
+    assert WorkersConfig(count=1, gpus=0.5).gpus == 0.5
+    for count in (2, "1..2"):
+        with pytest.raises(ValidationError, match=r"0\.5: workers of a run cannot share a GPU; give each 1"):
+            WorkersConfig(count=count, gpus=0.5)

@@ -27,7 +27,7 @@ def _cluster(**workers: Any) -> LocalCluster:
         ({"count": 2, "cpus": 1}, False),
         ({"count": 1, "cpus": 1.9, "gpus": 1}, True),
         ({"count": 2, "cpus": 0.5, "gpus": 1}, False),
-        ({"count": 2, "cpus": 0.5, "gpus": 0.5}, True),
+        ({"count": 1, "cpus": 0.5, "gpus": 0.5}, True),
     ],
 )
 def test_workers_that_would_wait_for_ever_are_refused(
@@ -87,7 +87,7 @@ def test_training_without_ray_tells_every_report(
     tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The process group and denormal numbers are the command line's own process's business.
-    monkeypatch.setattr(train, "join_world_of_one", lambda: None)
+    monkeypatch.setattr(train, "join_world_of_one", lambda device: None)
     monkeypatch.setattr(train, "set_threads", lambda count: None)
     prepare_run(tiny_config(tiny_store), ParticleStore.open(tiny_store), tmp_path, resume=False)
     told: list[dict[str, Any]] = []
@@ -120,15 +120,15 @@ def test_on_a_cluster_a_worker_has_the_memory_of_the_smallest_node_that_could_ho
 
     monkeypatch.setattr(train, "on_nodes", on_nodes)
     cluster = ExistingCluster(
-        provider="existing", address="auto", storage="/nowhere", workers=WorkersConfig(count=8, gpus=0.5)
+        provider="existing", address="auto", storage="/nowhere", workers=WorkersConfig(count=8, gpus=1)
     )
-    assert train.worker_room(cluster) == Room(20 * 2**30, 8, on_gpu=True)
+    assert train.worker_room(cluster) == Room(40 * 2**30, 8, on_gpu=True)
 
 
 def test_resident_images_train_to_the_same_losses(
     tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "join_world_of_one", lambda: None)
+    monkeypatch.setattr(train, "join_world_of_one", lambda device: None)
     monkeypatch.setattr(train, "set_threads", lambda count: None)
     losses = []
     for name in ("local", "resident"):

@@ -42,7 +42,7 @@ class Tune:
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> Tune:
     # The process group, threads and denormal numbers are the business of a trial's own process.
-    monkeypatch.setattr(train, "join_world_of_one", lambda: None)
+    monkeypatch.setattr(train, "join_world_of_one", lambda device: None)
     monkeypatch.setattr(train, "set_threads", lambda count: None)
     monkeypatch.setattr(trial.torch, "set_num_threads", lambda count: None)
     tune = Tune()

@@ -45,7 +45,7 @@ class _Quadratic(nn.Module):
 
 @pytest.fixture(scope="module")
 def _world_of_one() -> Iterator[None]:
-    join_world_of_one()
+    join_world_of_one(CPU)
     yield
     torch.distributed.destroy_process_group()
 
@@ -275,7 +275,17 @@ def test_without_deepspeed_the_message_says_what_to_do(monkeypatch: pytest.Monke
 
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(BackendUnavailableError, match=r"engine: deepspeed cannot be loaded.*pip install.*torch"):
-        engine_module._import_deepspeed()
+        engine_module._import_deepspeed(CPU)
+
+
+def test_deepspeed_is_held_to_the_device_that_the_worker_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    engine_module._import_deepspeed(CPU)
+    assert os.environ["DS_ACCELERATOR"] == "cpu"
+    placed = engine_module._placed_on(torch.device("cuda:1"))
+    assert placed is not None
+    assert placed.device_rank == 1
+    assert engine_module._placed_on(CPU) is None
 
 
 def test_alone_gathering_and_summing_change_nothing() -> None:

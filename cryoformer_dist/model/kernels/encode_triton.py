@@ -14,7 +14,7 @@ import triton.language as tl
 from jaxtyping import Float32
 from torch import Tensor
 
-from cryoformer_dist.errors import BackendUnavailableError
+from cryoformer_dist.errors import BackendUnavailableError, ConfigError
 from cryoformer_dist.model.grid_layout import PRIMES, GridLayout
 
 BLOCK = 256
@@ -164,7 +164,7 @@ def encode(
     ------
     BackendUnavailableError
         The tensors are not on a GPU.
-    ValueError
+    ConfigError
         The number of features is not a power of two.
     """
     if not (points.is_cuda or triton.knobs.runtime.interpret):
@@ -174,7 +174,7 @@ def encode(
         )
     features = table.shape[1]
     if features & (features - 1):
-        raise ValueError(f"model.hash_grid.features_per_level: {features} is not a power of two, as triton needs")
+        raise ConfigError(f"model.hash_grid.features_per_level: {features} is not a power of two, as triton needs")
     result: Tensor = _Encode.apply(table.contiguous(), points.contiguous(), layout)
     return result
 

@@ -20,6 +20,8 @@ import triton.language as tl
 from jaxtyping import Float32
 from torch import Tensor
 
+from cryoformer_dist.errors import ConfigError
+
 Products = Literal["ieee", "tf32", "bf16"]
 
 HIDDEN = 16
@@ -288,12 +290,12 @@ def fold_attend(
 
     Raises
     ------
-    ValueError
+    ConfigError
         Sizes that no tile has.
     """
     _, features, queries = key.shape
     if features != HIDDEN or queries not in SIZES or len(output) not in SIZES:
-        raise ValueError(
+        raise ConfigError(
             f"the kernels for GPUs take a hidden width of {HIDDEN}, and queries and density widths of "
             f"{', '.join(map(str, SIZES))}, not {features}, {queries} and {len(output)}; set model.kernels: torch"
         )
