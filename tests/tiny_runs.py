@@ -109,12 +109,13 @@ def train(
     run: Path,
     listener: Listener | None = None,
     batches_of: Callable[[ParticleStore], BatchSource] = local_batches,
+    device: torch.device = CPU,
 ) -> Listener:
     """Prepare a run, or go on with it, and train in this process."""
     listener = listener or Listener()
     store = ParticleStore.open(config.dataset.store)
     prepare_run(config, store, run, resume=(run / "manifest.json").is_file())
-    train_rank(RunFolder.on_disk(run), listener, batches_of, CPU)
+    train_rank(RunFolder.on_disk(run), listener, batches_of, device)
     return listener
 
 

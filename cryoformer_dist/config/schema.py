@@ -21,8 +21,8 @@ class HashGridConfig(Section):
     backend: Literal["torch", "triton", "tinycudann"] = Field(
         "torch",
         description="who encodes points, never changed silently; the table is the same for all. torch: a constant "
-        "sparse matrix per lattice, bitwise repeatable, on any device; triton: hashes at every step, on a GPU; "
-        "tinycudann: the same by tiny-cuda-nn, installed by hand",
+        "sparse matrix per lattice, on any device, bitwise repeatable on a CPU; triton: hashes at every step, on a "
+        "GPU; tinycudann: the same by tiny-cuda-nn, installed by hand",
     )
     levels: PositiveInt = Field(8, description="resolution levels (the paper's: 16)")
     features_per_level: PositiveInt = Field(2, description="numbers per grid vertex and level")
