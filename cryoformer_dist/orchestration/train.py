@@ -22,14 +22,7 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import BatchSource, local_batches, resident_batches
 from cryoformer_dist.data.dataset import READ_CPUS, ray_batches
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import (
-    BackendUnavailableError,
-    CheckpointNotWrittenError,
-    ClusterError,
-    ConfigError,
-    CryoFormerError,
-    TrainingError,
-)
+from cryoformer_dist.errors import CheckpointNotWrittenError, ClusterError, ConfigError, CryoFormerError, TrainingError
 from cryoformer_dist.orchestration.metrics import Publish, publishing
 from cryoformer_dist.orchestration.preflight import at_nodes, on_nodes
 from cryoformer_dist.storage.places import Place, client_errors
@@ -169,7 +162,7 @@ def _worker(arguments: dict[str, Any]) -> CryoFormerError | None:
         with opened_run(arguments["run"]) as run, publishing(run.folder.name, rank) as publish:
             loader = _loader(arguments["loader"], load_run(run.folder)[0], device)
             train_rank(run, RayReporter(run.folder, arguments["silence_seconds"], publish), loader, device)
-    except (BackendUnavailableError, ConfigError, TrainingError, CheckpointNotWrittenError) as error:
+    except (ConfigError, TrainingError, CheckpointNotWrittenError) as error:
         # All ranks meet these together. Raised, Ray would start the workers again, to meet them again.
         return error
     finally:

@@ -138,7 +138,8 @@ def test_the_pace_is_that_of_the_stretch_under_way() -> None:
         watch.enter("reconstruction", False)
         watch.trained(10)
         time.sleep(0.01)
-    assert 0.01 <= watch.reading()["seconds_per_step"] < 0.05
+    reading = watch.reading()
+    assert 0.01 <= reading["seconds_per_step"] <= (reading["seconds"] - 0.2) / 4
 
 
 def test_memory_of_this_process_is_in_gib() -> None:
