@@ -17,6 +17,7 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.checkpoint import latest_checkpoint
+from cryoformer_dist.training.progress import read_metrics
 from cryoformer_dist.training.run_directory import prepare_run, write_occupancy
 from cryoformer_dist.training.session import train_rank
 
@@ -52,6 +53,11 @@ _TRAINING = {
     "checkpoint_every_steps": 4,
     "keep_checkpoints": 10,
 }
+
+_EXACT = (
+    *("stage", "epoch", "epochs", "step", "steps", "loss", "prior", "learning_rate", "workers"),
+    *("active_points", "residual_outside"),
+)
 
 
 def write_set(folder: Path, particles: int = PARTICLES, box: int = 16, **simulation: Any) -> Path:
@@ -131,6 +137,20 @@ def prepare_from_mask(config: RunConfig, run: Path, mask: torch.Tensor) -> None:
     store = ParticleStore.open(config.dataset.store)
     prepare_run(config, store, run, resume=False)
     write_occupancy(run, mask, store.pixel_size_angstrom)
+
+
+def exact_metrics(run: Path) -> list[dict[str, Any]]:
+    """Records without clocks and memory."""
+    return [{key: record[key] for key in _EXACT} for record in read_metrics(run)]
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    """Two runs told the same on their way and hold the same bits."""
+    assert exact_metrics(run) == exact_metrics(other)
+    state, other_state = final_state(run), final_state(other)
+    assert state.keys() == other_state.keys()
+    for name, value in state.items():
+        assert torch.equal(value, other_state[name]), name
 
 
 def final_state(run: Path) -> dict[str, torch.Tensor]:

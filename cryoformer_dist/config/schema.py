@@ -207,7 +207,10 @@ class TrainingConfig(Section):
     gradient_clipping: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
     freeze_pose_epochs: float = Field(1.0, ge=0, description="keep the given poses this long before refining them")
     freeze_latent_epochs: float = Field(
-        3.0, ge=0, description="keep the first latents this long before refining them by gradients"
+        3.0,
+        ge=0,
+        description="keep the first latents this long before refining them by gradients; a search keeps them at most "
+        "this long, until the maps move",
     )
     projection: Literal["lattice", "rays"] = Field(
         "lattice",

@@ -98,6 +98,25 @@ class Conformations:
         return slices * (phase * transfer * magnification.square())
 
 
+@dataclass(frozen=True, slots=True)
+class FoundLatents:
+    """What a search of all particles has found.
+
+    Attributes
+    ----------
+    row
+        ``(found,)``: store rows, of all ranks.
+    latent
+        ``(found, dimensions)``.
+    information_nats
+        What an image says about its conformation, beyond what all particles know; mean over them.
+    """
+
+    row: Tensor
+    latent: Float[Tensor, "found dimensions"]
+    information_nats: float
+
+
 def _as_vectors(coefficients: Complex[Tensor, "*batch k"]) -> Float[Tensor, "*batch twice"]:
     return torch.view_as_real(coefficients).flatten(start_dim=-2)
 
@@ -110,8 +129,8 @@ def search_latents(
     trained: Rows,
     batches: Iterator[ParticleBatch],
     draws: Float[Tensor, " rows"] | None,
-) -> float:
-    """Set every trained particle's latent, on every rank those of all ranks, by its probabilities of all conformations.
+) -> FoundLatents:
+    """Look for every trained particle's latent by its probabilities of all conformations; every rank finds all of them.
 
     Parameters
     ----------
@@ -127,29 +146,25 @@ def search_latents(
         One number in [0, 1) per row of the store: a conformation is drawn by its probability. While there is much to
         learn it must be so: mean latents lie closer together than the conformations do, and maps learned at them would
         reach less far at every search. ``None``: the mean, which errs least.
-
-    Returns
-    -------
-    information
-        Nats that an image says about its conformation, beyond what all particles know; mean over them.
     """
     coarse = epoch < learner.config.training.coarse_epochs
     latents = learner.tables["latent"].values
     cloud = latents[torch.from_numpy(trained).to(latents.device)]
     found = conformations(learner.objectives, cloud, coarse, learner.config.training.seed)
     information = torch.zeros(2, device=learner.device)
+    dealt = []
     for batch in batches:
         pose = learner.inputs(stage, batch, epoch).pose
         pose = learner.objectives.encode_pose(batch) if pose is None else pose
         posterior = found.posterior(batch, pose)
         chosen = posterior @ found.latent if draws is None else found.latent[drawn(posterior, draws[batch.row])]
-        rows, values = gather_rows(batch.row, chosen)
-        latents[rows] = values
+        dealt.append(gather_rows(batch.row, chosen))
         # Conformations that are offered to nobody, and products that underflow, add nothing.
         gain = torch.xlogy(posterior, posterior / found.log_share.exp().clamp_min(1e-30)).sum()
         information += torch.stack([gain, gain.new_tensor(len(batch))])
     nats, particles = sum_over_ranks(information)
-    return float(nats / particles)
+    rows, found_latents = (torch.cat(parts) for parts in zip(*dealt, strict=True))
+    return FoundLatents(rows, found_latents, float(nats / particles))
 
 
 def drawn(posterior: Float[Tensor, "particles conformations"], draws: Float[Tensor, " particles"]) -> Tensor:

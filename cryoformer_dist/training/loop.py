@@ -228,12 +228,16 @@ class _Session:
         # The last epoch is trained at the means: one more search in which maps reach less far costs nothing by then.
         settled = self.position.passes(len(self.data.rows)) >= stage.epochs - 1
         draws = None if settled else self._draws()
-        information = search_latents(self.learner, stage, epoch, self.data.rows, everyone, draws)
-        if epoch > stage.epochs - 1 and information < _UNDECIDED_NATS and self.engine.rank == 0:
+        found = search_latents(self.learner, stage, epoch, self.data.rows, everyone, draws)
+        undecided = found.information_nats < _UNDECIDED_NATS
+        # Maps that do not move yet would deal the first latents anew, and what those know would be lost.
+        if not undecided or epoch >= self.training.freeze_latent_epochs:
+            self.learner.tables["latent"].values[found.row] = found.latent
+        if undecided and epoch > stage.epochs - 1 and self.engine.rank == 0:
             warnings.warn(
-                f"after {stage.epochs} epochs an image says {information:.2g} nats about its conformation: the maps"
-                " hardly move. Either the molecule does not at this resolution, or it moves by less than a search can"
-                " see: to follow that, and some noise with it, set model.latent.refinement to gradient",
+                f"after {stage.epochs} epochs an image says {found.information_nats:.2g} nats about its conformation:"
+                " the maps hardly move. Either the molecule does not at this resolution, or it moves by less than a"
+                " search can see: to follow that, and some noise with it, set model.latent.refinement to gradient",
                 UndecidedLatentsWarning,
                 stacklevel=2,
             )

@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import CPU, Listener, Stop, final_state, tiny_config, train, train_from_mask
+from tiny_runs import (
+    CPU,
+    Listener,
+    Stop,
+    assert_same_end,
+    exact_metrics,
+    final_state,
+    tiny_config,
+    train,
+    train_from_mask,
+)
 
 from cryoformer_dist.analysis.trained import load_trained
 from cryoformer_dist.config.schema import RunConfig, TrainingConfig
@@ -19,7 +29,7 @@ from cryoformer_dist.errors import CheckpointError, ConfigError, TrainingError
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.grids import radius_grid
 from cryoformer_dist.storage.run_folder import RunFolder
-from cryoformer_dist.training import latent_search, loop
+from cryoformer_dist.training import loop
 from cryoformer_dist.training.checkpoint import Position, checkpoints, latest_checkpoint
 from cryoformer_dist.training.engine import TorchEngine
 from cryoformer_dist.training.learner import Learner
@@ -27,16 +37,9 @@ from cryoformer_dist.training.loop import TrainingData, learning_rate_factor, pa
 from cryoformer_dist.training.occupancy import Lattice, sphere
 from cryoformer_dist.training.progress import read_metrics
 
-EXACT = (
-    *("stage", "epoch", "epochs", "step", "steps", "loss", "prior", "learning_rate", "workers"),
-    *("active_points", "residual_outside"),
-)
 REFRESHED = {"training.occupancy": "data", "training.occupancy_refresh_epochs": 1, "training.epochs": 3}
 # The molecule is larger.
 CUT = radius_grid(16, 3) <= 2
-SEARCHED = {"model.latent.start": "linear", "model.latent.refinement": "search", "training.epochs": 3}
-# Of 64 tiny images nothing is to be learned.
-undecided = pytest.mark.filterwarnings("ignore::cryoformer_dist.errors.UndecidedLatentsWarning")
 TABLES = {"model.latent.form": "table", "model.pose.form": "table"}
 ENCODERS = {"model.latent.form": "encoder", "model.pose.form": "encoder"}
 ONE_AFTER_THE_OTHER = {
@@ -47,19 +50,6 @@ ONE_AFTER_THE_OTHER = {
     "training.pose_encoding_epochs": 1,
     "training.distillation_epochs": 1,
 }
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    """Records without clocks and memory."""
-    return [{key: record[key] for key in EXACT} for record in read_metrics(run)]
-
-
-def _assert_same_end(run: Path, other: Path) -> None:
-    assert _metrics(run) == _metrics(other)
-    state, other_state = final_state(run), final_state(other)
-    assert state.keys() == other_state.keys()
-    for name, value in state.items():
-        assert torch.equal(value, other_state[name]), name
 
 
 @pytest.fixture(scope="module", params=[TABLES, ENCODERS], ids=["tables", "encoders"])
@@ -96,7 +86,7 @@ def test_the_learning_rate_warms_up_then_follows_half_a_cosine() -> None:
 
 def test_a_run_takes_the_steps_it_announces_and_reports_each_particle(whole: tuple[RunConfig, Path]) -> None:
     config, run = whole
-    records = _metrics(run)
+    records = exact_metrics(run)
     pretraining = 6 if config.model.pose.form == "encoder" else 0
     last = pretraining + math.ceil(2 * 64 / 12)
     assert records[-1]["step"] == records[-1]["steps"] == last
@@ -144,7 +134,7 @@ def test_an_interrupted_run_ends_bit_equal_to_one_that_was_not(
     resumed = train(config, tmp_path / "run")
     # From the last checkpoint, not from the start.
     assert resumed.records[0]["step"] == stop_at - stop_at % 4 + 2
-    _assert_same_end(tmp_path / "run", run)
+    assert_same_end(tmp_path / "run", run)
 
 
 def test_a_run_interrupted_many_times_ends_bit_equal_too(whole: tuple[RunConfig, Path], tmp_path: Path) -> None:
@@ -153,7 +143,7 @@ def test_a_run_interrupted_many_times_ends_bit_equal_too(whole: tuple[RunConfig,
         with pytest.raises(Stop):
             train(config, tmp_path / "run", Listener(stop_at))
     train(config, tmp_path / "run")
-    _assert_same_end(tmp_path / "run", run)
+    assert_same_end(tmp_path / "run", run)
 
 
 def test_a_crash_right_after_a_checkpoint_loses_no_record(
@@ -171,7 +161,7 @@ def test_a_crash_right_after_a_checkpoint_loses_no_record(
         with pytest.raises(Stop):
             train(config, tmp_path / "run")
     train(config, tmp_path / "run")
-    _assert_same_end(tmp_path / "run", run)
+    assert_same_end(tmp_path / "run", run)
 
 
 def test_a_run_of_all_stages_interrupted_in_each_ends_bit_equal_too(tiny_store: Path, tmp_path: Path) -> None:
@@ -182,8 +172,9 @@ def test_a_run_of_all_stages_interrupted_in_each_ends_bit_equal_too(tiny_store: 
         with pytest.raises(Stop):
             train(config, tmp_path / "run", Listener(stop_at))
     train(config, tmp_path / "run")
-    _assert_same_end(tmp_path / "run", tmp_path / "whole")
-    order = [(record["stage"], record["step"]) for record in _metrics(tmp_path / "whole") if not record["step"] % 6]
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+    records = exact_metrics(tmp_path / "whole")
+    order = [(record["stage"], record["step"]) for record in records if not record["step"] % 6]
     kinds = ("pose_pretraining", "pose_encoding", "reconstruction", "latent_distillation")
     assert order == [(kind, 6 * number) for number, kind in enumerate(kinds, start=1)]
 
@@ -197,7 +188,7 @@ def test_an_ablation_s_interrupted_run_ends_bit_equal_too(
     with pytest.raises(Stop):
         train(config, tmp_path / "run", Listener(4))
     train(config, tmp_path / "run")
-    _assert_same_end(tmp_path / "run", tmp_path / "whole")
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
 def _flat(tables: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -253,7 +244,7 @@ def test_a_run_interrupted_around_a_refresh_of_its_occupancy_ends_bit_equal_too(
     with pytest.raises(Stop):
         train_from_mask(config, tmp_path / "run", CUT, Listener(stop_at))
     train(config, tmp_path / "run")
-    _assert_same_end(tmp_path / "run", run)
+    assert_same_end(tmp_path / "run", run)
 
 
 def test_until_there_is_a_checkpoint_a_run_starts_again_from_its_first_mask(tiny_store: Path, tmp_path: Path) -> None:
@@ -262,7 +253,7 @@ def test_until_there_is_a_checkpoint_a_run_starts_again_from_its_first_mask(tiny
     with pytest.raises(Stop):
         train_from_mask(config, tmp_path / "run", CUT, Listener(8))
     train(config, tmp_path / "run")
-    _assert_same_end(tmp_path / "run", tmp_path / "whole")
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
 def test_what_a_refresh_adds_is_reported_drawn_and_decoded(grown: tuple[RunConfig, Path]) -> None:
@@ -289,80 +280,12 @@ def test_a_mask_that_is_not_to_be_refreshed_stays(tiny_store: Path, tmp_path: Pa
     assert {(record["active_points"], record["residual_outside"]) for record in records} == {(int(CUT.sum()), None)}
 
 
-@pytest.fixture(scope="module")
-def searched(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
-    """An uninterrupted run of 16 steps whose latents are looked for at steps 6, 11 and 16."""
-    config = tiny_config(tiny_store, SEARCHED)
-    run = tmp_path_factory.mktemp("searched") / "run"
-    train(config, run)
-    return config, run
-
-
-# Between a search and its checkpoint, and after that.
-@undecided
-@pytest.mark.parametrize("stop_at", [6, 10])
-def test_a_run_interrupted_around_a_search_of_latents_ends_bit_equal_too(
-    searched: tuple[RunConfig, Path], tmp_path: Path, stop_at: int
-) -> None:
-    config, run = searched
-    with pytest.raises(Stop):
-        train(config, tmp_path / "run", Listener(stop_at))
-    train(config, tmp_path / "run")
-    _assert_same_end(tmp_path / "run", run)
-
-
-@undecided
-def test_latents_are_looked_for_after_every_epoch_and_the_last_is_trained_at_the_means(
-    searched: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, run = searched
-    asked: list[tuple[float, bool]] = []
-    original = loop.search_latents
-
-    def search(learner: Learner, stage: Any, epoch: float, trained: Any, batches: Any, draws: Any) -> float:
-        seen: list[int] = []
-
-        def counted() -> Iterator[ParticleBatch]:
-            for batch in batches:
-                seen.extend(batch.row.tolist())
-                yield batch
-
-        information = original(learner, stage, epoch, trained, counted(), draws)
-        assert sorted(seen) == list(range(64))
-        asked.append((epoch, draws is not None))
-        return information
-
-    monkeypatch.setattr(loop, "search_latents", search)
-    train(config, tmp_path / "run")
-    # The last step of each of three epochs, of which two end within a step.
-    assert [(math.ceil(epoch), draws) for epoch, draws in asked] == [(1, True), (2, False), (3, False)]
-    _assert_same_end(tmp_path / "run", run)
-    # Gradients left the table alone.
-    assert not final_state(run)["latent.visits"].any()
-
-
-@undecided
-def test_particles_kept_out_are_no_part_of_the_cloud(
-    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clouds: list[int] = []
-    original = latent_search.conformations
-
-    def conformations(objectives: Any, latents: torch.Tensor, *rest: Any) -> Any:
-        clouds.append(len(latents))
-        return original(objectives, latents, *rest)
-
-    monkeypatch.setattr(latent_search, "conformations", conformations)
-    train(tiny_config(tiny_store, SEARCHED | {"dataset.hold_out": 4, "training.epochs": 1}), tmp_path / "run")
-    assert clouds == [60]
-
-
 def test_the_seed_decides_everything(tiny_store: Path, tmp_path: Path) -> None:
     changes = TABLES | {"training.epochs": 1}
     for name, seed in [("a", 3), ("b", 3), ("c", 4)]:
         train(tiny_config(tiny_store, changes | {"training.seed": seed}), tmp_path / name)
-    _assert_same_end(tmp_path / "a", tmp_path / "b")
-    assert _metrics(tmp_path / "a")[0]["loss"] != _metrics(tmp_path / "c")[0]["loss"]
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+    assert exact_metrics(tmp_path / "a")[0]["loss"] != exact_metrics(tmp_path / "c")[0]["loss"]
 
 
 def test_checkpoints_come_when_due_and_with_their_report(tiny_store: Path, tmp_path: Path) -> None:
