@@ -15,7 +15,16 @@ def image_to_fourier(images: Float[Tensor, "*batch box box"]) -> Complex[Tensor,
 
 
 def fourier_to_image(coefficients: Complex[Tensor, "*batch box half"], box: int) -> Float[Tensor, "*batch box box"]:
-    """Inverse of `image_to_fourier`."""
+    """Inverse of `image_to_fourier`; of the columns that hold both of each pair +-k, what a real image has counts.
+
+    A CPU's library takes that part by itself; of a GPU's nothing is promised for columns that are no real image's, as
+    a shift by half a pixel leaves them.
+    """
+    edges = [0, box // 2]
+    own = coefficients[..., edges]
+    mirrored = own.flip(-2).roll(1, dims=-2).conj()
+    coefficients = coefficients.clone()
+    coefficients[..., edges] = (own + mirrored) / 2
     return torch.fft.fftshift(torch.fft.irfft2(coefficients, s=(box, box)), dim=(-2, -1))
 
 

@@ -40,6 +40,17 @@ def test_transforms_invert():
     assert torch.allclose(fourier_to_volume(volume_to_fourier(voxels)), voxels, atol=1e-5)
 
 
+def test_what_the_library_inverts_is_always_a_real_image_s(monkeypatch):
+    coefficients = shifted(image_to_fourier(noise(3, 8, 8)), torch.full((3, 2), 0.5))
+    expected = torch.fft.fftshift(torch.fft.irfft2(coefficients, s=(8, 8)), dim=(-2, -1))
+    seen, invert = [], torch.fft.irfft2
+    monkeypatch.setattr(torch.fft, "irfft2", lambda given, s: seen.append(given) or invert(given, s=s))
+    assert torch.allclose(fourier_to_image(coefficients, 8), expected, atol=1e-6)
+    edges, negative = seen[0][..., [0, 4]], -torch.arange(8)
+    assert torch.equal(edges, edges[:, negative].conj())
+    assert not torch.allclose(coefficients[..., 4], coefficients[:, negative, 4].conj(), atol=0.1)
+
+
 def test_a_point_at_the_centre_has_a_flat_real_transform():
     image, voxels = torch.zeros(8, 8), torch.zeros(8, 8, 8)
     image[4, 4], voxels[4, 4, 4] = 1, 1
