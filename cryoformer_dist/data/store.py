@@ -147,7 +147,7 @@ class ParticleStore:
         self.attributes: dict[str, Any] = dict(group.attrs)
         self._arrays = {name: group[name] for name in ("images", *COLUMNS)}
         self._images = self._arrays["images"]
-        self._particles: StoredParticles | None = None
+        self._moved: StoredParticles | None = None
 
     @classmethod
     def open(cls, path: str | Place) -> Self:
@@ -193,7 +193,8 @@ class ParticleStore:
         return group
 
     def __reduce__(self) -> tuple[Any, ...]:
-        moved = None if self._particles is None else {"_particles": self._particles}
+        # What the files hold is read again where the store arrives; only other poses travel.
+        moved = None if self._moved is None else {"_moved": self._moved}
         return type(self).open, (str(self.path),), moved
 
     def __len__(self) -> int:
@@ -260,9 +261,11 @@ class ParticleStore:
         return images
 
     def particles(self) -> StoredParticles:
-        """Read every per-particle array (about 100 bytes a particle)."""
-        if self._particles is not None:
-            return self._particles
+        """Every per-particle array (about 100 bytes a particle), read once and not to be written to."""
+        return self._as_stored if self._moved is None else self._moved
+
+    @cached_property
+    def _as_stored(self) -> StoredParticles:
         columns = {name: self._read_column(name) for name in COLUMNS}
         group = columns["optics_group"]
         names = ("voltage_kv", "spherical_aberration_mm", "amplitude_contrast", "pixel_size_angstrom")
@@ -270,12 +273,14 @@ class ParticleStore:
             name: np.array([entry[name] for entry in self.attributes["optics"]], dtype=np.float32)[group]
             for name in names
         }
+        for values in (*columns.values(), *optics.values()):
+            values.flags.writeable = False
         return StoredParticles(**columns, **optics, has_poses=self.has_poses)
 
     def with_pose(self, rows: NDArray[np.integer[Any]], pose: Pose) -> "ParticleStore":
         """The same images, some of them at other poses; the files stay as they are."""
         other = copy.copy(self)
-        other._particles = self.particles().with_pose(rows, pose)
+        other._moved = self.particles().with_pose(rows, pose)
         return other
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:

@@ -99,8 +99,8 @@ class StoredParticles:
                 "this store has no poses: convert again from a refined file, or give the poses with --poses"
             )
         return Pose(
-            rotation=torch.from_numpy(np.ascontiguousarray(self.rotation[rows])),
-            shift_angstrom=torch.from_numpy(np.ascontiguousarray(self.shift_angstrom[rows])),
+            rotation=torch.from_numpy(self.rotation[rows].copy()),
+            shift_angstrom=torch.from_numpy(self.shift_angstrom[rows].copy()),
         )
 
     def with_pose(self, rows: NDArray[np.integer[Any]], pose: Pose) -> "StoredParticles":

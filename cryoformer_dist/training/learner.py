@@ -221,7 +221,7 @@ def _initial_tables(
             latent = torch.randn(len(particles.source_row), config.model.latent.dimensions, generator=generator)
         tables["latent"] = RowTable(latent.to(device))
     if config.model.pose.form in ("table", "encoder_then_table"):
-        rotation = torch.from_numpy(particles.rotation)
+        rotation = torch.tensor(particles.rotation)
         tables["rotation"] = RowTable(sixd_from_rotation(rotation).to(device))
-        tables["shift_angstrom"] = RowTable(torch.from_numpy(particles.shift_angstrom).to(device))
+        tables["shift_angstrom"] = RowTable(torch.tensor(particles.shift_angstrom, device=device))
     return tables

@@ -290,6 +290,19 @@ def test_poses_may_be_moved_again_and_travel_to_another_process(store_path: Path
     assert (once.particles().rotation[4] != 0).all()
 
 
+def test_what_the_store_says_of_its_particles_is_read_once_and_cannot_be_changed(store_path: Path) -> None:
+    store = ParticleStore.open(store_path)
+    particles = store.particles()
+    shutil.rmtree(store_path / "rotation")
+    assert store.particles() is particles
+    with pytest.raises(ValueError, match="read-only"):
+        particles.rotation[0] = 0
+    particles.pose().rotation[0] = 0
+    assert (particles.rotation[0] != 0).any()
+    # It does not travel: another process reads its own.
+    assert len(pickle.dumps(store)) < 1000
+
+
 def test_a_store_can_be_sent_to_another_process(store_path: Path) -> None:
     store = pickle.loads(pickle.dumps(ParticleStore.open(store_path)))
     np.testing.assert_array_equal(store.read_images(np.array([4])), _content()["images"][[4]])
