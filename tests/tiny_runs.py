@@ -56,7 +56,7 @@ _TRAINING = {
 
 _EXACT = (
     *("stage", "epoch", "epochs", "step", "steps", "loss", "prior", "learning_rate", "workers"),
-    *("active_points", "residual_outside"),
+    *("active_points", "residual_outside", "latent_information_nats"),
 )
 
 

@@ -73,6 +73,12 @@ METRICS = (
         "share of the residual's density outside the mask, at its last refresh",
         "residual_outside",
     ),
+    RunMetric(
+        "cryoformer_latent_information_nats",
+        "nats",
+        "what an image says about its conformation, mean over the particles, at the last search of latents",
+        "latent_information_nats",
+    ),
     RunMetric("cryoformer_checkpoint_seconds", "s", "time the last checkpoint took", "checkpoint_seconds"),
     RunMetric("cryoformer_workers", "processes", "training processes at work", "workers"),
 )

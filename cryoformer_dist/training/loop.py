@@ -149,6 +149,8 @@ class _Session:
         self.coarse = False
         # Of a checkpoint that no record has told of.
         self.checkpoint_seconds: float | None = None
+        # Of a search that no record has told of.
+        self.latent_information_nats: float | None = None
         # Whether the mask is larger than the one drawn in the run directory.
         self.grown = grown
 
@@ -229,6 +231,7 @@ class _Session:
         settled = self.position.passes(len(self.data.rows)) >= stage.epochs - 1
         draws = None if settled else self._draws()
         found = search_latents(self.learner, stage, epoch, self.data.rows, everyone, draws)
+        self.latent_information_nats = found.information_nats
         undecided = found.information_nats < _UNDECIDED_NATS
         # Maps that do not move yet would deal the first latents anew, and what those know would be lost.
         if not undecided or epoch >= self.training.freeze_latent_epochs:
@@ -318,12 +321,13 @@ class _Session:
             ),
             "active_points": len(self.learner.objectives.lattice.points_pixels),
             "residual_outside": self.learner.residual_outside,
+            "latent_information_nats": self.latent_information_nats,
             "memory_gib": memory_gib(self.engine.device),
             "workers": self.engine.world,
             "checkpoint_seconds": self.checkpoint_seconds,
             **reading,
         }
-        self.checkpoint_seconds = None
+        self.checkpoint_seconds = self.latent_information_nats = None
         metrics = self.metrics
         if metrics is not None:
             record["seconds"] += metrics.seconds_before

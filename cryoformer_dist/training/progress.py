@@ -131,8 +131,9 @@ def describe(record: dict[str, Any]) -> str:
 
     Examples
     --------
-    ``reconstruction 3/20  step 1840/5120 36%  loss 0.9871  52431 points, 2% of residual outside  412 particles/s
-    data-wait 3%  21.4 GiB  eta 2h14m``
+    ``reconstruction 3/20  step 1840/5120 36%  loss 0.9871  52431 points, 2% of residual outside  images say 1.9 nats
+    412 particles/s  data-wait 3%  21.4 GiB  eta 2h14m``; what images say about their conformations is told once after
+    every search of latents.
     """
     share = record["step"] / record["steps"]
     left = duration((record["steps"] - record["step"]) * record["seconds_per_step"])
@@ -141,7 +142,7 @@ def describe(record: dict[str, Any]) -> str:
     return (
         f"{record['stage'].replace('_', ' ')} {record['epoch'] + 1}/{record['epochs']}{passes}  "
         f"step {record['step']}/{record['steps']} {share:.0%}  loss {record['loss']:.4f}  "
-        f"{_described_mask(record)}  "
+        f"{_described_mask(record)}  {_described_search(record)}"
         f"{record['particles_per_second']:.0f} particles/s  data-wait {record['data_wait']:.0%}  "
         f"{record['memory_gib']:.1f} GiB  eta {eta}"
     )
@@ -150,6 +151,11 @@ def describe(record: dict[str, Any]) -> str:
 def _described_mask(record: dict[str, Any]) -> str:
     outside = record["residual_outside"]
     return f"{record['active_points']} points" + ("" if outside is None else f", {outside:.0%} of residual outside")
+
+
+def _described_search(record: dict[str, Any]) -> str:
+    nats = record["latent_information_nats"]
+    return "" if nats is None else f"images say {nats:.2g} nats  "
 
 
 def duration(seconds: float) -> str:

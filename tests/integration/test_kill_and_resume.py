@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from tiny_runs import final_state, tiny_settings
+from tiny_runs import assert_same_end, tiny_settings
 
 from cryoformer_dist.training.progress import read_metrics
 
-EXACT = ("stage", "epoch", "step", "steps", "loss", "prior", "learning_rate", "active_points", "residual_outside")
 # Long enough to be killed in: some seconds of steps, a report at each second one.
 CHANGES = {
     "training.epochs": 12,
@@ -33,10 +31,6 @@ def _command(run_file: Path, storage: Path, name: str, *options: str) -> list[st
 
 def _environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def _exact(run: Path) -> list[dict[str, Any]]:
-    return [{key: record[key] for key in EXACT} for record in read_metrics(run)]
 
 
 def _wait_for_step(run: Path, step: int, process: subprocess.Popen[str], seconds: float = 100) -> None:
@@ -77,14 +71,6 @@ def run_file(tiny_store: Path, tmp_path: Path) -> Path:
     return path
 
 
-def _assert_same(run: Path, other: Path) -> None:
-    assert _exact(run) == _exact(other)
-    state, other_state = final_state(run), final_state(other)
-    assert state.keys() == other_state.keys()
-    for name, value in state.items():
-        assert torch.equal(value, other_state[name]), name
-
-
 def test_a_run_killed_outright_and_resumed_ends_as_if_nothing_had_happened(run_file: Path, tmp_path: Path) -> None:
     storage = tmp_path / "runs"
     undisturbed = _started(_command(run_file, storage, "whole", "--local"), tmp_path / "whole.log")
@@ -96,8 +82,8 @@ def test_a_run_killed_outright_and_resumed_ends_as_if_nothing_had_happened(run_f
         assert read_metrics(storage / "killed")[-1]["step"] < 64
         _run(_command(run_file, storage, "killed", "--local", "--resume"))
         assert whole.wait(timeout=100) == 0, (tmp_path / "whole.log").read_text()
-    assert _exact(storage / "whole")[-1]["step"] == 64
-    _assert_same(storage / "killed", storage / "whole")
+    assert read_metrics(storage / "whole")[-1]["step"] == 64
+    assert_same_end(storage / "killed", storage / "whole")
     assert (storage / "killed" / "report.html").is_file()
 
 
@@ -149,4 +135,4 @@ def test_a_ray_worker_that_is_lost_is_replaced_and_the_run_ends_the_same(
         os.kill(found[-1], fault)
         assert read_metrics(storage / "disturbed")[-1]["step"] < 40
         assert process.wait(timeout=280) == 0, log.read_text()
-    _assert_same(storage / "disturbed", storage / "whole")
+    assert_same_end(storage / "disturbed", storage / "whole")

@@ -14,8 +14,8 @@ import torch.distributed
 import torch.multiprocessing
 import yaml
 from object_store import KEY, SECRET
-from test_kill_and_resume import EXACT, _command, _run, _started
-from tiny_runs import CPU, SHARD_ROWS, Listener, final_state, tiny_config, tiny_settings, train
+from test_kill_and_resume import _command, _run, _started
+from tiny_runs import CPU, SHARD_ROWS, Listener, assert_same_end, tiny_config, tiny_settings, train
 from upath import UPath
 
 from cryoformer_dist.data.batch import local_batches
@@ -30,7 +30,6 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.training.checkpoint import fetch_latest, latest_checkpoint
-from cryoformer_dist.training.progress import read_metrics
 from cryoformer_dist.training.run_directory import opened_run, prepare_run, send_run
 from cryoformer_dist.training.session import train_rank
 
@@ -121,24 +120,12 @@ def test_convert_train_kill_resume_and_report_on_an_object_store_end_as_on_a_dis
     assert f"{run}/report.html" in _run([*command, "--resume"]).replace("\n", "")
     with opened_run(run) as killed:
         fetch_latest(killed)
-        _assert_same_end(killed.folder, tmp_path / "whole")
+        assert_same_end(killed.folder, tmp_path / "whole")
         assert (killed.folder / "report.html").is_file()
     assert sorted(_complete_steps(run)) == [30, 32]
     for name, content in _objects(bucket).items():
         assert KEY.encode() not in content, name
         assert SECRET.encode() not in content, name
-
-
-def _assert_same_end(run: Path, other: Path) -> None:
-    assert _exact(run) == _exact(other)
-    state, other_state = final_state(run), final_state(other)
-    assert state.keys() == other_state.keys()
-    for name, value in state.items():
-        assert torch.equal(value, other_state[name]), name
-
-
-def _exact(run: Path) -> list[dict[str, object]]:
-    return [{key: record[key] for key in EXACT} for record in read_metrics(run)]
 
 
 def test_a_store_in_an_object_store_can_be_sent_to_workers_and_names_its_damage(bucket: UPath, stored: str) -> None:
@@ -179,7 +166,7 @@ def test_two_ranks_under_zero_send_their_own_files_and_end_as_on_a_disk(
         found = latest_checkpoint(run.folder)
         assert found is not None
         assert len(list(found.engine_folder.rglob("*_optim_states.pt"))) == 2
-        _assert_same_end(run.folder, tmp_path / "run")
+        assert_same_end(run.folder, tmp_path / "run")
 
 
 @pytest.mark.slow

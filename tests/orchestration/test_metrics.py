@@ -27,6 +27,7 @@ RAYS_OWN = {"ray_node_cpu_utilization", "ray_node_gpus_utilization", "ray_node_m
 RECORD = {
     **{"step": 50, "steps": 1500, "loss": 0.98, "learning_rate": 0.5, "particles_per_second": 400.0, "data_wait": 0.02},
     **{"memory_gib": 1.5, "active_points": 4000, "residual_outside": None, "checkpoint_seconds": 0.25, "workers": 2},
+    "latent_information_nats": None,
 }
 
 
@@ -65,7 +66,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Shown:
 
 
 def test_the_leader_shows_the_whole_table_and_another_rank_its_own_numbers_only(shown: Shown) -> None:
-    record = RECORD | {"residual_outside": 0.03}
+    record = RECORD | {"residual_outside": 0.03, "latent_information_nats": 1.9}
     with publishing("demo", 1) as publish:
         publish(record)
     own = {metric.prometheus_name for metric in METRICS if metric.per_rank}

@@ -26,6 +26,7 @@ RECORD: dict[str, Any] = {
     "loss": 0.98712,
     "active_points": 52431,
     "residual_outside": None,
+    "latent_information_nats": None,
     "particles_per_second": 411.7,
     "data_wait": 0.031,
     "seconds_per_step": 2.452,
@@ -95,6 +96,10 @@ def test_the_line_for_people_says_where_training_is_and_when_it_ends() -> None:
 
 def test_the_line_for_people_says_what_the_last_refresh_found_outside_the_mask() -> None:
     assert "  52431 points, 7% of residual outside  " in describe(RECORD | {"residual_outside": 0.071})
+
+
+def test_the_line_for_people_says_what_images_told_the_last_search() -> None:
+    assert "  52431 points  images say 1.9 nats  412 p" in describe(RECORD | {"latent_information_nats": 1.94})
 
 
 def test_coarse_passes_promise_no_end_since_the_others_take_longer() -> None:
