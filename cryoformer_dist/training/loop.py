@@ -228,13 +228,13 @@ class _Session:
         """Look for every particle's latent, each rank for those of its share."""
         everyone = self._everyone(self.data.samples, seed)
         # The last epoch is trained at the means: one more search in which maps reach less far costs nothing by then.
-        settled = self.position.passes(len(self.data.rows)) >= stage.epochs - 1
-        draws = None if settled else self._draws()
+        passes = self.position.passes(len(self.data.rows))
+        draws = None if passes >= stage.epochs - 1 else self._draws()
         found = search_latents(self.learner, stage, epoch, self.data.rows, everyone, draws)
         self.latent_information_nats = found.information_nats
         undecided = found.information_nats < _UNDECIDED_NATS
         # Maps that do not move yet would deal the first latents anew, and what those know would be lost.
-        if not undecided or epoch >= self.training.freeze_latent_epochs:
+        if not undecided or passes >= self.training.freeze_latent_epochs:
             self.learner.tables["latent"].values[found.row] = found.latent
         if undecided and epoch > stage.epochs - 1 and self.engine.rank == 0:
             warnings.warn(
