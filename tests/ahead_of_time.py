@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from cryoformer_dist.model.kernels import encode_triton, fold_attend_triton
+from cryoformer_dist.model.kernels.sizes import HIDDEN
 from cryoformer_dist.physics import splat_triton
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -101,7 +102,7 @@ def fold_attends(queries: int, width: int, products: str) -> Iterator[Compiled]:
     room = fold_attend_triton
     kernels = (room.forward, room.backward_point_major, room.backward_particle_major)
     for kernel, launch in zip(kernels, room.launches(queries, width, products), strict=True):
-        sizes = {"FEATURES": room.HIDDEN, "QUERIES": queries, "WIDTH": width}
+        sizes = {"FEATURES": HIDDEN, "QUERIES": queries, "WIDTH": width}
         constants = {**sizes, "BLOCK": launch.block, "PRODUCTS": products}
         constants |= {"GROUP": room.GROUP} if kernel is room.forward else {"SLICE": launch.units}
         name = f"{kernel.fn.__name__} {queries}x{width}:{products}"

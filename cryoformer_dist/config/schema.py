@@ -34,6 +34,13 @@ class HashGridConfig(Section):
         description="vertices per side of the finest level; the box when left out (the paper gives none)",
     )
 
+    @model_validator(mode="after")
+    def _features_have_a_kernel(self) -> "HashGridConfig":
+        features = self.features_per_level
+        if self.backend != "torch" and features & (features - 1):
+            raise ValueError(f"features_per_level: {features} is not a power of two, as backend: {self.backend} needs")
+        return self
+
 
 class DecoderConfig(Section):
     """Query-based deformation transformer (paper, section 3.4); smaller than the paper's, as accurate on our sets."""

@@ -23,6 +23,7 @@ from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, StoreError
 from cryoformer_dist.io.mrc import read_volume, write_volume
+from cryoformer_dist.model.kernels.sizes import refuse_sizes_without_kernel
 from cryoformer_dist.physics.fourier import spectrum
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.volume import Volume
@@ -114,9 +115,11 @@ def prepare_run(
     ------
     ConfigError
         If the folder holds a run and ``resume`` is not asked for, or the run there is another one, or it does not fit
-        the workers' memory: then nothing is written.
+        the workers' memory or their GPUs' kernels: then nothing is written.
     """
     room = room or room_here(on_gpu=torch.cuda.is_available())
+    if room.on_gpu:
+        refuse_sizes_without_kernel(config.model)
     manifest_path = run / "manifest.json"
     if manifest_path.is_file():
         if not resume:

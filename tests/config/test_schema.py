@@ -96,3 +96,10 @@ def test_workers_of_one_run_do_not_share_a_gpu() -> None:
     for count in (2, "1..2"):
         with pytest.raises(ValidationError, match=r"0\.5: workers of a run cannot share a GPU; give each 1"):
             WorkersConfig(count=count, gpus=0.5)
+
+
+@pytest.mark.parametrize("backend", ["triton", "tinycudann"])
+def test_features_without_a_kernel_are_refused_with_the_file(backend: str) -> None:
+    assert _run(model={"hash_grid": {"features_per_level": 3}})
+    with pytest.raises(ValidationError, match=f"3 is not a power of two, as backend: {backend} needs"):
+        _run(model={"hash_grid": {"features_per_level": 3, "backend": backend}})

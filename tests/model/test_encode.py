@@ -127,13 +127,6 @@ def test_any_power_of_two_of_features_is_interpolated(on_device, inputs, feature
     assert relative(found, torch_backend.encode(table, inputs[1], SMALL)) < 5e-6
 
 
-def test_triton_refuses_features_that_are_no_power_of_two(inputs):
-    from cryoformer_dist.model.kernels.encode_triton import encode
-
-    with pytest.raises(ValueError, match="features_per_level: 3 is not a power of two"):
-        encode(torch.zeros(SMALL.entries, 3), inputs[1].float(), SMALL)
-
-
 def test_triton_refuses_to_promise_the_same_bits_twice(inputs):
     from cryoformer_dist.model.kernels.encode_triton import encode
 

@@ -105,7 +105,7 @@ def test_triton_refuses_sizes_that_no_tile_has(queries, width):
     from cryoformer_dist.model.kernels.fold_attend_triton import fold_attend
 
     tensors = [tensor.float() for tensor in inputs(10, 2, queries, width)]
-    with pytest.raises(ValueError, match=rf"not 16, {queries} and {width}; set model\.kernels: torch"):
+    with pytest.raises(ValueError, match=rf"not 16, {queries} and {width}; take those, or set model\.kernels: torch"):
         fold_attend(*tensors)
 
 

@@ -294,6 +294,21 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_sizes_without_a_kernel_are_refused_on_a_gpu_before_anything_is_written(
+    store: ParticleStore, tmp_path: Path
+) -> None:
+    gpu, changes = Room(2**40, on_gpu=True), {"model.decoder.queries": 24}
+    with pytest.raises(ConfigError, match=r"not 16, 24 and 16; take those, or set model\.kernels: torch"):
+        prepare_run(tiny_config(store.path, changes), store, tmp_path / "run", resume=False, room=gpu)
+    assert not (tmp_path / "run").exists()
+    for name, without in {
+        "model.kernels": "torch",
+        "model.domain": "fourier",
+        "model.decoder.form": "concatenation",
+    }.items():
+        prepare_run(tiny_config(store.path, changes | {name: without}), store, tmp_path / name, resume=False, room=gpu)
+
+
 def test_an_automatic_batch_becomes_a_number_and_resumes_with_it(store: ParticleStore, tmp_path: Path) -> None:
     run = _prepared(store, tmp_path / "run", **{"training.global_batch_size": "auto"})
     settled = load_run(run)[0].training.global_batch_size

@@ -14,7 +14,7 @@ import triton.language as tl
 from jaxtyping import Float32
 from torch import Tensor
 
-from cryoformer_dist.errors import BackendUnavailableError, ConfigError
+from cryoformer_dist.errors import BackendUnavailableError
 from cryoformer_dist.model.grid_layout import PRIMES, GridLayout
 
 BLOCK = 256
@@ -158,23 +158,18 @@ def point_gradient(
 def encode(
     table: Float32[Tensor, "entries features"], points: Float32[Tensor, "points 3"], layout: GridLayout
 ) -> Float32[Tensor, "points width"]:
-    """As `encode.encode`; the table's gradient changes in the last bits from call to call.
+    """As `encode.encode`; features a power of two, the table's gradient changes in the last bits from call to call.
 
     Raises
     ------
     BackendUnavailableError
         The tensors are not on a GPU.
-    ConfigError
-        The number of features is not a power of two.
     """
     if not (points.is_cuda or triton.knobs.runtime.interpret):
         raise BackendUnavailableError(
             f"model.hash_grid.backend: triton needs a CUDA device, and this is {points.device}; set it to torch: the "
             "tables are the same"
         )
-    features = table.shape[1]
-    if features & (features - 1):
-        raise ConfigError(f"model.hash_grid.features_per_level: {features} is not a power of two, as triton needs")
     result: Tensor = _Encode.apply(table.contiguous(), points.contiguous(), layout)
     return result
 

@@ -20,12 +20,10 @@ import triton.language as tl
 from jaxtyping import Float32
 from torch import Tensor
 
-from cryoformer_dist.errors import ConfigError
+from cryoformer_dist.model.kernels.sizes import require_kernel
 
 Products = Literal["ieee", "tf32", "bf16"]
 
-HIDDEN = 16
-SIZES = (16, 32, 64, 128)
 # Particles that follow one another on a tile of points in the forward pass.
 GROUP = 8
 # Programs of a backward pass: several per multiprocessor, and few enough that their partial sums stay small.
@@ -294,11 +292,7 @@ def fold_attend(
         Sizes that no tile has.
     """
     _, features, queries = key.shape
-    if features != HIDDEN or queries not in SIZES or len(output) not in SIZES:
-        raise ConfigError(
-            f"the kernels for GPUs take a hidden width of {HIDDEN}, and queries and density widths of "
-            f"{', '.join(map(str, SIZES))}, not {features}, {queries} and {len(output)}; set model.kernels: torch"
-        )
+    require_kernel(features, queries, len(output))
     # The weights of a point sum to one: an offset on every value is one on what they mix.
     tensors = (hidden, key, key_bias, value + offset, residual, output)
     result: Tensor = _FoldAttend.apply(*(tensor.contiguous() for tensor in tensors), products)
