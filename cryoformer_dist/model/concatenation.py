@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cryoformer_dist.config.schema import DecoderConfig
-from cryoformer_dist.model.decoder import DeformationBlock, orthogonal_linear
+from cryoformer_dist.model.decoder import DeformedQueries, orthogonal_linear
 
 
-class ConcatenationDecoder(nn.Module):
+class ConcatenationDecoder(DeformedQueries):
     """Density from an MLP of a point's feature concatenated with the mean deformation-aware query.
 
     Two hidden layers where the attention decoder has attention and one; the first is linear in both parts, so the
@@ -23,25 +23,14 @@ class ConcatenationDecoder(nn.Module):
     """
 
     def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         channels, hidden, width = config.channels, config.hidden_width, config.density_width
         self.density_scale = config.density_scale
-        self.structure_queries = nn.Parameter(torch.randn(config.queries, channels))
-        self.blocks = nn.ModuleList(DeformationBlock(channels) for _ in range(config.blocks))
         self.spatial_feature = nn.Linear(hidden, width)
         nn.init.normal_(self.spatial_feature.weight, std=math.sqrt(2 / hidden))
         self.conformation = orthogonal_linear(channels, width, gain=1.4)
         self.density_hidden = orthogonal_linear(width, width, gain=1.4)
         self.density_output = nn.Linear(width, 1)
-
-    def queries(
-        self, deformation: Float[Tensor, "particles queries channels"]
-    ) -> Float[Tensor, "particles queries channels"]:
-        """Structure queries after they have met the deformation feature ``F_D``."""
-        queries = self.structure_queries.expand(len(deformation), -1, -1)
-        for block in self.blocks:
-            queries = block(queries, deformation)
-        return queries
 
     def fold(self, queries: Float[Tensor, "particles queries channels"]) -> Float[Tensor, "particles width"]:
         """The conformation's share of the first layer; scaled up because a mean of many queries is small."""

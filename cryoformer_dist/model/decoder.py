@@ -91,7 +91,31 @@ class FoldedQueries:
     value: Float[Tensor, "particles queries density_width"]
 
 
-class DeformationDecoder(nn.Module):
+class DeformedQueries(nn.Module):
+    """Structure queries that learn of a conformation: what every decoder begins with.
+
+    Parameters
+    ----------
+    config
+        Sizes.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.structure_queries = nn.Parameter(torch.randn(config.queries, config.channels))
+        self.blocks = nn.ModuleList(DeformationBlock(config.channels) for _ in range(config.blocks))
+
+    def queries(
+        self, deformation: Float[Tensor, "particles queries channels"]
+    ) -> Float[Tensor, "particles queries channels"]:
+        """Structure queries after they have met the deformation feature ``F_D``."""
+        queries = self.structure_queries.expand(len(deformation), -1, -1)
+        for block in self.blocks:
+            queries = block(queries, deformation)
+        return queries
+
+
+class DeformationDecoder(DeformedQueries):
     """Structure queries, made deformation-aware, then asked for the density at a point.
 
     Parameters
@@ -105,26 +129,15 @@ class DeformationDecoder(nn.Module):
     """
 
     def __init__(self, config: DecoderConfig, outputs: int = 1, kernels: Kernels = "auto") -> None:
-        super().__init__()
+        super().__init__(config)
         self.kernels, self.products = kernels, config.products
         channels, hidden = config.channels, config.hidden_width
         self.temperature, self.density_scale = config.temperature, config.density_scale
-        self.structure_queries = nn.Parameter(torch.randn(config.queries, channels))
-        self.blocks = nn.ModuleList(DeformationBlock(channels) for _ in range(config.blocks))
         self.spatial_feature = nn.Linear(hidden, channels)
         nn.init.normal_(self.spatial_feature.weight, std=math.sqrt(2 / hidden))
         self.spatial_key, self.spatial_value = (orthogonal_linear(channels, channels) for _ in range(2))
         self.density_hidden = orthogonal_linear(channels, config.density_width, gain=1.4)
         self.density_output = nn.Linear(config.density_width, outputs)
-
-    def queries(
-        self, deformation: Float[Tensor, "particles queries channels"]
-    ) -> Float[Tensor, "particles queries channels"]:
-        """Structure queries after they have met the deformation feature ``F_D``."""
-        queries = self.structure_queries.expand(len(deformation), -1, -1)
-        for block in self.blocks:
-            queries = block(queries, deformation)
-        return queries
 
     def fold(self, queries: Float[Tensor, "particles queries channels"]) -> FoldedQueries:
         """Absorb every linear map between ``h`` and the density's hidden layer; exact, not an approximation.
