@@ -102,6 +102,7 @@ class Listener:
     stop_at: int | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
     checkpoints: list[Path] = field(default_factory=list)
+    signs_of_life: int = 0
 
     def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
         self.records.append(record)
@@ -109,6 +110,9 @@ class Listener:
             self.checkpoints.append(checkpoint)
         if record["step"] == self.stop_at:
             raise Stop
+
+    def alive(self) -> None:
+        self.signs_of_life += 1
 
 
 def train(

@@ -1,11 +1,13 @@
 """Everything that is made of a trained run: maps, latents, poses for other programs, verdict, report."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from cryoformer_dist.analysis.evaluate import Estimate, Masks, evaluate, quick_scores
 from cryoformer_dist.analysis.flexibility import flexible_regions
@@ -19,10 +21,12 @@ from cryoformer_dist.analysis.sweep_report import write_sweep_report
 from cryoformer_dist.analysis.trained import TrainedRun, load_trained, with_weight_at_refined_poses
 from cryoformer_dist.analysis.truth import Truth, read_truth
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import ConfigError
+from cryoformer_dist.errors import ConfigError, CryoFormerWarning
+from cryoformer_dist.io.cryodrgn import write_poses_pkl
 from cryoformer_dist.io.cryosparc import update_cs_poses
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.io.relion import update_star_poses
+from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.storage.places import Place
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.checkpoint import fetch_latest
@@ -207,10 +211,28 @@ def _truth(given: Path | None, trained: TrainedRun) -> Truth | None:
 
 
 def _write_poses(run: Path, trained: TrainedRun) -> Path:
-    update = update_cs_poses if trained.source.suffix == ".cs" else update_star_poses
-    output = run / f"poses{trained.source.suffix}"
-    update(trained.source, output, trained.source_row, trained.rotation, trained.shift_angstrom)
+    """Refined poses as the particles came: bare images, and those whose file is gone, as cryoDRGN's pickle."""
+    source = trained.source
+    update = {".star": update_star_poses, ".cs": update_cs_poses}.get(source.suffix.lower())
+    if update is None or not source.is_file():
+        if update is not None:
+            told = f"{source}: no such file any more; poses are written as cryoDRGN's"
+            warnings.warn(told, CryoFormerWarning, stacklevel=2)
+        return _write_poses_of_stack(run / "poses.pkl", trained)
+    output = run / f"poses{source.suffix}"
+    update(source, output, trained.source_row, trained.rotation, trained.shift_angstrom)
     return output
+
+
+def _write_poses_of_stack(path: Path, trained: TrainedRun) -> Path:
+    """A pose for every particle of the store, in the order of their source: refined, or as given where untrained."""
+    store = ParticleStore.open(trained.manifest["store"])
+    pose = Pose(torch.from_numpy(trained.rotation), torch.from_numpy(trained.shift_angstrom))
+    particles = store.with_pose(selected_rows(trained.config, store), pose).particles()
+    order = np.argsort(particles.source_row)
+    box_angstrom = store.box_size * store.pixel_size_angstrom
+    write_poses_pkl(path, particles.rotation[order], particles.shift_angstrom[order] / box_angstrom)
+    return path
 
 
 def _labels(run: Path, trained: TrainedRun) -> list[str]:

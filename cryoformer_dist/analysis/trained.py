@@ -154,7 +154,7 @@ def load_trained(run: Path) -> TrainedRun:
         store.pixel_size_angstrom,
         load_lattice(single, run),
         torch.device("cpu"),
-        spectrum=load_spectrum(run),
+        spectrum=load_spectrum(single, run),
     )
     learner.objectives.model.load_state_dict(checkpoint.weights())
     learner.load_table_state(checkpoint.tables())

@@ -1,6 +1,7 @@
-"""CryoDRGN's pickles (``poses.pkl``, ``ctf.pkl``, ``ind.pkl``), read without trusting them."""
+"""CryoDRGN's pickles (``poses.pkl``, ``ctf.pkl``, ``ind.pkl``), read without trusting them, and poses written."""
 
 import io
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,16 @@ def read_poses_pkl(path: Path) -> tuple[np.ndarray, np.ndarray]:
         row = int(np.flatnonzero(wrong)[0])
         raise ParticleFormatError(f"{path}, row {row + 1}: the matrix is not a rotation; export the poses again")
     return rotation, shift
+
+
+def write_poses_pkl(path: Path, rotation: np.ndarray, shift_fraction: np.ndarray) -> None:
+    """Write poses as cryoDRGN keeps them, whole or not at all; shapes and units are those of `read_poses_pkl`."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(pickle.dumps((np.float32(rotation), np.float32(shift_fraction))))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_ctf_pkl(path: Path) -> np.ndarray:

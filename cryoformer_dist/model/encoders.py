@@ -10,6 +10,13 @@ from cryoformer_dist.config.schema import EncoderConfig
 from cryoformer_dist.physics.pose import rotation_from_6d
 
 
+def in_float32(output: nn.Linear, activation: Tensor) -> Tensor:
+    """The last layer, not in bfloat16 whatever those before it ran in: rotations are made of its numbers."""
+    with torch.autocast(activation.device.type, enabled=False):
+        numbers: Tensor = output(activation.float())
+    return numbers
+
+
 class ImageEncoder(nn.Module):
     """Image to numbers through hidden ReLU layers.
 
@@ -42,8 +49,7 @@ class ImageEncoder(nn.Module):
         activation = images.flatten(1)
         for layer in self.hidden:
             activation = torch.relu(layer(activation))
-        # Rotations are made of these: not in bfloat16, whatever the layers ran in.
-        return self.output(activation).float()
+        return in_float32(self.output, activation)
 
 
 class OrientationEncoder(nn.Module):
@@ -115,8 +121,7 @@ class AlignedEncoder(nn.Module):
         activation = self.first(torch.cat([images.flatten(1), 3 * direction, 3 * products], dim=1))
         for block in self.blocks:
             activation = activation + block(activation)
-        latent: Tensor = self.output(torch.relu(activation))
-        return latent.float()
+        return in_float32(self.output, torch.relu(activation))
 
 
 class DeformationEncoder(nn.Module):
@@ -140,4 +145,9 @@ class DeformationEncoder(nn.Module):
 
     def forward(self, images: Float[Tensor, "particles box box"]) -> Float[Tensor, "particles dimensions"]:
         """Latent vector of each image."""
-        return self.normalise(self.encoder(images))
+        numbers = self.encoder(images)
+        if len(numbers) > 1 or not self.training:
+            return self.normalise(numbers)
+        # One image has no spread of its own: it is normalised by those that came before it.
+        mean, variance = self.normalise.running_mean, self.normalise.running_var
+        return nn.functional.batch_norm(numbers, mean, variance, eps=self.normalise.eps)

@@ -45,18 +45,18 @@ class RayReporter:
     run
         Run directory on storage that every node sees.
     silence_seconds
-        A worker that does not report for so long writes down where it hangs and ends itself, to be replaced.
+        A worker that is not heard of for so long writes down where it hangs and ends itself, to be replaced.
     publish
         Shows a record to those who watch the cluster.
     """
 
     def __init__(self, run: Path, silence_seconds: float, publish: Publish) -> None:
         self._run, self._silence, self._publish = run, silence_seconds, publish
-        self._not_silent()
+        self.alive()
 
     def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
         """See `Reporter`."""
-        self._not_silent()
+        self.alive()
         self._publish(record)
         if checkpoint is None:
             ray.train.report(record)
@@ -66,7 +66,8 @@ class RayReporter:
             (Path(folder) / "pointer.json").write_text(json.dumps(pointer))
             ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    def _not_silent(self) -> None:
+    def alive(self) -> None:
+        """See `Reporter`."""
         faulthandler.dump_traceback_later(self._silence, exit=True)
 
 
@@ -74,6 +75,9 @@ class SilentReporter:
     """For runs whose records in ``metrics.jsonl`` are word enough."""
 
     def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
+        """See `Reporter`."""
+
+    def alive(self) -> None:
         """See `Reporter`."""
 
 
@@ -194,7 +198,7 @@ def worker_room(cluster: ClusterConfig) -> Room:
     _check_resources(workers)
     sharing = sharers(workers, workers.most)
     if isinstance(cluster, LocalCluster):
-        return room_here(workers.gpus > 0, sharing, workers.most)
+        return room_here(workers.gpus > 0, sharing, workers.fewest)
     return smallest_room(workers, sharing)
 
 
@@ -211,7 +215,7 @@ def smallest_room(workers: WorkersConfig, sharing: int) -> Room:
 
     def look(nodes: list[dict[str, Any]]) -> list[Room]:
         large = [node for node in nodes if _holds_one(node["Resources"], workers)]
-        return on_nodes(large, _room_there, workers.gpus > 0, sharing, workers.most)
+        return on_nodes(large, _room_there, workers.gpus > 0, sharing, workers.fewest)
 
     return min(at_nodes(look), key=lambda room: room.bytes)
 

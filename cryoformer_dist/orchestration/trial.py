@@ -131,6 +131,9 @@ class EpochReports:
         """See `Reporter`."""
         self.look()
 
+    def alive(self) -> None:
+        """See `Reporter`."""
+
     def look(self) -> None:
         """See whether an epoch has ended."""
         for epoch in epochs_of_run(self._folder):

@@ -71,7 +71,7 @@ def back_project(
     rows
         Store rows to use.
     sample
-        At most this many, evenly taken: store rows are in random order.
+        So many or up to twice as many, evenly taken: store rows are in random order.
     progress
         Called with images done and in all.
     """

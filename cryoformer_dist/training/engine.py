@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,18 +56,31 @@ def parameter_groups(module: nn.Module, config: TrainingConfig) -> list[dict[str
         encoders = [part for part in name.split(".") if part.endswith("_encoder")]
         kind = "hash_grid" if "grid.table" in name else encoders[0] if encoders else "network"
         groups.setdefault(kind, dict(encoder)).setdefault("params", []).append(parameter)
-    return [{**group, "peak_lr": group["lr"]} for group in groups.values() if "params" in group]
+    return [group for group in groups.values() if "params" in group]
 
 
 def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameter_groups(module, config), betas=(0.9, 0.99), fused=True)
 
 
-def _set_rates(optimizer: Any, factor: float, taking_part: Collection[int] | None = None) -> None:
-    """Every group's rate, zero for groups that take no part (by number; ``None``: all do)."""
-    for number, group in enumerate(optimizer.param_groups):
-        resting = taking_part is not None and number not in taking_part
-        group["lr"] = 0.0 if resting else group["peak_lr"] * factor
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """What the configuration wants of each group. A checkpoint brings along those of the run that wrote it."""
+
+    peak: list[float]
+    weight_decay: list[float]
+
+    @staticmethod
+    def of(optimizer: torch.optim.Optimizer) -> "_Rates":
+        groups = optimizer.param_groups
+        return _Rates([group["lr"] for group in groups], [group["weight_decay"] for group in groups])
+
+    def set(self, optimizer: Any, factor: float, taking_part: Collection[int] | None = None) -> None:
+        """Every group's rate, zero for groups that take no part (by number; ``None``: all do)."""
+        for number, group in enumerate(optimizer.param_groups):
+            resting = taking_part is not None and number not in taking_part
+            group["lr"] = 0.0 if resting else self.peak[number] * factor
+            group["weight_decay"] = self.weight_decay[number]
 
 
 def place_in_world() -> tuple[int, int]:
@@ -151,6 +165,7 @@ class TorchEngine:
         self.device = device
         self._module = module
         self._optimizer = _optimizer(module, config)
+        self._rates = _Rates.of(self._optimizer)
         self._clipping = config.gradient_clipping
 
     def forward(self, *arguments: Any) -> Any:
@@ -165,7 +180,7 @@ class TorchEngine:
             self._average_gradients()
         if self._clipping:
             torch.nn.utils.clip_grad_norm_(self._module.parameters(), self._clipping)
-        _set_rates(self._optimizer, learning_rate_factor)
+        self._rates.set(self._optimizer, learning_rate_factor)
         self._optimizer.step()
 
     def _average_gradients(self) -> None:
@@ -222,6 +237,7 @@ class DeepSpeedEngine:
             "zero_allow_untested_optimizer": True,
         }
         optimizer = _optimizer(module, config)
+        self._rates = _Rates.of(optimizer)
         self._sharded = config.zero_stage > 0
         self._taking_part: set[int] = set()
         for number, group in enumerate(optimizer.param_groups):
@@ -247,7 +263,7 @@ class DeepSpeedEngine:
         self._taking_part.clear()
         self._engine.backward(loss)
         # It makes zeros of absent gradients: only a rate of zero keeps momentum and weight decay off what has none.
-        _set_rates(self._engine.optimizer, learning_rate_factor, self._taking_part)
+        self._rates.set(self._engine.optimizer, learning_rate_factor, self._taking_part)
         self._engine.step()
 
     def _takes_part(self, group: int, _: Tensor) -> None:

@@ -74,7 +74,7 @@ def linear_latents(
     store
         Particle store, with poses.
     rows
-        Particles; the maps are fitted to at most 10,000 of them.
+        Particles; the maps are fitted to 10,000 of them, at most twice as many.
     mask
         Where there may be density.
     dimensions

@@ -199,7 +199,9 @@ class _Session:
         # One epoch leaves out the rows that do not divide by the ranks: the last row again makes them divide.
         rows = np.pad(self.data.rows, (0, -len(self.data.rows) % world), mode="edge")
         order = ParticleOrder(rows, self.data.shard_rows, seed, 1, ())
-        return on_device(source(order, rank, world, self.batch_size), self.engine.device)
+        for batch in on_device(source(order, rank, world, self.batch_size), self.engine.device):
+            self.reporter.alive()
+            yield batch
 
     def _refresh_due(self, stage: Stage, before: Position) -> bool:
         """Whether the step just taken has ended an epoch after which the occupancy is looked at again."""

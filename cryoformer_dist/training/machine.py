@@ -19,7 +19,7 @@ class Room:
     bytes
         Memory that one worker may use: of its GPU, or its share of what its machine has free.
     workers
-        Training workers in all.
+        Training workers in all, or the fewest where their number may change: they take the largest batches.
     on_gpu
         Whether ``bytes`` are a GPU's.
     """
@@ -39,7 +39,7 @@ def room_here(on_gpu: bool, sharing: int = 1, workers: int = 1) -> Room:
     sharing
         Workers on the same GPU, or, without one, on the same machine.
     workers
-        Workers in all.
+        See `Room`.
     """
     free = torch.cuda.mem_get_info()[0] if on_gpu else free_bytes()
     return Room(int(_SHARE * free / sharing), workers, on_gpu)

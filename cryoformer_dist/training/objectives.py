@@ -66,7 +66,8 @@ class Objectives(nn.Module):
     def use_lattice(self, lattice: Lattice) -> None:
         """Evaluate density at these points from now on; no parameter belongs to a point."""
         training = self._config.training
-        coarse_box = (training.coarse_box or self.box // 2) if training.coarse_epochs else None
+        # Boxes are even: half of 90 would not be.
+        coarse_box = (training.coarse_box or 2 * (self.box // 4)) if training.coarse_epochs else None
         self.lattice = lattice
         self.fine = _Sampling.of(self.model, self._config, self.box, lattice)
         self.coarse = (

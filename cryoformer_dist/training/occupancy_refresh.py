@@ -83,6 +83,8 @@ def residual_map(
     coarse = epoch < learner.config.training.coarse_epochs
     wanted = mask_box(objectives.box, objectives.pixel_size_angstrom)
     accumulator: FourierAccumulator | None = None
+    # To look at particles is not to train on them: an encoder's running statistics stay as they are.
+    objectives.eval()
     for batch in batches:
         batch = batch.to(learner.device)
         inputs = learner.inputs(stage, batch, epoch)
@@ -97,6 +99,7 @@ def residual_map(
         comparable = comparable_frequencies(box).to(learner.device)
         images = fourier_to_image(-crop_half_plane(residual, box) * comparable, box)
         accumulator.add(images, pose, batch.ctf, batch.pixel_size_angstrom * pixels)
+    objectives.train()
     assert accumulator is not None
     accumulator.sums = sum_over_ranks(accumulator.sums)
     return accumulator.solve()

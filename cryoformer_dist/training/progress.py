@@ -25,6 +25,9 @@ class Reporter(Protocol):
     def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
         """Take a record."""
 
+    def alive(self) -> None:
+        """Hear that this rank is at work, in a pass over all particles that has nothing to report yet."""
+
 
 class MetricsFile:
     """``metrics.jsonl`` of a run, one JSON object per line.

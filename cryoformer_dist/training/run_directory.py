@@ -115,11 +115,10 @@ def prepare_run(
     ------
     ConfigError
         If the folder holds a run and ``resume`` is not asked for, or the run there is another one, or it does not fit
-        the workers' memory or their GPUs' kernels: then nothing is written.
+        the workers' memory, their GPUs' kernels or the store's box: then nothing is written.
     """
     room = room or room_here(on_gpu=torch.cuda.is_available())
-    if room.on_gpu:
-        refuse_sizes_without_kernel(config.model)
+    _refuse_sizes(config, store, room)
     manifest_path = run / "manifest.json"
     if manifest_path.is_file():
         if not resume:
@@ -158,6 +157,18 @@ def prepare_run(
     temporary = manifest_path.with_suffix(".tmp")
     temporary.write_text(json.dumps(_manifest(config, store), indent=1))
     temporary.replace(manifest_path)
+
+
+def _refuse_sizes(config: RunConfig, store: ParticleStore, room: Room) -> None:
+    """Refuse what the first step would stumble over."""
+    if room.on_gpu:
+        refuse_sizes_without_kernel(config.model)
+    coarse_box = config.training.coarse_box or 0
+    if coarse_box > store.box_size:
+        raise ConfigError(
+            f"training.coarse_box: {coarse_box} exceeds the store's box of {store.box_size}; leave it out, or take a "
+            "smaller one"
+        )
 
 
 @contextmanager
@@ -219,9 +230,9 @@ def write_occupancy(run: Path, mask: Bool[Tensor, "box box box"], voxel_size_ang
     return path
 
 
-def load_spectrum(run: Path) -> Tensor:
-    """Root-mean-square amplitude per Fourier shell of a prepared run's consensus map."""
-    return spectrum(read_volume(run / "consensus.mrc").voxels)
+def load_spectrum(config: RunConfig, run: Path) -> Tensor | None:
+    """Root-mean-square amplitude per Fourier shell of a prepared run's consensus; ``None`` where no model needs it."""
+    return None if config.model.domain == "real" else spectrum(read_volume(run / "consensus.mrc").voxels)
 
 
 def load_first_latents(run: Path) -> Tensor | None:

@@ -1,7 +1,9 @@
 """One rank's part of a run, from its files to trained weights; the same with Ray and without."""
 
 import os
+import platform
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import torch.distributed
 from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.data.batch import BatchSource, local_batches
 from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.storage.run_folder import RunFolder
-from cryoformer_dist.training.checkpoint import fetch_latest, latest_checkpoint
-from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine, place_in_world
+from cryoformer_dist.training.checkpoint import Checkpoint, fetch_latest, latest_checkpoint
+from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine, gather_objects, place_in_world
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.loop import TrainingData, particles_per_rank, run_training
 from cryoformer_dist.training.objectives import Objectives
@@ -26,6 +29,8 @@ from cryoformer_dist.training.run_directory import (
     selected_rows,
     store_at_first_poses,
 )
+
+_LOOK_AGAIN_SECONDS = 1.0
 
 
 def train_rank(
@@ -57,11 +62,39 @@ def train_rank(
         load_lattice(config, run.folder),
         device,
         load_first_latents(run.folder),
-        load_spectrum(run.folder),
+        load_spectrum(config, run.folder),
     )
     engine = build_engine(learner.objectives, config.training, device, len(rows))
     data = TrainingData(rows, store.shard_size, batches_of(store), local_batches(store))
-    run_training(learner, engine, data, reporter, run, latest_checkpoint(run.folder))
+    checkpoint = agreed_checkpoint(run, config.training.storage_patience_seconds)
+    run_training(learner, engine, data, reporter, run, checkpoint)
+
+
+def agreed_checkpoint(run: RunFolder, patience_seconds: float) -> Checkpoint | None:
+    """The newest checkpoint that any rank sees, once this one does: network file systems show a node new files late.
+
+    Raises
+    ------
+    CheckpointError
+        If this rank does not come to see it.
+    """
+    mine = latest_checkpoint(run.folder)
+    wanted = max(gather_objects(_name(mine)))
+    give_up = time.monotonic() + patience_seconds
+    while _name(mine) != wanted:
+        if time.monotonic() >= give_up:
+            raise CheckpointError(
+                f"{run.home}: holds {wanted} for another worker, but not for this one on {platform.node()}, not after "
+                f"{patience_seconds:g} s; storage must be one that all nodes see"
+            )
+        time.sleep(_LOOK_AGAIN_SECONDS)
+        fetch_latest(run)
+        mine = latest_checkpoint(run.folder)
+    return mine
+
+
+def _name(checkpoint: Checkpoint | None) -> str:
+    return checkpoint.folder.name if checkpoint else ""
 
 
 def build_engine(module: Objectives, training: TrainingConfig, device: torch.device, particles: int) -> Engine:

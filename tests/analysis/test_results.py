@@ -1,15 +1,22 @@
 import json
+import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_runs import tiny_config, train
+from tiny_runs import tiny_config, train, write_set
 
-from cryoformer_dist.analysis.results import MaskFiles, evaluate_run
-from cryoformer_dist.errors import ConfigError
+from cryoformer_dist.analysis.results import MaskFiles, evaluate_run, reconstruct_run
+from cryoformer_dist.analysis.trained import TrainedRun, load_trained
+from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
+from cryoformer_dist.errors import ConfigError, CryoFormerWarning
+from cryoformer_dist.io.cryodrgn import read_poses_pkl, write_poses_pkl
 from cryoformer_dist.io.mrc import read_volume, write_volume
+from cryoformer_dist.io.particles import ParticleTable
+from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.physics.volume import Volume
 
 # 64 particles on ten references: some have few.
@@ -83,3 +90,58 @@ def test_the_oracle_is_the_same_however_often_it_is_asked(run: Path) -> None:
     first, second = (metrics_of(evaluate_run(run))["oracle"] for _ in range(2))
     assert first == second
     assert np.isfinite([value for value in first.values() if value is not None]).all()
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> ParticleTable:
+    return read_particles(write_set(tmp_path_factory.mktemp("simulated"), 24).parent / "particles" / "particles.star")
+
+
+def refined(source: ParticleTable, folder: Path) -> TrainedRun:
+    """A run that refines the poses of all particles but four."""
+    plan = plan_conversion(
+        source, folder / "particles.zarr", ConversionOptions(contrast="light", shard_rows=8, chunk_rows=8)
+    )
+    changes = {"model.pose.form": "table", "model.pose.start": "given", "dataset.hold_out": 4, "training.epochs": 1}
+    train(tiny_config(convert_serially(plan).path, changes), folder / "run")
+    return load_trained(folder / "run")
+
+
+def assert_poses_are(path: Path, trained: TrainedRun, given: ParticleTable) -> None:
+    """The refined poses, and the given ones of the particles held out, at the rows of their source."""
+    rotation, shift_fraction = read_poses_pkl(path)
+    expected_rotation, expected_shift = np.array(given.rotation), np.array(given.shift_angstrom)
+    expected_rotation[trained.source_row] = trained.rotation
+    expected_shift[trained.source_row] = trained.shift_angstrom
+    np.testing.assert_allclose(rotation, expected_rotation, atol=1e-6)
+    np.testing.assert_allclose(shift_fraction * _box_angstrom(given), expected_shift, atol=1e-4)
+    assert len(trained.source_row) == len(given) - 4
+
+
+def _box_angstrom(table: ParticleTable) -> float:
+    return table.optics[0].box_size * table.optics[0].pixel_size_angstrom
+
+
+def test_refined_poses_of_bare_images_go_back_into_a_pickle(simulated: ParticleTable, tmp_path: Path) -> None:
+    poses, ctf = tmp_path / "given.pkl", tmp_path / "ctf.pkl"
+    write_poses_pkl(poses, simulated.rotation, simulated.shift_angstrom / _box_angstrom(simulated))
+    optics = simulated.optics[0]
+    columns = (
+        *(optics.box_size, optics.pixel_size_angstrom, simulated.defocus_u_angstrom, simulated.defocus_v_angstrom),
+        *(simulated.defocus_angle_deg, optics.voltage_kv, optics.spherical_aberration_mm, optics.amplitude_contrast),
+        simulated.phase_shift_deg,
+    )
+    ctf.write_bytes(pickle.dumps(np.stack(np.broadcast_arrays(*columns), axis=1)))
+    trained = refined(read_particles(simulated.source.with_suffix(".mrcs"), poses=poses, ctf=ctf), tmp_path)
+    written = reconstruct_run(tmp_path / "run", trained)
+    assert tmp_path / "run" / "poses.pkl" in written
+    assert_poses_are(tmp_path / "run" / "poses.pkl", trained, simulated)
+
+
+def test_refined_poses_are_not_lost_with_the_file_that_the_particles_came_from(
+    simulated: ParticleTable, tmp_path: Path
+) -> None:
+    trained = replace(refined(simulated, tmp_path), source=tmp_path / "moved.star")
+    with pytest.warns(CryoFormerWarning, match=r"moved\.star: no such file any more; poses are written as cryoDRGN's"):
+        reconstruct_run(tmp_path / "run", trained)
+    assert_poses_are(tmp_path / "run" / "poses.pkl", trained, simulated)

@@ -131,7 +131,7 @@ def test_every_kind_of_network_decodes_maps_and_says_whether_it_attends(
     assert np.abs(maps[0] - maps[1]).max() > 0
     if attention:
         states = list(trained.decode_states(np.zeros((1, 2))))
-        assert states[0].attention.shape == (len(states[0].density), 4)
+        assert states[0].attention.shape == (len(states[0].density), 16)
 
 
 def test_maps_are_weighted_by_how_much_of_the_consensus_is_signal(before_and_after: tuple[Path, Path]) -> None:

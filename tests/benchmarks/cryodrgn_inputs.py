@@ -8,7 +8,7 @@ import numpy as np
 
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
-from cryoformer_dist.io.cryodrgn import CTF_COLUMNS
+from cryoformer_dist.io.cryodrgn import CTF_COLUMNS, write_poses_pkl
 from cryoformer_dist.io.mrc import StackWriter
 
 _BLOCK = 1024
@@ -29,9 +29,8 @@ def write_poses_and_ctf(particles: StoredParticles, box: int, folder: Path) -> N
     Its matrix is RELION's A and its shift, a fraction of the box, is what centres the image: both as ours.
     """
     length = particles.pixel_size_angstrom * box
-    shift = (particles.shift_angstrom / length[:, None]).astype(np.float32)
     # It calls its particle stack's side D + 1 pixels when it turns fractions into pixels; users get the same.
-    (folder / "poses.pkl").write_bytes(pickle.dumps((particles.rotation.astype(np.float32), shift)))
+    write_poses_pkl(folder / "poses.pkl", particles.rotation, particles.shift_angstrom / length[:, None])
     columns = {"box_size": np.full(len(particles), box)} | {
         name: getattr(particles, name) for name in CTF_COLUMNS if name != "box_size"
     }

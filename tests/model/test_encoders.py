@@ -54,6 +54,16 @@ def test_latents_of_a_batch_have_the_scale_of_the_prior():
     assert torch.allclose(latent.std(0), torch.ones(4), atol=0.01)
 
 
+def test_a_batch_of_one_is_normalised_by_those_before_it():
+    encoder = DeformationEncoder(CONFIG, BOX, dimensions=4)
+    images = torch.randn(30, BOX, BOX)
+    encoder(images)
+    alone = encoder(images[:1])
+    statistics = encoder.normalise.running_mean.clone()
+    assert torch.allclose(alone, encoder.eval()(images)[:1], atol=1e-5)
+    assert torch.equal(encoder.normalise.running_mean, statistics)
+
+
 def test_trained_encoder_gives_an_image_the_same_latent_in_any_company():
     encoder = DeformationEncoder(CONFIG, BOX, dimensions=4)
     images = torch.randn(30, BOX, BOX)

@@ -123,6 +123,9 @@ def test_on_a_cluster_a_worker_has_the_memory_of_the_smallest_node_that_could_ho
         provider="existing", address="auto", storage="/nowhere", workers=WorkersConfig(count=8, gpus=1)
     )
     assert train.worker_room(cluster) == Room(40 * 2**30, 8, on_gpu=True)
+    # The batch is shared out among those that are left.
+    elastic = cluster.model_copy(update={"workers": WorkersConfig(count="2..8", gpus=1)})
+    assert train.worker_room(elastic) == Room(40 * 2**30, 2, on_gpu=True)
 
 
 def test_resident_images_train_to_the_same_losses(

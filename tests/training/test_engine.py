@@ -114,6 +114,19 @@ class TestEngineContract:
             step = (module.state_dict()[name] - before[name]).abs()
             torch.testing.assert_close(step, torch.full_like(step, 0.5 * rates[kind]), rtol=1e-3, atol=0)
 
+    def test_rates_are_those_of_the_configuration_not_of_the_checkpoint_gone_on_with(
+        self, make: Make, tmp_path: Path
+    ) -> None:
+        _, donor = make(learning_rates=dict.fromkeys(NAMES, 0.1))
+        _train(donor, 2)
+        donor.save(tmp_path / "engine")
+        module, engine = make(learning_rates=dict.fromkeys(NAMES, 1e-30), weight_decay=0.0)
+        engine.load(tmp_path / "engine")
+        before = _copy(module)
+        _train(engine, 2)
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, before[name]), name
+
     def test_gradients_do_not_add_up_over_steps(self, make: Make) -> None:
         module, engine = make()
         reference = _Quadratic()
@@ -257,7 +270,6 @@ def test_every_parameter_is_in_one_group_and_the_table_does_not_decay() -> None:
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in module.parameters())
     assert [group["weight_decay"] for group in groups] == [0.0, 1e-4, 1e-4]
-    assert [group["peak_lr"] for group in groups] == [group["lr"] for group in groups]
     assert groups[0]["params"] == [module.grid["table"]]
 
 

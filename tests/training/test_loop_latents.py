@@ -31,6 +31,12 @@ def searched(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return config, run
 
 
+@undecided
+def test_a_rank_gives_a_sign_of_life_with_every_batch_of_a_search(tiny_store: Path, tmp_path: Path) -> None:
+    listener = train(tiny_config(tiny_store, SEARCHED | {"training.epochs": 1}), tmp_path / "run")
+    assert listener.signs_of_life == math.ceil(64 / 12)
+
+
 # Between a search and its checkpoint, and after that.
 @undecided
 @pytest.mark.parametrize("stop_at", [6, 10])

@@ -371,6 +371,14 @@ def test_a_coarse_loss_is_the_share_of_the_low_frequencies(store: ParticleStore,
     assert abs(float((coarse / fine).mean().detach()) - (11 / 15) ** 2) < 0.05
 
 
+@pytest.mark.parametrize(("box", "coarse"), [(16, 8), (18, 8), (20, 10)])
+def test_the_coarse_box_is_half_the_box_and_even(store: ParticleStore, box: int, coarse: int) -> None:
+    config = tiny_config(store.path, {"training.coarse_epochs": 1})
+    objectives = Objectives(config, box, 3.0, Lattice.of(sphere(box), 1, 0))
+    assert objectives.coarse is not None
+    assert objectives.coarse.box == coarse
+
+
 def test_coarse_steps_are_refused_where_there_is_no_lattice(store: ParticleStore) -> None:
     with pytest.raises(ConfigError, match=r"coarse_epochs needs training\.projection: lattice"):
         tiny_config(store.path, {"training.coarse_epochs": 1, "training.projection": "rays"})

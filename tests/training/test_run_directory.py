@@ -253,8 +253,11 @@ def test_nothing_of_a_preparation_that_was_cut_short_reaches_another(
 
 def test_the_spectrum_of_a_run_is_that_of_its_consensus(store: ParticleStore, tmp_path: Path) -> None:
     run = _prepared(store, tmp_path / "run")
-    assert torch.equal(load_spectrum(run), spectrum(read_volume(run / "consensus.mrc").voxels))
-    assert float(load_spectrum(run).max()) > 0
+    found = load_spectrum(tiny_config(store.path, {"model.domain": "fourier"}), run)
+    assert found is not None
+    assert torch.equal(found, spectrum(read_volume(run / "consensus.mrc").voxels))
+    assert float(found.max()) > 0
+    assert load_spectrum(tiny_config(store.path), run) is None
 
 
 def test_images_without_density_are_refused_where_points_come_from_the_data(
@@ -307,6 +310,15 @@ def test_sizes_without_a_kernel_are_refused_on_a_gpu_before_anything_is_written(
         "model.decoder.form": "concatenation",
     }.items():
         prepare_run(tiny_config(store.path, changes | {name: without}), store, tmp_path / name, resume=False, room=gpu)
+
+
+def test_a_coarse_box_larger_than_the_store_s_is_refused_before_anything_is_written(
+    store: ParticleStore, tmp_path: Path
+) -> None:
+    config = tiny_config(store.path, {"training.coarse_epochs": 1.0, "training.coarse_box": 24})
+    with pytest.raises(ConfigError, match=r"training\.coarse_box: 24 exceeds the store's box of 16"):
+        prepare_run(config, store, tmp_path / "run", resume=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_automatic_batch_becomes_a_number_and_resumes_with_it(store: ParticleStore, tmp_path: Path) -> None:
