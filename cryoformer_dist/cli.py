@@ -219,7 +219,7 @@ def reconstruct(run: RunFolder) -> None:
     terminal.say(f"next: cryoformer-dist evaluate {run}")
 
 
-@app.command(epilog="Example: `cryoformer-dist evaluate runs/demo --truth runs/data/particles/truth`")
+@app.command(epilog="Example: `cryoformer-dist evaluate runs/demo --truth runs/demo-data/particles/truth`")
 def evaluate(
     run: RunFolder,
     truth: Annotated[
@@ -297,7 +297,7 @@ def halves(
 
 @app.command(epilog="Example: `cryoformer-dist report runs/demo`")
 def report(run: RunFolder) -> None:
-    """Write report.html anew from the files of a run."""
+    """Write report.html anew from the files of a run or a sweep."""
     from cryoformer_dist.analysis.results import report_run, results_at
 
     with results_at(run) as folder:

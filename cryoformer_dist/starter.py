@@ -6,7 +6,7 @@ from pathlib import Path
 from cryoformer_dist.errors import ConfigError
 
 _FOLDERS = ("cluster", "configs")
-_KINDS = {".yaml", ".yml", ".json"}
+_KINDS = {".yaml", ".yml", ".json", ".md"}
 
 
 def starter_folder(name: str) -> Path:

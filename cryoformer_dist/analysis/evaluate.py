@@ -131,7 +131,7 @@ def _pose_distances(
     rotation: np.ndarray, shift: np.ndarray, other_rotation: np.ndarray, other_shift: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Squared Frobenius distance, angle in degrees and shift distance in angstrom per particle."""
-    first, second = torch.from_numpy(rotation).double(), torch.from_numpy(other_rotation).double()
+    first, second = (torch.from_numpy(each.astype(np.float64)) for each in (rotation, other_rotation))
     distance = np.linalg.norm(shift.astype(np.float64) - other_shift, axis=1)
     return squared_frobenius(first, second).numpy(), rotation_angle_deg(first, second).numpy(), distance
 
