@@ -134,7 +134,7 @@ def advice(findings: list[Finding]) -> str:
     if broken:
         return f"mend first: {', '.join(broken)}"
     if torch.cuda.is_available():
-        return "cryoformer-dist launch cluster/local.yaml, with workers: {count: 1, gpus: 1} there, one worker for each GPU"
+        return "cryoformer-dist launch cluster/local.yaml, with workers: {count: 1, gpus: 1} there (one worker per GPU)"
     return "cryoformer-dist launch cluster/local.yaml (on a CPU: boxes up to 64 px, convert --box 64)"
 
 

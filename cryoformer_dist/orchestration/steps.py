@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from cryoformer_dist.config.cluster import ClusterConfig, LocalCluster
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
@@ -29,7 +31,9 @@ def train_in_process(request: Request, voice: Voice) -> None:
 
 def train_on_ray(request: Request, cluster: ClusterConfig, voice: Voice) -> None:
     """Store and training of a run, on the Ray that is up, its nodes looked at first."""
-    if not isinstance(cluster, LocalCluster):
+    if isinstance(cluster, LocalCluster):
+        tell_of_idle_gpu(cluster, voice)
+    else:
         wait_for_nodes(cluster.workers, voice.say)
         for node in preflight(cluster.storage, request.config.dataset.store):
             voice.say(f"node           {_described(node)}")
@@ -37,6 +41,12 @@ def train_on_ray(request: Request, cluster: ClusterConfig, voice: Voice) -> None
     with opened_run(request.run) as run:
         _prepare(request, run, voice, worker_room(cluster))
         train_with_ray(run, cluster, voice.record)
+
+
+def tell_of_idle_gpu(cluster: LocalCluster, voice: Voice) -> None:
+    """Training on the CPU of a machine with a GPU is hardly ever meant."""
+    if not cluster.workers.gpus and torch.cuda.is_available():
+        voice.say("GPU            not used: the file's workers have none; with workers: {count: 1, gpus: 1} it trains")
 
 
 def finish(request: Request, voice: Voice) -> Place:

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from tiny_runs import tiny_config, tiny_settings
 
 from cryoformer_dist.analysis import results
+from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
 from cryoformer_dist.config.loading import parse_config
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data import convert
@@ -120,6 +122,16 @@ def test_a_launch_cut_while_it_made_the_particles_goes_on(
     store = ParticleStore.open(tmp_path / "s.zarr")
     store.verify()
     assert sorted(store.particles().source_row) == list(range(24))
+
+
+@pytest.mark.parametrize(("there", "asked", "told"), [(True, 0, True), (True, 1, False), (False, 0, False)])
+def test_a_gpu_that_would_stay_idle_is_spoken_of(
+    monkeypatch: pytest.MonkeyPatch, there: bool, asked: float, told: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    heard = _Heard()
+    steps.tell_of_idle_gpu(LocalCluster(workers=WorkersConfig(count=1, gpus=asked)), heard.voice)
+    assert [line.startswith("GPU") for line in heard.lines] == [True] * told
 
 
 def test_particles_that_are_not_to_be_made_must_be_there(tmp_path: Path) -> None:
