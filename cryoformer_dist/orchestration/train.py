@@ -27,9 +27,9 @@ from cryoformer_dist.orchestration.metrics import Publish, publishing
 from cryoformer_dist.orchestration.preflight import at_nodes, on_nodes
 from cryoformer_dist.storage.places import Place, client_errors
 from cryoformer_dist.storage.run_folder import RunFolder
-from cryoformer_dist.training.machine import Room, room_here
+from cryoformer_dist.training.machine import Room, peak_threads, room_here, set_threads
 from cryoformer_dist.training.progress import METRICS, Reporter, read_metrics
-from cryoformer_dist.training.run_directory import load_run, opened_run, peak_threads, selected_rows, set_threads
+from cryoformer_dist.training.run_directory import load_run, opened_run, selected_rows
 from cryoformer_dist.training.session import join_world_of_one, train_rank
 
 _POLL_SECONDS = 0.5

@@ -20,8 +20,8 @@ from cryoformer_dist.orchestration.steps import open_posed
 from cryoformer_dist.orchestration.train import smallest_room, train_here, train_with_ray
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.checkpoint import latest_checkpoint
-from cryoformer_dist.training.machine import room_here
-from cryoformer_dist.training.run_directory import load_run, peak_threads, preparation_key, prepare_run
+from cryoformer_dist.training.machine import peak_threads, room_here
+from cryoformer_dist.training.run_directory import load_run, preparation_key, prepare_run
 from cryoformer_dist.training.trial_folder import (
     EpochSummary,
     Outcome,

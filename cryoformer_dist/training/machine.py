@@ -1,10 +1,12 @@
-"""The memory that a training worker finds on its machine."""
+"""The memory and the threads that a training worker finds on its machine."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from cryoformer_dist.config.schema import RunConfig
 
 # Left to the rest of the machine, and to what no plan foresees.
 _SHARE = 0.9
@@ -43,6 +45,17 @@ def room_here(on_gpu: bool, sharing: int = 1, workers: int = 1) -> Room:
     """
     free = torch.cuda.mem_get_info()[0] if on_gpu else free_bytes()
     return Room(int(_SHARE * free / sharing), workers, on_gpu)
+
+
+def peak_threads(config: RunConfig, cpus_per_worker: float) -> int:
+    """CPU threads a worker may use."""
+    return config.training.threads_per_worker or max(1, round(cpus_per_worker))
+
+
+def set_threads(count: int) -> None:
+    """Bound this process's CPU threads: workers that each take the whole machine slow one another down many times."""
+    torch.set_num_threads(count)
+    torch.set_flush_denormal(True)
 
 
 def free_bytes(system: Path = Path("/")) -> int:

@@ -23,6 +23,8 @@ from cryoformer_dist.training.objectives import keeps_operators
 _PROGRAM_BYTES = 500 * 2**20
 # Weight, gradient and two moments, float32.
 _BYTES_PER_PARAMETER = 16
+# Half maps on twofold grids and their transforms: 7.1 GiB at 256 pixels, measured, the program included.
+_PREPARATION_BYTES_PER_VOXEL = 450
 # What is known of a particle beside its image.
 _METADATA_BYTES = 120
 # While an operator is made: entries of all corners as 64-bit integers, and their sorted order.
@@ -178,6 +180,29 @@ def refuse_too_large(config: RunConfig, work: Workload, room: Room) -> None:
     batch = 1 if wanted == "auto" else -(-wanted // room.workers)
     if plan_memory(config, work, batch, room.on_gpu).peak > room.bytes:
         raise ConfigError(_too_large(config, work, room, batch))
+
+
+def refuse_preparation(box: int, free: int) -> None:
+    """See that the maps a run begins with can be made in this process, which may be on another machine than workers.
+
+    Parameters
+    ----------
+    box
+        Side of the images in pixels.
+    free
+        Main memory in bytes.
+
+    Raises
+    ------
+    ConfigError
+        If not, with the remedy.
+    """
+    needed = _PREPARATION_BYTES_PER_VOXEL * box**3
+    if needed > free:
+        raise ConfigError(
+            f"at {box} pixels the maps that a run begins with take about {gib(needed)} on the machine that drives it, "
+            f"and {gib(free)} are free; drive it from a larger one, or convert the particles with a smaller --box"
+        )
 
 
 def gib(size: float) -> str:

@@ -31,8 +31,14 @@ from cryoformer_dist.storage.places import Place
 from cryoformer_dist.storage.run_folder import RunFolder, opened_folder
 from cryoformer_dist.training.consensus import SHELL_WEIGHT, Consensus, back_project, write_shell_weight
 from cryoformer_dist.training.linear_start import linear_latents, principal_maps
-from cryoformer_dist.training.machine import Room, room_here
-from cryoformer_dist.training.memory import Workload, refuse_too_large, settle_batch_size, with_batch_size
+from cryoformer_dist.training.machine import Room, free_bytes, room_here
+from cryoformer_dist.training.memory import (
+    Workload,
+    refuse_preparation,
+    refuse_too_large,
+    settle_batch_size,
+    with_batch_size,
+)
 from cryoformer_dist.training.occupancy import Lattice, occupied, sphere
 from cryoformer_dist.training.pose_search import (
     ROUNDS_BY_CONFORMATION,
@@ -133,6 +139,7 @@ def prepare_run(
     report = progress or _silent
     found: FoundPoses | None = None
     if like is None:
+        refuse_preparation(store.box_size, free_bytes())
         store, found = _searched_poses(config, store, report)
         consensus = back_project(store, selected_rows(config, store), progress=partial(report, "consensus map"))
         mask = _occupancy(config, store, consensus.voxels)
@@ -388,14 +395,3 @@ def _refuse_other_run(config: RunConfig, store: ParticleStore, run: Path) -> Non
         raise ConfigError(
             f"{run}: was started with other values of {', '.join(changed)}; resume with those, or use another --name"
         )
-
-
-def peak_threads(config: RunConfig, cpus_per_worker: float) -> int:
-    """CPU threads a worker may use."""
-    return config.training.threads_per_worker or max(1, round(cpus_per_worker))
-
-
-def set_threads(count: int) -> None:
-    """Bound this process's CPU threads: workers that each take the whole machine slow one another down many times."""
-    torch.set_num_threads(count)
-    torch.set_flush_denormal(True)

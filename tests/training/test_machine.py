@@ -1,8 +1,9 @@
 from pathlib import Path
 
 import pytest
+from tiny_runs import tiny_config
 
-from cryoformer_dist.training.machine import free_bytes, room_here
+from cryoformer_dist.training.machine import free_bytes, peak_threads, room_here
 
 MIB = 2**20
 
@@ -46,3 +47,9 @@ def test_workers_share_what_is_free() -> None:
     alone, four = room_here(on_gpu=False), room_here(on_gpu=False, sharing=4, workers=8)
     assert four.bytes == pytest.approx(alone.bytes / 4, rel=0.2)
     assert four.workers == 8
+
+
+def test_threads_are_those_asked_for_or_the_worker_s_share(tmp_path: Path) -> None:
+    assert peak_threads(tiny_config(tmp_path, {"training.threads_per_worker": 3}), 8) == 3
+    free = tiny_config(tmp_path, {"training.threads_per_worker": 0})
+    assert [peak_threads(free, cpus) for cpus in (0.2, 0.9, 4.0)] == [1, 1, 4]

@@ -24,7 +24,6 @@ from cryoformer_dist.training.run_directory import (
     load_lattice,
     load_run,
     load_spectrum,
-    peak_threads,
     preparation_key,
     prepare_run,
     selected_rows,
@@ -275,12 +274,6 @@ def test_a_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:
         load_run(tmp_path)
 
 
-def test_threads_are_those_asked_for_or_the_worker_s_share(store: ParticleStore) -> None:
-    assert peak_threads(tiny_config(store.path, {"training.threads_per_worker": 3}), 8) == 3
-    free = tiny_config(store.path, {"training.threads_per_worker": 0})
-    assert [peak_threads(free, cpus) for cpus in (0.2, 0.9, 4.0)] == [1, 1, 4]
-
-
 def test_the_manifest_is_plain_json(store: ParticleStore, tmp_path: Path) -> None:
     manifest = json.loads((_prepared(store, tmp_path / "run") / "manifest.json").read_text())
     assert manifest["schema_version"] == 1
@@ -294,6 +287,17 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_written(
     config = tiny_config(store.path, {"training.occupancy": occupancy})
     with pytest.raises(ConfigError, match=r"a worker needs about .* and has 0\.0 GiB"):
         prepare_run(config, store, tmp_path / "run", resume=False, room=Room(2**20))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_maps_do_not_fit_the_driver_is_refused_before_anything_is_written(
+    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_directory, "free_bytes", lambda: 2**20)
+    with pytest.raises(
+        ConfigError, match=r"at 16 pixels the maps .* and 0\.0 GiB are free; drive it from a larger one"
+    ):
+        prepare_run(tiny_config(store.path), store, tmp_path / "run", resume=False)
     assert not (tmp_path / "run").exists()
 
 
