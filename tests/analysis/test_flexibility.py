@@ -234,7 +234,7 @@ def test_a_trained_run_gets_its_flexible_regions(tmp_path):
     for voxels, state in zip(trained.decode(latents), trained.decode_states(latents), strict=True):
         flat = trained.learner.objectives.lattice.flat_index.numpy()
         np.testing.assert_allclose(voxels.ravel()[flat], state.density, atol=1e-5)
-        assert state.attention.shape == (len(flat), 4)
+        assert state.attention.shape == (len(flat), 16)
         np.testing.assert_allclose(state.attention.sum(axis=1), 1, atol=1e-5)
     written = {path.name for path in reconstruct_run(run, trained)}
     assert {"mean.mrc", "flexibility.mrc", "query_03.mrc", "flexibility.cxc"} <= written

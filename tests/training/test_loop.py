@@ -312,7 +312,7 @@ def test_latents_wait_for_their_epoch_and_poses_for_theirs(tiny_store: Path, tmp
 def test_a_prior_pulls_latents_to_zero(tiny_store: Path, tmp_path: Path) -> None:
     sizes = {}
     for prior in (0.0, 1e6):
-        changes = {"model.latent.prior": prior, "training.epochs": 3}
+        changes = {"model.latent.prior": prior, "training.epochs": 4}
         train(tiny_config(tiny_store, changes), tmp_path / str(prior))
         sizes[prior] = final_state(tmp_path / str(prior))["latent.values"].square().mean()
     assert sizes[1e6] < 0.5 * sizes[0.0]

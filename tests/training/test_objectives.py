@@ -27,6 +27,9 @@ from cryoformer_dist.training.occupancy import Lattice, sphere
 BOX = 16
 SMOOTH = {
     "model.hash_grid": {"levels": 1, "base_resolution": 2, "finest_resolution": 2, "log2_table_size": 10},
+    "model.decoder.queries": 4,
+    "model.decoder.hidden_width": 8,
+    "model.decoder.density_width": 8,
     "training.jitter_lattices": 1,
 }
 
