@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from cryoformer_dist.config.loading import parse_overrides
 from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.physics import projection
+from cryoformer_dist.physics import splat
 from cryoformer_dist.training import objectives
 from cryoformer_dist.training.rehearsal import Rehearsal, ball
 
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--count", action="store_true", help="count live tensors too: slower")
     options = parser.parse_args()
     if options.gpu_pieces:
-        projection._CACHED_POINTS = 2**62
+        splat._CACHED_POINTS = 2**62
     if options.hash_afresh:
         objectives._KEPT_OPERATORS_BYTES = 0
     overrides = ["dataset.store=none", "training.engine=torch"]

@@ -308,12 +308,9 @@ def test_sizes_without_a_kernel_are_refused_on_a_gpu_before_anything_is_written(
     with pytest.raises(ConfigError, match=r"not 16, 24 and 16; take those, or set model\.kernels: torch"):
         prepare_run(tiny_config(store.path, changes), store, tmp_path / "run", resume=False, room=gpu)
     assert not (tmp_path / "run").exists()
-    for name, without in {
-        "model.kernels": "torch",
-        "model.domain": "fourier",
-        "model.decoder.form": "concatenation",
-    }.items():
-        prepare_run(tiny_config(store.path, changes | {name: without}), store, tmp_path / name, resume=False, room=gpu)
+    needs_none = {"model.kernels": "torch", "model.domain": "fourier", "model.decoder.form": "concatenation"}
+    for key, value in needs_none.items():
+        prepare_run(tiny_config(store.path, changes | {key: value}), store, tmp_path / key, resume=False, room=gpu)
 
 
 def test_a_coarse_box_larger_than_the_store_s_is_refused_before_anything_is_written(
