@@ -214,13 +214,13 @@ def _for_decoding(config: RunConfig) -> RunConfig:
 @torch.no_grad()
 def _poses(learner: Learner, store: ParticleStore, rows: np.ndarray) -> Pose:
     """Poses of rows: from the table, by encoding their images, or as stored."""
-    form = learner.config.model.pose.form
-    if form in ("table", "encoder_then_table"):
+    config = learner.config.model.pose
+    if config.tabulated:
         return Pose(
             rotation_from_6d(learner.tables["rotation"].values[rows]),
             learner.tables["shift_angstrom"].values[rows],
         )
-    if form == "given":
+    if config.form == "given":
         return store.particles().pose(rows)
     found = [learner.objectives.encode_pose(batch) for batch in _batches(store, rows)]
     return Pose(torch.cat([pose.rotation for pose in found]), torch.cat([pose.shift_angstrom for pose in found]))

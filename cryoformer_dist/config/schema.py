@@ -1,18 +1,11 @@
 """What a run file may say: one frozen, closed schema that reads as the manual."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from cryoformer_dist.config.section import PositiveInt, Section
 from cryoformer_dist.config.simulation import SimulationConfig
-
-PositiveInt = Annotated[int, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """A part of a file: immutable, and a misspelt key is an error, not a silence."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class HashGridConfig(Section):
@@ -128,6 +121,11 @@ class PoseConfig(Section):
         "search", description="table only; search: local projection matching around the given poses first; given: none"
     )
     encoder: EncoderConfig = EncoderConfig()
+
+    @property
+    def tabulated(self) -> bool:
+        """Whether every particle has a row of its own."""
+        return self.form in ("table", "encoder_then_table")
 
 
 class ModelConfig(Section):

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-PositiveInt = Annotated[int, Field(gt=0)]
+from cryoformer_dist.config.section import PositiveInt, Section
+
 Vector = tuple[float, float, float]
 ResidueSelection = Annotated[
     str,
@@ -16,13 +17,7 @@ ResidueSelection = Annotated[
 ]
 
 
-class SimulationSection(BaseModel):
-    """A part of the simulation: immutable, and a misspelt key is an error, not a silence."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class PhantomSource(SimulationSection):
+class PhantomSource(Section):
     """The built-in antibody-like molecule with one swinging arm; needs no file."""
 
     kind: Literal["phantom"] = "phantom"
@@ -31,7 +26,7 @@ class PhantomSource(SimulationSection):
     )
 
 
-class HingeSource(SimulationSection):
+class HingeSource(Section):
     """An atomic model of which one rigid group turns about a hinge."""
 
     kind: Literal["hinge"]
@@ -57,7 +52,7 @@ class HingeSource(SimulationSection):
         return self
 
 
-class MorphSource(SimulationSection):
+class MorphSource(Section):
     """Two atomic models of the same molecule; atoms common to both move on straight lines between them."""
 
     kind: Literal["morph"]
@@ -70,7 +65,7 @@ class MorphSource(SimulationSection):
     )
 
 
-class ModelsSource(SimulationSection):
+class ModelsSource(Section):
     """A path through many models of the same atoms; states between two frames lie on straight lines."""
 
     kind: Literal["models"]
@@ -79,7 +74,7 @@ class ModelsSource(SimulationSection):
     )
 
 
-class VolumesSource(SimulationSection):
+class VolumesSource(Section):
     """Density maps, one per discrete state; only what lies in the sphere inscribed in the box is seen."""
 
     kind: Literal["volumes"]
@@ -91,7 +86,7 @@ Source = Annotated[
 ]
 
 
-class StatesConfig(SimulationSection):
+class StatesConfig(Section):
     """How the particles are spread over the motion."""
 
     kind: Literal["continuous", "discrete"] = Field(
@@ -118,7 +113,7 @@ class StatesConfig(SimulationSection):
         return self
 
 
-class PosesConfig(SimulationSection):
+class PosesConfig(Section):
     """Where the molecules stand: uniform orientations and shifts, or those of a table."""
 
     table: Path | None = Field(
@@ -136,7 +131,7 @@ class PosesConfig(SimulationSection):
     )
 
 
-class MicroscopeConfig(SimulationSection):
+class MicroscopeConfig(Section):
     """The contrast transfer function: uniform ranges, or the values of a table."""
 
     apply: bool = Field(True, description="false: an ideal phase plate, CTF 1 everywhere, and the .star says so")
@@ -163,7 +158,7 @@ class MicroscopeConfig(SimulationSection):
         return self
 
 
-class PerturbationConfig(SimulationSection):
+class PerturbationConfig(Section):
     """Errors put on the poses in the .star; the truth keeps the clean ones.
 
     The paper's section 5.4 writes N(0, 0.1 I) and +-10 px of 128; its mean squared error of .144 is
@@ -182,7 +177,7 @@ class PerturbationConfig(SimulationSection):
     reference_box: PositiveInt = Field(128, description="box in whose pixels shift_pixels counts")
 
 
-class SimulationConfig(SimulationSection):
+class SimulationConfig(Section):
     """A synthetic particle set with known truth."""
 
     seed: int = Field(0, ge=0, description="states, poses, CTF, noise and errors each draw from a stream of their own")

@@ -1,20 +1,15 @@
 """What a sweep file may say: one run, many times, with other values."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cryoformer_dist.config.cluster import WorkersConfig
-from cryoformer_dist.config.schema import PositiveInt, Section
+from cryoformer_dist.config.section import PositiveInt, Section
 
 Scalar = bool | int | float | str | None
-DIRECTIONS = {
-    "difference_map_correlation": "max",
-    "auc_gap": "max",
-    "fsc_area_own": "max",
-    "resolution_angstrom": "min",
-    "loss": "min",
-}
+Metric = Literal["difference_map_correlation", "auc_gap", "fsc_area_own", "resolution_angstrom", "loss"]
+DIRECTIONS = {metric: "min" if metric in ("resolution_angstrom", "loss") else "max" for metric in get_args(Metric)}
 """Measures that trials are ranked by, and whether the largest or the smallest is best."""
 
 # What may change between two steps of a training: nothing that weights, tables or the order of particles depend on.
@@ -100,7 +95,7 @@ class SweepConfig(Section):
         "random", description="optuna: values are proposed from what the trials before them came to"
     )
     scheduler: SchedulerConfig = SchedulerConfig()
-    metric: Literal["difference_map_correlation", "auc_gap", "fsc_area_own", "resolution_angstrom", "loss"] = Field(
+    metric: Metric = Field(
         "difference_map_correlation",
         description="what trials are ranked by; all but loss need a truth. resolution_angstrom: median over the states "
         "at FSC 0.5, the smaller the better",

@@ -20,11 +20,6 @@ from cryoformer_dist.training.machine import free_bytes
 from cryoformer_dist.training.memory import gib
 from cryoformer_dist.training.rehearsal import Rehearsal, ball
 
-# With setuptools 82 its build stops at once, and in isolation it does not see torch.
-_TINYCUDANN_RECIPE = (
-    'pip install "setuptools<82" wheel ninja && TCNN_CUDA_ARCHITECTURES={architecture} pip install '
-    '--no-build-isolation "git+https://github.com/NVlabs/tiny-cuda-nn@6ee3546#subdirectory=bindings/torch"'
-)
 _PACKAGES = ("cryoformer-dist", "torch", "triton", "deepspeed", "ray", "zarr", "numpy", "tinycudann")
 _STORAGE_BYTES = 32 * 2**20
 _IMPORT_SECONDS = 180
@@ -156,13 +151,15 @@ def _triton() -> Finding:
 
 
 def _tinycudann() -> Finding:
+    from cryoformer_dist.model.kernels.encode_tinycudann import install_recipe
+
     name = "hash grid: tinycudann"
     on_gpu = torch.cuda.is_available()
     reason = _import_failure("tinycudann")
     if reason is None and on_gpu:
         return Finding(name, "ok", "GPU")
     major, minor = torch.cuda.get_device_capability() if on_gpu else (9, 0)
-    recipe = _TINYCUDANN_RECIPE.format(architecture=f"{major}{minor}")
+    recipe = install_recipe(f"{major}{minor}")
     reasons = [reason or "loads", *([] if on_gpu else [f"needs a GPU: {_why_no_gpu()}"])]
     return Finding(name, "absent", f"{'; '.join(reasons)}; where there is a GPU and nvcc of torch's CUDA: {recipe}")
 

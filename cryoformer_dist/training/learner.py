@@ -220,7 +220,7 @@ def _initial_tables(
             generator = torch.Generator().manual_seed(config.training.seed)
             latent = torch.randn(len(particles.source_row), config.model.latent.dimensions, generator=generator)
         tables["latent"] = RowTable(latent.to(device))
-    if config.model.pose.form in ("table", "encoder_then_table"):
+    if config.model.pose.tabulated:
         rotation = torch.tensor(particles.rotation)
         tables["rotation"] = RowTable(sixd_from_rotation(rotation).to(device))
         tables["shift_angstrom"] = RowTable(torch.tensor(particles.shift_angstrom, device=device))

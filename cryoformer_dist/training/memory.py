@@ -253,7 +253,7 @@ def _table_bytes(config: RunConfig, rows: int) -> int:
     widths = []
     if config.model.latent.tabulated:
         widths.append(config.model.latent.dimensions)
-    if config.model.pose.form in ("table", "encoder_then_table"):
+    if config.model.pose.tabulated:
         widths += [6, 2]
     return rows * sum(12 * width + 4 for width in widths)
 

@@ -11,12 +11,18 @@ from torch import Tensor
 from cryoformer_dist.errors import BackendUnavailableError
 from cryoformer_dist.model.grid_layout import GridLayout
 
-_RECIPE = (
-    'pip install "setuptools<82" wheel ninja && TCNN_CUDA_ARCHITECTURES=90 pip install --no-build-isolation '
-    '"git+https://github.com/NVlabs/tiny-cuda-nn#subdirectory=bindings/torch" (needs nvcc of the CUDA version that '
-    "torch was built for; 90 is an H100, 86 an RTX 3090), or set model.hash_grid.backend: triton or torch; their "
-    "tables are the same"
-)
+_COMMIT = "6ee3546"
+
+
+def install_recipe(architecture: str) -> str:
+    """The command that builds tiny-cuda-nn for GPUs of a compute capability, 90 for an H100.
+
+    With setuptools 82 its build stops at once, and in isolation it does not see torch.
+    """
+    return (
+        f'pip install "setuptools<82" wheel ninja && TCNN_CUDA_ARCHITECTURES={architecture} pip install '
+        f'--no-build-isolation "git+https://github.com/NVlabs/tiny-cuda-nn@{_COMMIT}#subdirectory=bindings/torch"'
+    )
 
 
 class TinyCudaNN:
@@ -41,14 +47,16 @@ class TinyCudaNN:
         except (ImportError, OSError) as error:
             # It raises an OSError where there is no GPU, or none that it was built for.
             raise BackendUnavailableError(
-                f"model.hash_grid.backend: tinycudann cannot be loaded ({error}); install it by {_RECIPE}"
+                f"model.hash_grid.backend: tinycudann cannot be loaded ({error}); install it by {install_recipe('90')} "
+                "(90 is an H100, 86 an RTX 3090; needs nvcc of the CUDA version that torch was built for), or set it "
+                "to triton or torch: their tables are the same"
             ) from error
         self._encoding = tinycudann.Encoding(3, _configuration(layout, features), dtype=torch.float32)
         theirs = self._encoding.params.numel()
         if theirs != layout.entries * features:
             raise BackendUnavailableError(
                 f"model.hash_grid.backend: this tinycudann keeps {theirs} parameters where the layout of commit "
-                f"6ee3546 has {layout.entries * features}; install that commit, or set it to triton"
+                f"{_COMMIT} has {layout.entries * features}; install that commit, or set it to triton"
             )
 
     def __call__(
