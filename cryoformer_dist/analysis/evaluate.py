@@ -23,12 +23,13 @@ from cryoformer_dist.analysis.map_scores import (
     score_maps,
     score_region,
 )
-from cryoformer_dist.analysis.masks import moving_voxels, soften, solvent_mask
+from cryoformer_dist.analysis.masks import SIZE_TOLERANCE, moving_voxels, soften, solvent_mask
 from cryoformer_dist.analysis.truth import Truth, particles_of_states
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.physics.fourier import FSCCurve
-from cryoformer_dist.physics.pose import rotation_angle_deg, squared_frobenius
+from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, squared_frobenius
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.training.molecule_frame import in_frame_of
 
 Decode = Callable[[Float[np.ndarray, "states latent"]], Float[np.ndarray, "states box box box"]]
 """Latents to maps in density units, `[z, y, x]`."""
@@ -148,7 +149,8 @@ def evaluate(
     Raises
     ------
     StoreError
-        If the truth has fewer rows than the store points to, or smaller maps: give this simulation's truth.
+        If the truth has fewer rows than the store points to, smaller maps or another field of view: give this
+        simulation's truth.
     """
     common = {
         "has_truth": truth is not None,
@@ -163,7 +165,19 @@ def evaluate(
             f"the store points to row {estimate.source_row.max()} of its particle file, the truth has "
             f"{len(truth.state)} rows: give the truth folder of the same simulation"
         )
+    _refuse_other_field(truth, consensus)
     return _evaluate_against(truth, decode, estimate, consensus, masks or Masks(), common)
+
+
+def _refuse_other_field(truth: Truth, consensus: Volume) -> None:
+    """Maps of another field of view would be compared at another scale."""
+    ours = consensus.voxel_size_angstrom * consensus.voxels.shape[-1]
+    if abs(truth.box_angstrom - ours) > SIZE_TOLERANCE * ours:
+        raise StoreError(
+            f"the truth's maps are {truth.box_angstrom:g} Å wide ({truth.volumes.shape[-1]} voxels of "
+            f"{truth.voxel_size_angstrom:g} Å), the run's {ours:g} Å: give maps of the same field of view; if only the "
+            "voxel size in their headers is wrong, correct it there"
+        )
 
 
 def _evaluate_against(
@@ -179,32 +193,46 @@ def _evaluate_against(
     chosen = particles_of_states(state, truth)
     seen, volumes, references = _maps_of_states(decode, estimate.latents, chosen, truth)
     box = volumes.shape[-1]
-    still = fit_box(consensus.voxels.numpy(), box)
-    floor = np.stack([still] * len(seen))
-    box_angstrom = truth.voxel_size_angstrom * truth.volumes.shape[-1]
-    voxel_size = box_angstrom / box
+    rigid = fit_box(consensus.voxels.numpy(), box)
+    floor = np.stack([rigid] * len(seen))
+    voxel_size = truth.box_angstrom / box
     own, distant = fsc_own_and_distant(volumes, references, voxel_size)
     consensus_own, _ = fsc_own_and_distant(floor, references, voxel_size)
     table = _state_table((volumes, floor, references), (own, distant, consensus_own))
     names = [{"state": float(truth.volume_state[i]), "particles": len(chosen[i])} for i in seen]
     solvent = solvent_mask(references) if masks.solvent is None else masks.solvent
     of_states = (np.array(seen), volumes)
-    per_image = per_image_fsc(decode, estimate.latents, estimate.source_row, truth, still, solvent, of_states)
+    per_image = per_image_fsc(decode, estimate.latents, estimate.source_row, truth, rigid, solvent, of_states)
     metrics = {
         **common,
         **asdict(score_maps(volumes, references)),
         **score_latents(estimate.latents, state, truth.period, truth.discrete),
         "per_image_fsc_auc": {**asdict(per_image), "mask": "truth" if masks.solvent is None else "given"},
         **_region_metrics(volumes, floor, references, masks.region),
+        "map_variation": map_variation(volumes),
+        "true_map_variation": map_variation(references),
         "consensus": {**asdict(score_maps(floor, references)), "latent_rank_correlation": 0.0},
+        "still": _still_scores(volumes, references, voxel_size),
         "ceiling": {**asdict(score_maps(references, references)), "latent_rank_correlation": 1.0},
         "states": [{**name, **row} for name, row in zip(names, table, strict=True)],
-        "pose": _pose_metrics(estimate, truth, box_angstrom),
+        "pose": _pose_metrics(estimate, truth),
         "period": truth.period,
         "discrete": truth.discrete,
         **_scale(voxel_size, box),
     }
     return Evaluation(metrics, volumes, voxel_size, own, distant, consensus_own)
+
+
+def _still_scores(volumes: np.ndarray, references: np.ndarray, voxel_size: float) -> dict[str, float]:
+    """What the run's own maps would score if they did not move: their mean in place of each; medians over the states.
+
+    The consensus is not that: it is not masked, its noise is not filtered out, and of a large set it is made from a
+    sample, at the poses that training starts from.
+    """
+    still = np.stack([volumes.mean(axis=0)] * len(volumes))
+    curves, _ = fsc_own_and_distant(still, references, voxel_size)
+    resolution = float(np.median([curve.resolution_angstrom(0.5) for curve in curves]))
+    return {**asdict(score_maps(still, references)), "resolution_angstrom": resolution}
 
 
 def _maps_of_states(
@@ -226,7 +254,7 @@ def quick_scores(
     """Those scores of `evaluate` that need a map per state and nothing else; resolution is the states' median."""
     chosen = particles_of_states(truth.state[source_row], truth)
     _, volumes, references = _maps_of_states(decode, latents, chosen, truth)
-    voxel_size = truth.voxel_size_angstrom * truth.volumes.shape[-1] / volumes.shape[-1]
+    voxel_size = truth.box_angstrom / volumes.shape[-1]
     own, _ = fsc_own_and_distant(volumes, references, voxel_size)
     resolution = float(np.median([curve.resolution_angstrom(0.5) for curve in own]))
     return {**asdict(score_maps(volumes, references)), "resolution_angstrom": resolution}
@@ -289,13 +317,21 @@ def _evaluate_alone(decode: Decode, estimate: Estimate, consensus: Volume, commo
     return Evaluation(metrics, volumes, box_angstrom / box)
 
 
-def _pose_metrics(estimate: Estimate, truth: Truth, box_angstrom: float) -> dict[str, Any]:
-    """Errors and histograms of the given poses and, when refined, of the refined ones."""
+def _pose_metrics(estimate: Estimate, truth: Truth) -> dict[str, Any]:
+    """Errors and histograms of the given poses and, when refined, of the refined ones.
+
+    ``after_in_true_frame`` are errors less what all particles share: a map and its poses may turn together unpunished.
+    """
     true = (truth.rotation[estimate.source_row], truth.shift_angstrom[estimate.source_row])
     poses = {"before": (estimate.stored_rotation, estimate.stored_shift_angstrom)}
     if estimate.rotation is not None and estimate.shift_angstrom is not None:
         poses["after"] = (estimate.rotation, estimate.shift_angstrom)
-    result: dict[str, Any] = {n: asdict(pose_errors(*pose, *true, box_angstrom)) for n, pose in poses.items()}
+    errors = {name: pose_errors(*pose, *true, truth.box_angstrom) for name, pose in poses.items()}
+    if "after" in poses:
+        aligned = in_frame_of(_as_pose(*true), _as_pose(*poses["after"]))
+        found = (aligned.rotation.numpy(), aligned.shift_angstrom.numpy())
+        errors["after_in_true_frame"] = pose_errors(*found, *true, truth.box_angstrom)
+    result: dict[str, Any] = {name: asdict(error) for name, error in errors.items()}
     distances = {name: _pose_distances(*pose, *true)[1:] for name, pose in poses.items()}
     for index, key in enumerate(("angle_deg", "shift_angstrom")):
         top = max(float(np.percentile(values[index], 99)) for values in distances.values())
@@ -303,3 +339,7 @@ def _pose_metrics(estimate: Estimate, truth: Truth, box_angstrom: float) -> dict
         counts = {name: np.histogram(values[index], edges)[0].tolist() for name, values in distances.items()}
         result[f"{key}_histogram"] = {"edges": edges.tolist(), **counts}
     return result
+
+
+def _as_pose(rotation: np.ndarray, shift_angstrom: np.ndarray) -> Pose:
+    return Pose(*(torch.from_numpy(np.asarray(each, dtype=np.float32)) for each in (rotation, shift_angstrom)))

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from cryoformer_dist.errors import SmallSampleWarning, StoreNotFoundError
+from cryoformer_dist.analysis.masks import SIZE_TOLERANCE
+from cryoformer_dist.errors import SmallSampleWarning, StoreError, StoreNotFoundError
 from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.physics.volume import Volume
 
 WINDOW_SHARE = 0.6
 """Part of a state's half bin width from which its particles are taken."""
@@ -26,7 +28,7 @@ class Truth:
     rotation, shift_angstrom
         ``(particles, 3, 3)`` and ``(particles, 2)`` poses before any perturbation.
     volume_state, volumes, voxel_size_angstrom
-        ``(states,)`` coordinates of the reference maps ``(states, box, box, box)``.
+        ``(states,)`` coordinates of the reference maps ``(states, box, box, box)``, ascending.
     period
         Of the coordinate; 0 for a line.
     discrete
@@ -42,6 +44,11 @@ class Truth:
     period: float
     discrete: bool
 
+    @property
+    def box_angstrom(self) -> float:
+        """Side of the reference maps."""
+        return float(self.voxel_size_angstrom * self.volumes.shape[-1])
+
 
 def read_truth(folder: Path) -> Truth:
     """Read the truth folder a simulation leaves beside its particles.
@@ -50,6 +57,8 @@ def read_truth(folder: Path) -> Truth:
     ------
     StoreNotFoundError
         If ``truth.npz`` or a reference map is missing: name the folder written by ``simulate``.
+    StoreError
+        If the reference maps differ in box or voxel size, or there is none of a particle's class.
     """
     table = folder / "truth.npz"
     if not table.is_file():
@@ -61,16 +70,39 @@ def read_truth(folder: Path) -> Truth:
     if missing:
         raise StoreNotFoundError(f"{folder} lacks {', '.join(missing)}: simulate the set again")
     volumes = [read_volume(path) for path in paths]
+    _refuse_unlike(paths, volumes)
+    unknown = np.setdiff1d(data["state"], data["volume_state"])
+    if data["discrete"] and len(unknown):
+        known = ", ".join(f"{value:g}" for value in np.unique(data["volume_state"]))
+        raise StoreError(
+            f"{table}: particles are of class {unknown[0]:g}, volume_state names {known}: give a reference map for "
+            "every class, numbered alike"
+        )
+    # A distant state is half the range away, so references must follow one another.
+    order = np.argsort(data["volume_state"], kind="stable")
     return Truth(
         state=data["state"].astype(np.float64),
         rotation=data["rotation"].astype(np.float32),
         shift_angstrom=data["shift_angstrom"].astype(np.float32),
-        volume_state=data["volume_state"].astype(np.float64),
-        volumes=np.stack([volume.voxels.numpy() for volume in volumes]),
+        volume_state=data["volume_state"][order].astype(np.float64),
+        volumes=np.stack([volumes[index].voxels.numpy() for index in order]),
         voxel_size_angstrom=volumes[0].voxel_size_angstrom,
         period=float(data["period"]),
         discrete=bool(data["discrete"]),
     )
+
+
+def _refuse_unlike(paths: list[Path], volumes: list[Volume]) -> None:
+    """All reference maps must lie on one grid."""
+    first = volumes[0]
+    for path, volume in zip(paths, volumes, strict=True):
+        box, size = volume.voxels.shape[-1], volume.voxel_size_angstrom
+        unlike = abs(size - first.voxel_size_angstrom) > SIZE_TOLERANCE * first.voxel_size_angstrom
+        if box != first.voxels.shape[-1] or unlike:
+            raise StoreError(
+                f"{path}: box {box} at {size:g} Å per voxel, {paths[0].name} has {first.voxels.shape[-1]} at "
+                f"{first.voxel_size_angstrom:g}: give all reference maps on one grid, with the voxel size in the header"
+            )
 
 
 def particles_of_states(state: Float[np.ndarray, " particles"], truth: Truth) -> list[Int[np.ndarray, " chosen"]]:

@@ -40,6 +40,10 @@ MEASURES = (
 )
 
 
+# Variation of maps, relative to their mean: below the first the truth is rigid, below the second a run holds still.
+_RIGID, _HARDLY = 1e-6, 0.02
+
+
 def verdict(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Say in words what a run recovered: ``tone`` (good, partial, none, unknown), ``headline``, ``text``."""
     if not metrics:
@@ -50,6 +54,8 @@ def verdict(metrics: Mapping[str, Any]) -> dict[str, str]:
         }
     if not metrics.get("has_truth"):
         return _verdict_without_truth(metrics)
+    if metrics["true_map_variation"] <= _RIGID:
+        return _verdict_on_a_rigid_molecule(metrics)
     score, gap = metrics["difference_map_correlation"], metrics["auc_gap"]
     best_gap = metrics["ceiling"]["auc_gap"]
     if score >= 0.8 and gap >= 0.4 * best_gap:
@@ -66,16 +72,32 @@ def verdict(metrics: Mapping[str, Any]) -> dict[str, str]:
         f"by {gap:.3f} in FSC area (consensus {metrics['consensus']['auc_gap']:.3f}, truth {best_gap:.3f})."
     )
     resolution = np.median([row["resolution_angstrom"] for row in metrics["states"]])
-    floor = np.median([row["consensus_resolution_angstrom"] for row in metrics["states"]])
-    text += f" FSC 0.5 against the truth is {resolution:.1f} Å (consensus {floor:.1f} Å, Nyquist "
-    text += f"{metrics['nyquist_angstrom']:.1f} Å)."
-    if floor <= 1.05 * resolution:
-        text += " The consensus reaches the same figure, so resolution alone says nothing here."
+    consensus = np.median([row["consensus_resolution_angstrom"] for row in metrics["states"]])
+    still = metrics["still"]["resolution_angstrom"]
+    text += f" FSC 0.5 against the truth is {resolution:.1f} Å (the mean of these maps {still:.1f} Å, consensus "
+    text += f"{consensus:.1f} Å, Nyquist {metrics['nyquist_angstrom']:.1f} Å)."
+    if still <= 1.05 * resolution:
+        text += " Their mean reaches the same figure, so resolution alone says nothing here."
+    return {"tone": tone, "headline": headline, "text": text + _about_poses(metrics)}
+
+
+def _verdict_on_a_rigid_molecule(metrics: Mapping[str, Any]) -> dict[str, str]:
+    invented = metrics["map_variation"]
+    still = invented <= _HARDLY
+    headline = "A rigid molecule stayed still" if still else "Motion was invented"
+    text = (
+        f"The true maps are all alike; those of the run differ by {invented:.1%} of their mean (root mean square) and "
+        f"agree with the truth at {metrics['map_correlation']:.3f}."
+    )
+    return {"tone": "good" if still else "none", "headline": headline, "text": text + _about_poses(metrics)}
+
+
+def _about_poses(metrics: Mapping[str, Any]) -> str:
     pose = metrics.get("pose", {})
-    if "after" in pose:
-        before, after = pose["before"]["angle_deg_median"], pose["after"]["angle_deg_median"]
-        text += f" Pose refinement moved the median rotation error from {before:.1f}° to {after:.1f}°."
-    return {"tone": tone, "headline": headline, "text": text}
+    if "after" not in pose:
+        return ""
+    before, after = pose["before"]["angle_deg_median"], pose["after"]["angle_deg_median"]
+    return f" Pose refinement moved the median rotation error from {before:.1f}° to {after:.1f}°."
 
 
 def _verdict_without_truth(metrics: Mapping[str, Any]) -> dict[str, str]:
@@ -103,7 +125,7 @@ def key_figures(metrics: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
             share = min(max(min(reached, 2 - reached), 0.0), 1.0)
             note = f"floor {floor:.2f} · truth {best:.2f}"
             tiles.append({"name": name, "value": f"{ours:.2f}", "note": note, "share": share})
-    if "map_variation" in metrics:
+    if "ceiling" not in metrics and "map_variation" in metrics:
         alone = (
             ("Change between clusters", f"{metrics['map_variation']:.1%}", "rms of the mean map"),
             (

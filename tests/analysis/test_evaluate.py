@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,16 +123,23 @@ def test_latents_of_the_wrong_particles_score_nothing(truth):
     assert metrics["auc_gap"] < 0.5 * metrics["ceiling"]["auc_gap"]
 
 
-def test_a_run_that_ignores_its_latents_equals_the_consensus(truth):
+def test_a_run_that_ignores_its_latents_is_its_own_floor_however_noisy_the_consensus(truth):
     mean = truth.volumes.mean(axis=0)
-    still = evaluate(
-        lambda latents: np.stack([mean] * len(latents)),
-        estimate_of(truth, circle(truth)),
-        consensus_of(truth),
-        truth,
-    ).metrics
+    noise = 0.1 * torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
+    noisy = Volume(consensus_of(truth).voxels + noise, truth.voxel_size_angstrom)
+    estimate = estimate_of(truth, circle(truth))
+    scores = evaluate(lambda latents: np.stack([mean] * len(latents)), estimate, noisy, truth).metrics
     for name in ("difference_map_correlation", "auc_gap", "map_correlation", "fsc_area_own"):
-        assert still[name] == pytest.approx(still["consensus"][name], abs=1e-6)
+        assert scores[name] == pytest.approx(scores["still"][name], abs=1e-6)
+    assert scores["fsc_area_own"] > scores["consensus"]["fsc_area_own"] + 0.05
+    median = np.median([row["resolution_angstrom"] for row in scores["states"]])
+    assert scores["still"]["resolution_angstrom"] == pytest.approx(median)
+
+
+def test_a_run_that_moves_is_ahead_of_its_own_maps_standing_still(truth):
+    scores = evaluate(decode_circle, estimate_of(truth, circle(truth)), consensus_of(truth), truth).metrics
+    assert scores["map_correlation"] > scores["still"]["map_correlation"] + 0.02
+    assert scores["map_variation"] == pytest.approx(scores["true_map_variation"], rel=0.05)
 
 
 def test_truth_of_a_larger_box_is_band_limited_to_the_maps(truth):
@@ -149,6 +157,12 @@ def test_truth_of_a_larger_box_is_band_limited_to_the_maps(truth):
             consensus_of(truth),
             truth,
         )
+
+
+def test_truth_of_another_field_of_view_is_refused(truth):
+    estimate = estimate_of(truth, circle(truth))
+    with pytest.raises(StoreError, match=r"64 Å wide.*the run's 16 Å.*headers"):
+        evaluate(decode_circle, estimate, Volume(consensus_of(truth).voxels, 1.0), truth)
 
 
 def test_truth_of_another_simulation_is_refused(truth):
@@ -186,6 +200,19 @@ def test_pose_errors_are_those_that_were_put_in(truth):
     assert errors.squared_frobenius_mean == pytest.approx(8 * np.sin(np.deg2rad(5)) ** 2, rel=1e-3)
     assert errors.shift_angstrom_mean == pytest.approx(5, rel=1e-4)
     assert errors.shift_box_fraction_mean == pytest.approx(5 / 64, rel=1e-4)
+
+
+def test_a_drift_that_all_poses_share_is_told_apart_from_their_errors(truth):
+    """Poses turned with the molecule's frame, and moved with its centre, project the turned map alike."""
+    turn = rotation_from_axis_angle(torch.tensor([[0.02, -0.03, 0.01]])).float().numpy()
+    rotation = truth.rotation @ turn
+    shift = truth.shift_angstrom + rotation[:, :2] @ np.array([1.0, 2.0, -1.0], dtype=np.float32)
+    refined = estimate_of(truth, circle(truth), rotation=rotation, shift_angstrom=shift)
+    pose = evaluate(decode_circle, refined, consensus_of(truth), truth).metrics["pose"]
+    assert pose["after"]["angle_deg_median"] == pytest.approx(np.rad2deg(np.sqrt(0.0014)), rel=1e-2)
+    assert pose["after"]["shift_angstrom_mean"] > 1
+    assert pose["after_in_true_frame"]["angle_deg_median"] < 0.05
+    assert pose["after_in_true_frame"]["shift_angstrom_mean"] < 0.01
 
 
 def test_refined_poses_are_reported_beside_the_given_ones(truth):
@@ -243,13 +270,47 @@ def test_without_a_truth_no_measure_against_it_is_invented(truth):
     json.dumps(metrics, allow_nan=False)
 
 
+def write_truth(truth: Truth, folder: Path, **changed) -> None:
+    fields = ("state", "rotation", "shift_angstrom", "volume_state", "period", "discrete")
+    np.savez(folder / "truth.npz", **{name: getattr(truth, name) for name in fields} | changed)
+    for index, voxels in enumerate(truth.volumes):
+        write_volume(folder / f"volume_{index:03d}.mrc", Volume(torch.from_numpy(voxels), 4.0))
+
+
+def test_reference_maps_follow_one_another_whatever_the_order_of_their_files(truth, tmp_path):
+    backwards = Truth(
+        **{name: getattr(truth, name) for name in truth.__slots__ if name not in ("volumes", "volume_state")},
+        volumes=truth.volumes[::-1],
+        volume_state=truth.volume_state[::-1],
+    )
+    write_truth(backwards, tmp_path)
+    found = read_truth(tmp_path)
+    np.testing.assert_array_equal(found.volume_state, truth.volume_state)
+    np.testing.assert_allclose(found.volumes, truth.volumes)
+
+
+def test_reference_maps_on_unlike_grids_are_refused(truth, tmp_path):
+    write_truth(truth, tmp_path)
+    write_volume(tmp_path / "volume_002.mrc", Volume(torch.from_numpy(truth.volumes[2]), 1.0))
+    with pytest.raises(StoreError, match=r"volume_002\.mrc.*1 Å per voxel.*has 16 at 4"):
+        read_truth(tmp_path)
+    write_volume(tmp_path / "volume_002.mrc", Volume(torch.zeros(20, 20, 20), 4.0))
+    with pytest.raises(StoreError, match=r"volume_002\.mrc: box 20"):
+        read_truth(tmp_path)
+
+
+def test_a_class_without_a_reference_map_is_refused(truth, tmp_path):
+    write_truth(
+        truth, tmp_path, state=np.arange(PARTICLES) % STATES + 1.0, volume_state=np.arange(STATES), discrete=True
+    )
+    with pytest.raises(StoreError, match=r"particles are of class 8.*reference map for every class"):
+        read_truth(tmp_path)
+
+
 def test_truth_folder_round_trips_and_missing_parts_are_named(truth, tmp_path):
     with pytest.raises(StoreNotFoundError, match=r"truth\.npz"):
         read_truth(tmp_path)
-    fields = ("state", "rotation", "shift_angstrom", "volume_state", "period", "discrete")
-    np.savez(tmp_path / "truth.npz", **{name: getattr(truth, name) for name in fields})
-    for index, voxels in enumerate(truth.volumes):
-        write_volume(tmp_path / f"volume_{index:03d}.mrc", Volume(torch.from_numpy(voxels), 4.0))
+    write_truth(truth, tmp_path)
     found = read_truth(tmp_path)
     np.testing.assert_allclose(found.volumes, truth.volumes)
     np.testing.assert_array_equal(found.state, truth.state)

@@ -17,7 +17,10 @@ def metrics(score: float, gap: float, **more) -> dict:
     return {
         "has_truth": True,
         **scores,
+        "map_variation": 0.3,
+        "true_map_variation": 0.3,
         "consensus": {**dict.fromkeys(scores, 0.0), "map_correlation": 0.9},
+        "still": {"resolution_angstrom": 14.4},
         "ceiling": {**dict.fromkeys(scores, 1.0), "auc_gap": 0.3},
         "states": [state, state],
         "nyquist_angstrom": 14.4,
@@ -39,10 +42,19 @@ def test_tone_needs_difference_maps_and_gap_together(score, gap, tone):
     assert verdict(metrics(score, gap))["tone"] == tone
 
 
-def test_resolution_that_the_consensus_reaches_too_is_called_worthless():
+def test_resolution_that_maps_standing_still_reach_too_is_called_worthless():
     assert "resolution alone says nothing" in verdict(metrics(0.9, 0.2))["text"]
     better = {"resolution_angstrom": 8.0, "consensus_resolution_angstrom": 20.0}
-    assert "says nothing" not in verdict(metrics(0.9, 0.2, states=[better]))["text"]
+    still = {"resolution_angstrom": 12.0}
+    assert "says nothing" not in verdict(metrics(0.9, 0.2, states=[better], still=still))["text"]
+
+
+def test_of_a_rigid_molecule_stillness_is_praised_and_invented_motion_is_called_so():
+    still = verdict(metrics(0.0, 0.0, true_map_variation=0.0, map_variation=0.001))
+    assert (still["tone"], still["headline"]) == ("good", "A rigid molecule stayed still")
+    invented = verdict(metrics(0.0, 0.0, true_map_variation=0.0, map_variation=0.15))
+    assert (invented["tone"], invented["headline"]) == ("none", "Motion was invented")
+    assert "15.0%" in invented["text"]
 
 
 def test_without_truth_nothing_is_claimed():
