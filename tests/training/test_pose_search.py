@@ -18,8 +18,19 @@ from cryoformer_dist.physics.pose import (
     squared_frobenius,
 )
 from cryoformer_dist.training import pose_search
+from cryoformer_dist.training.linear_start import principal_maps
 from cryoformer_dist.training.molecule_frame import in_frame_of
-from cryoformer_dist.training.pose_search import FoundPoses, Round, _ball, _disc, search_poses
+from cryoformer_dist.training.occupancy import sphere
+from cryoformer_dist.training.pose_search import (
+    ROUNDS_BY_CONFORMATION,
+    Conformations,
+    FoundPoses,
+    Round,
+    _ball,
+    _disc,
+    search_poses,
+    search_poses_by_conformation,
+)
 from cryoformer_dist.training.reference import Reference
 
 RIGID: dict[str, Any] = {"states": {"kind": "discrete", "count": 1}, "box": 32}
@@ -98,6 +109,26 @@ def test_poses_fifteen_degrees_off_are_brought_near_the_truth(astray: tuple[Foun
     # Most, not only the one in the middle.
     better = squared_frobenius(found.pose.rotation, true.rotation) < squared_frobenius(given.rotation, true.rotation)
     assert float(better.float().mean()) > 0.85
+
+
+def test_maps_of_their_own_conformations_bring_poses_nearer_than_one_rigid_map(tmp_path: Path) -> None:
+    perturbation = {"rotation_variance": 0.047, "shift_pixels": 10}
+    path = write_set(tmp_path, particles=300, snr=5, box=32, perturbation=perturbation)
+    store, rows = ParticleStore.open(path), np.arange(300)
+    true = _true_pose(path, store.particles())
+    rigid = search_poses(store, rows, 0).pose
+    with np.load(path.parent / "particles" / "truth" / "truth.npz") as truth:
+        state = torch.from_numpy(truth["state"][store.particles().source_row]).float()
+    # An arm's swing and how it curves.
+    swing = (state - state.mean()) / state.std()
+    latents = torch.stack([swing, swing.square() - swing.square().mean()], dim=1)
+    maps = principal_maps(store.with_pose(rows, rigid), rows, sphere(32), latents)
+    found = search_poses_by_conformation(
+        store, rows, rigid, Conformations(latents, maps), ROUNDS_BY_CONFORMATION[0], seed=0
+    )
+    before, after = (squared_frobenius(pose.rotation, true.rotation).mean() for pose in (rigid, found))
+    assert float(after) < 0.75 * float(before)
+    assert _medians(found, true)[1] < _medians(rigid, true)[1]
 
 
 def test_the_agreement_of_the_halves_tells_that_the_search_did_good(astray: tuple[FoundPoses, Pose, Pose]) -> None:
@@ -263,3 +294,22 @@ def test_given_poses_are_kept_row_by_row_where_found_ones_agree_less(
     assert float(angle.mean()) > 1
     # Around the given pose of the same row: the widest cone is 30 degrees, the turn of the frame comes on top.
     assert float(angle.max()) < 50
+
+
+def test_a_drift_that_follows_the_conformation_is_taken_back_and_what_a_particle_found_stays() -> None:
+    count = 200
+    given = Pose(random_rotations(count, _generator(8)), 5 * torch.randn(count, 2, generator=_generator(9)))
+    latents = torch.randn(count, 2, generator=_generator(10))
+    latents = latents - latents.mean(0)
+    # Turns of some degrees per unit of each coordinate, and an origin that moves with them.
+    turn = rotation_from_axis_angle(latents @ torch.tensor([[0.05, -0.02, 0.03], [0.0, 0.04, -0.01]]))
+    offset = latents @ torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 1.0]])
+    rotation = given.rotation @ turn
+    own = rotation_from_axis_angle(0.02 * torch.randn(count, 3, generator=_generator(11)))
+    drifted = Pose(own @ rotation, given.shift_angstrom + torch.einsum("pij,pj->pi", rotation, offset)[:, :2])
+    back = in_frame_of(given, drifted, latents)
+    error = rotation_angle_deg(back.rotation, own @ given.rotation)
+    assert float(error.mean()) < 0.1 * float(rotation_angle_deg(drifted.rotation, given.rotation).mean())
+    assert float((back.shift_angstrom - given.shift_angstrom).norm(dim=1).mean()) < 0.3
+    rigid = in_frame_of(given, drifted)
+    assert float(rotation_angle_deg(rigid.rotation, own @ given.rotation).mean()) > 5 * float(error.mean())
