@@ -21,7 +21,7 @@ class WorkersConfig(Section):
     count: int | str = Field(
         1, description="a number, or FEWEST..MOST for a run that shrinks when nodes are lost and grows when they return"
     )
-    cpus: float = Field(0.9, gt=0, description="CPUs per worker; leave a little of the machine for reading data")
+    cpus: float = Field(0.9, gt=0, description="CPUs per worker; two processes that read data for it are not counted")
     gpus: float = Field(0, ge=0, description="GPUs per worker; a share of one for a worker alone")
     silence_minutes: float = Field(
         30, gt=0, description="a worker that reports nothing for so long hangs: it is ended and replaced"

@@ -19,8 +19,9 @@ from cryoformer_dist.data.batch import BatchSource, ImageBlock, ParticleBatch, m
 from cryoformer_dist.data.order import ParticleOrder, Piece
 from cryoformer_dist.data.store import ParticleStore
 
-# Training workers hold the CPUs; a reader that asked for a whole one would wait for ever.
-READ_CPUS = 0.1
+# Training workers hold the CPUs, and Ray Data shares what is left among all ranks: readers that asked for any would
+# starve beside many workers, and on wide machines start by the hundred. So they ask for none, and few read at a time.
+_READERS_PER_WORKER = 2
 # One Ray Data execution costs about a second to start: it spans epochs, but its task list must stay small.
 _PIECES_PER_EXECUTION = 512
 # A task may cost the start of a process, seconds of a small machine: it must have something to read.
@@ -129,8 +130,12 @@ def _blocks(store: ParticleStore, pieces: Iterator[Piece]) -> Iterator[ImageBloc
     # The order of particles is a function of the seed; without this, blocks come as they finish.
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    # A rank that is busy elsewhere (a long search of latents) reads nothing meanwhile; hangs are found by our reporter.
+    context.execution_no_progress_timeout_s = -1
     while window := list(islice(pieces, _PIECES_PER_EXECUTION)):
         source = PieceDatasource(store, window)
-        dataset = ray.data.read_datasource(source, override_num_blocks=source.task_count, num_cpus=READ_CPUS)
+        tasks = source.task_count
+        at_once = min(tasks, _READERS_PER_WORKER)
+        dataset = ray.data.read_datasource(source, override_num_blocks=tasks, num_cpus=0, concurrency=at_once)
         for columns in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
             yield ImageBlock(columns["images"], columns["row"], columns["epoch"])

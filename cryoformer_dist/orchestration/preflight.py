@@ -15,7 +15,6 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cryoformer_dist.config.cluster import WorkersConfig
-from cryoformer_dist.data.dataset import READ_CPUS
 from cryoformer_dist.data.store import ParticleStore, is_complete
 from cryoformer_dist.errors import ClusterError, StoreError
 from cryoformer_dist.storage.places import Place, client_errors, make_folder, place_at, remove_folder
@@ -114,7 +113,7 @@ def wait_for_nodes(workers: WorkersConfig, say: Callable[[str], None]) -> None:
     told = False
     while time.monotonic() < end:
         present = ray.cluster_resources()
-        needed = {"CPU": workers.fewest * workers.cpus + READ_CPUS, "GPU": workers.fewest * workers.gpus}
+        needed = {"CPU": workers.fewest * workers.cpus, "GPU": workers.fewest * workers.gpus}
         short = [
             f"{present.get(kind, 0):g} of {count:g} {kind}s"
             for kind, count in needed.items()
@@ -136,7 +135,8 @@ def on_nodes(nodes: Sequence[dict[str, Any]], function: Any, *arguments: Any) ->
     ClusterError
         If a node does not answer.
     """
-    task = ray.remote(num_cpus=0, max_retries=1)(function)
+    # A process that has asked a GPU for its memory keeps a part of it until it ends, so none is used twice.
+    task = ray.remote(num_cpus=0, max_retries=1, max_calls=1)(function)
     running = [
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
             node, *arguments

@@ -17,7 +17,6 @@ from cryoformer_dist.config.loading import dump_config, load_config
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.config.trials import Trial, plan_trials
-from cryoformer_dist.data.dataset import READ_CPUS
 from cryoformer_dist.data.store import ParticleStore, is_complete
 from cryoformer_dist.errors import ClusterError, ConfigError
 from cryoformer_dist.orchestration.cluster import ray_of
@@ -170,8 +169,7 @@ def trials_at_once(sweep: SweepConfig) -> int:
     """
     workers = sweep.workers
     found = ray.cluster_resources()
-    # Workers of a trial's own read through Ray Data; a single one reads for itself.
-    cpus = workers.most * workers.cpus + (READ_CPUS if workers.most > 1 else 0)
+    cpus = workers.most * workers.cpus
     fit = int(found.get("CPU", 0) / cpus + 1e-9)
     if workers.gpus:
         fit = min(fit, int(found.get("GPU", 0) / (workers.most * workers.gpus) + 1e-9))

@@ -20,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cryoformer_dist.config.cluster import ClusterConfig, LocalCluster, WorkersConfig
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import BatchSource, local_batches, resident_batches
-from cryoformer_dist.data.dataset import READ_CPUS, ray_batches
+from cryoformer_dist.data.dataset import ray_batches
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointNotWrittenError, ClusterError, ConfigError, CryoFormerError, TrainingError
 from cryoformer_dist.orchestration.metrics import Publish, publishing
@@ -238,13 +238,13 @@ def sharers(workers: WorkersConfig, count: int) -> int:
 
 
 def _check_resources(workers: WorkersConfig) -> None:
-    """Refuse what would wait for ever: workers that hold every CPU starve the readers."""
+    """Refuse what would wait for ever."""
     available = ray.cluster_resources()
-    needed = workers.fewest * workers.cpus + READ_CPUS
+    needed = workers.fewest * workers.cpus
     if needed > available.get("CPU", 0):
         raise ClusterError(
-            f"workers: {workers.fewest} x {workers.cpus} CPUs and {READ_CPUS} for reading data need {needed:g} CPUs, "
-            f"the cluster has {available.get('CPU', 0):g}; lower workers.count or workers.cpus"
+            f"workers: {workers.fewest} x {workers.cpus} CPUs are asked for, the cluster has "
+            f"{available.get('CPU', 0):g}; lower workers.count or workers.cpus"
         )
     if workers.fewest * workers.gpus > available.get("GPU", 0):
         raise ClusterError(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from cryoformer_dist.data import dataset
@@ -49,6 +50,17 @@ def test_ray_gives_exactly_the_batches_of_the_local_reader_in_their_order(
         assert torch.equal(one.pose.rotation, other.pose.rotation)
         assert torch.equal(one.ctf.defocus_u_angstrom, other.ctf.defocus_u_angstrom)
         assert one.epoch == other.epoch
+
+
+@pytest.mark.usefixtures("_ray")
+def test_workers_that_hold_every_cpu_do_not_starve_their_readers(tiny_store: Path) -> None:
+    @ray.remote(num_cpus=2)
+    def rows_read(path: Path) -> int:
+        store = ParticleStore.open(path)
+        dataset._TASK_BYTES = 2 * 16 * (16 * 16 * 2 + 16)
+        return sum(len(batch.row) for batch in ray_batches(store)(_order(store, epochs=3), 0, 1, 12))
+
+    assert ray.get(rows_read.remote(tiny_store), timeout=240) == 3 * 64
 
 
 @pytest.mark.parametrize(("task_bytes", "tasks"), [(1, 4), (2 * 16 * (16 * 16 * 2 + 16), 2), (2**20, 1)])

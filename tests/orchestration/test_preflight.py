@@ -125,7 +125,7 @@ def test_nodes_that_are_still_joining_are_waited_for(monkeypatch: pytest.MonkeyP
     said: list[str] = []
     wait_for_nodes(WorkersConfig(count=2, cpus=0.9), said.append)
     assert len(said) == 1
-    assert "1 of 1.9 CPUs" in said[0]
+    assert "1 of 1.8 CPUs" in said[0]
 
 
 def test_a_cluster_that_stays_small_is_waited_for_no_longer_than_that(monkeypatch: pytest.MonkeyPatch) -> None:

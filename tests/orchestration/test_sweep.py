@@ -98,5 +98,5 @@ def test_a_trial_that_fits_nowhere_is_refused_instead_of_waiting_for_ever(
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
     request: SweepRequest = read_sweep_request(_file(tmp_path, tiny_store, workers={"count": 2}), [])
-    with pytest.raises(ClusterError, match=r"a trial needs 1\.9 CPUs and 0 GPUs, the cluster has 1 and 0"):
+    with pytest.raises(ClusterError, match=r"a trial needs 1\.8 CPUs and 0 GPUs, the cluster has 1 and 0"):
         trials_at_once(request.sweep)

@@ -24,7 +24,8 @@ def _cluster(**workers: Any) -> LocalCluster:
     ("workers", "fits"),
     [
         ({"count": 2, "cpus": 0.9}, True),
-        ({"count": 2, "cpus": 1}, False),
+        ({"count": 2, "cpus": 1}, True),
+        ({"count": 2, "cpus": 1.1}, False),
         ({"count": 1, "cpus": 1.9, "gpus": 1}, True),
         ({"count": 2, "cpus": 0.5, "gpus": 1}, False),
         ({"count": 1, "cpus": 0.5, "gpus": 0.5}, True),
