@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "storage": {"errors"},
     "config": {"errors"},
     "model": {"errors", "config", "physics"},
-    "io": {"errors", "physics"},
+    "io": {"errors", "physics", "storage"},
     "data": {"errors", "config", "physics", "io", "storage"},
     "training": {"errors", "config", "physics", "model", "data", "io.mrc", "storage"},
     "analysis": {"errors", "config", "physics", "io", "model", "data", "training", "storage"},

@@ -35,13 +35,14 @@ from cryoformer_dist.data.imaging import (
 )
 from cryoformer_dist.data.molecule import build_molecule, reach_angstrom
 from cryoformer_dist.errors import ConfigError
-from cryoformer_dist.io.mrc import StackWriter, write_volume
+from cryoformer_dist.io.mrc import new_stack, write_volume
 from cryoformer_dist.io.particles import ParticleTable
 from cryoformer_dist.io.relion import write_star
 from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function
 from cryoformer_dist.physics.fourier import crop_images, fourier_to_image
 from cryoformer_dist.physics.grids import frequency_grid
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.storage.places import replaced
 
 STAR_NAME = "particles.star"
 TRUTH_FOLDER = "truth"
@@ -243,17 +244,16 @@ def _write_truth(config: SimulationConfig, scene: _Scene, scale: _Scale, folder:
         voxels = scene.imager.volume(float(coordinate), config.box_size) * scale.signal
         labels = (_LABEL, f"state {state:.6g}")
         write_volume(folder / f"volume_{number:03d}.mrc", Volume(voxels, config.pixel_size_angstrom), labels)
-    partial = folder / ".truth.partial.npz"
-    np.savez(
-        partial,
-        state=states.state,
-        rotation=scene.poses.rotation,
-        shift_angstrom=scene.poses.shift_angstrom,
-        volume_state=states.volume_state,
-        period=np.float64(states.period),
-        discrete=np.bool_(states.discrete),
-    )
-    partial.replace(folder / "truth.npz")
+    with replaced(folder / "truth.npz") as beside, beside.open("wb") as stream:
+        np.savez(
+            stream,
+            state=states.state,
+            rotation=scene.poses.rotation,
+            shift_angstrom=scene.poses.shift_angstrom,
+            volume_state=states.volume_state,
+            period=np.float64(states.period),
+            discrete=np.bool_(states.discrete),
+        )
     return folder
 
 
@@ -265,7 +265,7 @@ def _write_stacks(
     paths = []
     for number, stack in enumerate(blocks):
         path = output / ("particles.mrcs" if len(blocks) == 1 else f"particles_{number:03d}.mrcs")
-        with StackWriter(path, config.pixel_size_angstrom, (_LABEL,)) as writer:
+        with new_stack(path, config.pixel_size_angstrom, (_LABEL,)) as writer:
             for _ in stack:
                 writer.append(_finished(next(images), scale, config.box_size, generator))
         paths.append(path)

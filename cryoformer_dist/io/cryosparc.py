@@ -1,6 +1,5 @@
 """CryoSPARC ``.cs`` files, in and out."""
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from cryoformer_dist.errors import AberrationsNotAppliedWarning, CryoFormerWarni
 from cryoformer_dist.io.particles import OpticsColumns, ParticleTable, check_finite, group_optics
 from cryoformer_dist.io.stack_paths import resolve_stacks
 from cryoformer_dist.physics.pose import axis_angle_from_rotation, rotation_from_axis_angle
+from cryoformer_dist.storage.places import replaced
 
 Fields = dict[str, np.ndarray]
 
@@ -153,13 +153,8 @@ def update_cs_poses(
     vector = axis_angle_from_rotation(torch.from_numpy(np.asarray(rotation, dtype=np.float64)))
     records[_POSE][source_row] = vector.numpy()
     records[_SHIFT][source_row] = shift_angstrom / pixel_size[source_row, None]
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as handle:
-            np.save(handle, records[kept], allow_pickle=False)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced(output) as beside, beside.open("wb") as handle:
+        np.save(handle, records[kept], allow_pickle=False)
 
 
 def _load(path: Path) -> np.ndarray:

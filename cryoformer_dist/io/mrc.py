@@ -1,13 +1,11 @@
 """MRC files: stacks of images and volumes, in and out (the only module that imports mrcfile)."""
 
-import os
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import mrcfile
 import numpy as np
@@ -24,6 +22,7 @@ from cryoformer_dist.io.mrc_header import (
     refuse_other_kinds,
 )
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.storage.places import replaced
 
 # Two pixel sizes closer than this relative difference are the same number, rounded by somebody.
 PIXEL_SIZE_TOLERANCE = 1e-3
@@ -133,8 +132,9 @@ def open_stack(path: Path) -> ImageStack:
     return ImageStack(path)
 
 
-class StackWriter:
-    """Appends images to a float32 ``.mrcs``; the file gets its name only when all went well.
+@contextmanager
+def new_stack(path: Path, pixel_size_angstrom: float, labels: Sequence[str] = ()) -> Iterator["StackWriter"]:
+    """A float32 ``.mrcs`` to append images to; the file gets its name only when all went well.
 
     Parameters
     ----------
@@ -144,20 +144,29 @@ class StackWriter:
         For the header.
     labels
         Provenance, at most 10 lines of 80 characters (longer ones are cut).
-    """
 
-    def __init__(self, path: Path, pixel_size_angstrom: float, labels: Sequence[str] = ()) -> None:
-        self.path = path
+    Raises
+    ------
+    ValueError
+        If no image was appended.
+    """
+    with replaced(path) as beside:
+        writer = StackWriter(path, beside, pixel_size_angstrom, labels)
+        yield writer
+        writer.finish()
+
+
+class StackWriter:
+    """Writes what is appended to a stack beside the one it is to become; made by `new_stack`."""
+
+    def __init__(self, path: Path, beside: Path, pixel_size_angstrom: float, labels: Sequence[str]) -> None:
+        self.path, self._beside = path, beside
         self.count = 0
         self._pixel_size_angstrom = pixel_size_angstrom
         self._labels = labels
-        self._partial = _partial_path(path)
         self._box: tuple[int, ...] = ()
         self._sum = self._sum_of_squares = 0.0
         self._least, self._most = np.inf, -np.inf
-
-    def __enter__(self) -> Self:
-        return self
 
     def append(self, images: np.ndarray) -> None:
         """Add images ``(k, box, box)``.
@@ -177,7 +186,7 @@ class StackWriter:
         if not self._box:
             self._box = block.shape[1:]
             self._create(block[:1])
-        with self._partial.open("r+b") as handle:
+        with self._beside.open("r+b") as handle:
             handle.seek(HEADER_BYTES + self.count * block[0].nbytes)
             handle.write(block.tobytes())
         self.count += len(block)
@@ -185,40 +194,31 @@ class StackWriter:
         self._sum_of_squares += np.square(block, dtype=np.float64).sum()
         self._least, self._most = min(self._least, float(block.min())), max(self._most, float(block.max()))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._partial.unlink(missing_ok=True)
-
-    def _create(self, first: np.ndarray) -> None:
-        with mrcfile.new(self._partial, overwrite=True) as created:
-            created.set_data(first)
-            created.set_image_stack()
-            created.voxel_size = self._pixel_size_angstrom
-            _set_labels(created.header, self._labels)
-
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Bring the header up to date."""
         if self.count == 0:
             raise ValueError(f"{self.path}: no image was appended; an empty stack is not written")
         pixels = self.count * self._box[0] * self._box[1]
         mean = self._sum / pixels
         # mrcfile says that the file is longer than its header promises: the header is what we are here to
         # correct.
-        with _quietly(self._partial), mrcfile.mmap(self._partial, mode="r+", permissive=True) as opened:
+        with _quietly(self._beside), mrcfile.mmap(self._beside, mode="r+", permissive=True) as opened:
             opened.header.nz = self.count
             opened.header.dmin, opened.header.dmax = self._least, self._most
             opened.header.dmean = mean
             opened.header.rms = max(self._sum_of_squares / pixels - mean**2, 0.0) ** 0.5
-        self._partial.replace(self.path)
+
+    def _create(self, first: np.ndarray) -> None:
+        with mrcfile.new(self._beside, overwrite=True) as created:
+            created.set_data(first)
+            created.set_image_stack()
+            created.voxel_size = self._pixel_size_angstrom
+            _set_labels(created.header, self._labels)
 
 
 def write_stack(path: Path, images: np.ndarray, pixel_size_angstrom: float, labels: Sequence[str] = ()) -> None:
     """Write images ``(k, box, box)`` as a float32 stack, whole or not at all."""
-    with StackWriter(path, pixel_size_angstrom, labels) as writer:
+    with new_stack(path, pixel_size_angstrom, labels) as writer:
         writer.append(images)
 
 
@@ -267,18 +267,13 @@ def write_volume(path: Path, volume: Volume, labels: Sequence[str] = ()) -> None
     voxels = volume.voxels.detach().cpu().numpy().astype("<f4")
     if not np.isfinite(voxels).all():
         raise ValueError(f"{path}: the volume holds {int((~np.isfinite(voxels)).sum())} voxels that are not finite")
-    partial = _partial_path(path)
-    try:
-        with mrcfile.new(partial, overwrite=True) as created:
-            created.set_data(voxels)
-            created.set_volume()
-            created.voxel_size = volume.voxel_size_angstrom
-            corner = [-(length // 2) * volume.voxel_size_angstrom for length in reversed(voxels.shape)]
-            created.header.origin = tuple(corner)
-            _set_labels(created.header, labels)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced(path) as beside, mrcfile.new(beside, overwrite=True) as created:
+        created.set_data(voxels)
+        created.set_volume()
+        created.voxel_size = volume.voxel_size_angstrom
+        corner = [-(length // 2) * volume.voxel_size_angstrom for length in reversed(voxels.shape)]
+        created.header.origin = tuple(corner)
+        _set_labels(created.header, labels)
 
 
 @contextmanager
@@ -339,7 +334,3 @@ def _set_labels(header: Any, labels: Sequence[str]) -> None:
     header.label[:] = b""
     header.label[: len(lines)] = lines
     header.nlabl = len(lines)
-
-
-def _partial_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -1,7 +1,6 @@
 """RELION ``.star`` files, 1.x to 5, in and out (the only module that imports starfile)."""
 
 import linecache
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from cryoformer_dist.io.star_rows import (
 )
 from cryoformer_dist.io.star_text import find_loop, format_block, replace_cells
 from cryoformer_dist.physics.pose import relion_euler_from_rotation
+from cryoformer_dist.storage.places import replaced
 
 # Columns of names: starfile would turn "007" into 7.
 _TEXT = (
@@ -245,9 +245,5 @@ def _cells(values: Sequence[float] | np.ndarray) -> list[str]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced(path) as beside:
+        beside.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")

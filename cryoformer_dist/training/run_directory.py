@@ -27,7 +27,7 @@ from cryoformer_dist.model.kernels.sizes import refuse_sizes_without_kernel
 from cryoformer_dist.physics.fourier import spectrum
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.volume import Volume
-from cryoformer_dist.storage.places import Place
+from cryoformer_dist.storage.places import Place, write_whole
 from cryoformer_dist.storage.run_folder import RunFolder, opened_folder
 from cryoformer_dist.training.consensus import SHELL_WEIGHT, Consensus, back_project, write_shell_weight
 from cryoformer_dist.training.linear_start import linear_latents, principal_maps
@@ -161,9 +161,7 @@ def prepare_run(
             if (like / name).is_file():
                 shutil.copyfile(like / name, run / name)
     # Written last: a folder with a manifest is ready.
-    temporary = manifest_path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_manifest(config, store), indent=1))
-    temporary.replace(manifest_path)
+    write_whole(manifest_path, json.dumps(_manifest(config, store), indent=1))
 
 
 def _refuse_sizes(config: RunConfig, store: ParticleStore, room: Room) -> None:

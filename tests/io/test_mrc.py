@@ -11,7 +11,7 @@ import torch
 
 from cryoformer_dist.errors import ParticleFormatError, PixelSizeConflictWarning
 from cryoformer_dist.io.mrc import (
-    StackWriter,
+    new_stack,
     open_stack,
     read_header,
     read_volume,
@@ -180,7 +180,7 @@ def test_stack_of_volumes_is_refused(tmp_path, rng):
 
 
 def test_blocks_written_one_by_one_equal_the_whole(tmp_path, images):
-    with StackWriter(tmp_path / "blocks.mrcs", 1.25, ["made in blocks"]) as writer:
+    with new_stack(tmp_path / "blocks.mrcs", 1.25, ["made in blocks"]) as writer:
         writer.append(images[:2])
         writer.append(images[2:2])
         writer.append(images[2:])
@@ -202,7 +202,7 @@ def test_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path, images):
     before = path.read_bytes()
 
     def fail_half_way() -> None:
-        with StackWriter(path, 1.0) as writer:
+        with new_stack(path, 1.0) as writer:
             writer.append(images)
             raise KeyboardInterrupt
 
@@ -222,7 +222,7 @@ def test_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path, images):
 )
 def test_images_that_do_not_fit_are_not_written(tmp_path, images, bad, words):
     def write() -> None:
-        with StackWriter(tmp_path / "stack.mrcs", 1.0) as writer:
+        with new_stack(tmp_path / "stack.mrcs", 1.0) as writer:
             writer.append(images)
             writer.append(bad)
 
