@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cryoformer_dist.analysis.check_figure import CheckPicture, draw_check
 from cryoformer_dist.data.contrast import CERTAIN_Z_SCORE, contrast_z_score
-from cryoformer_dist.data.store import ParticleStore, StoredParticles
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.io.mrc import write_volume
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function

@@ -23,8 +23,6 @@ from cryoformer_dist.errors import StoreError, StoreNotFoundError
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.storage.places import OBJECT_STORE_OPTIONS, Place, in_reach, place_at, synchronise
 
-__all__ = ["PROGRESS_FOLDER", "SCHEMA_VERSION", "ParticleStore", "StoreLayout", "StoredParticles"]
-
 SCHEMA_VERSION = 1
 _REMEDY = "copy the store again from where it was whole, or convert the particles again"
 PROGRESS_FOLDER = ".conversion"

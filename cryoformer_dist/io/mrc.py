@@ -71,7 +71,6 @@ def read_header(path: Path) -> MRCHeader:
         mode=fields["mode"],
         voxel_size_angstrom=(x, y, z),
         axes=(fields["mapc"], fields["mapr"], fields["maps"]),
-        space_group=fields["ispg"],
         data_offset=HEADER_BYTES + fields["nsymbt"],
     )
 
@@ -216,21 +215,13 @@ class StackWriter:
             _set_labels(created.header, self._labels)
 
 
-def write_stack(path: Path, images: np.ndarray, pixel_size_angstrom: float, labels: Sequence[str] = ()) -> None:
-    """Write images ``(k, box, box)`` as a float32 stack, whole or not at all."""
-    with new_stack(path, pixel_size_angstrom, labels) as writer:
-        writer.append(images)
-
-
-def read_volume(path: Path, *, pixel_size_angstrom: float | None = None) -> Volume:
+def read_volume(path: Path) -> Volume:
     """Read a cubic map as ``[z, y, x]``, whatever its axis order; its place in space is not kept.
 
     Parameters
     ----------
     path
         ``.mrc`` or ``.map``, plain or compressed.
-    pixel_size_angstrom
-        Overrides the header.
 
     Raises
     ------
@@ -240,7 +231,7 @@ def read_volume(path: Path, *, pixel_size_angstrom: float | None = None) -> Volu
     Warns
     -----
     PixelSizeConflictWarning
-        If the header gives no voxel size and the caller neither (1 angstrom is taken), or the two disagree.
+        If the header gives no voxel size: 1 angstrom is taken.
     """
     header = read_header(path)
     stored = _stored_array(header)
@@ -252,8 +243,7 @@ def read_volume(path: Path, *, pixel_size_angstrom: float | None = None) -> Volu
             f"{path}: the map is {' x '.join(map(str, voxels.shape))} voxels (z, y, x), not a cube; pad or "
             "resample it to a cubic box"
         )
-    voxel_size = _decide_voxel_size(header, pixel_size_angstrom)
-    return Volume(torch.from_numpy(np.array(voxels, dtype=np.float32, order="C")), voxel_size)
+    return Volume(torch.from_numpy(np.array(voxels, dtype=np.float32, order="C")), _cubic_voxel_size(header))
 
 
 def write_volume(path: Path, volume: Volume, labels: Sequence[str] = ()) -> None:
@@ -304,19 +294,11 @@ def _voxel_size(length: float, intervals: int) -> float:
     return size if np.isfinite(size) and size > 0 else 0.0
 
 
-def _decide_voxel_size(header: MRCHeader, wanted: float | None) -> float:
+def _cubic_voxel_size(header: MRCHeader) -> float:
     x, y, z = header.voxel_size_angstrom
-    if wanted is not None:
-        if x > 0 and abs(x - wanted) > PIXEL_SIZE_TOLERANCE * wanted:
-            warnings.warn(
-                f"{header.path}: the header says {x:.5g} A per voxel; {wanted:.5g} A is used, as asked",
-                PixelSizeConflictWarning,
-                stacklevel=3,
-            )
-        return wanted
     if max(x, y, z) == 0:
         warnings.warn(
-            f"{header.path}: the header gives no voxel size; 1 A is taken: say the pixel size",
+            f"{header.path}: the header gives no voxel size; 1 A is taken: write it into the header",
             PixelSizeConflictWarning,
             stacklevel=3,
         )

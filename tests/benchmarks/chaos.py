@@ -31,7 +31,6 @@ from cryoformer_dist.training.checkpoint import checkpoints
 from cryoformer_dist.training.progress import read_metrics
 
 NODES = 2
-EXACT = ("stage", "epoch", "step", "steps", "loss", "prior", "active_points")
 # Until a replacement has joined, the workers are up and the first report has come.
 RECOVERY_SECONDS = 600
 

@@ -8,6 +8,7 @@ import mrcfile
 import numpy as np
 import pytest
 import torch
+from simulated_particles import write_stack
 
 from cryoformer_dist.errors import ParticleFormatError, PixelSizeConflictWarning
 from cryoformer_dist.io.mrc import (
@@ -15,7 +16,6 @@ from cryoformer_dist.io.mrc import (
     open_stack,
     read_header,
     read_volume,
-    write_stack,
     write_volume,
 )
 from cryoformer_dist.physics.volume import Volume
@@ -302,17 +302,8 @@ def test_map_with_unequal_voxel_sides_is_refused(tmp_path, rng):
         read_volume(path)
 
 
-def test_map_without_voxel_size_is_warned_about_unless_the_caller_knows(tmp_path, rng):
+def test_map_without_voxel_size_is_warned_about(tmp_path, rng):
     path = tmp_path / "map.mrc"
     mrcfile.write(path, rng.normal(size=(4, 4, 4)).astype(np.float32))
     with pytest.warns(PixelSizeConflictWarning, match="no voxel size"):
         assert read_volume(path).voxel_size_angstrom == 1.0
-    assert read_volume(path, pixel_size_angstrom=2.5).voxel_size_angstrom == 2.5
-
-
-def test_caller_overrules_the_header_and_is_told(tmp_path, volume):
-    path = tmp_path / "map.mrc"
-    write_volume(path, volume)
-    with pytest.warns(PixelSizeConflictWarning, match=r"1\.75 A.*2\.5 A"):
-        assert read_volume(path, pixel_size_angstrom=2.5).voxel_size_angstrom == 2.5
-    assert read_volume(path, pixel_size_angstrom=1.7501).voxel_size_angstrom == 1.7501
