@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from cryoformer_dist.errors import ParticleFormatError, StoreError
 from cryoformer_dist.io.particles import ParticleTable
 from cryoformer_dist.io.reading import check_stacks
 from cryoformer_dist.storage.places import Place, in_reach, make_folder, place_at, remove_folder, write_whole
+from cryoformer_dist.versions import installed_version
 
 Progress = Callable[[int, int], None]
 
@@ -380,7 +380,4 @@ def _marker(plan: ConversionPlan, shard: int) -> Place:
 
 def _program() -> str:
     """Name and version of this program."""
-    try:
-        return f"cryoformer-dist {version('cryoformer-dist')}"
-    except PackageNotFoundError:
-        return "cryoformer-dist (not installed)"
+    return f"cryoformer-dist {installed_version('cryoformer-dist') or '(not installed)'}"

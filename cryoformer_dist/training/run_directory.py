@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ from cryoformer_dist.training.pose_search import (
     search_poses,
     search_poses_by_conformation,
 )
+from cryoformer_dist.versions import decisive_versions
 
 _FIRST_LATENTS = "first_latents.npy"
 _FIRST_POSES = "first_poses.npz"
@@ -54,7 +54,6 @@ _SEARCH_SUMMARY = "pose_search.json"
 # Checkpoints come and go by themselves, and Ray keeps its own records.
 _LEFT_AT_HOME = ("checkpoints", "ray")
 _PREPARED = ("consensus.mrc", "occupancy.mrc", SHELL_WEIGHT, _FIRST_POSES, _FIRST_LATENTS, _SEARCH_SUMMARY)
-_PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
 
 
 StagedProgress = Callable[[str, int, int], None]
@@ -362,15 +361,8 @@ def _manifest(config: RunConfig, store: ParticleStore) -> dict[str, Any]:
         "backend": config.model.hash_grid.backend,
         "engine": config.training.engine,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": decisive_versions(),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _refuse_other_run(config: RunConfig, store: ParticleStore, run: Path) -> None:
