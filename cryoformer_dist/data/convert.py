@@ -6,7 +6,6 @@ order, and again after a kill: the store comes out the same, byte for byte.
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +37,9 @@ from cryoformer_dist.data.stored_particles import COLUMNS, DEFAULT_CHUNK_ROWS, D
 from cryoformer_dist.errors import ParticleFormatError, StoreError
 from cryoformer_dist.io.particles import ParticleTable
 from cryoformer_dist.io.reading import check_stacks
+from cryoformer_dist.progress import Progress
 from cryoformer_dist.storage.places import Place, in_reach, make_folder, place_at, remove_folder, write_whole
 from cryoformer_dist.versions import installed_version
-
-Progress = Callable[[int, int], None]
 
 _PLAN_FILE = "plan.json"
 

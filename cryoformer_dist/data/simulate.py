@@ -5,7 +5,7 @@ in the written images, and the reference maps carry the same units, so the sum o
 noise-free image.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,7 @@ from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function
 from cryoformer_dist.physics.fourier import crop_images, fourier_to_image
 from cryoformer_dist.physics.grids import frequency_grid
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.progress import Progress
 from cryoformer_dist.storage.places import replaced
 
 STAR_NAME = "particles.star"
@@ -99,7 +100,7 @@ class _Scale:
 def simulate(
     config: SimulationConfig,
     output: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     *,
     overwrite: bool = False,
 ) -> SimulatedSet:
@@ -209,7 +210,7 @@ def _signals(scene: _Scene, blocks: list[list[slice]]) -> Iterator[Tensor]:
             yield scene.signal(rows)
 
 
-def _with_progress(made: Iterator[Tensor], total: int, progress: Callable[[int, int], None] | None) -> Iterator[Tensor]:
+def _with_progress(made: Iterator[Tensor], total: int, progress: Progress | None) -> Iterator[Tensor]:
     done = 0
     for images in made:
         done += len(images)
