@@ -123,7 +123,7 @@ def convert(
 ) -> None:
     """Convert particles to a checked, sharded Zarr store. Interrupted? Run the same command again."""
     from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
-    from cryoformer_dist.io.reading import check_stacks, read_particles
+    from cryoformer_dist.io.reading import read_particles
 
     options = ConversionOptions(
         box_size=box,
@@ -140,7 +140,6 @@ def convert(
         ctf=ctf,
         indices=indices,
     )
-    check_stacks(table)
     plan = plan_conversion(table, output, options)
     terminal.say(f"particles  {len(table)} in {len(table.stack_paths)} stacks")
     terminal.say(f"contrast   {plan.contrast}")

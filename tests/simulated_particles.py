@@ -1,11 +1,12 @@
 """Small sets of simulated particles with known poses, as stacks and a table, for tests of any folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from cryoformer_dist.io.mrc import write_stack
+from cryoformer_dist.io.mrc import new_stack
 from cryoformer_dist.io.particles import OpticsGroup, ParticleTable
 from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function
 from cryoformer_dist.physics.fourier import fourier_to_image
@@ -68,6 +69,12 @@ def write_particles(
         uid=np.arange(particles, dtype=np.uint64) + 10**15,
         source_row=rows.astype(np.int64),
     )
+
+
+def write_stack(path: Path, images: np.ndarray, pixel_size_angstrom: float, labels: Sequence[str] = ()) -> None:
+    """Write images ``(k, box, box)`` as a float32 stack."""
+    with new_stack(path, pixel_size_angstrom, labels) as stack:
+        stack.append(images)
 
 
 def source_images(table: ParticleTable) -> np.ndarray:

@@ -3,6 +3,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import mrcfile
 import pytest
 import yaml
 from tiny_runs import tiny_settings
@@ -175,6 +176,18 @@ def test_simulate_and_convert_go_hand_in_hand(
     assert _main(monkeypatch, *arguments, "--local", "--contrast", "light") == 0
     assert "box 16" in capsys.readouterr().out
     assert "already there" in _refused(monkeypatch, capsys, "simulate", "-o", "set", *settings)
+
+
+def test_what_is_wrong_with_a_stack_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _main(monkeypatch, "simulate", "-o", "set", "--set", "particles=24", "--set", "box_size=16") == 0
+    with mrcfile.open("set/particles.mrcs", mode="r+") as stack:
+        stack.voxel_size = 1.25
+    arguments = ("convert", "set/particles.star", "-o", "set.zarr", "--local", "--contrast", "light")
+    assert _main(monkeypatch, *arguments) == 0
+    assert capsys.readouterr().err.count("the header says 1.25 A") == 1
 
 
 def test_a_simulation_file_s_paths_start_at_its_folder(

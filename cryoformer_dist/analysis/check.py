@@ -1,6 +1,5 @@
 """Look before training: whether the store is whole, and signs, shifts and rotations mean what they should."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from cryoformer_dist.analysis.check_figure import CheckPicture, draw_check
 from cryoformer_dist.data.contrast import CERTAIN_Z_SCORE, contrast_z_score
-from cryoformer_dist.data.store import ParticleStore, StoredParticles
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.io.mrc import write_volume
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function
@@ -26,8 +26,7 @@ from cryoformer_dist.physics.fourier import (
 from cryoformer_dist.physics.grids import frequency_grid, radius_grid
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.volume import Volume
-
-StagedProgress = Callable[[str, int, int], None]
+from cryoformer_dist.progress import StagedProgress, silent
 
 _MAP_BOX = 128
 _VARIANT_BOX = 64
@@ -120,7 +119,7 @@ def check_store(
     output: Path,
     sample: int = 2000,
     seed: int = 0,
-    progress: StagedProgress | None = None,
+    progress: StagedProgress = silent,
 ) -> CheckReport:
     """Verify every chunk, back-project a sample into half maps, test the conventions, and draw what came out.
 
@@ -138,8 +137,7 @@ def check_store(
     StoreError
         If a chunk is damaged or missing: array, chunk, rows and file are named.
     """
-    report = progress or _silent
-    store.verify(lambda done, total: report("checksums", done, total))
+    store.verify(lambda done, total: progress("checksums", done, total))
     output.mkdir(parents=True, exist_ok=True)
     particles = store.particles()
     rows = _sample_rows(store, sample, seed)
@@ -151,8 +149,8 @@ def check_store(
         draw_check(output / "check.png", picture)
         return CheckReport(len(store), 0, "random", None, None, {}, 0.0, tuple(findings), True, (output / "check.png",))
     half, half_sets = _halves(particles, rows, seed)
-    maps, small = _back_project_halves(store, particles, rows, half, report)
-    areas = _try_variants(small.first(_VARIANT_SAMPLE), report)
+    maps, small = _back_project_halves(store, particles, rows, half, progress)
+    areas = _try_variants(small.first(_VARIANT_SAMPLE), progress)
     z_score = _contrast(small)
     findings, healthy = _judge(areas, z_score)
     findings.append(background)
@@ -181,10 +179,6 @@ def check_store(
     )
 
 
-def _silent(stage: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
-
-
 def _sample_rows(store: ParticleStore, sample: int, seed: int) -> NDArray[np.int64]:
     """Rows of randomly chosen whole chunks, fair samples because store rows are in random order."""
     chunks = np.random.default_rng(seed).permutation(-(-len(store) // store.chunk_size))
@@ -207,7 +201,7 @@ def _back_project_halves(
     particles: StoredParticles,
     rows: NDArray[np.int64],
     half: Tensor,
-    report: StagedProgress,
+    progress: StagedProgress,
 ) -> tuple[Float[Tensor, "2 box box box"], _Sample]:
     """Half maps of at most 128 pixels, and the sample at a size that is quick to back-project again."""
     box, small_box = min(store.box_size, _MAP_BOX), min(store.box_size, _VARIANT_BOX)
@@ -226,12 +220,12 @@ def _back_project_halves(
             members = block[mine]
             if len(members):
                 accumulator.add(images[mine], pose[members], ctf[members], pixel_size[members] / box)
-        report("back-projection", int(block[-1]) + 1, len(rows))
+        progress("back-projection", int(block[-1]) + 1, len(rows))
     maps = torch.stack([accumulator.solve() for accumulator in accumulators])
     return maps, _Sample(small, pose, ctf, pixel_size / small_box, half)
 
 
-def _try_variants(sample: _Sample, report: StagedProgress) -> dict[str, float]:
+def _try_variants(sample: _Sample, progress: StagedProgress) -> dict[str, float]:
     """FSC area of the half maps under each reading of the conventions."""
     pose = sample.pose
     readings = {
@@ -246,7 +240,7 @@ def _try_variants(sample: _Sample, report: StagedProgress) -> dict[str, float]:
     areas = {}
     for number, (name, (images, reading)) in enumerate(readings.items()):
         areas[name] = _half_map_fsc(images, reading, sample).area
-        report("conventions", number + 1, len(readings))
+        progress("conventions", number + 1, len(readings))
     return areas
 
 

@@ -5,7 +5,6 @@ maps are the decoder's weight of each query at each point (paper, section 5.4 an
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from cryoformer_dist.analysis.trained import DecodedState, TrainedRun
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.mrc import write_volume
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.storage.places import write_whole
 
 STATES = 40
 """Particles drawn; the standard error of a standard deviation over that many is a ninth of it."""
@@ -273,8 +273,8 @@ def write_flexibility(
             write(run / row["map"], flexibility.attention_map(row["query"]), f"mean attention to query {row['query']}")
     summary = summarise(flexibility, ranking, truth_volumes)
     script = run / "flexibility.cxc"
-    _write(script, chimerax_script(summary))
-    _write(run / "flexibility.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write_whole(script, chimerax_script(summary))
+    write_whole(run / "flexibility.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return [*written, script]
 
 
@@ -362,9 +362,3 @@ def _palette(limits: Sequence[float]) -> str:
     # A map without any spread still needs a palette whose values rise.
     values = np.linspace(low, max(high, low + 1e-6), len(VALUE_STOPS))
     return ":".join(f"{value:.4g},{colour}" for value, colour in zip(values, VALUE_STOPS, strict=True))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

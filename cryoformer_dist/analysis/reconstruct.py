@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from cryoformer_dist.analysis.latent import axis_traversal, kmeans, principal_ax
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.mrc import write_volume
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.storage.places import replaced, write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,8 @@ def reconstruct(
     for number in range(1, plan.axes + 1):
         if f"pc{number}" not in series.latents:
             _remove_series(run / "volumes", f"pc{number}")
-    _write_atomically(run / "latent.npz", series.table)
+    with replaced(run / "latent.npz") as beside, beside.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **series.table)
     return written
 
 
@@ -182,14 +183,5 @@ def write_evaluation(run: Path, evaluation: Evaluation, labels: Sequence[str] = 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
     """Write a JSON file that is whole or not there; a number that is not finite is refused."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return path
-
-
-def _write_atomically(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    with temporary.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
-    os.replace(temporary, path)

@@ -16,6 +16,7 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.physics.ctf import CTFParams
 from cryoformer_dist.physics.pose import Pose
+from cryoformer_dist.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def _read(store: ParticleStore, piece: Piece) -> ImageBlock:
 
 
 def resident_batches(
-    store: ParticleStore, rows: Rows, device: torch.device, progress: Callable[[int, int], None] | None = None
+    store: ParticleStore, rows: Rows, device: torch.device, progress: Progress | None = None
 ) -> BatchSource:
     """Batches of images that are read once, all of them, and stay on the device as they are stored: float16.
 

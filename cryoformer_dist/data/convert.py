@@ -6,9 +6,7 @@ order, and again after a kill: the store comes out the same, byte for byte.
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +37,9 @@ from cryoformer_dist.data.stored_particles import COLUMNS, DEFAULT_CHUNK_ROWS, D
 from cryoformer_dist.errors import ParticleFormatError, StoreError
 from cryoformer_dist.io.particles import ParticleTable
 from cryoformer_dist.io.reading import check_stacks
+from cryoformer_dist.progress import Progress
 from cryoformer_dist.storage.places import Place, in_reach, make_folder, place_at, remove_folder, write_whole
-
-Progress = Callable[[int, int], None]
+from cryoformer_dist.versions import installed_version
 
 _PLAN_FILE = "plan.json"
 
@@ -380,7 +378,4 @@ def _marker(plan: ConversionPlan, shard: int) -> Place:
 
 def _program() -> str:
     """Name and version of this program."""
-    try:
-        return f"cryoformer-dist {version('cryoformer-dist')}"
-    except PackageNotFoundError:
-        return "cryoformer-dist (not installed)"
+    return f"cryoformer-dist {installed_version('cryoformer-dist') or '(not installed)'}"

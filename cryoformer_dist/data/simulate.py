@@ -5,7 +5,7 @@ in the written images, and the reference maps carry the same units, so the sum o
 noise-free image.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +35,15 @@ from cryoformer_dist.data.imaging import (
 )
 from cryoformer_dist.data.molecule import build_molecule, reach_angstrom
 from cryoformer_dist.errors import ConfigError
-from cryoformer_dist.io.mrc import StackWriter, write_volume
+from cryoformer_dist.io.mrc import new_stack, write_volume
 from cryoformer_dist.io.particles import ParticleTable
 from cryoformer_dist.io.relion import write_star
 from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function
 from cryoformer_dist.physics.fourier import crop_images, fourier_to_image
 from cryoformer_dist.physics.grids import frequency_grid
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.progress import Progress
+from cryoformer_dist.storage.places import replaced
 
 STAR_NAME = "particles.star"
 TRUTH_FOLDER = "truth"
@@ -98,7 +100,7 @@ class _Scale:
 def simulate(
     config: SimulationConfig,
     output: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     *,
     overwrite: bool = False,
 ) -> SimulatedSet:
@@ -208,7 +210,7 @@ def _signals(scene: _Scene, blocks: list[list[slice]]) -> Iterator[Tensor]:
             yield scene.signal(rows)
 
 
-def _with_progress(made: Iterator[Tensor], total: int, progress: Callable[[int, int], None] | None) -> Iterator[Tensor]:
+def _with_progress(made: Iterator[Tensor], total: int, progress: Progress | None) -> Iterator[Tensor]:
     done = 0
     for images in made:
         done += len(images)
@@ -243,17 +245,16 @@ def _write_truth(config: SimulationConfig, scene: _Scene, scale: _Scale, folder:
         voxels = scene.imager.volume(float(coordinate), config.box_size) * scale.signal
         labels = (_LABEL, f"state {state:.6g}")
         write_volume(folder / f"volume_{number:03d}.mrc", Volume(voxels, config.pixel_size_angstrom), labels)
-    partial = folder / ".truth.partial.npz"
-    np.savez(
-        partial,
-        state=states.state,
-        rotation=scene.poses.rotation,
-        shift_angstrom=scene.poses.shift_angstrom,
-        volume_state=states.volume_state,
-        period=np.float64(states.period),
-        discrete=np.bool_(states.discrete),
-    )
-    partial.replace(folder / "truth.npz")
+    with replaced(folder / "truth.npz") as beside, beside.open("wb") as stream:
+        np.savez(
+            stream,
+            state=states.state,
+            rotation=scene.poses.rotation,
+            shift_angstrom=scene.poses.shift_angstrom,
+            volume_state=states.volume_state,
+            period=np.float64(states.period),
+            discrete=np.bool_(states.discrete),
+        )
     return folder
 
 
@@ -265,7 +266,7 @@ def _write_stacks(
     paths = []
     for number, stack in enumerate(blocks):
         path = output / ("particles.mrcs" if len(blocks) == 1 else f"particles_{number:03d}.mrcs")
-        with StackWriter(path, config.pixel_size_angstrom, (_LABEL,)) as writer:
+        with new_stack(path, config.pixel_size_angstrom, (_LABEL,)) as writer:
             for _ in stack:
                 writer.append(_finished(next(images), scale, config.box_size, generator))
         paths.append(path)

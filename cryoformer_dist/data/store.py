@@ -8,7 +8,7 @@ store is complete is written last.
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -21,9 +21,8 @@ from zarr.codecs import Crc32cCodec
 from cryoformer_dist.data.stored_particles import COLUMNS, StoredParticles, StoreLayout
 from cryoformer_dist.errors import StoreError, StoreNotFoundError
 from cryoformer_dist.physics.pose import Pose
+from cryoformer_dist.progress import Progress
 from cryoformer_dist.storage.places import OBJECT_STORE_OPTIONS, Place, in_reach, place_at, synchronise
-
-__all__ = ["PROGRESS_FOLDER", "SCHEMA_VERSION", "ParticleStore", "StoreLayout", "StoredParticles"]
 
 SCHEMA_VERSION = 1
 _REMEDY = "copy the store again from where it was whole, or convert the particles again"
@@ -283,7 +282,7 @@ class ParticleStore:
         other._moved = self.particles().with_pose(rows, pose)
         return other
 
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def verify(self, progress: Progress | None = None) -> None:
         """Read every chunk of every array back through its checksum.
 
         Parameters

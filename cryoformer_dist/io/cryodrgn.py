@@ -1,7 +1,6 @@
 """CryoDRGN's pickles (``poses.pkl``, ``ctf.pkl``, ``ind.pkl``), read without trusting them, and poses written."""
 
 import io
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from cryoformer_dist.errors import ParticleFormatError
 from cryoformer_dist.io.particles import check_finite
+from cryoformer_dist.storage.places import replaced
 
 CTF_COLUMNS = (
     *("box_size", "pixel_size_angstrom", "defocus_u_angstrom", "defocus_v_angstrom", "defocus_angle_deg"),
@@ -86,12 +86,8 @@ def read_poses_pkl(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def write_poses_pkl(path: Path, rotation: np.ndarray, shift_fraction: np.ndarray) -> None:
     """Write poses as cryoDRGN keeps them, whole or not at all; shapes and units are those of `read_poses_pkl`."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(pickle.dumps((np.float32(rotation), np.float32(shift_fraction))))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced(path) as beside:
+        beside.write_bytes(pickle.dumps((np.float32(rotation), np.float32(shift_fraction))))
 
 
 def read_ctf_pkl(path: Path) -> np.ndarray:

@@ -1,6 +1,5 @@
 """CryoSPARC ``.cs`` files, in and out."""
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +7,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cryoformer_dist.errors import AberrationsNotAppliedWarning, CryoFormerWarning, ParticleFormatError
-from cryoformer_dist.io.particles import OpticsColumns, ParticleTable, check_finite, group_optics
+from cryoformer_dist.errors import CryoFormerWarning, ParticleFormatError
+from cryoformer_dist.io.particles import (
+    OpticsColumns,
+    ParticleTable,
+    check_finite,
+    group_optics,
+    refuse_rows_beyond,
+    warn_of_unapplied_terms,
+)
 from cryoformer_dist.io.stack_paths import resolve_stacks
 from cryoformer_dist.physics.pose import axis_angle_from_rotation, rotation_from_axis_angle
+from cryoformer_dist.storage.places import replaced
 
 Fields = dict[str, np.ndarray]
 
@@ -74,7 +81,7 @@ def read_cs(
     numeric = [label for label in (*_CTF, "blob/psize_A", _POSE, _SHIFT) if label in fields]
     check_finite(path, {label: fields[label].astype(np.float64) for label in numeric}, positive)
     optics, optics_group = group_optics(_optics_columns(path, fields))
-    _warn_of_terms(path, sorted({term for group in optics for term in group.unapplied_aberrations}))
+    warn_of_unapplied_terms(path, optics)
     names, stack = _stacks(fields["blob/path"])
     rotation, shift = _poses(path, fields)
     split = fields.get("alignments3D/split", np.full(count, -1)).astype(np.int64)
@@ -128,11 +135,7 @@ def update_cs_poses(
         If the source has no pose fields and some of its rows get no pose: those rows are left out.
     """
     records = _load(source)
-    if source_row.size and source_row.max() >= len(records):
-        raise ParticleFormatError(
-            f"{source}: has {len(records)} particles and a pose is for row {int(source_row.max()) + 1}; give "
-            "the file that the particles were read from"
-        )
+    refuse_rows_beyond(source, len(records), source_row)
     kept = np.arange(len(records))
     names = records.dtype.names or ()
     pixel_size = _pose_pixel_size({name: records[name] for name in names})
@@ -153,13 +156,8 @@ def update_cs_poses(
     vector = axis_angle_from_rotation(torch.from_numpy(np.asarray(rotation, dtype=np.float64)))
     records[_POSE][source_row] = vector.numpy()
     records[_SHIFT][source_row] = shift_angstrom / pixel_size[source_row, None]
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as handle:
-            np.save(handle, records[kept], allow_pickle=False)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced(output) as beside, beside.open("wb") as handle:
+        np.save(handle, records[kept], allow_pickle=False)
 
 
 def _load(path: Path) -> np.ndarray:
@@ -263,15 +261,6 @@ def _optics_columns(path: Path, fields: Fields) -> OpticsColumns:
         terms=mask,
         term_names=tuple(_TERMS),
     )
-
-
-def _warn_of_terms(path: Path, terms: Sequence[str]) -> None:
-    if terms:
-        warnings.warn(
-            f"{path}: not applied: {', '.join(terms)}; the particles are used as if they had none",
-            AberrationsNotAppliedWarning,
-            stacklevel=3,
-        )
 
 
 def _poses(path: Path, fields: Fields) -> tuple[np.ndarray | None, np.ndarray]:

@@ -1,13 +1,11 @@
 """MRC files: stacks of images and volumes, in and out (the only module that imports mrcfile)."""
 
-import os
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import mrcfile
 import numpy as np
@@ -24,6 +22,7 @@ from cryoformer_dist.io.mrc_header import (
     refuse_other_kinds,
 )
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.storage.places import replaced
 
 # Two pixel sizes closer than this relative difference are the same number, rounded by somebody.
 PIXEL_SIZE_TOLERANCE = 1e-3
@@ -72,7 +71,6 @@ def read_header(path: Path) -> MRCHeader:
         mode=fields["mode"],
         voxel_size_angstrom=(x, y, z),
         axes=(fields["mapc"], fields["mapr"], fields["maps"]),
-        space_group=fields["ispg"],
         data_offset=HEADER_BYTES + fields["nsymbt"],
     )
 
@@ -133,8 +131,9 @@ def open_stack(path: Path) -> ImageStack:
     return ImageStack(path)
 
 
-class StackWriter:
-    """Appends images to a float32 ``.mrcs``; the file gets its name only when all went well.
+@contextmanager
+def new_stack(path: Path, pixel_size_angstrom: float, labels: Sequence[str] = ()) -> Iterator["StackWriter"]:
+    """A float32 ``.mrcs`` to append images to; the file gets its name only when all went well.
 
     Parameters
     ----------
@@ -144,20 +143,29 @@ class StackWriter:
         For the header.
     labels
         Provenance, at most 10 lines of 80 characters (longer ones are cut).
-    """
 
-    def __init__(self, path: Path, pixel_size_angstrom: float, labels: Sequence[str] = ()) -> None:
-        self.path = path
+    Raises
+    ------
+    ValueError
+        If no image was appended.
+    """
+    with replaced(path) as beside:
+        writer = StackWriter(path, beside, pixel_size_angstrom, labels)
+        yield writer
+        writer.finish()
+
+
+class StackWriter:
+    """Writes what is appended to a stack beside the one it is to become; made by `new_stack`."""
+
+    def __init__(self, path: Path, beside: Path, pixel_size_angstrom: float, labels: Sequence[str]) -> None:
+        self.path, self._beside = path, beside
         self.count = 0
         self._pixel_size_angstrom = pixel_size_angstrom
         self._labels = labels
-        self._partial = _partial_path(path)
         self._box: tuple[int, ...] = ()
         self._sum = self._sum_of_squares = 0.0
         self._least, self._most = np.inf, -np.inf
-
-    def __enter__(self) -> Self:
-        return self
 
     def append(self, images: np.ndarray) -> None:
         """Add images ``(k, box, box)``.
@@ -177,7 +185,7 @@ class StackWriter:
         if not self._box:
             self._box = block.shape[1:]
             self._create(block[:1])
-        with self._partial.open("r+b") as handle:
+        with self._beside.open("r+b") as handle:
             handle.seek(HEADER_BYTES + self.count * block[0].nbytes)
             handle.write(block.tobytes())
         self.count += len(block)
@@ -185,52 +193,35 @@ class StackWriter:
         self._sum_of_squares += np.square(block, dtype=np.float64).sum()
         self._least, self._most = min(self._least, float(block.min())), max(self._most, float(block.max()))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._partial.unlink(missing_ok=True)
-
-    def _create(self, first: np.ndarray) -> None:
-        with mrcfile.new(self._partial, overwrite=True) as created:
-            created.set_data(first)
-            created.set_image_stack()
-            created.voxel_size = self._pixel_size_angstrom
-            _set_labels(created.header, self._labels)
-
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Bring the header up to date."""
         if self.count == 0:
             raise ValueError(f"{self.path}: no image was appended; an empty stack is not written")
         pixels = self.count * self._box[0] * self._box[1]
         mean = self._sum / pixels
         # mrcfile says that the file is longer than its header promises: the header is what we are here to
         # correct.
-        with _quietly(self._partial), mrcfile.mmap(self._partial, mode="r+", permissive=True) as opened:
+        with _quietly(self._beside), mrcfile.mmap(self._beside, mode="r+", permissive=True) as opened:
             opened.header.nz = self.count
             opened.header.dmin, opened.header.dmax = self._least, self._most
             opened.header.dmean = mean
             opened.header.rms = max(self._sum_of_squares / pixels - mean**2, 0.0) ** 0.5
-        self._partial.replace(self.path)
+
+    def _create(self, first: np.ndarray) -> None:
+        with mrcfile.new(self._beside, overwrite=True) as created:
+            created.set_data(first)
+            created.set_image_stack()
+            created.voxel_size = self._pixel_size_angstrom
+            _set_labels(created.header, self._labels)
 
 
-def write_stack(path: Path, images: np.ndarray, pixel_size_angstrom: float, labels: Sequence[str] = ()) -> None:
-    """Write images ``(k, box, box)`` as a float32 stack, whole or not at all."""
-    with StackWriter(path, pixel_size_angstrom, labels) as writer:
-        writer.append(images)
-
-
-def read_volume(path: Path, *, pixel_size_angstrom: float | None = None) -> Volume:
+def read_volume(path: Path) -> Volume:
     """Read a cubic map as ``[z, y, x]``, whatever its axis order; its place in space is not kept.
 
     Parameters
     ----------
     path
         ``.mrc`` or ``.map``, plain or compressed.
-    pixel_size_angstrom
-        Overrides the header.
 
     Raises
     ------
@@ -240,7 +231,7 @@ def read_volume(path: Path, *, pixel_size_angstrom: float | None = None) -> Volu
     Warns
     -----
     PixelSizeConflictWarning
-        If the header gives no voxel size and the caller neither (1 angstrom is taken), or the two disagree.
+        If the header gives no voxel size: 1 angstrom is taken.
     """
     header = read_header(path)
     stored = _stored_array(header)
@@ -252,8 +243,7 @@ def read_volume(path: Path, *, pixel_size_angstrom: float | None = None) -> Volu
             f"{path}: the map is {' x '.join(map(str, voxels.shape))} voxels (z, y, x), not a cube; pad or "
             "resample it to a cubic box"
         )
-    voxel_size = _decide_voxel_size(header, pixel_size_angstrom)
-    return Volume(torch.from_numpy(np.array(voxels, dtype=np.float32, order="C")), voxel_size)
+    return Volume(torch.from_numpy(np.array(voxels, dtype=np.float32, order="C")), _cubic_voxel_size(header))
 
 
 def write_volume(path: Path, volume: Volume, labels: Sequence[str] = ()) -> None:
@@ -267,18 +257,13 @@ def write_volume(path: Path, volume: Volume, labels: Sequence[str] = ()) -> None
     voxels = volume.voxels.detach().cpu().numpy().astype("<f4")
     if not np.isfinite(voxels).all():
         raise ValueError(f"{path}: the volume holds {int((~np.isfinite(voxels)).sum())} voxels that are not finite")
-    partial = _partial_path(path)
-    try:
-        with mrcfile.new(partial, overwrite=True) as created:
-            created.set_data(voxels)
-            created.set_volume()
-            created.voxel_size = volume.voxel_size_angstrom
-            corner = [-(length // 2) * volume.voxel_size_angstrom for length in reversed(voxels.shape)]
-            created.header.origin = tuple(corner)
-            _set_labels(created.header, labels)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced(path) as beside, mrcfile.new(beside, overwrite=True) as created:
+        created.set_data(voxels)
+        created.set_volume()
+        created.voxel_size = volume.voxel_size_angstrom
+        corner = [-(length // 2) * volume.voxel_size_angstrom for length in reversed(voxels.shape)]
+        created.header.origin = tuple(corner)
+        _set_labels(created.header, labels)
 
 
 @contextmanager
@@ -309,19 +294,11 @@ def _voxel_size(length: float, intervals: int) -> float:
     return size if np.isfinite(size) and size > 0 else 0.0
 
 
-def _decide_voxel_size(header: MRCHeader, wanted: float | None) -> float:
+def _cubic_voxel_size(header: MRCHeader) -> float:
     x, y, z = header.voxel_size_angstrom
-    if wanted is not None:
-        if x > 0 and abs(x - wanted) > PIXEL_SIZE_TOLERANCE * wanted:
-            warnings.warn(
-                f"{header.path}: the header says {x:.5g} A per voxel; {wanted:.5g} A is used, as asked",
-                PixelSizeConflictWarning,
-                stacklevel=3,
-            )
-        return wanted
     if max(x, y, z) == 0:
         warnings.warn(
-            f"{header.path}: the header gives no voxel size; 1 A is taken: say the pixel size",
+            f"{header.path}: the header gives no voxel size; 1 A is taken: write it into the header",
             PixelSizeConflictWarning,
             stacklevel=3,
         )
@@ -339,7 +316,3 @@ def _set_labels(header: Any, labels: Sequence[str]) -> None:
     header.label[:] = b""
     header.label[: len(lines)] = lines
     header.nlabl = len(lines)
-
-
-def _partial_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -32,8 +32,6 @@ class MRCHeader:
         ``(x, y, z)``; 0 where unset.
     axes
         ``(mapc, mapr, maps)``: which of x=1, y=2, z=3 the columns, rows and sections run along.
-    space_group
-        0 stack, 1 volume, 401 and more: stack of volumes.
     data_offset
         Bytes before the first pixel (1024 and the extended header).
     """
@@ -45,7 +43,6 @@ class MRCHeader:
     mode: int
     voxel_size_angstrom: tuple[float, float, float]
     axes: tuple[int, int, int]
-    space_group: int
     data_offset: int
 
     @property

@@ -1,5 +1,6 @@
 """Particles of any program in one dialect-free table."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cryoformer_dist.errors import ParticleFormatError
+from cryoformer_dist.errors import AberrationsNotAppliedWarning, ParticleFormatError
 from cryoformer_dist.physics.ctf import CTFParams
 from cryoformer_dist.physics.pose import Pose
 
@@ -201,6 +202,36 @@ def group_optics(columns: OpticsColumns) -> tuple[tuple[OpticsGroup, ...], np.nd
         terms = tuple(term for bit, term in enumerate(columns.term_names) if mask >> bit & 1)
         optics.append(OpticsGroup(name, row[1].item(), int(row[2]), row[3].item(), row[4].item(), row[5].item(), terms))
     return tuple(optics), rank[inverse.reshape(-1)]
+
+
+def unapplied_terms(optics: Sequence[OpticsGroup]) -> list[str]:
+    """Names of the terms that any of the groups has and the forward model leaves out, sorted."""
+    return sorted({term for group in optics for term in group.unapplied_aberrations})
+
+
+def warn_of_unapplied_terms(source: Path, optics: Sequence[OpticsGroup]) -> None:
+    """Say which terms of the source the forward model leaves out, if any."""
+    if terms := unapplied_terms(optics):
+        warnings.warn(
+            f"{source}: not applied: {', '.join(terms)}; the particles are used as if they had none",
+            AberrationsNotAppliedWarning,
+            stacklevel=3,
+        )
+
+
+def refuse_rows_beyond(source: Path, particles: int, source_row: np.ndarray) -> None:
+    """Refuse poses ``(k,)`` for rows that a source file of so many particles does not have.
+
+    Raises
+    ------
+    ParticleFormatError
+        If there is any: give the file that the particles were read from.
+    """
+    if source_row.size and source_row.max() >= particles:
+        raise ParticleFormatError(
+            f"{source}: has {particles} particles and a pose is for row {int(source_row.max()) + 1}; give "
+            "the file that the particles were read from"
+        )
 
 
 def check_finite(source: Path, columns: dict[str, np.ndarray], positive: Sequence[str] = ()) -> None:

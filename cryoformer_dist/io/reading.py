@@ -12,7 +12,7 @@ from cryoformer_dist.io.cryodrgn import CTF_COLUMNS, read_ctf_pkl, read_indices_
 from cryoformer_dist.io.cryosparc import read_cs
 from cryoformer_dist.io.mrc import PIXEL_SIZE_TOLERANCE, read_header
 from cryoformer_dist.io.mrc_header import MRCHeader, check_length
-from cryoformer_dist.io.particles import OpticsColumns, OpticsGroup, ParticleTable, group_optics
+from cryoformer_dist.io.particles import OpticsColumns, OpticsGroup, ParticleTable, group_optics, unapplied_terms
 from cryoformer_dist.io.relion import read_star
 from cryoformer_dist.io.stack_paths import resolve_stacks
 
@@ -181,7 +181,7 @@ def _aligned(path: Path, values: np.ndarray, table: ParticleTable, indices: Path
 def _with_ctf(table: ParticleTable, path: Path, indices: Path | None) -> ParticleTable:
     values = _aligned(path, read_ctf_pkl(path), table, indices)
     column = {label: values[:, place] for place, label in enumerate(CTF_COLUMNS)}
-    terms = sorted({term for group in table.optics for term in group.unapplied_aberrations})
+    terms = unapplied_terms(table.optics)
     masks = [sum(1 << terms.index(term) for term in group.unapplied_aberrations) for group in table.optics]
     optics, optics_group = group_optics(
         OpticsColumns(

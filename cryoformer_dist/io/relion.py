@@ -1,7 +1,6 @@
 """RELION ``.star`` files, 1.x to 5, in and out (the only module that imports starfile)."""
 
 import linecache
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,8 @@ import numpy as np
 import starfile
 import torch
 
-from cryoformer_dist.errors import AberrationsNotAppliedWarning, CryoFormerWarning, ParticleFormatError
-from cryoformer_dist.io.particles import ParticleTable, group_optics
+from cryoformer_dist.errors import CryoFormerWarning, ParticleFormatError
+from cryoformer_dist.io.particles import ParticleTable, group_optics, refuse_rows_beyond, warn_of_unapplied_terms
 from cryoformer_dist.io.stack_paths import resolve_stacks
 from cryoformer_dist.io.star_rows import (
     ANGLES,
@@ -30,6 +29,7 @@ from cryoformer_dist.io.star_rows import (
 )
 from cryoformer_dist.io.star_text import find_loop, format_block, replace_cells
 from cryoformer_dist.physics.pose import relion_euler_from_rotation
+from cryoformer_dist.storage.places import replaced
 
 # Columns of names: starfile would turn "007" into 7.
 _TEXT = (
@@ -67,13 +67,7 @@ def read_star(
     names, stack, stack_index = split_image_names(path, rows.particles["rlnImageName"])
     pixel_size = image_pixel_size(rows) if rows.has_any(PIXEL_SIZES) else np.zeros(len(rows))
     optics, optics_group = group_optics(optics_columns(rows, pixel_size))
-    terms = sorted({term for group in optics for term in group.unapplied_aberrations})
-    if terms:
-        warnings.warn(
-            f"{path}: not applied: {', '.join(terms)}; the particles are used as if they had none",
-            AberrationsNotAppliedWarning,
-            stacklevel=2,
-        )
+    warn_of_unapplied_terms(path, optics)
     rotation, shift = star_poses(rows, pixel_size)
     defocus_u, defocus_v, defocus_angle, phase = (
         rows.optional(label, 0.0).astype(np.float32) for label in (*DEFOCUS, "rlnPhaseShift")
@@ -176,11 +170,7 @@ def update_star_poses(
         If the source has no pose columns and some of its rows get no pose: those rows are left out.
     """
     rows = open_rows(source, read_blocks(source))
-    if source_row.size and source_row.max() >= len(rows):
-        raise ParticleFormatError(
-            f"{source}: has {len(rows)} particles and a pose is for row {int(source_row.max()) + 1}; give "
-            "the file that the particles were read from"
-        )
+    refuse_rows_beyond(source, len(rows), source_row)
     euler = _euler(rotation)
     columns: dict[str, Sequence[str]] = {label: _cells(euler[:, axis]) for axis, label in enumerate(ANGLES)}
     if rows.has_all(ORIGINS_PIXELS) and rows.has_any(PIXEL_SIZES):
@@ -245,9 +235,5 @@ def _cells(values: Sequence[float] | np.ndarray) -> list[str]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced(path) as beside:
+        beside.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")

@@ -9,7 +9,6 @@ from ray.exceptions import RayError, RayTaskError
 
 from cryoformer_dist.data.convert import (
     ConversionPlan,
-    Progress,
     begin_conversion,
     convert_shard,
     finish_conversion,
@@ -18,6 +17,7 @@ from cryoformer_dist.data.convert import (
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ClusterError, CryoFormerError
 from cryoformer_dist.orchestration.cluster import running_ray
+from cryoformer_dist.progress import Progress
 
 
 def convert_particles(

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +18,8 @@ from cryoformer_dist.errors import CryoFormerError
 from cryoformer_dist.training.machine import free_bytes
 from cryoformer_dist.training.memory import gib
 from cryoformer_dist.training.rehearsal import Rehearsal, ball
+from cryoformer_dist.versions import DECISIVE_PACKAGES, installed_version
 
-_PACKAGES = ("cryoformer-dist", "torch", "triton", "deepspeed", "ray", "zarr", "numpy", "tinycudann")
 _STORAGE_BYTES = 32 * 2**20
 _IMPORT_SECONDS = 180
 
@@ -63,10 +62,9 @@ def devices() -> Iterator[Finding]:
 def versions() -> Iterator[Finding]:
     """What is installed."""
     yield Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
-    for package in _PACKAGES:
-        try:
-            detail = version(package)
-        except PackageNotFoundError:
+    for package in (*DECISIVE_PACKAGES, "triton", "tinycudann"):
+        detail = installed_version(package)
+        if detail is None:
             yield Finding(package, "absent", "not installed")
             continue
         built = f", built for CUDA {torch.version.cuda}" if torch.version.cuda else ", built without CUDA"

@@ -5,6 +5,7 @@ import secrets
 from pathlib import Path
 
 from cryoformer_dist.errors import ClusterError
+from cryoformer_dist.storage.places import replaced
 
 _QUIET_AND_SAFE = {
     "RAY_AUTH_MODE": "token",
@@ -40,10 +41,9 @@ def make_token() -> None:
     path = state_folder() / "ray_token"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.touch(mode=0o600)
-        temporary.write_text(secrets.token_hex(32))
-        temporary.replace(path)
+        with replaced(path) as beside:
+            beside.touch(mode=0o600)
+            beside.write_text(secrets.token_hex(32))
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
 
 

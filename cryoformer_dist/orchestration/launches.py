@@ -1,7 +1,6 @@
 """What has been launched from here, and where to ask how it is doing."""
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration.environment import state_folder
+from cryoformer_dist.storage.places import write_whole
 
 _SCHEMA_VERSION = 1
 
@@ -52,9 +52,8 @@ def keep_launch(launch: Launch) -> None:
     """Write a launch down, in place of an earlier one of its name."""
     folder = launch_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{launch.name}.{os.getpid()}"
-    temporary.write_text(json.dumps({"schema_version": _SCHEMA_VERSION, **asdict(launch)}, indent=1))
-    temporary.replace(folder / f"{launch.name}.json")
+    record = {"schema_version": _SCHEMA_VERSION, **asdict(launch)}
+    write_whole(folder / f"{launch.name}.json", json.dumps(record, indent=1))
 
 
 def find_launch(name: str) -> Launch:

@@ -7,7 +7,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 import ray
@@ -18,8 +17,8 @@ from cryoformer_dist.config.cluster import WorkersConfig
 from cryoformer_dist.data.store import ParticleStore, is_complete
 from cryoformer_dist.errors import ClusterError, StoreError
 from cryoformer_dist.storage.places import Place, client_errors, make_folder, place_at, remove_folder
+from cryoformer_dist.versions import decisive_versions
 
-_PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
 _NODE_SECONDS = 300
 _JOINING_SECONDS = 120
 T = TypeVar("T")
@@ -177,7 +176,8 @@ def _examine(node: dict[str, Any], meeting: str, store: str) -> NodeReport:
         problems.append(
             f"{host}: Ray hands out {gpus_promised:g} GPUs, torch sees {gpus}; run `cryoformer-dist doctor` there"
         )
-    return NodeReport(host, _versions(), gpus, gpus_promised, fingerprint, tuple(problems))
+    versions = {"python": platform.python_version(), **decisive_versions()}
+    return NodeReport(host, versions, gpus, gpus_promised, fingerprint, tuple(problems))
 
 
 def _unseen_there(_: dict[str, Any], meeting: str, nodes: Sequence[str]) -> int:
@@ -192,19 +192,9 @@ def _reads(path: Place, text: str) -> bool:
         return False
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
 def _disagreements(reports: Sequence[NodeReport]) -> Iterator[str]:
     """Where a node's versions or its view of the store differ from what most nodes have."""
-    for name in ("python", *_PACKAGES):
+    for name in reports[0].versions:
         usual = Counter(report.versions[name] for report in reports).most_common(1)[0][0]
         for report in reports:
             if report.versions[name] != usual:

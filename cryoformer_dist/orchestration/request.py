@@ -7,10 +7,8 @@ from typing import Any
 
 from cryoformer_dist.config.cluster import ClusterConfig
 from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.progress import Progress, StagedProgress
 from cryoformer_dist.storage.places import Place
-
-Progress = Callable[[int, int], None]
-StagedProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

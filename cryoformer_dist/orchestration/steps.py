@@ -10,7 +10,7 @@ from cryoformer_dist.data.convert import ConversionOptions, convert_serially, pl
 from cryoformer_dist.data.simulate import simulate
 from cryoformer_dist.data.store import ParticleStore, is_complete
 from cryoformer_dist.errors import ConfigError
-from cryoformer_dist.io.reading import check_stacks, read_particles
+from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.orchestration.conversion import convert_particles
 from cryoformer_dist.orchestration.preflight import NodeReport, preflight, wait_for_nodes
 from cryoformer_dist.orchestration.request import Request, Voice
@@ -83,9 +83,7 @@ def ensure_store(config: RunConfig, voice: Voice, parallel: bool) -> None:
     if not star.is_file():
         with voice.progress("simulating particles") as progress:
             simulate(dataset.simulate, folder, progress)
-    table = read_particles(star)
-    check_stacks(table)
-    plan = plan_conversion(table, output, ConversionOptions())
+    plan = plan_conversion(read_particles(star), output, ConversionOptions())
     voice.say(f"contrast       {plan.contrast}")
     with voice.progress("converting to Zarr") as progress:
         if parallel:

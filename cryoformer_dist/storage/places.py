@@ -97,11 +97,22 @@ def write_whole(place: Place, text: str) -> None:
     if not isinstance(place, Path):
         place.write_text(text)
         return
-    temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    synchronise(temporary)
-    temporary.replace(place)
+    with replaced(place) as beside:
+        beside.write_text(text)
+        synchronise(beside)
     synchronise(place.parent)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A name beside a file to write to: it takes the file's place when all went well, else nothing is left of it."""
+    # Other processes may be writing the same file.
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def synchronise(place: Place) -> None:

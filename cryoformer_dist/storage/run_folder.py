@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from cryoformer_dist.errors import CryoFormerError
-from cryoformer_dist.storage.places import Place, in_reach, place_at
+from cryoformer_dist.storage.places import Place, in_reach, place_at, replaced
 
 # The file that says that a folder is whole; it is sent last and removed first.
 MANIFEST = "manifest.json"
@@ -64,13 +64,11 @@ class RunFolder:
         for name in names:
             target = self.folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            arriving = target.with_name(f".{target.name}.arriving")
             try:
-                self.home.fs.get_file((self.home / name).path, str(arriving))
+                with replaced(target) as arriving:
+                    self.home.fs.get_file((self.home / name).path, str(arriving))
             except FileNotFoundError:
-                arriving.unlink(missing_ok=True)
                 continue
-            arriving.replace(target)
             self._note(name)
 
     def send(self, *names: str) -> None:

@@ -1,6 +1,5 @@
 """Homogeneous reconstruction of a run's particles; its half maps say how much of any map is signal."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.fourier import fourier_shell_correlation
+from cryoformer_dist.progress import Progress
 
 SHELL_WEIGHT = "shell_weight.npy"
 _BLOCK = 256
@@ -60,7 +60,7 @@ def back_project(
     store: ParticleStore,
     rows: NDArray[np.int64],
     sample: int = 10_000,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Consensus:
     """Homogeneous reconstruction of the given particles at the store's poses.
 

@@ -5,7 +5,7 @@ and RECOVAR in spirit; probabilistic PCA without the posterior's covariance) fin
 alternating least squares; its coordinates are where the latent table starts.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import comparable_frequencies, crop_images, image_to_fourier
 from cryoformer_dist.physics.grids import frequency_grid, half_plane_weight
 from cryoformer_dist.physics.projection import project_points
+from cryoformer_dist.progress import Progress
 from cryoformer_dist.training.occupancy import Lattice
 
 _PIXEL_ANGSTROM = 14.0
@@ -65,7 +66,7 @@ def linear_latents(
     mask: Bool[Tensor, "box box box"],
     dimensions: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Float[Tensor, "particles dimensions"]:
     """Coordinates of particles along the principal maps of their differences, uncorrelated and of unit variance.
 

@@ -6,7 +6,7 @@ particles are searched apart, each against its own map, so their agreement tells
 molecule that moves, particles are then compared with maps of their own conformation.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +29,7 @@ from cryoformer_dist.physics.fourier import (
     weighted_shells,
 )
 from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from_axis_angle
+from cryoformer_dist.progress import Progress
 from cryoformer_dist.training.molecule_frame import in_frame_of
 from cryoformer_dist.training.occupancy import occupied
 from cryoformer_dist.training.reference import Reference
@@ -131,9 +132,7 @@ class Conformations:
         return list(weighted * (coarse / box) ** 2)
 
 
-def search_poses(
-    store: ParticleStore, rows: Rows, seed: int, progress: Callable[[int, int], None] | None = None
-) -> FoundPoses:
+def search_poses(store: ParticleStore, rows: Rows, seed: int, progress: Progress | None = None) -> FoundPoses:
     """Search around the given poses of some particles.
 
     Parameters
@@ -170,7 +169,7 @@ def search_poses_by_conformation(
     conformations: Conformations,
     rounds: Sequence[Round],
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Pose:
     """Search around poses with a map for each of a dozen groups of particles of like conformation.
 

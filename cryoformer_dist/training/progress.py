@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from cryoformer_dist.storage.places import write_whole
 from cryoformer_dist.storage.run_folder import RunFolder
 
 METRICS = "metrics.jsonl"
@@ -44,9 +45,7 @@ class MetricsFile:
         self._run, self._path = run, run.folder / METRICS
         kept = [record for record in read_metrics(run.folder) if record["step"] <= step]
         text = "".join(json.dumps(record) + "\n" for record in kept)
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.replace(self._path)
+        write_whole(self._path, text)
         self._end = len(text.encode())
         self._sent = -math.inf
         self.seconds_before = kept[-1]["seconds"] if kept else 0.0

@@ -4,11 +4,10 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from cryoformer_dist.model.kernels.sizes import refuse_sizes_without_kernel
 from cryoformer_dist.physics.fourier import spectrum
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.volume import Volume
-from cryoformer_dist.storage.places import Place
+from cryoformer_dist.progress import StagedProgress, silent
+from cryoformer_dist.storage.places import Place, write_whole
 from cryoformer_dist.storage.run_folder import RunFolder, opened_folder
 from cryoformer_dist.training.consensus import SHELL_WEIGHT, Consensus, back_project, write_shell_weight
 from cryoformer_dist.training.linear_start import linear_latents, principal_maps
@@ -47,6 +47,7 @@ from cryoformer_dist.training.pose_search import (
     search_poses,
     search_poses_by_conformation,
 )
+from cryoformer_dist.versions import decisive_versions
 
 _FIRST_LATENTS = "first_latents.npy"
 _FIRST_POSES = "first_poses.npz"
@@ -54,14 +55,6 @@ _SEARCH_SUMMARY = "pose_search.json"
 # Checkpoints come and go by themselves, and Ray keeps its own records.
 _LEFT_AT_HOME = ("checkpoints", "ray")
 _PREPARED = ("consensus.mrc", "occupancy.mrc", SHELL_WEIGHT, _FIRST_POSES, _FIRST_LATENTS, _SEARCH_SUMMARY)
-_PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
-
-
-StagedProgress = Callable[[str, int, int], None]
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Tell nobody."""
 
 
 def selected_rows(config: RunConfig, store: ParticleStore) -> Rows:
@@ -94,7 +87,7 @@ def prepare_run(
     store: ParticleStore,
     run: Path,
     resume: bool,
-    progress: StagedProgress | None = None,
+    progress: StagedProgress = silent,
     room: Room | None = None,
     like: Path | None = None,
 ) -> None:
@@ -136,12 +129,11 @@ def prepare_run(
     # What the data's occupancy will be nobody knows yet; all the rest must fit.
     by_data = config.training.occupancy == "data"
     refuse_too_large(config, _workload(config, store, 0 if by_data else int(sphere(store.box_size).sum())), room)
-    report = progress or _silent
     found: FoundPoses | None = None
     if like is None:
         refuse_preparation(store.box_size, free_bytes())
-        store, found = _searched_poses(config, store, report)
-        consensus = back_project(store, selected_rows(config, store), progress=partial(report, "consensus map"))
+        store, found = _searched_poses(config, store, progress)
+        consensus = back_project(store, selected_rows(config, store), progress=partial(progress, "consensus map"))
         mask = _occupancy(config, store, consensus.voxels)
     else:
         mask = load_mask(like)
@@ -155,15 +147,13 @@ def prepare_run(
         if found is not None:
             _write_poses(run, selected_rows(config, store), found)
         _write_maps(run, consensus, mask, store.pixel_size_angstrom)
-        _prepare_latents(config, store, run, mask, report)
+        _prepare_latents(config, store, run, mask, progress)
     else:
         for name in _PREPARED:
             if (like / name).is_file():
                 shutil.copyfile(like / name, run / name)
     # Written last: a folder with a manifest is ready.
-    temporary = manifest_path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_manifest(config, store), indent=1))
-    temporary.replace(manifest_path)
+    write_whole(manifest_path, json.dumps(_manifest(config, store), indent=1))
 
 
 def _refuse_sizes(config: RunConfig, store: ParticleStore, room: Room) -> None:
@@ -364,15 +354,8 @@ def _manifest(config: RunConfig, store: ParticleStore) -> dict[str, Any]:
         "backend": config.model.hash_grid.backend,
         "engine": config.training.engine,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": decisive_versions(),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _refuse_other_run(config: RunConfig, store: ParticleStore, run: Path) -> None:

@@ -14,6 +14,7 @@ from cryoformer_dist.config.loading import dump_config, parse_config, set_value
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.trials import Trial
 from cryoformer_dist.errors import CheckpointError
+from cryoformer_dist.storage.places import write_whole
 from cryoformer_dist.training.checkpoint import checkpoints, latest_checkpoint
 from cryoformer_dist.training.progress import read_metrics
 from cryoformer_dist.training.run_directory import load_run
@@ -67,7 +68,7 @@ def write_trial(folder: Path, trial: Trial) -> None:
         "parameters": dict(trial.parameters),
         "config": trial.config.model_dump(mode="json"),
     }
-    _replace(folder / _TRIAL, json.dumps(content, indent=1))
+    write_whole(folder / _TRIAL, json.dumps(content, indent=1))
 
 
 def read_trial(folder: Path) -> Trial:
@@ -84,7 +85,7 @@ def trial_folders(sweep: Path) -> list[Path]:
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
     """Say that a trial has ended, and how."""
-    _replace(folder / _OUTCOME, json.dumps(asdict(outcome), indent=1))
+    write_whole(folder / _OUTCOME, json.dumps(asdict(outcome), indent=1))
 
 
 def read_outcome(folder: Path) -> Outcome | None:
@@ -150,11 +151,11 @@ def take_over(run: Path, donor: Path, values: Mapping[str, Any]) -> None:
         shutil.rmtree(old.folder)
     partial.rename(run / "checkpoints" / newest.folder.name)
     kept = [record for record in read_metrics(donor) if record["step"] <= newest.position.step]
-    _replace(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+    write_whole(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
     changed = load_run(run)[0].model_dump(mode="json")
     for key, value in values.items():
         set_value(changed, key, value)
-    _replace(run / "config.yaml", dump_config(parse_config(changed, RunConfig, str(run))))
+    write_whole(run / "config.yaml", dump_config(parse_config(changed, RunConfig, str(run))))
     with (run / _TAKEOVERS).open("a") as stream:
         stream.write(json.dumps({"from": donor.name, "step": newest.position.step, "values": dict(values)}) + "\n")
 
@@ -171,9 +172,3 @@ def held(lock: Path) -> Iterator[None]:
     with lock.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from simulated_particles import source_images, write_particles
+from simulated_particles import source_images, write_particles, write_stack
 
 from cryoformer_dist.analysis import check
 from cryoformer_dist.analysis.check import CheckReport, check_store
 from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import StoreError
-from cryoformer_dist.io.mrc import read_volume, write_stack
+from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.io.particles import ParticleTable
 from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import fourier_shell_correlation, fourier_to_image, image_to_fourier

@@ -31,7 +31,6 @@ from cryoformer_dist.training.checkpoint import checkpoints
 from cryoformer_dist.training.progress import read_metrics
 
 NODES = 2
-EXACT = ("stage", "epoch", "step", "steps", "loss", "prior", "active_points")
 # Until a replacement has joined, the workers are up and the first report has come.
 RECOVERY_SECONDS = 600
 
@@ -169,7 +168,7 @@ def differences(run: Path, other: Path) -> dict[str, float]:
 
 def half_written(run: Path) -> list[str]:
     """What a kill may have left: temporary names, and checkpoints without their last file."""
-    left = [path for path in run.rglob("*") if path.name.startswith(".partial") or path.suffix in (".tmp", ".partial")]
+    left = [path for path in run.rglob("*") if ".partial" in path.name]
     folders = set((run / "checkpoints").glob("step-*")) - {checkpoint.folder for checkpoint in checkpoints(run)}
     return sorted(str(path.relative_to(run)) for path in [*left, *folders])
 

@@ -9,7 +9,7 @@ import numpy as np
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.io.cryodrgn import CTF_COLUMNS, write_poses_pkl
-from cryoformer_dist.io.mrc import StackWriter
+from cryoformer_dist.io.mrc import new_stack
 
 _BLOCK = 1024
 
@@ -18,7 +18,7 @@ def write_inputs(store: ParticleStore, folder: Path) -> None:
     """``particles.mrcs``, ``poses.pkl`` and ``ctf.pkl`` in store order."""
     folder.mkdir(parents=True, exist_ok=True)
     write_poses_and_ctf(store.particles(), store.box_size, folder)
-    with StackWriter(folder / "particles.mrcs", store.pixel_size_angstrom) as writer:
+    with new_stack(folder / "particles.mrcs", store.pixel_size_angstrom) as writer:
         for block in _blocks(len(store)):
             writer.append(store.read_images(block).astype(np.float32))
 

@@ -6,11 +6,12 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from cryoformer_dist.versions import installed_version
 
 _PACKAGES = ("torch", "triton", "numpy", "cryoformer-dist")
 
@@ -44,7 +45,7 @@ def circumstances(device: torch.device, threads: int, stand_ins: Sequence[str]) 
         "cpus": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: installed_version(name) for name in _PACKAGES},
         "stand_ins": list(stand_ins),
     }
 
@@ -76,10 +77,3 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -8,14 +8,14 @@ import mrcfile
 import numpy as np
 import pytest
 import torch
+from simulated_particles import write_stack
 
 from cryoformer_dist.errors import ParticleFormatError, PixelSizeConflictWarning
 from cryoformer_dist.io.mrc import (
-    StackWriter,
+    new_stack,
     open_stack,
     read_header,
     read_volume,
-    write_stack,
     write_volume,
 )
 from cryoformer_dist.physics.volume import Volume
@@ -180,7 +180,7 @@ def test_stack_of_volumes_is_refused(tmp_path, rng):
 
 
 def test_blocks_written_one_by_one_equal_the_whole(tmp_path, images):
-    with StackWriter(tmp_path / "blocks.mrcs", 1.25, ["made in blocks"]) as writer:
+    with new_stack(tmp_path / "blocks.mrcs", 1.25, ["made in blocks"]) as writer:
         writer.append(images[:2])
         writer.append(images[2:2])
         writer.append(images[2:])
@@ -202,7 +202,7 @@ def test_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path, images):
     before = path.read_bytes()
 
     def fail_half_way() -> None:
-        with StackWriter(path, 1.0) as writer:
+        with new_stack(path, 1.0) as writer:
             writer.append(images)
             raise KeyboardInterrupt
 
@@ -222,7 +222,7 @@ def test_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path, images):
 )
 def test_images_that_do_not_fit_are_not_written(tmp_path, images, bad, words):
     def write() -> None:
-        with StackWriter(tmp_path / "stack.mrcs", 1.0) as writer:
+        with new_stack(tmp_path / "stack.mrcs", 1.0) as writer:
             writer.append(images)
             writer.append(bad)
 
@@ -302,17 +302,8 @@ def test_map_with_unequal_voxel_sides_is_refused(tmp_path, rng):
         read_volume(path)
 
 
-def test_map_without_voxel_size_is_warned_about_unless_the_caller_knows(tmp_path, rng):
+def test_map_without_voxel_size_is_warned_about(tmp_path, rng):
     path = tmp_path / "map.mrc"
     mrcfile.write(path, rng.normal(size=(4, 4, 4)).astype(np.float32))
     with pytest.warns(PixelSizeConflictWarning, match="no voxel size"):
         assert read_volume(path).voxel_size_angstrom == 1.0
-    assert read_volume(path, pixel_size_angstrom=2.5).voxel_size_angstrom == 2.5
-
-
-def test_caller_overrules_the_header_and_is_told(tmp_path, volume):
-    path = tmp_path / "map.mrc"
-    write_volume(path, volume)
-    with pytest.warns(PixelSizeConflictWarning, match=r"1\.75 A.*2\.5 A"):
-        assert read_volume(path, pixel_size_angstrom=2.5).voxel_size_angstrom == 2.5
-    assert read_volume(path, pixel_size_angstrom=1.7501).voxel_size_angstrom == 1.7501

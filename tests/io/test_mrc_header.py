@@ -16,7 +16,6 @@ def header(path: Path, **changes: object) -> MRCHeader:
             "rows": 3,
             "columns": 4,
             "mode": 1,
-            "space_group": 0,
             "data_offset": 1024,
         },
         **{"voxel_size_angstrom": (1.5, 1.5, 0.0), "axes": (1, 2, 3)},

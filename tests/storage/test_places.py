@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cryoformer_dist.errors import BackendUnavailableError, ConfigError, StorageError
-from cryoformer_dist.storage.places import in_reach, place_at, placed_from, remove_folder
+from cryoformer_dist.storage.places import in_reach, place_at, placed_from, remove_folder, replaced, write_whole
 
 
 def test_a_path_stays_a_path_and_a_url_keeps_its_slashes(tmp_path: Path) -> None:
@@ -43,6 +43,27 @@ def test_without_s3fs_the_way_to_get_it_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(BackendUnavailableError, match=r"pip install 'cryoformer-dist\[s3\]'"):
         place_at("s3://bucket/x")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_whole(path, "old")
+
+    def write(cut_short: bool) -> None:
+        with replaced(path) as beside:
+            beside.write_text("new")
+            assert path.read_text() == "old"
+            assert beside.parent == path.parent
+            if cut_short:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(cut_short=True)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    write(cut_short=False)
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_mark_of_a_whole_folder_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
