@@ -53,14 +53,21 @@ def test_ray_gives_exactly_the_batches_of_the_local_reader_in_their_order(
 
 
 @pytest.mark.usefixtures("_ray")
-def test_workers_that_hold_every_cpu_do_not_starve_their_readers(tiny_store: Path) -> None:
+def test_workers_that_hold_every_cpu_do_not_starve_their_readers(
+    tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     @ray.remote(num_cpus=2)
-    def rows_read(path: Path) -> int:
-        store = ParticleStore.open(path)
-        dataset._TASK_BYTES = 2 * 16 * (16 * 16 * 2 + 16)
-        return sum(len(batch.row) for batch in ray_batches(store)(_order(store, epochs=3), 0, 1, 12))
+    class Worker:
+        def there(self) -> bool:
+            return True
 
-    assert ray.get(rows_read.remote(tiny_store), timeout=240) == 3 * 64
+    worker = Worker.remote()
+    assert ray.get(worker.there.remote())
+    assert ray.available_resources().get("CPU", 0) == 0
+    monkeypatch.setattr(dataset, "_TASK_BYTES", 2 * 16 * (16 * 16 * 2 + 16))
+    store = ParticleStore.open(tiny_store)
+    assert sum(len(batch.row) for batch in ray_batches(store)(_order(store, epochs=3), 0, 1, 12)) == 3 * len(store)
+    ray.kill(worker)
 
 
 @pytest.mark.parametrize(("task_bytes", "tasks"), [(1, 4), (2 * 16 * (16 * 16 * 2 + 16), 2), (2**20, 1)])
