@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from cryoformer_dist.physics.fourier import phase_ramp
 from cryoformer_dist.physics.grids import centred_axis, frequency_grid
 from cryoformer_dist.physics.projection import OVERSAMPLING
 
@@ -42,7 +43,6 @@ class Slices:
         # Beyond the sphere of the maps' own box a slice would leave their lattice.
         self._inside = torch.nonzero(frequency.norm(dim=-1) < 0.5).ravel()
         self._frequency = torch.nn.functional.pad(frequency[self._inside] * self._size, (0, 1))
-        self._shift_frequency = frequency_grid(box)
 
     def project(
         self, rotation: Float[Tensor, "particles 3 3"], shift_pixels: Float[Tensor, "particles 2"]
@@ -56,8 +56,7 @@ class Slices:
         half = self._box // 2 + 1
         values = torch.zeros(particles, self._box * half, maps, dtype=torch.complex64)
         values[:, self._inside] = torch.view_as_complex(sampled.reshape(particles, len(self._inside), maps, 2))
-        angle = -2 * torch.pi * torch.einsum("yxc,bc->byx", self._shift_frequency, shift_pixels)
-        phase = torch.polar(torch.ones_like(angle), angle)
+        phase = phase_ramp(frequency_grid(self._box), shift_pixels)
         return values.reshape(particles, self._box, half, maps).permute(0, 3, 1, 2) * phase[:, None]
 
     def _slice(self, rotation: Tensor) -> Tensor:

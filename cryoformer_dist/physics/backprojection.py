@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function
-from cryoformer_dist.physics.fourier import fourier_to_volume, image_to_fourier
+from cryoformer_dist.physics.fourier import fourier_to_volume, image_to_fourier, shifted
 from cryoformer_dist.physics.grids import centred_axis, frequency_grid
 from cryoformer_dist.physics.pose import Pose
 
@@ -67,9 +67,8 @@ class FourierAccumulator:
         padded = torch.nn.functional.pad(images.float(), (margin, margin, margin, margin))
         frequency = self._frequency[None] / pixel[:, None, None, None]
         transfer = contrast_transfer_function(ctf, frequency)
-        # The stored shift centres the image: in Fourier space a phase ramp moves the content by +shift.
-        turns = torch.einsum("bhwi,bi->bhw", frequency, pose.shift_angstrom.float())
-        centred = image_to_fourier(padded) * torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
+        # The stored shift centres the image.
+        centred = shifted(image_to_fourier(padded), pose.shift_angstrom.float() / pixel[:, None])
         scale = (self.pixel_size_angstrom / pixel)[:, None, None]
         self._insert(centred, transfer, pose.rotation.float() * scale)
 

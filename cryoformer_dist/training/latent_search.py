@@ -19,7 +19,7 @@ from torch import Tensor
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.physics.ctf import contrast_transfer_function
-from cryoformer_dist.physics.fourier import crop_half_plane, crop_volume, image_to_fourier
+from cryoformer_dist.physics.fourier import crop_half_plane, crop_volume, image_to_fourier, phase_ramp
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.slices import VolumeSlices
 from cryoformer_dist.training.engine import gather_rows, of_leader, sum_over_ranks
@@ -91,8 +91,7 @@ class Conformations:
         pixel = batch.pixel_size_angstrom[:, None]
         magnification = self.map_pixel_angstrom / pixel
         frequency = self.slices.frequency * (self.compared_box / self.box)
-        turns = -2 * torch.pi * (-pose.shift_angstrom / pixel) @ frequency.T
-        phase = torch.polar(torch.ones_like(turns), turns)
+        phase = phase_ramp(frequency, -pose.shift_angstrom / pixel)
         transfer = contrast_transfer_function(batch.ctf, frequency[None, :, None] / pixel[..., None, None])[..., 0]
         slices = self.slices.at(pose.rotation * magnification[..., None])
         return slices * (phase * transfer * magnification.square())

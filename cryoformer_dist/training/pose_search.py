@@ -25,6 +25,7 @@ from cryoformer_dist.physics.fourier import (
     crop_volume,
     fourier_shell_correlation,
     image_to_fourier,
+    phase_ramp,
     upsample_volume,
     weighted_shells,
 )
@@ -255,8 +256,7 @@ class _Half:
             for start in range(0, len(members), _BLOCK):
                 part = members[start : start + _BLOCK]
                 images, transfer, pixel = self._block(part, sweep, reference)
-                turns = torch.einsum("pi,bi->bp", reference.slices.frequency, shift_angstrom[part] / pixel)
-                weighted = images * transfer * torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
+                weighted = images * transfer * phase_ramp(reference.slices.frequency, shift_angstrom[part] / pixel)
                 candidates = torch.einsum("cij,bjk->bcik", cone, rotation[part])
                 # Images of another pixel size see the map's frequencies elsewhere.
                 scale = self.pixel_size_at(sweep) / pixel

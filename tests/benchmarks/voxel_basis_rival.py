@@ -19,8 +19,13 @@ from linear_rival import decode_linear
 from particle_set import Contender, ParticleSet, Snapshot
 from torch import Tensor, nn
 
-from cryoformer_dist.physics.fourier import comparable_frequencies, fourier_to_image, mean_squared_error_half_plane
-from cryoformer_dist.physics.grids import frequency_grid, lattice_points
+from cryoformer_dist.physics.fourier import (
+    comparable_frequencies,
+    fourier_to_image,
+    mean_squared_error_half_plane,
+    shifted,
+)
+from cryoformer_dist.physics.grids import lattice_points
 from cryoformer_dist.physics.projection import project_points
 from cryoformer_dist.training.linear_start import NoisyImages, load_images
 
@@ -122,9 +127,7 @@ def _epoch(model: VoxelBasis, optimiser: torch.optim.Optimizer, images: NoisyIma
 
 def centred_and_flipped(images: NoisyImages, box: int) -> Tensor:
     """What the encoder sees: images shifted back to the centre, times the sign of their CTF."""
-    phase = 2 * torch.pi * torch.einsum("yxc,bc->byx", frequency_grid(box), images.shift_pixels)
-    turned = images.coefficients * images.transfer.sign() * torch.polar(torch.ones_like(phase), phase)
-    return fourier_to_image(turned, box)
+    return fourier_to_image(shifted(images.coefficients * images.transfer.sign(), -images.shift_pixels), box)
 
 
 @torch.no_grad()
