@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function
+from cryoformer_dist.physics.ctf import CTFParams, transfer_at
 from cryoformer_dist.physics.fourier import fourier_to_volume, image_to_fourier, shifted
 from cryoformer_dist.physics.grids import centred_axis, frequency_grid
 from cryoformer_dist.physics.pose import Pose
@@ -65,8 +65,7 @@ class FourierAccumulator:
         pixel = pixel if pixel_size_angstrom is None else pixel_size_angstrom.float()
         margin = (self._size - self.box) // 2
         padded = torch.nn.functional.pad(images.float(), (margin, margin, margin, margin))
-        frequency = self._frequency[None] / pixel[:, None, None, None]
-        transfer = contrast_transfer_function(ctf, frequency)
+        transfer = transfer_at(ctf, self._frequency, pixel)
         # The stored shift centres the image.
         centred = shifted(image_to_fourier(padded), pose.shift_angstrom.float() / pixel[:, None])
         scale = (self.pixel_size_angstrom / pixel)[:, None, None]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.order import Rows
-from cryoformer_dist.physics.ctf import contrast_transfer_function
+from cryoformer_dist.physics.ctf import transfer_at
 from cryoformer_dist.physics.fourier import crop_half_plane, crop_volume, image_to_fourier, phase_ramp
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.slices import VolumeSlices
@@ -92,7 +92,7 @@ class Conformations:
         magnification = self.map_pixel_angstrom / pixel
         frequency = self.slices.frequency * (self.compared_box / self.box)
         phase = phase_ramp(frequency, -pose.shift_angstrom / pixel)
-        transfer = contrast_transfer_function(batch.ctf, frequency[None, :, None] / pixel[..., None, None])[..., 0]
+        transfer = transfer_at(batch.ctf, frequency, batch.pixel_size_angstrom)
         slices = self.slices.at(pose.rotation * magnification[..., None])
         return slices * (phase * transfer * magnification.square())
 

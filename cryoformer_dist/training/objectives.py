@@ -11,7 +11,7 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.model.cryoformer import CryoFormer
 from cryoformer_dist.model.hash_grid import KeptPoints, operator_bytes_per_point
-from cryoformer_dist.physics.ctf import contrast_transfer_function
+from cryoformer_dist.physics.ctf import transfer_at
 from cryoformer_dist.physics.fourier import (
     comparable_frequencies,
     crop_half_plane,
@@ -212,8 +212,7 @@ class Objectives(nn.Module):
         return hidden.reshape(*points.shape[:2], -1)
 
     def _transfer(self, batch: ParticleBatch, sampling: "_Sampling | None" = None) -> Tensor:
-        frequency = (sampling or self.fine).frequency[None] / batch.pixel_size_angstrom[:, None, None, None]
-        return contrast_transfer_function(batch.ctf, frequency)
+        return transfer_at(batch.ctf, (sampling or self.fine).frequency, batch.pixel_size_angstrom)
 
     def _encoder_input(self, batch: ParticleBatch) -> Tensor:
         """Phase-flipped images of unit variance: an MLP should not have to learn the microscope."""
