@@ -22,13 +22,13 @@ from cryoformer_dist.analysis.latent import (
     rank_correlation,
 )
 from cryoformer_dist.analysis.map_scores import fit_box
-from cryoformer_dist.analysis.reference_images import Slices
 from cryoformer_dist.analysis.truth import Truth, state_distance
 from cryoformer_dist.data.cropped_images import CroppedImages
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.fourier import comparable_frequencies
 from cryoformer_dist.physics.grids import half_plane_weight
 from cryoformer_dist.physics.pose import Pose
+from cryoformer_dist.physics.slices import SplineSlices
 
 ORACLE_PARTICLES = 500
 LARGEST_BOX = 64
@@ -117,7 +117,7 @@ def _products(sample: CroppedImages, volumes: np.ndarray, whole: bool) -> tuple[
     step = len(volumes) if whole else _STATES_AT_A_TIME
     match, products = [], []
     for first in range(0, len(volumes), step):
-        slices = Slices(volumes[first : first + step])
+        slices = SplineSlices(torch.from_numpy(volumes[first : first + step]))
         part_match, part_products = [], []
         for _, block in sample.blocks(_BLOCK):
             projected = slices.project(block.rotation, block.shift_pixels)

@@ -21,7 +21,7 @@ from cryoformer_dist.data.order import Rows
 from cryoformer_dist.physics.ctf import transfer_at
 from cryoformer_dist.physics.fourier import crop_half_plane, crop_volume, image_to_fourier, phase_ramp
 from cryoformer_dist.physics.pose import Pose
-from cryoformer_dist.physics.slices import VolumeSlices
+from cryoformer_dist.physics.slices import TrilinearSlices
 from cryoformer_dist.training.engine import gather_rows, of_leader, sum_over_ranks
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.objectives import Objectives
@@ -62,7 +62,7 @@ class Conformations:
     latent: Float[Tensor, "conformations dimensions"]
     log_share: Float[Tensor, " conformations"]
     mixture: Float[Tensor, "conformations principal"]
-    slices: VolumeSlices
+    slices: TrilinearSlices
     map_pixel_angstrom: float
     box: int
     compared_box: int
@@ -199,7 +199,7 @@ def conformations(
         latent=latent,
         log_share=share.log(),
         mixture=mixture,
-        slices=VolumeSlices(voxels, compared // 2 - 1),
+        slices=TrilinearSlices(voxels, compared // 2 - 1),
         map_pixel_angstrom=objectives.pixel_size_angstrom,
         box=box,
         compared_box=compared,

@@ -5,7 +5,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryoformer_dist.physics.fourier import phase_ramp
-from cryoformer_dist.physics.slices import VolumeSlices
+from cryoformer_dist.physics.slices import TrilinearSlices
 
 
 class Reference:
@@ -25,7 +25,7 @@ class Reference:
     """
 
     def __init__(self, voxels: Float[Tensor, "box box box"], shell: int) -> None:
-        self.slices = VolumeSlices(voxels[None], shell)
+        self.slices = TrilinearSlices(voxels[None], shell)
 
     def best(
         self,
