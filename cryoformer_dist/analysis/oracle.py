@@ -29,10 +29,9 @@ from cryoformer_dist.physics.fourier import comparable_frequencies
 from cryoformer_dist.physics.grids import half_plane_weight
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.slices import SplineSlices
+from cryoformer_dist.training.latent_search import LARGEST_BOX
 
 ORACLE_PARTICLES = 500
-LARGEST_BOX = 64
-"""Larger images are Fourier-cropped: the shells beyond tell motions apart by little and cost most."""
 _STEPS = 20
 _FEWEST_TO_INTERPOLATE = 4
 _BLOCK = 32

@@ -14,7 +14,7 @@ from torch import Tensor
 from cryoformer_dist.physics.kernel_choice import Kernels, uses_triton
 
 TAPS = 4
-_CACHED_POINTS = 2**16
+CACHED_POINTS = 2**16
 
 
 def splat(
@@ -106,7 +106,7 @@ class _Splat(torch.autograd.Function):
 def _parts(density: Tensor) -> Iterator[slice]:
     """Particles a few at a time: on a CPU what belongs to them stays in the cache meanwhile."""
     particles, points = density.shape
-    step = particles if density.is_cuda else max(1, _CACHED_POINTS // points)
+    step = particles if density.is_cuda else max(1, CACHED_POINTS // points)
     for start in range(0, particles, step):
         yield slice(start, start + step)
 

@@ -51,7 +51,7 @@ def test_points_receive_gradients(volume):
 
 
 def test_tiles_give_the_feature_and_the_gradients_of_all_points_at_once(volume, monkeypatch):
-    monkeypatch.setattr(feature_volume, "_TILE_POINTS", 100)
+    monkeypatch.setattr(feature_volume, "TILE_POINTS", 100)
     points = lattice_points(BOX, radius_pixels=7.0) + 0.3
     weight, parameters = torch.randn(len(points), 6), list(volume.parameters())
     whole, tiled = volume(points), volume.in_tiles(points)
