@@ -146,15 +146,14 @@ def search_latents(
         learn it must be so: mean latents lie closer together than the conformations do, and maps learned at them would
         reach less far at every search. ``None``: the mean, which errs least.
     """
-    coarse = epoch < learner.config.training.coarse_epochs
     latents = learner.tables["latent"].values
     cloud = latents[torch.from_numpy(trained).to(latents.device)]
-    found = conformations(learner.objectives, cloud, coarse, learner.config.training.seed)
+    found = conformations(learner.objectives, cloud, learner.is_coarse(stage, epoch), learner.config.training.seed)
     information = torch.zeros(2, device=learner.device)
     dealt = []
     for batch in batches:
-        pose = learner.inputs(stage, batch, epoch).pose
-        pose = learner.objectives.encode_pose(batch) if pose is None else pose
+        inputs = learner.inputs(stage, batch, epoch)
+        pose, _ = learner.objectives.encode_missing(batch, inputs.pose, inputs.latent)
         posterior = found.posterior(batch, pose)
         chosen = posterior @ found.latent if draws is None else found.latent[drawn(posterior, draws[batch.row])]
         dealt.append(gather_rows(batch.row, chosen))

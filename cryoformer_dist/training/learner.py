@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cryoformer_dist.config.schema import LearningRates, RunConfig
@@ -105,6 +105,17 @@ class Learner:
         latent = self._latent(batch, leaves, fits and self._latents_follow_gradients(epoch))
         pose = self._pose(batch, leaves, fits and epoch >= self.config.training.freeze_pose_epochs)
         return Inputs(latent, pose, leaves)
+
+    def is_coarse(self, stage: Stage, epoch: float) -> bool:
+        """Whether images are compared at low frequencies only, at this point of training."""
+        return stage.compares_images and epoch < self.config.training.coarse_epochs
+
+    def loss(
+        self, errors: Float[Tensor, " particles"], latent: Float[Tensor, "particles dimensions"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " particles"]]:
+        """What a step minimises, from what `Objectives` returns, and each particle's prior before its weight."""
+        prior = latent.square().sum(-1) / self.objectives.box**2
+        return (errors + self.config.model.latent.prior * prior).mean(), prior
 
     @property
     def hands_poses_over(self) -> bool:

@@ -108,12 +108,10 @@ class Objectives(nn.Module):
         if stage == "pose_pretraining":
             error = pose_loss(self.encode_pose(batch), batch.pose, self.box * self.pixel_size_angstrom)
             return error, error.new_zeros(len(error), self.model.latent_dimensions)
-        pose = self.encode_pose(batch) if pose is None else pose
+        pose, latent = self.encode_missing(batch, pose, latent)
         if stage == "latent_distillation":
-            assert latent is not None
             error = self._distillation_error(batch, latent, pose, copy, noise_seed)
             return error, torch.zeros_like(latent)
-        latent = self.encode_latent(batch, pose) if latent is None else latent
         residual, sampling = self.residual(batch, latent, pose, copy, coarse), self._sampling(coarse)
         # Mean over the pixels of the whole image: at low frequencies alone the likelihood must not weigh more.
         share = (sampling.box / self.box) ** 4
@@ -164,6 +162,11 @@ class Objectives(nn.Module):
         rotation = pose.rotation * magnification[..., None]
         shift = shift_pixels / spacing
         return project_points(density, points / spacing, rotation, shift, sampling.box, self.model.kernels)
+
+    def encode_missing(self, batch: ParticleBatch, pose: Pose | None, latent: Tensor | None) -> tuple[Pose, Tensor]:
+        """Pose and latent vector of each particle, as the encoders see what is ``None``."""
+        pose = self.encode_pose(batch) if pose is None else pose
+        return pose, self.encode_latent(batch, pose) if latent is None else latent
 
     def encode_pose(self, batch: ParticleBatch) -> Pose:
         """Pose of each particle as the orientation encoder sees it (paper, section 3.2)."""
