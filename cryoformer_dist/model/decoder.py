@@ -192,8 +192,7 @@ class DeformationDecoder(DeformedQueries):
     def _activation(self, hidden: Tensor, folded: FoldedQueries) -> Tensor:
         """Hidden layer of the density at each point."""
         residual, offset = self._residual()
-        shared = hidden @ residual.T + offset
-        shared = shared if shared.dim() == 3 else shared[None].expand(len(folded.key), -1, -1)
+        shared = _per_particle(hidden @ residual.T + offset, folded)
         return torch.relu(torch.baddbmm(shared, self.attention_map(hidden, folded), folded.value))
 
     def _residual(self) -> tuple[Tensor, Tensor]:
@@ -212,5 +211,5 @@ class DeformationDecoder(DeformedQueries):
         return self.density_output(torch.relu(self.density_hidden(output)))[..., 0] * self.density_scale
 
 
-def _per_particle(hidden: Tensor, folded: FoldedQueries) -> Tensor:
-    return hidden if hidden.dim() == 3 else hidden[None].expand(len(folded.key), -1, -1)
+def _per_particle(values: Tensor, folded: FoldedQueries) -> Tensor:
+    return values if values.dim() == 3 else values[None].expand(len(folded.key), -1, -1)
