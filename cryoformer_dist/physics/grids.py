@@ -20,21 +20,10 @@ def radius_grid(box: int, dimensions: int) -> Tensor:
     return torch.stack(axes).square().sum(0).sqrt()
 
 
-def lattice_points(box: int, radius_pixels: float | None = None) -> Float[Tensor, "points 3"]:
-    """Every lattice point as ``(x, y, z)`` pixels, in the order of ``volume.ravel()``.
-
-    Parameters
-    ----------
-    box
-        Side of the volume in pixels.
-    radius_pixels
-        Keep only points within this distance of the centre; all of them when ``None``.
-    """
+def lattice_points(box: int) -> Float[Tensor, "points 3"]:
+    """Every lattice point as ``(x, y, z)`` pixels, in the order of ``volume.ravel()``."""
     z, y, x = torch.meshgrid(*[centred_axis(box)] * 3, indexing="ij")
-    points = torch.stack([x, y, z], dim=-1).reshape(-1, 3)
-    if radius_pixels is None:
-        return points
-    return points[points.square().sum(-1) <= radius_pixels**2]
+    return torch.stack([x, y, z], dim=-1).reshape(-1, 3)
 
 
 def frequency_grid(box: int) -> Float[Tensor, "box half 2"]:

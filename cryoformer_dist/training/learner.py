@@ -158,10 +158,8 @@ class Learner:
         flat_index = self.objectives.lattice.flat_index
         return {"flat_index": flat_index.int(), "residual_outside": self.residual_outside}
 
-    def load_occupancy_state(self, state: dict[str, Any] | None) -> bool:
-        """Take over a saved mask; whether that changes anything. None was saved when there were no refreshes yet."""
-        if state is None:
-            return False
+    def load_occupancy_state(self, state: dict[str, Any]) -> bool:
+        """Take over a saved mask; whether that changes anything."""
         self.residual_outside = state["residual_outside"]
         return self.allow(mask_of(state["flat_index"], self.objectives.box))
 
