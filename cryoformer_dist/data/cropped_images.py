@@ -41,7 +41,22 @@ class CroppedImages:
 
     @staticmethod
     def of(store: ParticleStore, rows: Rows, box: int, pose: Pose | None = None) -> "CroppedImages":
-        """Read particles, at the poses of the store when ``None``."""
+        """Read particles.
+
+        Parameters
+        ----------
+        store, rows
+            Which.
+        box
+            Side of the cropped images in pixels, as `crop_images` takes it.
+        pose
+            One per row; those of the store when ``None``.
+
+        Raises
+        ------
+        StoreError
+            If no poses are given and the store has none.
+        """
         particles, factor = store.particles(), store.box_size / box
         pose = particles.pose(rows) if pose is None else pose
         pixel = torch.from_numpy(particles.pixel_size_angstrom[rows]) * factor
