@@ -63,6 +63,12 @@ def blobs(sigma: float = 1.5) -> Blobs:
     return Blobs(sigma, torch.tensor(CENTRES), torch.tensor(HEIGHTS))
 
 
+def points_within(radius_pixels: float, box: int) -> Tensor:
+    """``(points, 3)``: lattice points of a box within a distance of its centre."""
+    points = lattice_points(box)
+    return points[points.square().sum(-1) <= radius_pixels**2]
+
+
 def rotations() -> Tensor:
     """``(9, 3, 3)``: the orientations of `EULER_DEG`."""
     return rotation_from_relion_euler(torch.tensor(EULER_DEG))

@@ -162,7 +162,5 @@ def final_state(run: Path) -> dict[str, torch.Tensor]:
     """Weights, tables and occupancy of the newest checkpoint, flat."""
     checkpoint = latest_checkpoint(run)
     assert checkpoint is not None
-    occupancy = checkpoint.occupancy()
-    assert occupancy is not None
     tables = {f"{name}.{key}": value for name, state in checkpoint.tables().items() for key, value in state.items()}
-    return checkpoint.weights() | tables | {"occupancy": occupancy["flat_index"]}
+    return checkpoint.weights() | tables | {"occupancy": checkpoint.occupancy()["flat_index"]}

@@ -15,7 +15,7 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.io.mrc import write_volume
 from cryoformer_dist.physics.backprojection import FourierAccumulator
-from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function
+from cryoformer_dist.physics.ctf import CTFParams, transfer_at
 from cryoformer_dist.physics.fourier import (
     FSCCurve,
     crop_images,
@@ -269,8 +269,7 @@ def _masked_fsc(maps: Float[Tensor, "2 box box box"], pixel_size_angstrom: float
 def _flip_phases(sample: _Sample) -> Float[Tensor, "particles box box"]:
     """Multiply each image by the sign of its CTF, which undoes phase flipping."""
     box = sample.images.shape[-1]
-    frequency = frequency_grid(box)[None] / sample.pixel_size_angstrom[:, None, None, None]
-    transfer = contrast_transfer_function(sample.ctf, frequency)
+    transfer = transfer_at(sample.ctf, frequency_grid(box), sample.pixel_size_angstrom)
     return fourier_to_image(image_to_fourier(sample.images) * torch.where(transfer < 0, -1.0, 1.0), box)
 
 

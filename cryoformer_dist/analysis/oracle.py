@@ -22,64 +22,27 @@ from cryoformer_dist.analysis.latent import (
     rank_correlation,
 )
 from cryoformer_dist.analysis.map_scores import fit_box
-from cryoformer_dist.analysis.reference_images import Slices
 from cryoformer_dist.analysis.truth import Truth, state_distance
+from cryoformer_dist.data.cropped_images import CroppedImages
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.data.stored_particles import StoredParticles
-from cryoformer_dist.physics.ctf import contrast_transfer_function
-from cryoformer_dist.physics.fourier import comparable_frequencies, crop_images, image_to_fourier
-from cryoformer_dist.physics.grids import frequency_grid, half_plane_weight
+from cryoformer_dist.physics.fourier import comparable_frequencies
+from cryoformer_dist.physics.grids import half_plane_weight
+from cryoformer_dist.physics.pose import Pose
+from cryoformer_dist.physics.slices import SplineSlices
+from cryoformer_dist.training.latent_search import LARGEST_BOX
 
 ORACLE_PARTICLES = 500
-LARGEST_BOX = 64
-"""Larger images are Fourier-cropped: the shells beyond tell motions apart by little and cost most."""
 _STEPS = 20
 _FEWEST_TO_INTERPOLATE = 4
 _BLOCK = 32
 _STATES_AT_A_TIME = 16
 
 
-@dataclass(frozen=True, slots=True)
-class SampledImages:
-    """Some particles with their images and true poses, ready to be compared with reference maps.
-
-    Attributes
-    ----------
-    images
-        ``(images, box, box)`` in units of the noise.
-    transfer
-        ``(images, box, half)`` CTF.
-    rotation
-        ``(images, 3, 3)`` true A, times the magnification where pixel sizes differ.
-    shift_pixels
-        ``(images, 2)``: where the content moves to.
-    """
-
-    images: Float[Tensor, "images box box"]
-    transfer: Float[Tensor, "images box half"]
-    rotation: Float[Tensor, "images 3 3"]
-    shift_pixels: Float[Tensor, "images 2"]
-
-
-def sample_images(
-    store: ParticleStore, particles: StoredParticles, rows: Int[np.ndarray, " images"], truth: Truth
-) -> SampledImages:
-    """Read images, cropped to at most `LARGEST_BOX` pixels, and give them the poses they were made at."""
-    box = min(store.box_size, LARGEST_BOX)
-    scale = store.box_size / box
-    pixel = torch.from_numpy(particles.pixel_size_angstrom[rows]) * scale
-    source = particles.source_row[rows]
-    images = torch.from_numpy(store.read_images(rows).astype(np.float32))
-    magnification = store.pixel_size_angstrom * scale / pixel
-    return SampledImages(
-        # Cropping averages noise away; the factor brings its standard deviation back to one.
-        images=crop_images(images, box) * scale,
-        transfer=contrast_transfer_function(
-            particles.ctf(rows), frequency_grid(box)[None] / pixel[:, None, None, None]
-        ),
-        rotation=torch.from_numpy(truth.rotation[source]) * magnification[:, None, None],
-        shift_pixels=-torch.from_numpy(truth.shift_angstrom[source]) / pixel[:, None],
-    )
+def sample_images(store: ParticleStore, rows: Int[np.ndarray, " images"], truth: Truth) -> CroppedImages:
+    """Images cropped to at most `LARGEST_BOX` pixels, at the poses they were made at."""
+    source = store.particles().source_row[rows]
+    pose = Pose(torch.from_numpy(truth.rotation[source]), torch.from_numpy(truth.shift_angstrom[source]))
+    return CroppedImages.of(store, rows, min(store.box_size, LARGEST_BOX), pose)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +78,7 @@ class Likelihood:
 
 
 def state_likelihood(
-    sample: SampledImages,
+    sample: CroppedImages,
     volumes: Float[np.ndarray, "states box box box"],
     volume_state: Float[np.ndarray, " states"],
     period: float,
@@ -146,20 +109,19 @@ def _profile(match: np.ndarray, power: np.ndarray) -> np.ndarray:
     return gain / 2
 
 
-def _products(sample: SampledImages, volumes: np.ndarray, whole: bool) -> tuple[np.ndarray, np.ndarray]:
+def _products(sample: CroppedImages, volumes: np.ndarray, whole: bool) -> tuple[np.ndarray, np.ndarray]:
     """Products of images and projections, and of the projections with one another (or with themselves)."""
-    box = sample.images.shape[-1]
+    box = sample.coefficients.shape[-2]
     weight = (comparable_frequencies(box) * half_plane_weight(box)).sqrt() / box
     step = len(volumes) if whole else _STATES_AT_A_TIME
     match, products = [], []
     for first in range(0, len(volumes), step):
-        slices = Slices(volumes[first : first + step])
+        slices = SplineSlices(torch.from_numpy(volumes[first : first + step]))
         part_match, part_products = [], []
-        for start in range(0, len(sample.images), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            projected = slices.project(sample.rotation[part], sample.shift_pixels[part])
-            predicted = _as_vectors(projected * (sample.transfer[part] * weight)[:, None])
-            observed = _as_vectors(image_to_fourier(sample.images[part]) * weight)
+        for _, block in sample.blocks(_BLOCK):
+            projected = slices.project(block.rotation, block.shift_pixels)
+            predicted = _as_vectors(projected * (block.transfer * weight)[:, None])
+            observed = _as_vectors(block.coefficients * weight)
             part_match.append(torch.einsum("bkf,bf->bk", predicted, observed))
             products_here = predicted @ predicted.mT if whole else predicted.square().sum(-1)
             part_products.append(products_here)
@@ -220,12 +182,11 @@ def oracle_metrics(
         curve. ``error_ratio`` and ``neighbours_error_ratio`` are these errors over that of the most probable state.
     """
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:particles])
-    table = store.particles()
-    sample = sample_images(store, table, rows[chosen], truth)
-    box = sample.images.shape[-1]
+    sample = sample_images(store, rows[chosen], truth)
+    box = sample.coefficients.shape[-2]
     volumes = np.stack([fit_box(voxels, box) for voxels in truth.volumes])
     found = state_likelihood(sample, volumes, truth.volume_state, truth.period, truth.discrete)
-    state = truth.state[table.source_row[rows]]
+    state = truth.state[store.particles().source_row[rows]]
     here = state[chosen]
     near = state[nearest_neighbours(latents, chosen)]
     if truth.discrete:

@@ -16,7 +16,6 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.physics.ctf import CTFParams
 from cryoformer_dist.physics.pose import Pose
-from cryoformer_dist.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +119,7 @@ def _read(store: ParticleStore, piece: Piece) -> ImageBlock:
     return ImageBlock(store.read_images(piece.rows), piece.rows, np.full(len(piece.rows), piece.epoch))
 
 
-def resident_batches(
-    store: ParticleStore, rows: Rows, device: torch.device, progress: Progress | None = None
-) -> BatchSource:
+def resident_batches(store: ParticleStore, rows: Rows, device: torch.device) -> BatchSource:
     """Batches of images that are read once, all of them, and stay on the device as they are stored: float16.
 
     The same batches as `local_batches`, bit for bit. Every rank holds all rows: its own ones
@@ -134,16 +131,12 @@ def resident_batches(
         Store rows that orders may ask for, ascending.
     device
         Where the images stay.
-    progress
-        Called with images read and in all.
     """
     particles = store.particles()
     images = torch.empty(len(rows), store.box_size, store.box_size, dtype=torch.float16, device=device)
     for start in range(0, len(rows), store.shard_size):
         part = slice(start, start + store.shard_size)
         images[part] = torch.from_numpy(store.read_images(rows[part])).to(device)
-        if progress is not None:
-            progress(min(part.stop, len(rows)), len(rows))
 
     def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
         for block in rebatch(map(_without_images, order.pieces(rank, world)), size):

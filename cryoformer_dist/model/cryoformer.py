@@ -74,11 +74,8 @@ class CryoFormer(nn.Module):
         self, hidden: Float[Tensor, "*shared points hidden"], folded: FoldedQueries | Tensor
     ) -> Float[Tensor, "particles points"]:
         """Density of each particle at points whose spatial feature is ``hidden``."""
-        if isinstance(folded, FoldedQueries):
-            assert isinstance(self.decoder, DeformationDecoder)
-            return self.decoder.density(hidden, folded)
-        assert isinstance(self.decoder, ConcatenationDecoder)
-        return self.decoder.density(hidden, folded)
+        # A decoder meets only what it has folded itself.
+        return self.decoder.density(hidden, folded)  # type: ignore[arg-type]
 
     def coefficients(
         self, points_shells: Float[Tensor, "particles points 3"], folded: FoldedQueries | Tensor

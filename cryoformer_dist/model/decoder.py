@@ -192,8 +192,7 @@ class DeformationDecoder(DeformedQueries):
     def _activation(self, hidden: Tensor, folded: FoldedQueries) -> Tensor:
         """Hidden layer of the density at each point."""
         residual, offset = self._residual()
-        shared = hidden @ residual.T + offset
-        shared = shared if shared.dim() == 3 else shared[None].expand(len(folded.key), -1, -1)
+        shared = _per_particle(hidden @ residual.T + offset, folded)
         return torch.relu(torch.baddbmm(shared, self.attention_map(hidden, folded), folded.value))
 
     def _residual(self) -> tuple[Tensor, Tensor]:
@@ -201,16 +200,6 @@ class DeformationDecoder(DeformedQueries):
         residual = self.density_hidden.weight @ self.spatial_feature.weight
         return residual, self.density_hidden.weight @ self.spatial_feature.bias + self.density_hidden.bias
 
-    def density_unfolded(
-        self, hidden: Float[Tensor, "points hidden"], queries: Float[Tensor, "particles queries channels"]
-    ) -> Float[Tensor, "particles points"]:
-        """The same density written as in the paper, point features and all: what `fold` is checked against."""
-        feature = self.spatial_feature(hidden)
-        logits = feature @ self.spatial_key(queries).transpose(1, 2) * self.temperature
-        weight = torch.softmax(logits / math.sqrt(feature.shape[-1]), dim=-1)
-        output = weight @ self.spatial_value(queries) + feature
-        return self.density_output(torch.relu(self.density_hidden(output)))[..., 0] * self.density_scale
 
-
-def _per_particle(hidden: Tensor, folded: FoldedQueries) -> Tensor:
-    return hidden if hidden.dim() == 3 else hidden[None].expand(len(folded.key), -1, -1)
+def _per_particle(values: Tensor, folded: FoldedQueries) -> Tensor:
+    return values if values.dim() == 3 else values[None].expand(len(folded.key), -1, -1)

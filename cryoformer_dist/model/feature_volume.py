@@ -11,7 +11,7 @@ from cryoformer_dist.config.schema import HashGridConfig
 from cryoformer_dist.model.hash_grid import HashGrid, KeptPoints
 
 # What a tile's table entries and weights take, some 6 kB a point, is a cache's worth on a CPU, and little on a GPU.
-_TILE_POINTS, _TILE_POINTS_CUDA = 2**14, 2**17
+TILE_POINTS, TILE_POINTS_CUDA = 2**14, 2**17
 
 
 class FeatureVolume(nn.Module):
@@ -88,6 +88,6 @@ class _InTiles(torch.autograd.Function):
 
 
 def _tiles(points: Tensor) -> Iterator[slice]:
-    size = _TILE_POINTS_CUDA if points.is_cuda else _TILE_POINTS
+    size = TILE_POINTS_CUDA if points.is_cuda else TILE_POINTS
     for start in range(0, len(points), size):
         yield slice(start, start + size)

@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function
-from cryoformer_dist.physics.fourier import fourier_to_volume, image_to_fourier
-from cryoformer_dist.physics.grids import centred_axis, frequency_grid
+from cryoformer_dist.physics.ctf import CTFParams, transfer_at
+from cryoformer_dist.physics.fourier import fourier_to_volume, image_to_fourier, shifted
+from cryoformer_dist.physics.grids import frequency_grid, interpolation_envelope, told_by_conjugate
 from cryoformer_dist.physics.pose import Pose
 
 _PADDING = 2
@@ -39,9 +39,8 @@ class FourierAccumulator:
         self.sums = torch.zeros(3, size**3, device=device)
         self._frequency = frequency_grid(size).to(self.sums.device)
         radius = self._frequency.square().sum(-1).sqrt() * size
-        # Beyond the Nyquist sphere trilinear weights would fall off the lattice; on the column kx = 0 half says it all.
-        redundant = (self._frequency[..., 0] == 0) & (self._frequency[..., 1] < 0)
-        self._inside = (radius < size // 2 - 1) & ~redundant
+        # Beyond the Nyquist sphere trilinear weights would fall off the lattice.
+        self._inside = (radius < size // 2 - 1) & ~told_by_conjugate(self._frequency)
 
     def add(
         self,
@@ -65,11 +64,9 @@ class FourierAccumulator:
         pixel = pixel if pixel_size_angstrom is None else pixel_size_angstrom.float()
         margin = (self._size - self.box) // 2
         padded = torch.nn.functional.pad(images.float(), (margin, margin, margin, margin))
-        frequency = self._frequency[None] / pixel[:, None, None, None]
-        transfer = contrast_transfer_function(ctf, frequency)
-        # The stored shift centres the image: in Fourier space a phase ramp moves the content by +shift.
-        turns = torch.einsum("bhwi,bi->bhw", frequency, pose.shift_angstrom.float())
-        centred = image_to_fourier(padded) * torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
+        transfer = transfer_at(ctf, self._frequency, pixel)
+        # The stored shift centres the image.
+        centred = shifted(image_to_fourier(padded), pose.shift_angstrom.float() / pixel[:, None])
         scale = (self.pixel_size_angstrom / pixel)[:, None, None]
         self._insert(centred, transfer, pose.rotation.float() * scale)
 
@@ -114,10 +111,7 @@ class FourierAccumulator:
         voxels = fourier_to_volume(signal / (weight + floor))
         margin = (size - box) // 2
         cut = slice(margin, margin + box)
-        # Trilinear gridding multiplies the map by sinc^2 along each axis: divide it out.
-        falloff = torch.sinc(centred_axis(box) / size) ** 2
-        correction = falloff[:, None, None] * falloff[None, :, None] * falloff[None, None, :]
-        return voxels[cut, cut, cut] / correction
+        return voxels[cut, cut, cut] / interpolation_envelope(box, size, degree=1)
 
 
 def _at_minus_k(grid: Tensor) -> Tensor:

@@ -79,6 +79,14 @@ def contrast_transfer_function(
     return torch.sin(gamma)
 
 
+def transfer_at(
+    params: CTFParams, frequency: Float[Tensor, "*grid 2"], pixel_size_angstrom: Float[Tensor, " particles"]
+) -> Float[Tensor, "particles *grid"]:
+    """`contrast_transfer_function` at frequencies in cycles per pixel, for images of these pixel sizes."""
+    per_angstrom = frequency.reshape(1, -1, 1, 2) / pixel_size_angstrom[:, None, None, None]
+    return contrast_transfer_function(params, per_angstrom).reshape(-1, *frequency.shape[:-1])
+
+
 def _per_particle(values: Tensor) -> Tensor:
     """Stand a column of per-particle values before a grid."""
     return values[:, None, None]

@@ -45,8 +45,15 @@ def shifted(
 ) -> Complex[Tensor, "batch box half"]:
     """Half planes of images whose content is moved by ``(x, y)`` pixels."""
     frequency = frequency_grid(coefficients.shape[-2]).to(shift_pixels.device)
-    turns = torch.einsum("hwi,bi->bhw", frequency, shift_pixels)
-    return coefficients * torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
+    return coefficients * phase_ramp(frequency, shift_pixels)
+
+
+def phase_ramp(
+    frequency: Float[Tensor, "*grid 2"], shift_pixels: Float[Tensor, "batch 2"]
+) -> Complex[Tensor, "batch *grid"]:
+    """``exp(-2 pi i k t)``, which moves the content of an image by t; frequencies in cycles per pixel."""
+    turns = torch.einsum("...i,bi->b...", frequency, shift_pixels)
+    return torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
 
 
 def crop_images(images: Float[Tensor, "*batch old old"], box: int) -> Float[Tensor, "*batch box box"]:

@@ -5,7 +5,7 @@ in pixels about that centre. Boxes are even.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -20,27 +20,31 @@ def radius_grid(box: int, dimensions: int) -> Tensor:
     return torch.stack(axes).square().sum(0).sqrt()
 
 
-def lattice_points(box: int, radius_pixels: float | None = None) -> Float[Tensor, "points 3"]:
-    """Every lattice point as ``(x, y, z)`` pixels, in the order of ``volume.ravel()``.
-
-    Parameters
-    ----------
-    box
-        Side of the volume in pixels.
-    radius_pixels
-        Keep only points within this distance of the centre; all of them when ``None``.
-    """
+def lattice_points(box: int) -> Float[Tensor, "points 3"]:
+    """Every lattice point as ``(x, y, z)`` pixels, in the order of ``volume.ravel()``."""
     z, y, x = torch.meshgrid(*[centred_axis(box)] * 3, indexing="ij")
-    points = torch.stack([x, y, z], dim=-1).reshape(-1, 3)
-    if radius_pixels is None:
-        return points
-    return points[points.square().sum(-1) <= radius_pixels**2]
+    return torch.stack([x, y, z], dim=-1).reshape(-1, 3)
 
 
 def frequency_grid(box: int) -> Float[Tensor, "box half 2"]:
     """Spatial frequency ``(x, y)`` in cycles per pixel on the half plane of ``rfft2``, zero first."""
     fy, fx = torch.meshgrid(torch.fft.fftfreq(box), torch.fft.rfftfreq(box), indexing="ij")
     return torch.stack([fx, fy], dim=-1)
+
+
+def told_by_conjugate(frequency: Float[Tensor, "*grid 2"]) -> Bool[Tensor, "*grid"]:
+    """Where a half plane repeats itself: of each pair +-k on its column ``kx = 0``, the one of negative ``ky``."""
+    repeated: Tensor = (frequency[..., 0] == 0) & (frequency[..., 1] < 0)
+    return repeated
+
+
+def interpolation_envelope(box: int, size: int, degree: int) -> Float[Tensor, "box box box"]:
+    """What B-spline interpolation between the coefficients of a map padded to ``size`` multiplies the map by.
+
+    The spline's transform, ``sinc^(degree + 1)`` along each axis; of degree 1 it is trilinear interpolation.
+    """
+    falloff = torch.sinc(centred_axis(box) / size) ** (degree + 1)
+    return falloff[:, None, None] * falloff[None, :, None] * falloff[None, None, :]
 
 
 def half_plane_weight(box: int) -> Float[Tensor, "1 half"]:

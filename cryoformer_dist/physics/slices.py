@@ -1,17 +1,24 @@
-"""Central slices of maps: what many images at many poses are compared with, without touching a map's points again."""
+"""Central slices of maps: what many images at many poses are compared with, without touching a map's points again.
+
+`projection.project_points` splats every point of a map into every image; here each map is transformed once, and a slice
+costs the same for any molecule. The tests hold them together.
+"""
+
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from cryoformer_dist.physics.fourier import volume_to_fourier
-from cryoformer_dist.physics.grids import centred_axis, frequency_grid
+from cryoformer_dist.physics.fourier import phase_ramp, volume_to_fourier
+from cryoformer_dist.physics.grids import frequency_grid, interpolation_envelope, told_by_conjugate
+from cryoformer_dist.physics.splat import TAPS, bspline
 
 PADDING = 2
 
 
-class VolumeSlices:
-    """Transforms of maps over one box, to be cut at the frequencies within a shell.
+class TrilinearSlices:
+    """Transforms of maps over one box, to be cut at the frequencies within a shell by trilinear interpolation.
 
     Parameters
     ----------
@@ -26,31 +33,21 @@ class VolumeSlices:
         Of each frequency in a flattened half plane; on the column ``kx = 0`` one of each pair.
     frequency
         ``(k, 2)`` cycles/pixel.
-
-    Notes
-    -----
-    Trilinear interpolation on a twofold padded grid, its envelope divided out of the maps first.
     """
 
     def __init__(self, voxels: Float[Tensor, "maps box box box"], shell: int) -> None:
         maps, box = voxels.shape[0], voxels.shape[-1]
         grid = frequency_grid(box).to(voxels.device)
         radius = grid.norm(dim=-1) * box
-        # On the column kx = 0 half says it all.
-        inside = (radius > 0) & (radius <= shell) & ~((grid[..., 0] == 0) & (grid[..., 1] < 0))
+        inside = (radius > 0) & (radius <= shell) & ~told_by_conjugate(grid)
         self.place = torch.nonzero(inside.ravel())[:, 0]
         self.frequency = grid.reshape(-1, 2)[self.place]
         self._size = box * PADDING
-        # Trilinear interpolation between coefficients multiplies the map by sinc^2: divide it out first.
-        falloff = (torch.sinc(centred_axis(box) / self._size) ** 2).to(voxels.device)
-        envelope = falloff[:, None, None] * falloff[None, :, None] * falloff[None, None, :]
-        margin = (self._size - box) // 2
         # Of all maps, the numbers of one frequency lie side by side: a slice gathers them together.
         self._transform = voxels.new_empty(self._size, self._size, self._size, 2 * maps)
-        for index, one in enumerate(voxels):
-            padded = torch.nn.functional.pad(one / envelope, (margin,) * 6)
-            transform = torch.fft.fftshift(volume_to_fourier(padded))
-            self._transform[..., 2 * index], self._transform[..., 2 * index + 1] = transform.real, transform.imag
+        for index, transform in enumerate(_padded_transforms(voxels, degree=1)):
+            centred = torch.fft.fftshift(transform)
+            self._transform[..., 2 * index], self._transform[..., 2 * index + 1] = centred.real, centred.imag
 
     def at(self, rotation: Float[Tensor, "*poses 3 3"]) -> Complex[Tensor, "maps *poses k"]:
         """Slices: the projection along z of a map turned by A is its transform at ``A^T (kx, ky, 0)``."""
@@ -61,3 +58,61 @@ class VolumeSlices:
         found = torch.nn.functional.grid_sample(channels, position.reshape(1, 1, 1, -1, 3), align_corners=False)
         numbers = found[0].reshape(-1, 2, *index.shape[:-1])
         return torch.complex(numbers[:, 0], numbers[:, 1])
+
+
+class SplineSlices:
+    """Transforms of maps over one box, to be cut at all frequencies below Nyquist by cubic B-splines: slower, finer.
+
+    Parameters
+    ----------
+    voxels
+        The maps, on the CPU.
+    """
+
+    def __init__(self, voxels: Float[Tensor, "maps box box box"]) -> None:
+        maps, box = voxels.shape[0], voxels.shape[-1]
+        self._box, self._size = box, box * PADDING
+        self._table = voxels.new_empty(self._size**3, 2 * maps)
+        for index, transform in enumerate(_padded_transforms(voxels, degree=3)):
+            self._table[:, 2 * index : 2 * index + 2] = torch.view_as_real(transform).reshape(-1, 2)
+        frequency = frequency_grid(box).reshape(-1, 2)
+        # Beyond the sphere of the maps' own box a slice would leave their lattice.
+        self._inside = torch.nonzero(frequency.norm(dim=-1) < 0.5).ravel()
+        self._frequency = torch.nn.functional.pad(frequency[self._inside] * self._size, (0, 1))
+
+    def project(
+        self, rotation: Float[Tensor, "particles 3 3"], shift_pixels: Float[Tensor, "particles 2"]
+    ) -> Complex[Tensor, "particles maps box half"]:
+        """Projections as half-plane transforms, before the CTF; arguments as of `project_points`.
+
+        Frequencies in the corners, beyond Nyquist in radius, are zero.
+        """
+        particles, maps = len(rotation), self._table.shape[1] // 2
+        sampled = torch.stack([self._slice(matrix) for matrix in rotation])
+        half = self._box // 2 + 1
+        values = torch.zeros(particles, self._box * half, maps, dtype=torch.complex64)
+        values[:, self._inside] = torch.view_as_complex(sampled.reshape(particles, len(self._inside), maps, 2))
+        phase = phase_ramp(frequency_grid(self._box), shift_pixels)
+        return values.reshape(particles, self._box, half, maps).permute(0, 3, 1, 2) * phase[:, None]
+
+    def _slice(self, rotation: Tensor) -> Tensor:
+        """Gather ``(frequencies, 2 maps)`` on the plane whose normal is the beam."""
+        position = self._frequency @ rotation
+        cell = position.floor()
+        first = cell.long() - 1
+        weights = torch.stack(bspline(position - cell), dim=-1)
+        taps = torch.arange(TAPS)
+        x, y, z = ((first[:, axis, None] + taps).remainder(self._size) for axis in range(3))
+        index = (z[:, :, None, None] * self._size + y[:, None, :, None]) * self._size + x[:, None, None, :]
+        weight = weights[:, 2, :, None, None] * weights[:, 1, None, :, None] * weights[:, 0, None, None, :]
+        corners = self._table.index_select(0, index.ravel()).reshape(len(index), TAPS**3, -1)
+        return torch.bmm(weight.reshape(len(index), 1, -1), corners)[:, 0]
+
+
+def _padded_transforms(voxels: Tensor, degree: int) -> Iterator[Tensor]:
+    """Transform of each map on the padded lattice, interpolation's envelope divided out first; zero frequency first."""
+    box = voxels.shape[-1]
+    envelope = interpolation_envelope(box, box * PADDING, degree).to(voxels.device)
+    margin = (box * PADDING - box) // 2
+    for one in voxels:
+        yield volume_to_fourier(torch.nn.functional.pad(one / envelope, (margin,) * 6))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cryoformer_dist.physics.kernel_choice import Kernels, uses_triton
 
-_TAPS = 4
-_CACHED_POINTS = 2**16
+TAPS = 4
+CACHED_POINTS = 2**16
 
 
 def splat(
@@ -49,7 +49,7 @@ def splat(
     return result
 
 
-def _bspline(fraction: Tensor) -> list[Tensor]:
+def bspline(fraction: Tensor) -> list[Tensor]:
     """Cubic B-spline weights of the four grid lines around a point at ``fraction`` past the second."""
     f, g = fraction, 1 - fraction
     f2 = f * f
@@ -60,7 +60,7 @@ def _bspline(fraction: Tensor) -> list[Tensor]:
 
 
 def _bspline_slope(fraction: Tensor) -> list[Tensor]:
-    """Derivative of `_bspline` with respect to the point's position."""
+    """Derivative of `bspline` with respect to the point's position."""
     f, g = fraction, 1 - fraction
     last, first = f * f / 2, -(g * g) / 2
     second = 3 * last - 2 * f
@@ -73,26 +73,26 @@ class _Splat(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, density: Tensor, position: Tensor, size: int) -> Tensor:
         ctx.save_for_backward(density, position)
-        padded = size + _TAPS - 1
+        padded = size + TAPS - 1
         # Rows and columns past the edge are kept apart and folded back once, instead of a modulo per tap.
         grid = density.new_zeros(len(density), padded, padded)
         for part in _parts(density):
             index, fraction = _taps(position[part], size)
             target = grid[part].reshape(-1)
-            column_weights = _bspline(fraction[..., 0])
-            for row, row_weight in enumerate(_bspline(fraction[..., 1])):
+            column_weights = bspline(fraction[..., 0])
+            for row, row_weight in enumerate(bspline(fraction[..., 1])):
                 value = density[part] * row_weight
                 for column, column_weight in enumerate(column_weights):
                     # A view that starts at the tap spares an addition to every index.
                     target[row * padded + column :].scatter_add_(0, index, (value * column_weight).reshape(-1))
-        grid[:, : _TAPS - 1] += grid[:, size:]
-        grid[:, :, : _TAPS - 1] += grid[:, :, size:]
+        grid[:, : TAPS - 1] += grid[:, size:]
+        grid[:, :, : TAPS - 1] += grid[:, :, size:]
         return grid[:, :size, :size].contiguous()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         density, position = ctx.saved_tensors
-        around = torch.nn.functional.pad(gradient[:, None], (0, _TAPS - 1, 0, _TAPS - 1), mode="circular")
+        around = torch.nn.functional.pad(gradient[:, None], (0, TAPS - 1, 0, TAPS - 1), mode="circular")
         to_density = torch.empty_like(density)
         to_position = torch.empty_like(position) if ctx.needs_input_grad[1] else None
         for part in _parts(density):
@@ -106,7 +106,7 @@ class _Splat(torch.autograd.Function):
 def _parts(density: Tensor) -> Iterator[slice]:
     """Particles a few at a time: on a CPU what belongs to them stays in the cache meanwhile."""
     particles, points = density.shape
-    step = particles if density.is_cuda else max(1, _CACHED_POINTS // points)
+    step = particles if density.is_cuda else max(1, CACHED_POINTS // points)
     for start in range(0, particles, step):
         yield slice(start, start + step)
 
@@ -115,7 +115,7 @@ def _taps(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Flat index of each point's first tap in its padded grid, and how far past the second grid line it lies."""
     cell = position.floor()
     first = (cell.long() - 1).remainder(size)
-    padded = size + _TAPS - 1
+    padded = size + TAPS - 1
     base = torch.arange(len(position), device=position.device)[:, None] * padded**2
     return (base + first[..., 1] * padded + first[..., 0]).reshape(-1), position - cell
 
@@ -123,13 +123,13 @@ def _taps(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def _gathered(around: Tensor, position: Tensor, size: int, wants_slopes: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The padded grids' interpolants at the points, and their slopes along x and y."""
     index, fraction = _taps(position, size)
-    padded, flat, shape = size + _TAPS - 1, around.reshape(-1), position.shape[:-1]
-    column_weights, column_slopes = _bspline(fraction[..., 0]), _bspline_slope(fraction[..., 0])
+    padded, flat, shape = size + TAPS - 1, around.reshape(-1), position.shape[:-1]
+    column_weights, column_slopes = bspline(fraction[..., 0]), _bspline_slope(fraction[..., 0])
     row_slopes = _bspline_slope(fraction[..., 1])
     value, along_x, along_y = (position.new_zeros(shape) for _ in range(3))
-    for row, row_weight in enumerate(_bspline(fraction[..., 1])):
+    for row, row_weight in enumerate(bspline(fraction[..., 1])):
         line, slope = position.new_zeros(shape), position.new_zeros(shape)
-        for column in range(_TAPS):
+        for column in range(TAPS):
             tap = flat[row * padded + column :].index_select(0, index).reshape(shape)
             line.addcmul_(tap, column_weights[column])
             if wants_slopes:

@@ -69,10 +69,9 @@ class Checkpoint:
         """Per-particle tables with their optimiser state."""
         return _load(self.folder / "tables.pt")
 
-    def occupancy(self) -> dict[str, Any] | None:
-        """Where density was allowed and what was found elsewhere; none in checkpoints older than refreshes."""
-        path = self.folder / "occupancy.pt"
-        return _load(path) if path.is_file() else None
+    def occupancy(self) -> dict[str, Any]:
+        """Where density was allowed and what was found elsewhere."""
+        return _load(self.folder / "occupancy.pt")
 
 
 def checkpoints(run: Path) -> list[Checkpoint]:

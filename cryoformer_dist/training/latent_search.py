@@ -18,10 +18,10 @@ from torch import Tensor
 
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.order import Rows
-from cryoformer_dist.physics.ctf import contrast_transfer_function
-from cryoformer_dist.physics.fourier import crop_half_plane, crop_volume, image_to_fourier
+from cryoformer_dist.physics.ctf import transfer_at
+from cryoformer_dist.physics.fourier import crop_half_plane, crop_volume, image_to_fourier, phase_ramp
 from cryoformer_dist.physics.pose import Pose
-from cryoformer_dist.physics.slices import VolumeSlices
+from cryoformer_dist.physics.slices import TrilinearSlices
 from cryoformer_dist.training.engine import gather_rows, of_leader, sum_over_ranks
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.objectives import Objectives
@@ -62,7 +62,7 @@ class Conformations:
     latent: Float[Tensor, "conformations dimensions"]
     log_share: Float[Tensor, " conformations"]
     mixture: Float[Tensor, "conformations principal"]
-    slices: VolumeSlices
+    slices: TrilinearSlices
     map_pixel_angstrom: float
     box: int
     compared_box: int
@@ -91,9 +91,8 @@ class Conformations:
         pixel = batch.pixel_size_angstrom[:, None]
         magnification = self.map_pixel_angstrom / pixel
         frequency = self.slices.frequency * (self.compared_box / self.box)
-        turns = -2 * torch.pi * (-pose.shift_angstrom / pixel) @ frequency.T
-        phase = torch.polar(torch.ones_like(turns), turns)
-        transfer = contrast_transfer_function(batch.ctf, frequency[None, :, None] / pixel[..., None, None])[..., 0]
+        phase = phase_ramp(frequency, -pose.shift_angstrom / pixel)
+        transfer = transfer_at(batch.ctf, frequency, batch.pixel_size_angstrom)
         slices = self.slices.at(pose.rotation * magnification[..., None])
         return slices * (phase * transfer * magnification.square())
 
@@ -147,15 +146,14 @@ def search_latents(
         learn it must be so: mean latents lie closer together than the conformations do, and maps learned at them would
         reach less far at every search. ``None``: the mean, which errs least.
     """
-    coarse = epoch < learner.config.training.coarse_epochs
     latents = learner.tables["latent"].values
     cloud = latents[torch.from_numpy(trained).to(latents.device)]
-    found = conformations(learner.objectives, cloud, coarse, learner.config.training.seed)
+    found = conformations(learner.objectives, cloud, learner.is_coarse(stage, epoch), learner.config.training.seed)
     information = torch.zeros(2, device=learner.device)
     dealt = []
     for batch in batches:
-        pose = learner.inputs(stage, batch, epoch).pose
-        pose = learner.objectives.encode_pose(batch) if pose is None else pose
+        inputs = learner.inputs(stage, batch, epoch)
+        pose, _ = learner.objectives.encode_missing(batch, inputs.pose, inputs.latent)
         posterior = found.posterior(batch, pose)
         chosen = posterior @ found.latent if draws is None else found.latent[drawn(posterior, draws[batch.row])]
         dealt.append(gather_rows(batch.row, chosen))
@@ -200,7 +198,7 @@ def conformations(
         latent=latent,
         log_share=share.log(),
         mixture=mixture,
-        slices=VolumeSlices(voxels, compared // 2 - 1),
+        slices=TrilinearSlices(voxels, compared // 2 - 1),
         map_pixel_angstrom=objectives.pixel_size_angstrom,
         box=box,
         compared_box=compared,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cryoformer_dist.config.schema import LearningRates, RunConfig
@@ -106,6 +106,17 @@ class Learner:
         pose = self._pose(batch, leaves, fits and epoch >= self.config.training.freeze_pose_epochs)
         return Inputs(latent, pose, leaves)
 
+    def is_coarse(self, stage: Stage, epoch: float) -> bool:
+        """Whether images are compared at low frequencies only, at this point of training."""
+        return stage.compares_images and epoch < self.config.training.coarse_epochs
+
+    def loss(
+        self, errors: Float[Tensor, " particles"], latent: Float[Tensor, "particles dimensions"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " particles"]]:
+        """What a step minimises, from what `Objectives` returns, and each particle's prior before its weight."""
+        prior = latent.square().sum(-1) / self.objectives.box**2
+        return (errors + self.config.model.latent.prior * prior).mean(), prior
+
     @property
     def hands_poses_over(self) -> bool:
         """Whether the pose table starts from the orientation encoder."""
@@ -147,10 +158,8 @@ class Learner:
         flat_index = self.objectives.lattice.flat_index
         return {"flat_index": flat_index.int(), "residual_outside": self.residual_outside}
 
-    def load_occupancy_state(self, state: dict[str, Any] | None) -> bool:
-        """Take over a saved mask; whether that changes anything. None was saved when there were no refreshes yet."""
-        if state is None:
-            return False
+    def load_occupancy_state(self, state: dict[str, Any]) -> bool:
+        """Take over a saved mask; whether that changes anything."""
         self.residual_outside = state["residual_outside"]
         return self.allow(mask_of(state["flat_index"], self.objectives.box))
 

@@ -5,19 +5,17 @@ and RECOVAR in spirit; probabilistic PCA without the posterior's covariance) fin
 alternating least squares; its coordinates are where the latent table starts.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from cryoformer_dist.data.cropped_images import CroppedImages
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.physics.ctf import contrast_transfer_function
-from cryoformer_dist.physics.fourier import comparable_frequencies, crop_images, image_to_fourier
-from cryoformer_dist.physics.grids import frequency_grid, half_plane_weight
+from cryoformer_dist.physics.fourier import comparable_frequencies
+from cryoformer_dist.physics.grids import half_plane_weight
 from cryoformer_dist.physics.projection import project_points
 from cryoformer_dist.progress import Progress
 from cryoformer_dist.training.occupancy import Lattice
@@ -27,37 +25,8 @@ _SMALLEST_BOX = 16
 _SAMPLE = 10_000
 _ROUNDS = 6
 _DESCENTS = 3
-_BLOCK = 256
 # Density values per block of a fit: blocks that leave the processor's cache take twice as long per image.
 _BLOCK_VALUES = 2**17
-
-
-@dataclass(frozen=True, slots=True)
-class NoisyImages:
-    """Images in units of their noise, ready to be compared with projections.
-
-    Attributes
-    ----------
-    coefficients
-        ``(particles, box, half)`` complex half planes.
-    transfer
-        ``(particles, box, half)`` CTF.
-    rotation
-        ``(particles, 3, 3)``, times the magnification where pixel sizes differ.
-    shift_pixels
-        ``(particles, 2)``: where the content has moved to.
-    """
-
-    coefficients: Tensor
-    transfer: Tensor
-    rotation: Tensor
-    shift_pixels: Tensor
-
-    def blocks(self, size: int) -> Iterator[tuple[slice, "NoisyImages"]]:
-        """So many particles at a time, with their places."""
-        for start in range(0, len(self.rotation), size):
-            part = slice(start, start + size)
-            yield part, NoisyImages(*(getattr(self, field.name)[part] for field in fields(self)))
 
 
 def linear_latents(
@@ -87,7 +56,7 @@ def linear_latents(
     """
     box = _coarse_box(store)
     model = LinearModel(_coarse_lattice(mask, box).points_pixels, box)
-    sample = load_images(store, rows[:: _sampling(rows)], box)
+    sample = CroppedImages.of(store, rows[:: _sampling(rows)], box)
     latent = torch.randn(len(sample.rotation), dimensions, generator=torch.Generator().manual_seed(seed))
     maps = model.no_maps(dimensions)
     for done in range(_ROUNDS):
@@ -98,7 +67,7 @@ def linear_latents(
     maps = model.fit_maps(sample, latent, maps)
     # The rest of the particles in blocks: their images do not fit in memory together.
     parts = [rows[start : start + _SAMPLE] for start in range(0, len(rows), _SAMPLE)]
-    return whitened(torch.cat([model.fit_latents(load_images(store, part, box), maps) for part in parts]))
+    return whitened(torch.cat([model.fit_latents(CroppedImages.of(store, part, box), maps) for part in parts]))
 
 
 def principal_maps(
@@ -117,7 +86,7 @@ def principal_maps(
     lattice = _coarse_lattice(mask, box)
     model = LinearModel(lattice.points_pixels, box)
     step = _sampling(rows)
-    maps = model.fit_maps(load_images(store, rows[::step], box), latents[::step], model.no_maps(latents.shape[1]))
+    maps = model.fit_maps(CroppedImages.of(store, rows[::step], box), latents[::step], model.no_maps(latents.shape[1]))
     voxels = torch.zeros(len(maps), box**3)
     voxels[:, lattice.flat_index] = maps
     return voxels.reshape(-1, box, box, box)
@@ -143,7 +112,7 @@ class LinearModel:
         """A mean map and so many principal maps without density."""
         return torch.zeros(dimensions + 1, len(self._points))
 
-    def fit_maps(self, images: NoisyImages, latent: Tensor, start: Tensor) -> Tensor:
+    def fit_maps(self, images: CroppedImages, latent: Tensor, start: Tensor) -> Tensor:
         """Least-squares maps at given coordinates, by a few steps of conjugate gradients from ``start``."""
         mixing = torch.nn.functional.pad(latent, (1, 0), value=1.0)
         maps = start.clone()
@@ -159,7 +128,7 @@ class LinearModel:
             direction = residual + (energy / previous) * direction
         return maps
 
-    def fit_latents(self, images: NoisyImages, maps: Tensor) -> Tensor:
+    def fit_latents(self, images: CroppedImages, maps: Tensor) -> Tensor:
         """Most probable coordinates of each particle at given maps, under a unit Gaussian prior."""
         count = len(maps) - 1
         found = []
@@ -175,11 +144,11 @@ class LinearModel:
             found.append(torch.linalg.solve(gram, match))
         return torch.cat(found)
 
-    def _project(self, block: NoisyImages, density: Tensor) -> Tensor:
+    def _project(self, block: CroppedImages, density: Tensor) -> Tensor:
         projection = project_points(density, self._points, block.rotation, block.shift_pixels, self._box)
         return projection * block.transfer
 
-    def _gradient(self, images: NoisyImages, mixing: Tensor, maps: Tensor, with_data: bool) -> Tensor:
+    def _gradient(self, images: CroppedImages, mixing: Tensor, maps: Tensor, with_data: bool) -> Tensor:
         """Slope of half the squared error in the maps; without data, the error's curvature applied to the maps."""
         total = torch.zeros_like(maps)
         for part, block in images.blocks(self._block):
@@ -208,27 +177,6 @@ def _coarse_lattice(mask: Tensor, box: int) -> Lattice:
 def _sampling(rows: Rows) -> int:
     """Every so many particles, maps are fitted to one."""
     return max(1, len(rows) // _SAMPLE)
-
-
-def load_images(store: ParticleStore, rows: Rows, box: int) -> NoisyImages:
-    """Transforms of some particles, cropped to a box; of 16 to 24 pixels a kilobyte or two each."""
-    particles = store.particles()
-    pixel = torch.from_numpy(particles.pixel_size_angstrom[rows]) * (store.box_size / box)
-    scale = store.box_size / box
-    images = []
-    for start in range(0, len(rows), _BLOCK):
-        block = torch.from_numpy(store.read_images(rows[start : start + _BLOCK]).astype(np.float32))
-        # Cropping averages noise away; the factor brings its standard deviation back to one.
-        images.append(image_to_fourier(crop_images(block, box) * scale))
-    pose = particles.pose(rows)
-    frequency = frequency_grid(box)[None] / pixel[:, None, None, None]
-    magnification = (store.pixel_size_angstrom * store.box_size / box) / pixel
-    return NoisyImages(
-        coefficients=torch.cat(images),
-        transfer=contrast_transfer_function(particles.ctf(rows), frequency),
-        rotation=pose.rotation * magnification[:, None, None],
-        shift_pixels=-pose.shift_angstrom / pixel[:, None],
-    )
 
 
 def whitened(latent: Tensor) -> Tensor:

@@ -275,11 +275,10 @@ class _Session:
         # Drawn from the step alone: nothing to keep for a resume. The lattice is the same on all ranks, noise is not.
         copy = int(np.random.default_rng([self.training.seed, step]).integers(copies))
         noise_seed = int(np.random.default_rng([self.training.seed, step, self.engine.rank]).integers(2**31))
-        self.coarse = coarse = stage.compares_images and epoch < self.training.coarse_epochs
+        self.coarse = coarse = learner.is_coarse(stage, epoch)
         self.stopwatch.enter(stage.kind, coarse)
         errors, latent = self.engine.forward(stage.kind, batch, inputs.latent, inputs.pose, copy, noise_seed, coarse)
-        prior = latent.square().sum(-1) / learner.objectives.box**2
-        loss = (errors + learner.config.model.latent.prior * prior).mean()
+        loss, prior = learner.loss(errors, latent)
         self._refuse_non_finite(loss, errors, batch)
         factor = learning_rate_factor(self.training, self.position.stage_step, progress)
         self.engine.step(loss, factor)

@@ -13,8 +13,10 @@ from cryoformer_dist.config.schema import ModelConfig, RunConfig
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.model.cryoformer import CryoFormer
+from cryoformer_dist.model.feature_volume import TILE_POINTS, TILE_POINTS_CUDA
 from cryoformer_dist.model.hash_grid import operator_bytes_per_point
 from cryoformer_dist.physics.slices import PADDING
+from cryoformer_dist.physics.splat import CACHED_POINTS
 from cryoformer_dist.training.latent_search import LARGEST_BOX, MOST_PRINCIPAL_MAPS, REPRESENTATIVES
 from cryoformer_dist.training.machine import Room
 from cryoformer_dist.training.objectives import keeps_operators
@@ -30,10 +32,9 @@ _METADATA_BYTES = 120
 # While an operator is made: entries of all corners as 64-bit integers, and their sorted order.
 _OPERATOR_BUILD_FACTOR = 2.4
 # Splat of one point into one image: place, taps and weights of both axes, sums along them.
-_SPLAT_BYTES, _SPLAT_POINTS_CPU = 130, 2**16
-# Entries, weights and rows of one corner of a point that is hashed afresh; points per tile on a CPU and on a GPU.
+_SPLAT_BYTES = 130
+# Entries, weights and rows of one corner of a point that is hashed afresh.
 _CORNER_BYTES = 48
-_HASH_TILE, _HASH_TILE_CUDA = 2**14, 2**17
 # Per pixel: image, its transform, CTF, residual; the twofold grid and its transform; and the gradients of them.
 _PIXEL_BYTES = 130
 # Tiles of attention and activation.
@@ -294,8 +295,8 @@ def _points_bytes(config: RunConfig, work: Workload, batch: int, stored: bool, o
         splat = _SPLAT_BYTES * work.points * batch
     else:
         # Density, place, and their gradients of all; the rest of a few particles at a time.
-        splat = 24 * work.points * batch + _SPLAT_BYTES * max(work.points, min(_SPLAT_POINTS_CPU, work.points * batch))
+        splat = 24 * work.points * batch + _SPLAT_BYTES * max(work.points, min(CACHED_POINTS, work.points * batch))
     attention = 8 * work.points * batch + 4 * work.points * (decoder.hidden_width + decoder.density_width)
-    tile = 0 if stored else corners * min(work.points, _HASH_TILE_CUDA if on_gpu else _HASH_TILE)
+    tile = 0 if stored else corners * min(work.points, TILE_POINTS_CUDA if on_gpu else TILE_POINTS)
     encoding = tile + 4 * work.points * (decoder.hidden_width + features)
     return shared + max(splat, attention + _ATTENTION_TILE_BYTES, encoding)

@@ -11,7 +11,7 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.model.cryoformer import CryoFormer
 from cryoformer_dist.model.hash_grid import KeptPoints, operator_bytes_per_point
-from cryoformer_dist.physics.ctf import contrast_transfer_function
+from cryoformer_dist.physics.ctf import transfer_at
 from cryoformer_dist.physics.fourier import (
     comparable_frequencies,
     crop_half_plane,
@@ -108,12 +108,10 @@ class Objectives(nn.Module):
         if stage == "pose_pretraining":
             error = pose_loss(self.encode_pose(batch), batch.pose, self.box * self.pixel_size_angstrom)
             return error, error.new_zeros(len(error), self.model.latent_dimensions)
-        pose = self.encode_pose(batch) if pose is None else pose
+        pose, latent = self.encode_missing(batch, pose, latent)
         if stage == "latent_distillation":
-            assert latent is not None
             error = self._distillation_error(batch, latent, pose, copy, noise_seed)
             return error, torch.zeros_like(latent)
-        latent = self.encode_latent(batch, pose) if latent is None else latent
         residual, sampling = self.residual(batch, latent, pose, copy, coarse), self._sampling(coarse)
         # Mean over the pixels of the whole image: at low frequencies alone the likelihood must not weigh more.
         share = (sampling.box / self.box) ** 4
@@ -165,6 +163,11 @@ class Objectives(nn.Module):
         shift = shift_pixels / spacing
         return project_points(density, points / spacing, rotation, shift, sampling.box, self.model.kernels)
 
+    def encode_missing(self, batch: ParticleBatch, pose: Pose | None, latent: Tensor | None) -> tuple[Pose, Tensor]:
+        """Pose and latent vector of each particle, as the encoders see what is ``None``."""
+        pose = self.encode_pose(batch) if pose is None else pose
+        return pose, self.encode_latent(batch, pose) if latent is None else latent
+
     def encode_pose(self, batch: ParticleBatch) -> Pose:
         """Pose of each particle as the orientation encoder sees it (paper, section 3.2)."""
         if self.model.orientation_encoder is None:
@@ -212,8 +215,7 @@ class Objectives(nn.Module):
         return hidden.reshape(*points.shape[:2], -1)
 
     def _transfer(self, batch: ParticleBatch, sampling: "_Sampling | None" = None) -> Tensor:
-        frequency = (sampling or self.fine).frequency[None] / batch.pixel_size_angstrom[:, None, None, None]
-        return contrast_transfer_function(batch.ctf, frequency)
+        return transfer_at(batch.ctf, (sampling or self.fine).frequency, batch.pixel_size_angstrom)
 
     def _encoder_input(self, batch: ParticleBatch) -> Tensor:
         """Phase-flipped images of unit variance: an MLP should not have to learn the microscope."""

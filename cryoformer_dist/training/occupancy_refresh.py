@@ -80,7 +80,6 @@ def residual_map(
     On the grid on which masks are decided (or a coarser one while training compares low frequencies only), on the CPU.
     """
     objectives = learner.objectives
-    coarse = epoch < learner.config.training.coarse_epochs
     wanted = mask_box(objectives.box, objectives.pixel_size_angstrom)
     accumulator: FourierAccumulator | None = None
     # To look at particles is not to train on them: an encoder's running statistics stay as they are.
@@ -88,10 +87,9 @@ def residual_map(
     for batch in batches:
         batch = batch.to(learner.device)
         inputs = learner.inputs(stage, batch, epoch)
-        pose = objectives.encode_pose(batch) if inputs.pose is None else inputs.pose
-        latent = objectives.encode_latent(batch, pose) if inputs.latent is None else inputs.latent
+        pose, latent = objectives.encode_missing(batch, inputs.pose, inputs.latent)
         # Which of the shifted lattices does not matter at this scale.
-        residual = objectives.residual(batch, latent, pose, 0, coarse)
+        residual = objectives.residual(batch, latent, pose, 0, learner.is_coarse(stage, epoch))
         box = min(wanted, residual.shape[-2])
         pixels = objectives.box / box
         if accumulator is None:

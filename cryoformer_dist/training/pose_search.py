@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
+from cryoformer_dist.data.cropped_images import read_cropped
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.backprojection import FourierAccumulator
-from cryoformer_dist.physics.ctf import contrast_transfer_function
+from cryoformer_dist.physics.ctf import transfer_at
 from cryoformer_dist.physics.fourier import (
-    crop_images,
     crop_volume,
     fourier_shell_correlation,
     image_to_fourier,
+    phase_ramp,
     upsample_volume,
     weighted_shells,
 )
@@ -254,8 +255,7 @@ class _Half:
             for start in range(0, len(members), _BLOCK):
                 part = members[start : start + _BLOCK]
                 images, transfer, pixel = self._block(part, sweep, reference)
-                turns = torch.einsum("pi,bi->bp", reference.slices.frequency, shift_angstrom[part] / pixel)
-                weighted = images * transfer * torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
+                weighted = images * transfer * phase_ramp(reference.slices.frequency, shift_angstrom[part] / pixel)
                 candidates = torch.einsum("cij,bjk->bcik", cone, rotation[part])
                 # Images of another pixel size see the map's frequencies elsewhere.
                 scale = self.pixel_size_at(sweep) / pixel
@@ -294,24 +294,16 @@ class _Half:
             rows = self._rows[part]
             pixel = torch.from_numpy(self._particles.pixel_size_angstrom[rows]) * (self._store.box_size / sweep.box)
             here = Pose(pose.rotation[part], pose.shift_angstrom[part])
-            accumulator.add(self._cropped(part, sweep), here, self._particles.ctf(rows), pixel)
+            accumulator.add(read_cropped(self._store, rows, sweep.box), here, self._particles.ctf(rows), pixel)
         return accumulator.solve(_WIENER)
-
-    def _cropped(self, part: slice | NDArray[np.int64], sweep: Round) -> Tensor:
-        images = torch.from_numpy(self._store.read_images(self._rows[part]).astype(np.float32))
-        # Cropping averages noise away; the factor brings its standard deviation back to one.
-        return crop_images(images, sweep.box) * (self._store.box_size / sweep.box)
 
     def _block(self, part: NDArray[np.int64], sweep: Round, reference: Reference) -> tuple[Tensor, Tensor, Tensor]:
         """Transforms, transfer functions and cropped pixel sizes at the frequencies that are compared."""
         rows = self._rows[part]
-        pixel = torch.from_numpy(self._particles.pixel_size_angstrom[rows])[:, None] * (
-            self._store.box_size / sweep.box
-        )
-        frequency = reference.slices.frequency[None, :, None] / pixel[:, None, None]
-        transfer = contrast_transfer_function(self._particles.ctf(rows), frequency)[..., 0]
-        images = image_to_fourier(self._cropped(part, sweep)).flatten(1)[:, reference.slices.place]
-        return images, transfer, pixel
+        pixel = torch.from_numpy(self._particles.pixel_size_angstrom[rows]) * (self._store.box_size / sweep.box)
+        transfer = transfer_at(self._particles.ctf(rows), reference.slices.frequency, pixel)
+        images = image_to_fourier(read_cropped(self._store, rows, sweep.box)).flatten(1)[:, reference.slices.place]
+        return images, transfer, pixel[:, None]
 
 
 def _references(halves: Sequence[_Half], sweep: Round) -> list[Tensor]:

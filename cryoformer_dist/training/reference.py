@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from cryoformer_dist.physics.slices import VolumeSlices
+from cryoformer_dist.physics.fourier import phase_ramp
+from cryoformer_dist.physics.slices import TrilinearSlices
 
 
 class Reference:
@@ -24,7 +25,7 @@ class Reference:
     """
 
     def __init__(self, voxels: Float[Tensor, "box box box"], shell: int) -> None:
-        self.slices = VolumeSlices(voxels[None], shell)
+        self.slices = TrilinearSlices(voxels[None], shell)
 
     def best(
         self,
@@ -55,9 +56,9 @@ class Reference:
         slices = self.slices.at(rotation)[0]
         power = (slices.abs().square() * transfer[:, None].square()).sum(-1)
         cross = slices.conj() * weighted[:, None]
-        phase = -2 * torch.pi * self.slices.frequency @ shifts.T
+        ramp = phase_ramp(self.slices.frequency, shifts)
         # Real part of the sum over frequencies, for all shifts at once, as two products of real matrices.
-        match = cross.real @ torch.cos(phase) - cross.imag @ torch.sin(phase)
+        match = cross.real @ ramp.real.T - cross.imag @ ramp.imag.T
         explained = 2 * match - power[..., None]
         # What the best match leaves of these images is noise: it says how much a mismatch weighs against the prior.
         left = (energy - explained.flatten(1).amax(1)).mean()

@@ -55,7 +55,7 @@ class Rehearsal:
         inputs = learner.inputs(stage, batch, epoch=stage.epochs)
         copy = number % training.jitter_lattices
         errors, latent = self.engine.forward(stage.kind, batch, inputs.latent, inputs.pose, copy, 0, False)
-        loss = (errors + latent.square().sum(-1) / learner.objectives.box**2).mean()
+        loss, _ = learner.loss(errors, latent)
         self.engine.step(loss, 1.0)
         learner.update_tables(batch, inputs.leaves, 1.0)
 

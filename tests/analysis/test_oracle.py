@@ -8,7 +8,6 @@ from rotating_blobs import BOX, VOXEL_SIZE_ANGSTROM, blobs, circle_truth
 
 from cryoformer_dist.analysis.oracle import (
     Likelihood,
-    SampledImages,
     coordinate_errors,
     mean_state,
     oracle_metrics,
@@ -16,16 +15,17 @@ from cryoformer_dist.analysis.oracle import (
     state_likelihood,
 )
 from cryoformer_dist.analysis.truth import Truth, nearest_reference, read_truth, state_distance
+from cryoformer_dist.data.cropped_images import CroppedImages
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function
-from cryoformer_dist.physics.fourier import fourier_to_image
+from cryoformer_dist.physics.fourier import fourier_to_image, image_to_fourier
 from cryoformer_dist.physics.grids import frequency_grid, lattice_points
 from cryoformer_dist.physics.projection import project_points
 
 IMAGES, STATES = 120, 12
 
 
-def imaged(truth: Truth, noise: float, amplitude: float = 1.0) -> SampledImages:
+def imaged(truth: Truth, noise: float, amplitude: float = 1.0) -> CroppedImages:
     """Images of the particles themselves, whose states lie between the references."""
     generator = torch.Generator().manual_seed(2)
     rotation = torch.from_numpy(truth.rotation)
@@ -37,7 +37,7 @@ def imaged(truth: Truth, noise: float, amplitude: float = 1.0) -> SampledImages:
     density = torch.from_numpy(blobs(truth.state).reshape(len(truth.state), -1))
     clean = fourier_to_image(project_points(density, lattice_points(BOX), rotation, shift, BOX) * transfer, BOX)
     images = amplitude * clean + noise * torch.randn(clean.shape, generator=generator)
-    return SampledImages(images, transfer, rotation, shift)
+    return CroppedImages(image_to_fourier(images), transfer, rotation, shift)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def arc(circle: Truth) -> Truth:
     return replace(circle, state=state, volume_state=centres, volumes=blobs(centres), period=0.0)
 
 
-def likelihood(truth: Truth, sample: SampledImages) -> Likelihood:
+def likelihood(truth: Truth, sample: CroppedImages) -> Likelihood:
     return state_likelihood(sample, truth.volumes, truth.volume_state, truth.period, truth.discrete)
 
 
@@ -73,7 +73,7 @@ def test_the_more_noise_the_larger_the_error_up_to_chance(circle):
     errors = []
     for noise in (0.3, 2.0, 1000.0):
         sample = imaged(circle, noise)
-        scaled = replace(sample, images=sample.images / noise)
+        scaled = replace(sample, coefficients=sample.coefficients / noise)
         found = likelihood(circle, scaled).most_probable()
         errors.append(coordinate_errors(found, circle.state, 360.0, 360.0))
     angles = [error["angle_error_deg"] for error in errors]
@@ -176,10 +176,11 @@ def test_images_larger_than_needed_are_cropped_and_keep_their_unit_noise(tiny_st
     store = ParticleStore.open(tiny_store)
     truth = read_truth(tiny_store.parent / "particles" / "truth")
     rows = np.arange(32)
-    whole = sample_images(store, store.particles(), rows, truth)
+    whole = sample_images(store, rows, truth)
     monkeypatch.setattr("cryoformer_dist.analysis.oracle.LARGEST_BOX", 12)
-    small = sample_images(store, store.particles(), rows, truth)
-    assert small.images.shape == (32, 12, 12)
+    small = sample_images(store, rows, truth)
+    assert small.coefficients.shape == (32, 12, 7)
+    variance, before = (fourier_to_image(sample.coefficients, box).var() for sample, box in ((small, 12), (whole, 16)))
     # The cropped images lose their Nyquist lines, a sixth of the power of white noise.
-    assert small.images.var() == pytest.approx(whole.images.var().item(), rel=0.3)
+    assert float(variance) == pytest.approx(float(before), rel=0.3)
     torch.testing.assert_close(small.shift_pixels, whole.shift_pixels * 12 / 16)

@@ -15,8 +15,9 @@ import torch
 from cpu_clock import CpuClock
 from particle_set import Contender, ParticleSet, Snapshot
 
+from cryoformer_dist.data.cropped_images import CroppedImages
 from cryoformer_dist.physics.grids import lattice_points
-from cryoformer_dist.training.linear_start import LinearModel, load_images, whitened
+from cryoformer_dist.training.linear_start import LinearModel, whitened
 
 
 def linear(data: ParticleSet, maps: int) -> Contender:
@@ -40,7 +41,7 @@ def _train(data: ParticleSet, folder: Path, count: int, rounds: int) -> None:
     box, rows = data.store.box_size, np.arange(len(data.store))
     points = lattice_points(box)[data.mask.ravel()]
     model = LinearModel(points, box)
-    images = load_images(data.store, rows, box)
+    images = CroppedImages.of(data.store, rows, box)
     if done:
         state = torch.load(folder / f"round_{done:03d}.pt")
         latent, maps = state["next_latent"], state["maps"]

@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--count", action="store_true", help="count live tensors too: slower")
     options = parser.parse_args()
     if options.gpu_pieces:
-        splat._CACHED_POINTS = 2**62
+        splat.CACHED_POINTS = 2**62
     if options.hash_afresh:
         objectives._KEPT_OPERATORS_BYTES = 0
     overrides = ["dataset.store=none", "training.engine=torch"]

@@ -121,8 +121,7 @@ class TrainingStep:
         learner, batch = self._learner, self._batch
         inputs = learner.inputs(Stage("reconstruction", 20), batch, epoch=10)
         errors, latent = self._engine.forward("reconstruction", batch, inputs.latent, inputs.pose, 0)
-        prior = latent.square().sum(-1) / learner.objectives.box**2
-        loss = (errors + learner.config.model.latent.prior * prior).mean()
+        loss, _ = learner.loss(errors, latent)
         if not bool(torch.isfinite(loss)):
             raise ArithmeticError("the loss of random images is not finite")
         self._engine.step(loss, _RATE_FACTOR)

@@ -19,10 +19,15 @@ from linear_rival import decode_linear
 from particle_set import Contender, ParticleSet, Snapshot
 from torch import Tensor, nn
 
-from cryoformer_dist.physics.fourier import comparable_frequencies, fourier_to_image, mean_squared_error_half_plane
-from cryoformer_dist.physics.grids import frequency_grid, lattice_points
+from cryoformer_dist.data.cropped_images import CroppedImages
+from cryoformer_dist.physics.fourier import (
+    comparable_frequencies,
+    fourier_to_image,
+    mean_squared_error_half_plane,
+    shifted,
+)
+from cryoformer_dist.physics.grids import lattice_points
 from cryoformer_dist.physics.projection import project_points
-from cryoformer_dist.training.linear_start import NoisyImages, load_images
 
 LATENT_DIMENSIONS = 16
 DEPTH = 3
@@ -80,7 +85,7 @@ def _train(data: ParticleSet, folder: Path, bases: int, width: int, epochs: int)
     torch.manual_seed(0)
     box, inside = data.store.box_size, data.mask.ravel()
     points = lattice_points(box)[inside]
-    images = load_images(data.store, np.arange(len(data.store)), box)
+    images = CroppedImages.of(data.store, np.arange(len(data.store)), box)
     model = VoxelBasis(data.consensus.voxels.ravel()[inside], box, bases, width)
     rest = [parameter for name, parameter in model.named_parameters() if name != "maps"]
     groups = [{"params": rest, "lr": NETWORK_RATE}, {"params": [model.maps], "lr": BASIS_RATE}]
@@ -99,13 +104,13 @@ def _train(data: ParticleSet, folder: Path, bases: int, width: int, epochs: int)
         clock.append(epoch, spent + time.process_time() - start)
 
 
-def _epoch(model: VoxelBasis, optimiser: torch.optim.Optimizer, images: NoisyImages, points: Tensor, box: int) -> float:
+def _epoch(
+    model: VoxelBasis, optimiser: torch.optim.Optimizer, images: CroppedImages, points: Tensor, box: int
+) -> float:
     """One pass; the mean of the data term, 1 for a perfect model of the signal."""
     weight, losses = comparable_frequencies(box), []
     for chosen in torch.randperm(len(images.rotation)).split(BATCH):
-        batch = NoisyImages(
-            images.coefficients[chosen], images.transfer[chosen], images.rotation[chosen], images.shift_pixels[chosen]
-        )
+        batch = images[chosen]
         mean, log_variance = model.encode(centred_and_flipped(batch, box))
         latent = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
         projection = project_points(model.density(latent), points, batch.rotation, batch.shift_pixels, box)
@@ -120,15 +125,13 @@ def _epoch(model: VoxelBasis, optimiser: torch.optim.Optimizer, images: NoisyIma
     return float(np.mean(losses))
 
 
-def centred_and_flipped(images: NoisyImages, box: int) -> Tensor:
+def centred_and_flipped(images: CroppedImages, box: int) -> Tensor:
     """What the encoder sees: images shifted back to the centre, times the sign of their CTF."""
-    phase = 2 * torch.pi * torch.einsum("yxc,bc->byx", frequency_grid(box), images.shift_pixels)
-    turned = images.coefficients * images.transfer.sign() * torch.polar(torch.ones_like(phase), phase)
-    return fourier_to_image(turned, box)
+    return fourier_to_image(shifted(images.coefficients * images.transfer.sign(), -images.shift_pixels), box)
 
 
 @torch.no_grad()
-def _state(model: VoxelBasis, images: NoisyImages, box: int) -> dict[str, Tensor]:
+def _state(model: VoxelBasis, images: CroppedImages, box: int) -> dict[str, Tensor]:
     """Weights of all particles and bases: all that is needed to judge an epoch."""
     weights = [model.weights(model.encode(centred_and_flipped(block, box))[0]) for _, block in images.blocks(BATCH)]
     return {"weights": torch.cat(weights), "maps": model.maps.detach() * model.scale}

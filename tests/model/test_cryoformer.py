@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from phantoms import blobs
+from phantoms import blobs, points_within
 
 from cryoformer_dist.config.schema import (
     DecoderConfig,
@@ -38,7 +38,7 @@ def model(config: ModelConfig = SMALL, box: int = BOX, seed: int = 0) -> CryoFor
 
 def test_density_has_a_value_per_particle_and_point_and_every_parameter_a_gradient():
     network = model()
-    points = lattice_points(BOX, radius_pixels=6.0)
+    points = points_within(6.0, BOX)
     latent = torch.randn(5, 3, requires_grad=True)
     density = network.density(network.feature_volume(points), network.condition(latent))
     assert density.shape == (5, len(points))
@@ -53,7 +53,7 @@ def test_density_has_a_value_per_particle_and_point_and_every_parameter_a_gradie
 
 def test_the_concatenation_decoder_takes_the_place_of_attention():
     network = model(_with_decoder(form="concatenation"))
-    points = lattice_points(BOX, radius_pixels=6.0)
+    points = points_within(6.0, BOX)
     density = network.density(network.feature_volume(points), network.condition(torch.randn(5, 3)))
     assert density.shape == (5, len(points))
     (density * torch.randn_like(density)).sum().backward()
@@ -67,7 +67,7 @@ def test_the_concatenation_decoder_takes_the_place_of_attention():
 @pytest.mark.parametrize("box", [32, 64])
 def test_different_latents_give_different_shapes_from_the_start(box, seed):
     network = model(ModelConfig(), box, seed)
-    points = lattice_points(box, radius_pixels=0.4 * box)
+    points = points_within(0.4 * box, box)
     points = points[torch.randperm(len(points))[:2000]]
     with torch.no_grad():
         density = network.density(network.feature_volume(points), network.condition(torch.randn(24, 8)))
@@ -80,14 +80,14 @@ def test_different_latents_give_different_shapes_from_the_start(box, seed):
 
 def test_prior_mean_is_one_conformation_for_all():
     network = model()
-    hidden = network.feature_volume(lattice_points(BOX, radius_pixels=6.0))
+    hidden = network.feature_volume(points_within(6.0, BOX))
     density = network.density(hidden, network.condition(torch.zeros(3, 3)))
     assert torch.allclose(density, density[:1].expand(3, -1), atol=1e-7)
 
 
 def test_volumes_hold_the_density_on_the_lattice_and_nothing_outside():
     network = model()
-    points = lattice_points(BOX, radius_pixels=5.0)
+    points = points_within(5.0, BOX)
     inside = radius_grid(BOX, 3) <= 5.0
     flat_index = torch.nonzero(inside.ravel())[:, 0]
     latent = torch.randn(2, 3)
@@ -138,7 +138,7 @@ class TestFourierDomain:
 
     @staticmethod
     def decoded(network: CryoFormer, latent: torch.Tensor) -> torch.Tensor:
-        points = lattice_points(BOX, radius_pixels=5.0)
+        points = points_within(5.0, BOX)
         return network.volumes(latent, points, torch.arange(len(points)))
 
     def test_every_parameter_learns(self, network: CryoFormer):

@@ -1,10 +1,10 @@
 import pytest
 import torch
+from phantoms import points_within
 
 from cryoformer_dist.config.schema import HashGridConfig
 from cryoformer_dist.model import feature_volume
 from cryoformer_dist.model.feature_volume import FeatureVolume
-from cryoformer_dist.physics.grids import lattice_points
 
 BOX = 16
 CONFIG = HashGridConfig(levels=4, log2_table_size=9, base_resolution=4)
@@ -17,7 +17,7 @@ def volume() -> FeatureVolume:
 
 
 def test_lattice_path_equals_querying_the_points(volume):
-    points = lattice_points(BOX, radius_pixels=7.0) + 0.3
+    points = points_within(7.0, BOX) + 0.3
     weight = torch.randn(len(points), 6)
     by_lattice, by_points = volume.at_lattice(volume.lattice(points)), volume(points)
     assert by_points.shape == (len(points), 6)
@@ -39,7 +39,7 @@ def test_centre_of_the_box_is_the_centre_of_the_unit_cube(volume):
 
 
 def test_every_point_of_the_inscribed_sphere_lies_in_the_unit_cube(volume):
-    points = lattice_points(BOX, radius_pixels=BOX / 2 - 1) + 0.5
+    points = points_within(BOX / 2 - 1, BOX) + 0.5
     assert float((points / BOX + 0.5).min()) >= 0
     assert float((points / BOX + 0.5).max()) <= 1
 
@@ -51,8 +51,8 @@ def test_points_receive_gradients(volume):
 
 
 def test_tiles_give_the_feature_and_the_gradients_of_all_points_at_once(volume, monkeypatch):
-    monkeypatch.setattr(feature_volume, "_TILE_POINTS", 100)
-    points = lattice_points(BOX, radius_pixels=7.0) + 0.3
+    monkeypatch.setattr(feature_volume, "TILE_POINTS", 100)
+    points = points_within(7.0, BOX) + 0.3
     weight, parameters = torch.randn(len(points), 6), list(volume.parameters())
     whole, tiled = volume(points), volume.in_tiles(points)
     assert torch.allclose(tiled, whole, atol=1e-6)

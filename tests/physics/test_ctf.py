@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function, electron_wavelength_angstrom
+from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function, electron_wavelength_angstrom, transfer_at
 from cryoformer_dist.physics.grids import frequency_grid
 
 # Computed apart from the program, in numpy float64, from h, m, e, c and the formula of Rohou & Grigorieff (2015):
@@ -38,9 +38,11 @@ def test_ctf_equals_numbers_computed_apart_from_the_program(row):
 
 def test_particles_are_computed_together_as_one_by_one():
     params = parameters(*(row[:7] for row in GOLDEN))
-    grids = frequency_grid(16)[None] / torch.linspace(1.0, 3.0, len(GOLDEN))[:, None, None, None]
-    together = contrast_transfer_function(params, grids)
+    pixels = torch.linspace(1.0, 3.0, len(GOLDEN))
+    grids = frequency_grid(16)[None] / pixels[:, None, None, None]
+    together = transfer_at(params, frequency_grid(16), pixels)
     assert together.shape == (len(GOLDEN), 16, 9)
+    assert torch.equal(transfer_at(params, frequency_grid(16)[3], pixels), together[:, 3])
     for row in range(len(GOLDEN)):
         only = torch.tensor([row])
         assert torch.allclose(contrast_transfer_function(params[only], grids[only]), together[only], atol=1e-6)

@@ -23,14 +23,6 @@ def test_lattice_points_run_in_the_order_of_a_ravelled_volume():
     assert torch.allclose(points.norm(dim=-1), radius_grid(6, 3).ravel())
 
 
-def test_lattice_inside_a_radius_is_the_whole_lattice_less_the_points_outside():
-    inside = lattice_points(10, radius_pixels=3.0)
-    everything = lattice_points(10)
-    assert torch.equal(inside, everything[everything.norm(dim=-1) <= 3.0])
-    # Points of the integer lattice in a ball of radius 3 (Gauss).
-    assert len(inside) == 123
-
-
 def test_frequencies_are_those_of_a_wave_that_the_transform_finds():
     box = 16
     grid = frequency_grid(box)

@@ -1,0 +1,87 @@
+"""Images cropped to a smaller box, in units of their noise, as projections of maps are compared with them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from cryoformer_dist.data.order import Rows
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.physics.ctf import transfer_at
+from cryoformer_dist.physics.fourier import crop_images, image_to_fourier
+from cryoformer_dist.physics.grids import frequency_grid
+from cryoformer_dist.physics.pose import Pose
+
+_BLOCK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class CroppedImages:
+    """Transforms of some particles' images, and what makes of a map what they show.
+
+    Attributes
+    ----------
+    coefficients
+        Half planes in units of the noise; of 16 to 24 pixels a kilobyte or two each.
+    transfer
+        CTF.
+    rotation
+        A of each particle, times the magnification where pixel sizes differ.
+    shift_pixels
+        Where the content has moved to.
+    """
+
+    coefficients: Complex[Tensor, "particles box half"]
+    transfer: Float[Tensor, "particles box half"]
+    rotation: Float[Tensor, "particles 3 3"]
+    shift_pixels: Float[Tensor, "particles 2"]
+
+    @staticmethod
+    def of(store: ParticleStore, rows: Rows, box: int, pose: Pose | None = None) -> "CroppedImages":
+        """Read particles.
+
+        Parameters
+        ----------
+        store, rows
+            Which.
+        box
+            Side of the cropped images in pixels, as `crop_images` takes it.
+        pose
+            One per row; those of the store when ``None``.
+
+        Raises
+        ------
+        StoreError
+            If no poses are given and the store has none.
+        """
+        particles, factor = store.particles(), store.box_size / box
+        pose = particles.pose(rows) if pose is None else pose
+        pixel = torch.from_numpy(particles.pixel_size_angstrom[rows]) * factor
+        magnification = store.pixel_size_angstrom * factor / pixel
+        # In blocks: whole images do not fit in memory together.
+        blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
+        return CroppedImages(
+            coefficients=torch.cat([image_to_fourier(read_cropped(store, block, box)) for block in blocks]),
+            transfer=transfer_at(particles.ctf(rows), frequency_grid(box), pixel),
+            rotation=pose.rotation * magnification[:, None, None],
+            shift_pixels=-pose.shift_angstrom / pixel[:, None],
+        )
+
+    def __getitem__(self, particles: slice | Tensor) -> "CroppedImages":
+        return CroppedImages(*(getattr(self, field.name)[particles] for field in fields(self)))
+
+    def blocks(self, size: int) -> Iterator[tuple[slice, "CroppedImages"]]:
+        """So many particles at a time, with their places."""
+        for start in range(0, len(self.rotation), size):
+            part = slice(start, start + size)
+            yield part, self[part]
+
+
+def read_cropped(store: ParticleStore, rows: Rows, box: int) -> Float[Tensor, "particles box box"]:
+    """Images band-limited to a smaller box, their noise of unit variance as before."""
+    images = torch.from_numpy(store.read_images(rows).astype(np.float32))
+    # Cropping averages noise away; the factor brings its standard deviation back to one.
+    return crop_images(images, box) * (store.box_size / box)
