@@ -83,7 +83,7 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> str:
         for panel, stage in zip(panels, stages, strict=True):
             rows = [record for record in records if record["stage"] == stage]
             loss = np.array([float(record["loss"]) for record in rows])
-            step = _running_steps(rows)
+            step = np.array([int(record["step"]) for record in rows])
             panel.plot(step, loss, color=ACCENT, alpha=0.35 if len(loss) > 20 else 1.0, linewidth=1.2)
             if len(loss) > 20:
                 window = max(len(loss) // 15, 3)
@@ -93,13 +93,6 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> str:
             panel.set_xlabel("step")
         panels[0].set_ylabel("loss")
         return svg(figure, "Loss against step, by stage")
-
-
-def _running_steps(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Count steps on where the records start again with every epoch."""
-    step = np.array([int(row["step"]) for row in rows])
-    restart = np.concatenate([[0], np.where(np.diff(step) < 0, step[:-1], 0)])
-    return np.asarray(step + np.cumsum(restart))
 
 
 def latent_scatter(

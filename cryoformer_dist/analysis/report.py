@@ -173,7 +173,7 @@ def write_report(run: Path, truth: Path | None = None, title: str | None = None)
         measures=measure_rows(found.metrics),
         poses=pose_rows(found.metrics),
         states=found.metrics.get("states", []),
-        stages=stage_rows(found.records, found.manifest),
+        stages=stage_rows(found.records),
         config=found.config,
         manifest=_flatten(found.manifest),
         steps=_next_steps(found),
@@ -187,12 +187,13 @@ def write_report(run: Path, truth: Path | None = None, title: str | None = None)
 
 def _facts(run: RunFiles) -> list[str]:
     """One-line facts under the title."""
-    metrics, facts = run.metrics, []
+    metrics, manifest, facts = run.metrics, run.manifest, []
     if metrics:
         facts.append(f"{metrics['particles']:,} particles")
         facts.append(f"box {metrics['box_size']} at {metrics['voxel_size_angstrom']:.2f} Å")
         facts.append(f"{metrics['latent_dimensions']} latent dimensions")
-    facts += [f"{key} {run.manifest[key]}" for key in ("version", "seed") if key in run.manifest]
+    if manifest:
+        facts += [f"cryoformer-dist {manifest['versions']['cryoformer-dist']}", f"seed {manifest['seed']}"]
     return facts
 
 

@@ -100,7 +100,6 @@ def write_shell_weight(run: Path, weight: Float[Tensor, " shells"]) -> None:
     np.save(run / SHELL_WEIGHT, weight.numpy())
 
 
-def load_shell_weight(run: Path) -> Float[Tensor, " shells"] | None:
-    """What each Fourier shell of a map counts for; ``None`` if a run was prepared before there were such weights."""
-    path = run / SHELL_WEIGHT
-    return torch.from_numpy(np.load(path, allow_pickle=False)) if path.is_file() else None
+def load_shell_weight(run: Path) -> Float[Tensor, " shells"]:
+    """What each Fourier shell of a run's maps counts for."""
+    return torch.from_numpy(np.load(run / SHELL_WEIGHT, allow_pickle=False))

@@ -68,6 +68,10 @@ def test_page_is_small_and_escapes_what_users_wrote(page):
     assert "&lt;not markup&gt;" in page
 
 
+def test_page_says_which_version_trained_the_run(page):
+    assert "<span>cryoformer-dist 1.2.3</span>" in page
+
+
 def test_page_shows_every_measure_picture_and_file(page):
     expected = """The motion was recovered|Difference-map correlation|Fourier shell correlation|Latent map
         |Cluster centres|Central slices|State by state|refined|Throughput|pose settling|Resolved configuration

@@ -17,7 +17,7 @@ from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.orchestration.run_files import read_run_file
 from cryoformer_dist.physics.fourier import weighted_shells
 from cryoformer_dist.physics.volume import Volume
-from cryoformer_dist.training.consensus import back_project, load_shell_weight, write_shell_weight
+from cryoformer_dist.training.consensus import SHELL_WEIGHT, back_project, load_shell_weight, write_shell_weight
 from cryoformer_dist.training.occupancy import occupied
 
 
@@ -93,7 +93,6 @@ class ParticleSet:
         if snapshot.weighted:
             return snapshot
         weight = load_shell_weight(self._prepared())
-        assert weight is not None
 
         def decode(latents: np.ndarray) -> np.ndarray:
             maps = torch.from_numpy(snapshot.decode(latents))
@@ -108,7 +107,7 @@ class ParticleSet:
 
     def _prepared(self) -> Path:
         folder = self.folder / "prepared"
-        if load_shell_weight(folder) is None:
+        if not (folder / SHELL_WEIGHT).is_file():
             folder.mkdir(parents=True, exist_ok=True)
             start = time.process_time()
             consensus, voxel_size = back_project(self.store, np.arange(len(self.store))), self.store.pixel_size_angstrom
