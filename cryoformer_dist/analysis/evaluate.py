@@ -88,7 +88,7 @@ class PoseErrors:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Everything `reconstruct.write_evaluation` puts into the run directory.
+    """Everything `evaluation_files.write_evaluation` puts into the run directory.
 
     Attributes
     ----------

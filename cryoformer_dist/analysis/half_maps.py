@@ -22,8 +22,8 @@ from cryoformer_dist.analysis.masks import read_mask, solvent_mask
 from cryoformer_dist.analysis.reconstruct import write_json, write_series
 from cryoformer_dist.analysis.trained import TrainedRun, load_trained
 from cryoformer_dist.errors import ConfigError, StoreError
-from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.storage.places import Place
+from cryoformer_dist.training.consensus import load_consensus
 
 PAIRS = 10
 _PERCENTILES = (5.0, 95.0)
@@ -203,7 +203,7 @@ def compare_halves(first_run: Path, second_run: Path, mask: Path | None = None) 
     box = int(runs[0].manifest["box_size"])
     given = None if mask is None else read_mask(mask, box, box * size)
     halves = [
-        HalfRun(run.decode, run.latents, read_volume(path / "consensus.mrc").voxels.numpy())
+        HalfRun(run.decode, run.latents, load_consensus(path).voxels.numpy())
         for run, path in zip(runs, (first_run, second_run), strict=True)
     ]
     return compare_half_runs(halves[0], halves[1], size, given, "" if mask is None else str(mask))

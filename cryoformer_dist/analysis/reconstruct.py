@@ -1,6 +1,5 @@
-"""From latents to files: the map series, the latent table and the verdict in the run directory."""
+"""From latents to files: the map series and the latent table in the run directory."""
 
-import csv
 import json
 import os
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from cryoformer_dist.analysis.evaluate import Decode, Evaluation
+from cryoformer_dist.analysis.evaluate import Decode
 from cryoformer_dist.analysis.latent import axis_traversal, kmeans, principal_axes
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.mrc import write_volume
@@ -126,7 +125,7 @@ def reconstruct(
         written += write_series(run / "volumes", name, volumes, voxel_size_angstrom, labels)
     for number in range(1, plan.axes + 1):
         if f"pc{number}" not in series.latents:
-            _remove_series(run / "volumes", f"pc{number}")
+            remove_series(run / "volumes", f"pc{number}")
     _write_atomically(run / "latent.npz", series.table)
     return written
 
@@ -140,7 +139,7 @@ def write_series(
 ) -> list[Path]:
     """Write ``name_000.mrc`` ..., replacing every earlier map of that series."""
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_series(folder, name)
+    remove_series(folder, name)
     paths = [folder / f"{name}_{index:03d}.mrc" for index in range(len(volumes))]
     for index, (path, voxels) in enumerate(zip(paths, volumes, strict=True)):
         volume = Volume(torch.from_numpy(np.ascontiguousarray(voxels, dtype=np.float32)), voxel_size_angstrom)
@@ -148,36 +147,10 @@ def write_series(
     return paths
 
 
-def _remove_series(folder: Path, name: str) -> None:
+def remove_series(folder: Path, name: str) -> None:
+    """Remove every map of a series."""
     for stale in folder.glob(f"{name}_[0-9][0-9][0-9].mrc"):
         stale.unlink()
-
-
-def write_evaluation(run: Path, evaluation: Evaluation, labels: Sequence[str] = ()) -> Path:
-    """Write metrics.json, ``fsc/state_000.csv`` ... and, against a truth, ``volumes/state_000.mrc`` ....
-
-    Returns
-    -------
-    Path
-        The metrics file.
-    """
-    fsc = run / "fsc"
-    fsc.mkdir(parents=True, exist_ok=True)
-    for stale in fsc.glob("state_[0-9][0-9][0-9].csv"):
-        stale.unlink()
-    curves = zip(evaluation.own, evaluation.distant, evaluation.consensus, strict=True)
-    for index, (own, distant, consensus) in enumerate(curves):
-        columns = (own.frequency_per_angstrom, own.correlation, distant.correlation, consensus.correlation)
-        with (fsc / f"state_{index:03d}.csv").open("w", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["shell", "frequency_per_angstrom", "fsc_own", "fsc_distant", "fsc_consensus"])
-            for shell, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-                writer.writerow([shell, *(f"{value:.6f}" for value in values)])
-    if evaluation.own:
-        write_series(run / "volumes", "state", evaluation.volumes, evaluation.voxel_size_angstrom, labels)
-    else:
-        _remove_series(run / "volumes", "state")
-    return write_json(run / "metrics.json", evaluation.metrics)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:

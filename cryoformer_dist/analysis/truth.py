@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+from cryoformer_dist.data.simulate import TRUTH_TABLE
 from cryoformer_dist.errors import SmallSampleWarning, StoreNotFoundError
 from cryoformer_dist.io.mrc import read_volume
 
@@ -51,7 +52,7 @@ def read_truth(folder: Path) -> Truth:
     StoreNotFoundError
         If ``truth.npz`` or a reference map is missing: name the folder written by ``simulate``.
     """
-    table = folder / "truth.npz"
+    table = folder / TRUTH_TABLE
     if not table.is_file():
         raise StoreNotFoundError(f"no {table}: give the truth folder that `simulate` wrote, or leave it out")
     with np.load(table, allow_pickle=False) as fields:

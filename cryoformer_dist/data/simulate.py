@@ -45,6 +45,7 @@ from cryoformer_dist.physics.volume import Volume
 
 STAR_NAME = "particles.star"
 TRUTH_FOLDER = "truth"
+TRUTH_TABLE = "truth.npz"
 _LABEL = "simulated by cryoformer-dist"
 _CALIBRATION_IMAGES = 1000
 # Pixels of noise-free images kept while the noise level is being measured (256 MiB), and of one block of
@@ -158,7 +159,7 @@ def _clear(output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / STAR_NAME).unlink(missing_ok=True)
     truth = output / TRUTH_FOLDER
-    for old in (*output.glob("particles*.mrcs"), *truth.glob("volume_*.mrc"), *truth.glob("truth.npz")):
+    for old in (*output.glob("particles*.mrcs"), *truth.glob("volume_*.mrc"), *truth.glob(TRUTH_TABLE)):
         old.unlink()
 
 
@@ -253,7 +254,7 @@ def _write_truth(config: SimulationConfig, scene: _Scene, scale: _Scale, folder:
         period=np.float64(states.period),
         discrete=np.bool_(states.discrete),
     )
-    partial.replace(folder / "truth.npz")
+    partial.replace(folder / TRUTH_TABLE)
     return folder
 
 

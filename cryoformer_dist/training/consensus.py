@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.fourier import fourier_shell_correlation
+from cryoformer_dist.physics.volume import Volume
 
+CONSENSUS = "consensus.mrc"
 SHELL_WEIGHT = "shell_weight.npy"
 _BLOCK = 256
 _WIENER = 0.1
@@ -93,6 +96,11 @@ def back_project(
     halves = first.solve(wiener=_WIENER), second.solve(wiener=_WIENER)
     first.sums += second.sums
     return Consensus(first.solve(wiener=_WIENER), halves, len(rows) / asked)
+
+
+def load_consensus(run: Path) -> Volume:
+    """The back-projection of a prepared run's particles."""
+    return read_volume(run / CONSENSUS)
 
 
 def write_shell_weight(run: Path, weight: Float[Tensor, " shells"]) -> None:

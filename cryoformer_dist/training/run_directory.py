@@ -28,8 +28,15 @@ from cryoformer_dist.physics.fourier import spectrum
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.storage.places import Place
-from cryoformer_dist.storage.run_folder import RunFolder, opened_folder
-from cryoformer_dist.training.consensus import SHELL_WEIGHT, Consensus, back_project, write_shell_weight
+from cryoformer_dist.storage.run_folder import MANIFEST, RunFolder, opened_folder
+from cryoformer_dist.training.consensus import (
+    CONSENSUS,
+    SHELL_WEIGHT,
+    Consensus,
+    back_project,
+    load_consensus,
+    write_shell_weight,
+)
 from cryoformer_dist.training.linear_start import linear_latents, principal_maps
 from cryoformer_dist.training.machine import Room, free_bytes, room_here
 from cryoformer_dist.training.memory import (
@@ -48,12 +55,13 @@ from cryoformer_dist.training.pose_search import (
     search_poses_by_conformation,
 )
 
+_OCCUPANCY = "occupancy.mrc"
 _FIRST_LATENTS = "first_latents.npy"
 _FIRST_POSES = "first_poses.npz"
 _SEARCH_SUMMARY = "pose_search.json"
 # Checkpoints come and go by themselves, and Ray keeps its own records.
 _LEFT_AT_HOME = ("checkpoints", "ray")
-_PREPARED = ("consensus.mrc", "occupancy.mrc", SHELL_WEIGHT, _FIRST_POSES, _FIRST_LATENTS, _SEARCH_SUMMARY)
+_PREPARED = (CONSENSUS, _OCCUPANCY, SHELL_WEIGHT, _FIRST_POSES, _FIRST_LATENTS, _SEARCH_SUMMARY)
 _PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
 
 
@@ -125,8 +133,7 @@ def prepare_run(
     """
     room = room or room_here(on_gpu=torch.cuda.is_available())
     _refuse_sizes(config, store, room)
-    manifest_path = run / "manifest.json"
-    if manifest_path.is_file():
+    if is_prepared(run):
         if not resume:
             raise ConfigError(f"{run}: holds a run already; --resume goes on with it, --name NAME starts another")
         _refuse_other_run(config, store, run)
@@ -161,6 +168,7 @@ def prepare_run(
             if (like / name).is_file():
                 shutil.copyfile(like / name, run / name)
     # Written last: a folder with a manifest is ready.
+    manifest_path = run / MANIFEST
     temporary = manifest_path.with_suffix(".tmp")
     temporary.write_text(json.dumps(_manifest(config, store), indent=1))
     temporary.replace(manifest_path)
@@ -205,6 +213,11 @@ def preparation_key(config: RunConfig, store: ParticleStore) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def is_prepared(run: Path) -> bool:
+    """Whether a folder holds a run that workers can train."""
+    return (run / MANIFEST).is_file()
+
+
 def load_run(run: Path) -> tuple[RunConfig, dict[str, Any]]:
     """Configuration and manifest of a run.
 
@@ -213,10 +226,9 @@ def load_run(run: Path) -> tuple[RunConfig, dict[str, Any]]:
     ConfigError
         If the folder holds no run.
     """
-    path = run / "manifest.json"
-    if not path.is_file():
-        raise ConfigError(f"{run}: not a run directory (no manifest.json)")
-    return load_config(run / "config.yaml", RunConfig), json.loads(path.read_text())
+    if not is_prepared(run):
+        raise ConfigError(f"{run}: not a run directory (no {MANIFEST})")
+    return load_config(run / "config.yaml", RunConfig), json.loads((run / MANIFEST).read_text())
 
 
 def load_lattice(config: RunConfig, run: Path) -> Lattice:
@@ -227,19 +239,19 @@ def load_lattice(config: RunConfig, run: Path) -> Lattice:
 
 def load_mask(run: Path) -> Bool[Tensor, "box box box"]:
     """Where a prepared run allows density."""
-    return read_volume(run / "occupancy.mrc").voxels > 0.5
+    return read_volume(run / _OCCUPANCY).voxels > 0.5
 
 
 def write_occupancy(run: Path, mask: Bool[Tensor, "box box box"], voxel_size_angstrom: float) -> Path:
     """Where a run allows density, as a map."""
-    path = run / "occupancy.mrc"
+    path = run / _OCCUPANCY
     write_volume(path, Volume(mask.float(), voxel_size_angstrom), ["cryoformer-dist occupancy"])
     return path
 
 
 def load_spectrum(config: RunConfig, run: Path) -> Tensor | None:
     """Root-mean-square amplitude per Fourier shell of a prepared run's consensus; ``None`` where no model needs it."""
-    return None if config.model.domain == "real" else spectrum(read_volume(run / "consensus.mrc").voxels)
+    return None if config.model.domain == "real" else spectrum(load_consensus(run).voxels)
 
 
 def load_first_latents(run: Path) -> Tensor | None:
@@ -334,7 +346,7 @@ def _linear_dimensions(config: RunConfig) -> int:
 def _write_maps(run: Path, consensus: Consensus, mask: Tensor, pixel_size_angstrom: float) -> None:
     """Consensus map, where there may be density, and what its Fourier shells count for."""
     volume = Volume(consensus.voxels.float(), pixel_size_angstrom)
-    write_volume(run / "consensus.mrc", volume, ["cryoformer-dist consensus"])
+    write_volume(run / CONSENSUS, volume, ["cryoformer-dist consensus"])
     write_occupancy(run, mask, pixel_size_angstrom)
     write_shell_weight(run, consensus.shell_weight(mask, pixel_size_angstrom))
 

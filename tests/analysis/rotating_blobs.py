@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from cryoformer_dist.analysis.evaluate import Estimate, evaluate
-from cryoformer_dist.analysis.reconstruct import SeriesPlan, reconstruct, write_evaluation
+from cryoformer_dist.analysis.evaluation_files import write_evaluation
+from cryoformer_dist.analysis.reconstruct import SeriesPlan, reconstruct
 from cryoformer_dist.analysis.truth import Truth, read_truth
 from cryoformer_dist.io.mrc import write_volume
 from cryoformer_dist.physics.pose import random_rotations

@@ -1,0 +1,46 @@
+"""The verdict on a run as it lies in the run directory: numbers, FSC tables and the maps of the states."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cryoformer_dist.analysis.evaluate import Evaluation
+from cryoformer_dist.analysis.reconstruct import remove_series, write_json, write_series
+
+EVALUATION = "metrics.json"
+
+
+def read_evaluation(run: Path) -> dict[str, Any]:
+    """Contents of metrics.json; empty before the run has been judged."""
+    path = run / EVALUATION
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return content
+
+
+def write_evaluation(run: Path, evaluation: Evaluation, labels: Sequence[str] = ()) -> Path:
+    """Write metrics.json, ``fsc/state_000.csv`` ... and, against a truth, ``volumes/state_000.mrc`` ....
+
+    Returns
+    -------
+    Path
+        The metrics file.
+    """
+    fsc = run / "fsc"
+    fsc.mkdir(parents=True, exist_ok=True)
+    for stale in fsc.glob("state_[0-9][0-9][0-9].csv"):
+        stale.unlink()
+    curves = zip(evaluation.own, evaluation.distant, evaluation.consensus, strict=True)
+    for index, (own, distant, consensus) in enumerate(curves):
+        columns = (own.frequency_per_angstrom, own.correlation, distant.correlation, consensus.correlation)
+        with (fsc / f"state_{index:03d}.csv").open("w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["shell", "frequency_per_angstrom", "fsc_own", "fsc_distant", "fsc_consensus"])
+            for shell, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+                writer.writerow([shell, *(f"{value:.6f}" for value in values)])
+    if evaluation.own:
+        write_series(run / "volumes", "state", evaluation.volumes, evaluation.voxel_size_angstrom, labels)
+    else:
+        remove_series(run / "volumes", "state")
+    return write_json(run / EVALUATION, evaluation.metrics)
