@@ -17,8 +17,9 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.checkpoint import latest_checkpoint
+from cryoformer_dist.training.preparation import prepare_run
 from cryoformer_dist.training.progress import read_metrics
-from cryoformer_dist.training.run_directory import is_prepared, prepare_run, write_occupancy
+from cryoformer_dist.training.run_directory import is_prepared, write_occupancy
 from cryoformer_dist.training.session import train_rank
 
 PARTICLES = 64

@@ -18,7 +18,8 @@ from cryoformer_dist.orchestration.train import local_room, train_locally, train
 from cryoformer_dist.storage.places import Place, place_at
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.machine import Room
-from cryoformer_dist.training.run_directory import opened_run, prepare_run, send_run
+from cryoformer_dist.training.preparation import prepare_run
+from cryoformer_dist.training.run_directory import opened_run, send_run
 
 
 def train_in_process(request: Request, voice: Voice) -> None:

@@ -22,7 +22,8 @@ from cryoformer_dist.orchestration.train import smallest_room, train_here, train
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.checkpoint import latest_checkpoint
 from cryoformer_dist.training.machine import peak_threads, room_here
-from cryoformer_dist.training.run_directory import is_prepared, load_run, preparation_key, prepare_run
+from cryoformer_dist.training.preparation import preparation_key, prepare_like, prepare_run
+from cryoformer_dist.training.run_directory import is_prepared, load_run
 from cryoformer_dist.training.trial_folder import (
     EpochSummary,
     Outcome,
@@ -90,7 +91,7 @@ def _prepared(folder: Path, sweep: SweepConfig, sharing: int) -> RunConfig:
     with held(shared.with_suffix(".lock")):
         if not is_prepared(shared):
             prepare_run(config, store, shared, resume=False, room=room)
-    prepare_run(config, store, folder, resume=False, room=room, like=shared)
+    prepare_like(config, store, folder, shared, room)
     return load_run(folder)[0]
 
 

@@ -16,7 +16,8 @@ from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.physics.fourier import spectrum
 from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from_6d
 from cryoformer_dist.training.consensus import load_shell_weight
-from cryoformer_dist.training.run_directory import load_run, prepare_run
+from cryoformer_dist.training.preparation import prepare_run
+from cryoformer_dist.training.run_directory import load_run
 
 KEPT_OUT = 8
 DISTILLED = {
