@@ -174,12 +174,18 @@ def circular_correlation(
     return float(np.sign(squared) * np.sqrt(min(abs(squared), 1.0)))
 
 
+def correlation(first: Real[np.ndarray, " samples"], second: Real[np.ndarray, " samples"]) -> float:
+    """Pearson's; 0 when either side does not vary or is empty."""
+    if not len(first):
+        return 0.0
+    a, b = first - first.mean(dtype=np.float64), second - second.mean(dtype=np.float64)
+    scale = float(np.sqrt(np.square(a).sum() * np.square(b).sum()))
+    return float((a * b).sum()) / scale if scale > 1e-12 else 0.0
+
+
 def rank_correlation(first: Real[np.ndarray, " samples"], second: Real[np.ndarray, " samples"]) -> float:
-    """Spearman's rank correlation; 0 when either side does not vary."""
-    a, b = rankdata(first), rankdata(second)
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt(np.square(a).sum() * np.square(b).sum())
-    return float((a * b).sum() / scale) if scale > 0 else 0.0
+    """Spearman's rank correlation; 0 when either side does not vary or is empty."""
+    return correlation(rankdata(first), rankdata(second))
 
 
 def predict_coordinate(
