@@ -1,12 +1,12 @@
 """The verdict on a run as it lies in the run directory: numbers, FSC tables and the maps of the states."""
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cryoformer_dist.analysis.evaluate import Evaluation
+from cryoformer_dist.analysis.map_fsc import write_curves
 from cryoformer_dist.analysis.reconstruct import remove_series, write_json, write_series
 
 EVALUATION = "metrics.json"
@@ -33,12 +33,8 @@ def write_evaluation(run: Path, evaluation: Evaluation, labels: Sequence[str] = 
         stale.unlink()
     curves = zip(evaluation.own, evaluation.distant, evaluation.consensus, strict=True)
     for index, (own, distant, consensus) in enumerate(curves):
-        columns = (own.frequency_per_angstrom, own.correlation, distant.correlation, consensus.correlation)
-        with (fsc / f"state_{index:03d}.csv").open("w", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["shell", "frequency_per_angstrom", "fsc_own", "fsc_distant", "fsc_consensus"])
-            for shell, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-                writer.writerow([shell, *(f"{value:.6f}" for value in values)])
+        named = {"fsc_own": own, "fsc_distant": distant, "fsc_consensus": consensus}
+        write_curves(fsc / f"state_{index:03d}.csv", named)
     if evaluation.own:
         write_series(run / "volumes", "state", evaluation.volumes, evaluation.voxel_size_angstrom, labels)
     else:

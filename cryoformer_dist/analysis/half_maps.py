@@ -230,7 +230,7 @@ def write_half_maps(folder: Path, comparison: HalfSetComparison, runs: Sequence[
         ``half_maps.json``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_curves(folder / "half_maps.csv", comparison.average)
+    write_curves(folder / "half_maps.csv", comparison.average.curves)
     faint = [pair.curves["corrected"] for pair in comparison.pairs]
     curves = {**comparison.average.curves, "consensus, corrected": comparison.consensus.curves["corrected"]}
     title = f"Half-sets, average of {len(comparison.pairs)} pairs · {comparison.voxel_size_angstrom:.3g} Å per voxel"
