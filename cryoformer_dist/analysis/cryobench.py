@@ -17,7 +17,7 @@ from cryoformer_dist.analysis.map_scores import fit_box
 from cryoformer_dist.analysis.truth import Truth, nearest_reference
 from cryoformer_dist.physics.grids import centred_axis, half_plane_weight
 
-SAMPLE = 100
+_SAMPLE = 100
 _BLOCK = 10
 
 
@@ -55,9 +55,9 @@ class PerImageFSC:
     maps: int
 
 
-def sampled_particles(count: int, sample: int = SAMPLE) -> Int[np.ndarray, " chosen"]:
+def sampled_particles(count: int) -> Int[np.ndarray, " chosen"]:
     """CryoBench's choice of particles, ``np.arange(0, N, N // 100)``; all of them when there are fewer than 100."""
-    return np.arange(0, count, max(count // sample, 1))
+    return np.arange(0, count, max(count // _SAMPLE, 1))
 
 
 def perfect_area(box: int) -> float:

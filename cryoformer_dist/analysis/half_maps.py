@@ -25,8 +25,7 @@ from cryoformer_dist.errors import ConfigError, StoreError
 from cryoformer_dist.storage.places import Place
 from cryoformer_dist.training.consensus import load_consensus
 
-PAIRS = 10
-_PERCENTILES = (5.0, 95.0)
+_PAIRS = 10
 _AXES_TRIED = 3
 _MASK_THRESHOLD = 0.1
 
@@ -130,20 +129,20 @@ class HalfSetComparison:
         }
 
 
-def match_maps(first: HalfRun, second: HalfRun, pairs: int = PAIRS) -> MatchedMaps:
+def match_maps(first: HalfRun, second: HalfRun) -> MatchedMaps:
     """Sample both halves evenly along a principal axis, from the 5th to the 95th percentile of their particles.
 
     Axes have no sign, and two nearly equal ones may change places: of the leading axes of the second half, either way
     round, the one is taken whose difference maps correlate best with those of the first. A motion that closes on itself
     spreads over two axes whose phase is arbitrary; there a low correlation says nothing.
     """
-    walk = axis_traversal(first.latents, principal_axes(first.latents), 0, pairs, _PERCENTILES)
+    walk = axis_traversal(first.latents, principal_axes(first.latents), 0, _PAIRS)
     maps = first.decode(walk)
     axes = principal_axes(second.latents)
     varying = max(1, int(np.count_nonzero(axes.explained_variance[:_AXES_TRIED] > 1e-6)))
     found = []
     for axis in range(varying):
-        others = second.decode(axis_traversal(second.latents, axes, axis, pairs, _PERCENTILES))
+        others = second.decode(axis_traversal(second.latents, axes, axis, _PAIRS))
         for backwards, series in ((False, others), (True, others[::-1])):
             found.append(MatchedMaps(maps, series, axis + 1, backwards, cosine(_changes(maps), _changes(series))))
     return max(found, key=lambda match: match.correlation)

@@ -28,8 +28,6 @@ class SeriesPlan:
         K-means centres.
     axes, points
         Principal axes to walk along, and maps on each.
-    percentiles
-        Of the particles along an axis, where the walk starts and ends.
     seed
         Of the k-means start.
     """
@@ -37,7 +35,6 @@ class SeriesPlan:
     clusters: int = 10
     axes: int = 2
     points: int = 9
-    percentiles: tuple[float, float] = (5.0, 95.0)
     seed: int = 0
 
 
@@ -70,7 +67,7 @@ def choose_latents(
     chosen: dict[str, np.ndarray] = {"kmeans": clusters.centres}
     varying = int(np.count_nonzero(axes.explained_variance > 1e-6))
     for axis in range(min(plan.axes, varying)):
-        chosen[f"pc{axis + 1}"] = axis_traversal(latents, axes, axis, plan.points, plan.percentiles)
+        chosen[f"pc{axis + 1}"] = axis_traversal(latents, axes, axis, plan.points)
     table: dict[str, np.ndarray] = {
         "latent": latents.astype(np.float32),
         "source_row": source_row.astype(np.int64),

@@ -129,7 +129,7 @@ def _read_fsc(folder: Path) -> dict[str, np.ndarray]:
     return {name: np.array([table[name] for table in tables]) for name in (tables[0] if tables else {})}
 
 
-def write_report(run: Path, truth: Path | None = None, title: str | None = None) -> Path:
+def write_report(run: Path, truth: Path | None = None) -> Path:
     """Write ``report.html`` into a run directory from the files found there.
 
     Parts whose files are missing are left out; nothing is shown that was not measured.
@@ -140,8 +140,6 @@ def write_report(run: Path, truth: Path | None = None, title: str | None = None)
         Run directory.
     truth
         Truth folder of a simulation: true maps beside ours, latents coloured by the true coordinate.
-    title
-        Heading; the run's folder name by default.
 
     Returns
     -------
@@ -152,7 +150,7 @@ def write_report(run: Path, truth: Path | None = None, title: str | None = None)
     known = read_truth(truth) if truth is not None else None
     page = render(
         "report_template.html",
-        title=title or run.resolve().name,
+        title=run.resolve().name,
         facts=_facts(found),
         verdict=verdict(found.metrics),
         tiles=key_figures(found.metrics, found.records),

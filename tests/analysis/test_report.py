@@ -47,8 +47,8 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(truth: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    run = write_run(tmp_path_factory.mktemp("full") / "run", truth)
-    return write_report(run, truth, "Blobs & balls").read_text()
+    run = write_run(tmp_path_factory.mktemp("full") / "Blobs & balls", truth)
+    return write_report(run, truth).read_text()
 
 
 def test_page_is_closed_loads_nothing_and_runs_nothing(page):
