@@ -142,15 +142,12 @@ def check_store(
     report = progress or _silent
     store.verify(lambda done, total: report("checksums", done, total))
     output.mkdir(parents=True, exist_ok=True)
-    particles = store.particles()
     rows = _sample_rows(store, sample, seed)
     shown = store.read_images(rows[:_PICTURES]).astype(np.float32)
     background = _judge_background(store, rows[: store.chunk_size])
     if not store.has_poses:
-        findings = [background, "the store has no poses: nothing was back-projected"]
-        picture = CheckPicture(shown, store.pixel_size_angstrom, findings)
-        draw_check(output / "check.png", picture)
-        return CheckReport(len(store), 0, "random", None, None, {}, 0.0, tuple(findings), True, (output / "check.png",))
+        return _report_without_poses(store, output, shown, background)
+    particles = store.particles()
     half, half_sets = _halves(particles, rows, seed)
     maps, small = _back_project_halves(store, particles, rows, half, report)
     areas = _try_variants(small.first(_VARIANT_SAMPLE), report)
@@ -179,6 +176,26 @@ def check_store(
         findings=tuple(findings),
         healthy=healthy,
         files=(*files, output / "check.png"),
+    )
+
+
+def _report_without_poses(
+    store: ParticleStore, output: Path, shown: NDArray[np.float32], background: str
+) -> CheckReport:
+    """What the images alone say."""
+    findings = (background, "the store has no poses: nothing was back-projected")
+    draw_check(output / "check.png", CheckPicture(shown, store.pixel_size_angstrom, findings))
+    return CheckReport(
+        particles=len(store),
+        sample=0,
+        half_sets="random",
+        fsc=None,
+        resolution_angstrom=None,
+        fsc_area={},
+        contrast_z_score=0.0,
+        findings=findings,
+        healthy=True,
+        files=(output / "check.png",),
     )
 
 

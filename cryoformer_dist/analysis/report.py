@@ -10,7 +10,6 @@ import numpy as np
 
 from cryoformer_dist.analysis import figures
 from cryoformer_dist.analysis.evaluation_files import read_evaluation
-from cryoformer_dist.analysis.flexibility_figures import cluster_section, flexibility_section
 from cryoformer_dist.analysis.map_scores import fit_box
 from cryoformer_dist.analysis.page import render
 from cryoformer_dist.analysis.rendering import (
@@ -22,6 +21,7 @@ from cryoformer_dist.analysis.rendering import (
     common_level,
     state_colours,
 )
+from cryoformer_dist.analysis.report_sections import cluster_section, flexibility_section
 from cryoformer_dist.analysis.truth import Truth, read_truth
 from cryoformer_dist.analysis.verdict import key_figures, measure_rows, pose_rows, stage_rows, verdict
 from cryoformer_dist.errors import StoreNotFoundError
