@@ -9,12 +9,12 @@ from cryoformer_dist.analysis.evaluate import Evaluation
 from cryoformer_dist.analysis.map_fsc import write_curves
 from cryoformer_dist.analysis.reconstruct import remove_series, write_json, write_series
 
-EVALUATION = "metrics.json"
+_EVALUATION = "metrics.json"
 
 
 def read_evaluation(run: Path) -> dict[str, Any]:
     """Contents of metrics.json; empty before the run has been judged."""
-    path = run / EVALUATION
+    path = run / _EVALUATION
     content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return content
 
@@ -39,4 +39,4 @@ def write_evaluation(run: Path, evaluation: Evaluation, labels: Sequence[str] = 
         write_series(run / "volumes", "state", evaluation.volumes, evaluation.voxel_size_angstrom, labels)
     else:
         remove_series(run / "volumes", "state")
-    return write_json(run / EVALUATION, evaluation.metrics)
+    return write_json(run / _EVALUATION, evaluation.metrics)
