@@ -264,7 +264,7 @@ def fsc(
     for line in describe(comparison, name):
         terminal.say(line)
     if output is not None:
-        terminal.say(f"table       {write_curves(output, comparison)}")
+        terminal.say(f"table       {write_curves(output, comparison.curves)}")
     if figure is not None:
         title = f"{first.name} and {second.name} · {volume.voxel_size_angstrom:.4g} Å per voxel · mask {name}"
         terminal.say(f"figure      {draw_fsc(figure, comparison.curves, title)}")

@@ -17,8 +17,9 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.checkpoint import latest_checkpoint
+from cryoformer_dist.training.preparation import prepare_run
 from cryoformer_dist.training.progress import read_metrics
-from cryoformer_dist.training.run_directory import prepare_run, write_occupancy
+from cryoformer_dist.training.run_directory import is_prepared, write_occupancy
 from cryoformer_dist.training.session import train_rank
 
 PARTICLES = 64
@@ -125,14 +126,14 @@ def train(
     """Prepare a run, or go on with it, and train in this process."""
     listener = listener or Listener()
     store = ParticleStore.open(config.dataset.store)
-    prepare_run(config, store, run, resume=(run / "manifest.json").is_file())
+    prepare_run(config, store, run, resume=is_prepared(run))
     train_rank(RunFolder.on_disk(run), listener, batches_of, device)
     return listener
 
 
 def train_from_mask(config: RunConfig, run: Path, mask: torch.Tensor, listener: Listener | None = None) -> Listener:
     """As `train`, but a run that begins allows density in a mask given by hand."""
-    if not (run / "manifest.json").is_file():
+    if not is_prepared(run):
         prepare_from_mask(config, run, mask)
     return train(config, run, listener)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cryoformer_dist.analysis.check_figure import CheckPicture, draw_check
+from cryoformer_dist.analysis.map_fsc import write_curves
 from cryoformer_dist.data.contrast import CERTAIN_Z_SCORE, contrast_z_score
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
@@ -17,6 +18,7 @@ from cryoformer_dist.io.mrc import write_volume
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.ctf import CTFParams, transfer_at
 from cryoformer_dist.physics.fourier import (
+    FSC_HALF_MAPS,
     FSCCurve,
     crop_images,
     fourier_shell_correlation,
@@ -36,7 +38,6 @@ _PICTURES = 8
 _BLOCK = 64
 # Differences of the FSC area below this come from the sample, not from a convention.
 _CLEAR_AREA_DIFFERENCE = 0.02
-_FSC_THRESHOLD = 0.143
 
 AS_STORED = "as stored"
 SHIFTS_FLIPPED = "shifts with the opposite sign"
@@ -139,15 +140,12 @@ def check_store(
     """
     store.verify(lambda done, total: progress("checksums", done, total))
     output.mkdir(parents=True, exist_ok=True)
-    particles = store.particles()
     rows = _sample_rows(store, sample, seed)
     shown = store.read_images(rows[:_PICTURES]).astype(np.float32)
     background = _judge_background(store, rows[: store.chunk_size])
     if not store.has_poses:
-        findings = [background, "the store has no poses: nothing was back-projected"]
-        picture = CheckPicture(shown, store.pixel_size_angstrom, findings)
-        draw_check(output / "check.png", picture)
-        return CheckReport(len(store), 0, "random", None, None, {}, 0.0, tuple(findings), True, (output / "check.png",))
+        return _report_without_poses(store, output, shown, background)
+    particles = store.particles()
     half, half_sets = _halves(particles, rows, seed)
     maps, small = _back_project_halves(store, particles, rows, half, progress)
     areas = _try_variants(small.first(_VARIANT_SAMPLE), progress)
@@ -156,10 +154,10 @@ def check_store(
     findings.append(background)
     pixel_size = store.pixel_size_angstrom * store.box_size / maps.shape[-1]
     fsc = _masked_fsc(maps, pixel_size)
-    resolution = fsc.resolution_angstrom(_FSC_THRESHOLD)
+    resolution = fsc.resolution_angstrom(FSC_HALF_MAPS)
     files = _write(output, maps, fsc)
     summary = (
-        f"{len(rows)} of {len(store)} particles, {half_sets} half sets: {resolution:.1f} A at FSC 0.143 "
+        f"{len(rows)} of {len(store)} particles, {half_sets} half sets: {resolution:.1f} A at FSC {FSC_HALF_MAPS:g} "
         f"(maps of {maps.shape[-1]} px at {pixel_size:.3g} A, Nyquist {2 * pixel_size:.3g} A, soft sphere)"
     )
     findings.append(summary)
@@ -176,6 +174,26 @@ def check_store(
         findings=tuple(findings),
         healthy=healthy,
         files=(*files, output / "check.png"),
+    )
+
+
+def _report_without_poses(
+    store: ParticleStore, output: Path, shown: NDArray[np.float32], background: str
+) -> CheckReport:
+    """What the images alone say."""
+    findings = (background, "the store has no poses: nothing was back-projected")
+    draw_check(output / "check.png", CheckPicture(shown, store.pixel_size_angstrom, findings))
+    return CheckReport(
+        particles=len(store),
+        sample=0,
+        half_sets="random",
+        fsc=None,
+        resolution_angstrom=None,
+        fsc_area={},
+        contrast_z_score=0.0,
+        findings=findings,
+        healthy=True,
+        files=(output / "check.png",),
     )
 
 
@@ -328,11 +346,4 @@ def _write(output: Path, maps: Float[Tensor, "2 box box box"], fsc: FSCCurve) ->
     named = {"half1.mrc": maps[0], "half2.mrc": maps[1], "map.mrc": maps.mean(0)}
     for name, voxels in named.items():
         write_volume(output / name, Volume(voxels, fsc.pixel_size_angstrom), labels)
-    lines = ["shell,frequency_per_angstrom,resolution_angstrom,correlation"]
-    for shell, (frequency, correlation) in enumerate(
-        zip(fsc.frequency_per_angstrom.tolist(), fsc.correlation.tolist(), strict=True)
-    ):
-        resolution = f"{1 / frequency:.4f}" if frequency else "inf"
-        lines.append(f"{shell},{frequency:.6f},{resolution},{correlation:.6f}")
-    (output / "fsc.csv").write_text("\n".join(lines) + "\n")
-    return *(output / name for name in named), output / "fsc.csv"
+    return *(output / name for name in named), write_curves(output / "fsc.csv", {"correlation": fsc})

@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from cryoformer_dist.analysis.fsc_figure import plot_curves
 from cryoformer_dist.physics.fourier import FSCCurve, crop_images
 from cryoformer_dist.physics.volume import Volume
 
@@ -47,7 +48,7 @@ def draw_check(path: Path, picture: CheckPicture) -> None:
     grid = figure.add_gridspec(len(heights), _COLUMNS, height_ratios=heights)
     if picture.volume is not None and picture.fsc is not None:
         _draw_maps(figure, grid, picture.volume)
-        _draw_fsc(figure.add_subplot(grid[0:2, 6:]), picture.fsc)
+        plot_curves(figure.add_subplot(grid[0:2, 6:]), {"half maps": picture.fsc})
     _draw_images(figure, grid, map_rows, picture)
     words = figure.add_subplot(grid[-1, :])
     words.set_axis_off()
@@ -83,18 +84,6 @@ def _draw_images(figure: Figure, grid: Any, row: int, picture: CheckPicture) -> 
             f"to {limit:.0f} A" if column == 0 else "",
             "bicubic",
         )
-
-
-def _draw_fsc(axes: Any, fsc: FSCCurve) -> None:
-    """FSC over spatial frequency, with its resolution."""
-    resolution = fsc.resolution_angstrom(0.143)
-    axes.plot(fsc.frequency_per_angstrom, fsc.correlation, color="#1f4e79", linewidth=1.8)
-    axes.axhline(0.143, color="0.5", linewidth=0.8, linestyle="--")
-    axes.axhline(0.0, color="0.8", linewidth=0.8)
-    axes.axvline(1 / resolution, color="#c0504d", linewidth=0.8)
-    axes.set(ylim=(-0.15, 1.05), xlim=(0, None), xlabel="spatial frequency (1/A)", ylabel="half-map FSC")
-    axes.set_title(f"{resolution:.1f} A at 0.143", fontsize=10)
-    axes.tick_params(labelsize=8)
 
 
 def _show(axes: Any, image: NDArray[np.float32], title: str, interpolation: str = "nearest") -> None:

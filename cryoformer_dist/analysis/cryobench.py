@@ -17,7 +17,7 @@ from cryoformer_dist.analysis.map_scores import fit_box
 from cryoformer_dist.analysis.truth import Truth, nearest_reference
 from cryoformer_dist.physics.grids import centred_axis, half_plane_weight
 
-SAMPLE = 100
+_SAMPLE = 100
 _BLOCK = 10
 
 
@@ -55,9 +55,9 @@ class PerImageFSC:
     maps: int
 
 
-def sampled_particles(count: int, sample: int = SAMPLE) -> Int[np.ndarray, " chosen"]:
+def sampled_particles(count: int) -> Int[np.ndarray, " chosen"]:
     """CryoBench's choice of particles, ``np.arange(0, N, N // 100)``; all of them when there are fewer than 100."""
-    return np.arange(0, count, max(count // sample, 1))
+    return np.arange(0, count, max(count // _SAMPLE, 1))
 
 
 def perfect_area(box: int) -> float:
@@ -141,17 +141,11 @@ def per_image_fsc(
     seen, maps = of_states
     rows, state_rows, floor_rows = [], [], []
     for index in np.unique(np.concatenate([reference, seen])):
-        true_map = fit_box(truth.volumes[index], box)
-        true = [correlator.spectrum(true_map * weight) for weight in (1.0, mask)]
-
-        def areas(voxels: np.ndarray, true: list[torch.Tensor] = true) -> list[float]:
-            pairs = zip((1.0, mask), true, strict=True)
-            return [correlator.area(correlator.spectrum(voxels * weight), spectrum) for weight, spectrum in pairs]
-
+        true = _spectra(correlator, fit_box(truth.volumes[index], box), mask)
         members = chosen[reference == index]
-        rows += [areas(voxels) for voxels in _decoded(decode, latents[members])]
-        floor_rows += [areas(consensus)] * len(members)
-        state_rows += [areas(maps[place]) for place in np.flatnonzero(seen == index)]
+        rows += [_areas(correlator, voxels, mask, true) for voxels in _decoded(decode, latents[members])]
+        floor_rows += [_areas(correlator, consensus, mask, true)] * len(members)
+        state_rows += [_areas(correlator, maps[place], mask, true) for place in np.flatnonzero(seen == index)]
     plain, masked = np.array(rows).T
     state_plain, state_masked = np.array(state_rows).T
     floor_plain, floor_masked = np.array(floor_rows).T
@@ -171,6 +165,18 @@ def per_image_fsc(
         consensus_masked_mean=float(floor_masked.mean()),
         maps=len(chosen),
     )
+
+
+def _spectra(correlator: ShellCorrelator, voxels: np.ndarray, mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Spectrum of a map, and of what the mask leaves of it."""
+    return correlator.spectrum(voxels), correlator.spectrum(voxels * mask)
+
+
+def _areas(
+    correlator: ShellCorrelator, voxels: np.ndarray, mask: np.ndarray, true: tuple[torch.Tensor, torch.Tensor]
+) -> list[float]:
+    """Areas under the curves of a map with the true one, plain and masked."""
+    return [correlator.area(*pair) for pair in zip(_spectra(correlator, voxels, mask), true, strict=True)]
 
 
 def _decoded(decode: Callable[[np.ndarray], np.ndarray], latents: np.ndarray) -> Iterator[np.ndarray]:

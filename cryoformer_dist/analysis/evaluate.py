@@ -26,7 +26,7 @@ from cryoformer_dist.analysis.map_scores import (
 from cryoformer_dist.analysis.masks import SIZE_TOLERANCE, moving_voxels, soften, solvent_mask
 from cryoformer_dist.analysis.truth import Truth, particles_of_states
 from cryoformer_dist.errors import StoreError
-from cryoformer_dist.physics.fourier import FSCCurve
+from cryoformer_dist.physics.fourier import FSC_HALF_MAPS, FSC_REFERENCE, FSCCurve
 from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, squared_frobenius
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.training.molecule_frame import in_frame_of
@@ -89,7 +89,7 @@ class PoseErrors:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Everything `reconstruct.write_evaluation` puts into the run directory.
+    """Everything `evaluation_files.write_evaluation` puts into the run directory.
 
     Attributes
     ----------
@@ -256,7 +256,7 @@ def quick_scores(
     _, volumes, references = _maps_of_states(decode, latents, chosen, truth)
     voxel_size = truth.box_angstrom / volumes.shape[-1]
     own, _ = fsc_own_and_distant(volumes, references, voxel_size)
-    resolution = float(np.median([curve.resolution_angstrom(0.5) for curve in own]))
+    resolution = float(np.median([curve.resolution_angstrom(FSC_REFERENCE) for curve in own]))
     return {**asdict(score_maps(volumes, references)), "resolution_angstrom": resolution}
 
 
@@ -287,12 +287,12 @@ def _state_table(
             "map_correlation": cosine(centred(ours), centred(truth)),
             "fsc_area_own": own.area,
             "fsc_area_distant": distant.area,
-            "resolution_angstrom": own.resolution_angstrom(0.5),
-            "resolution_0143_angstrom": own.resolution_angstrom(0.143),
+            "resolution_angstrom": own.resolution_angstrom(FSC_REFERENCE),
+            "resolution_0143_angstrom": own.resolution_angstrom(FSC_HALF_MAPS),
             "consensus_map_correlation": cosine(centred(floor), centred(truth)),
             "consensus_fsc_area_own": consensus.area,
-            "consensus_resolution_angstrom": consensus.resolution_angstrom(0.5),
-            "consensus_resolution_0143_angstrom": consensus.resolution_angstrom(0.143),
+            "consensus_resolution_angstrom": consensus.resolution_angstrom(FSC_REFERENCE),
+            "consensus_resolution_0143_angstrom": consensus.resolution_angstrom(FSC_HALF_MAPS),
         }
         for ours, floor, truth, own, distant, consensus in zip(*maps, *curves, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The look of the curves of all reports: SVG that follows the page's light or dark colours."""
+"""The look of all curves: in files of their own, and in reports as SVG that follows the page's colours."""
 
 import io
 from typing import Any
@@ -15,9 +15,18 @@ _PAGE_COLOURS = {
     FLOOR: "var(--floor, #98a2b3)",
 }
 # matplotlib types its settings as a union of three hundred names.
-STYLE: Any = {
+PLAIN: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "cryoformer-dist",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e7ec",
+    "legend.frameon": False,
+}
+"""Of pictures in files of their own."""
+STYLE: Any = PLAIN | {
     "font.size": 10,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
@@ -25,10 +34,6 @@ STYLE: Any = {
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
     "axes.facecolor": "none",
     "grid.color": GRID,
     "grid.linewidth": 0.8,
@@ -37,7 +42,6 @@ STYLE: Any = {
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED,
     "text.color": INK,
-    "legend.frameon": False,
     "legend.labelcolor": MUTED,
     "legend.fontsize": 9,
     "figure.facecolor": "none",

@@ -19,6 +19,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 
 from cryoformer_dist.analysis.figure_style import ACCENT, FLOOR, MUTED, STYLE, svg
+from cryoformer_dist.analysis.fsc_figure import frame_fsc
 from cryoformer_dist.analysis.rendering import (
     Colour,
     View,
@@ -83,7 +84,7 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> str:
         for panel, stage in zip(panels, stages, strict=True):
             rows = [record for record in records if record["stage"] == stage]
             loss = np.array([float(record["loss"]) for record in rows])
-            step = _running_steps(rows)
+            step = np.array([int(record["step"]) for record in rows])
             panel.plot(step, loss, color=ACCENT, alpha=0.35 if len(loss) > 20 else 1.0, linewidth=1.2)
             if len(loss) > 20:
                 window = max(len(loss) // 15, 3)
@@ -93,13 +94,6 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> str:
             panel.set_xlabel("step")
         panels[0].set_ylabel("loss")
         return svg(figure, "Loss against step, by stage")
-
-
-def _running_steps(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Count steps on where the records start again with every epoch."""
-    step = np.array([int(row["step"]) for row in rows])
-    restart = np.concatenate([[0], np.where(np.diff(step) < 0, step[:-1], 0)])
-    return np.asarray(step + np.cumsum(restart))
 
 
 def latent_scatter(
@@ -207,12 +201,6 @@ def fsc_curves(
         figure = Figure(figsize=(5.4, 4.4), layout="constrained")
         axes = figure.subplots()
         shells = slice(1, None)
-        for threshold in (0.5, 0.143):
-            axes.axhline(threshold, color=MUTED, linewidth=0.8, linestyle=(0, (1, 3)))
-            axes.annotate(
-                f"{threshold:g}", (1, threshold), xycoords=("axes fraction", "data"), xytext=(-2, 3),
-                textcoords="offset points", ha="right", fontsize=8, color=MUTED,
-            )  # fmt: skip
         low, high = consensus.min(axis=0)[shells], consensus.max(axis=0)[shells]
         axes.fill_between(frequency_per_angstrom[shells], low, high, color=FLOOR, alpha=0.18, linewidth=0)
         for curve, colour in zip(own, state_colours(len(own), periodic), strict=True):
@@ -227,20 +215,10 @@ def fsc_curves(
             label="consensus (floor)",
         )
         axes.plot([], [], color=to_hex(colour_at(0.0, periodic)), linewidth=1.7, label="ours, one line per state")
-        axes.set_ylim(min(-0.05, float(own.min()), float(low.min())), 1.04)
-        axes.set_xlim(0, float(frequency_per_angstrom[-1]) * 1.02)
-        _label_in_angstrom(axes)
+        frame_fsc(axes, float(frequency_per_angstrom[-1]), MUTED)
         axes.set_ylabel("FSC with the true state")
         axes.legend(loc="lower left")
         return svg(figure, "Fourier shell correlation of each state with the truth")
-
-
-def _label_in_angstrom(axes: Axes) -> None:
-    """Tick the frequency axis at whole fractions, written as resolution."""
-    top = axes.get_xlim()[1]
-    ticks = np.arange(1, 6) * top / 5
-    axes.set_xticks(ticks, [f"{1 / tick:.{0 if 1 / tick >= 20 else 1}f}" for tick in ticks])
-    axes.set_xlabel("resolution (Å)")
 
 
 def pose_histograms(pose: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Real
 from scipy.stats import rankdata
 
+from cryoformer_dist.analysis.latent import correlation
 from cryoformer_dist.analysis.map_scores import fit_box
 from cryoformer_dist.analysis.rendering import VALUE_STOPS, common_level
 from cryoformer_dist.analysis.trained import DecodedState, TrainedRun
@@ -152,15 +153,6 @@ def measure_flexibility(
         attention_deviation=attention.deviation,
         states=density.count,
     )
-
-
-def correlation(first: Real[np.ndarray, " samples"], second: Real[np.ndarray, " samples"]) -> float:
-    """Pearson's; 0 when either side does not vary or is empty."""
-    if not len(first):
-        return 0.0
-    a, b = first - first.mean(dtype=np.float64), second - second.mean(dtype=np.float64)
-    scale = float(np.sqrt(np.square(a).sum() * np.square(b).sum()))
-    return float((a * b).sum()) / scale if scale > 1e-12 else 0.0
 
 
 def rank_queries(flexibility: Flexibility) -> list[dict[str, Any]]:

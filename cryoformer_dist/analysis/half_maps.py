@@ -22,11 +22,10 @@ from cryoformer_dist.analysis.masks import read_mask, solvent_mask
 from cryoformer_dist.analysis.reconstruct import write_json, write_series
 from cryoformer_dist.analysis.trained import TrainedRun, load_trained
 from cryoformer_dist.errors import ConfigError, StoreError
-from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.storage.places import Place
+from cryoformer_dist.training.consensus import load_consensus
 
-PAIRS = 10
-_PERCENTILES = (5.0, 95.0)
+_PAIRS = 10
 _AXES_TRIED = 3
 _MASK_THRESHOLD = 0.1
 
@@ -130,20 +129,20 @@ class HalfSetComparison:
         }
 
 
-def match_maps(first: HalfRun, second: HalfRun, pairs: int = PAIRS) -> MatchedMaps:
+def match_maps(first: HalfRun, second: HalfRun) -> MatchedMaps:
     """Sample both halves evenly along a principal axis, from the 5th to the 95th percentile of their particles.
 
     Axes have no sign, and two nearly equal ones may change places: of the leading axes of the second half, either way
     round, the one is taken whose difference maps correlate best with those of the first. A motion that closes on itself
     spreads over two axes whose phase is arbitrary; there a low correlation says nothing.
     """
-    walk = axis_traversal(first.latents, principal_axes(first.latents), 0, pairs, _PERCENTILES)
+    walk = axis_traversal(first.latents, principal_axes(first.latents), 0, _PAIRS)
     maps = first.decode(walk)
     axes = principal_axes(second.latents)
     varying = max(1, int(np.count_nonzero(axes.explained_variance[:_AXES_TRIED] > 1e-6)))
     found = []
     for axis in range(varying):
-        others = second.decode(axis_traversal(second.latents, axes, axis, pairs, _PERCENTILES))
+        others = second.decode(axis_traversal(second.latents, axes, axis, _PAIRS))
         for backwards, series in ((False, others), (True, others[::-1])):
             found.append(MatchedMaps(maps, series, axis + 1, backwards, cosine(_changes(maps), _changes(series))))
     return max(found, key=lambda match: match.correlation)
@@ -203,7 +202,7 @@ def compare_halves(first_run: Path, second_run: Path, mask: Path | None = None) 
     box = int(runs[0].manifest["box_size"])
     given = None if mask is None else read_mask(mask, box, box * size)
     halves = [
-        HalfRun(run.decode, run.latents, read_volume(path / "consensus.mrc").voxels.numpy())
+        HalfRun(run.decode, run.latents, load_consensus(path).voxels.numpy())
         for run, path in zip(runs, (first_run, second_run), strict=True)
     ]
     return compare_half_runs(halves[0], halves[1], size, given, "" if mask is None else str(mask))
@@ -230,7 +229,7 @@ def write_half_maps(folder: Path, comparison: HalfSetComparison, runs: Sequence[
         ``half_maps.json``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_curves(folder / "half_maps.csv", comparison.average)
+    write_curves(folder / "half_maps.csv", comparison.average.curves)
     faint = [pair.curves["corrected"] for pair in comparison.pairs]
     curves = {**comparison.average.curves, "consensus, corrected": comparison.consensus.curves["corrected"]}
     title = f"Half-sets, average of {len(comparison.pairs)} pairs · {comparison.voxel_size_angstrom:.3g} Å per voxel"

@@ -13,6 +13,7 @@ PREDICTION_DIMENSIONS = 10
 """Linear prediction uses at most this many principal coordinates, so that wide latents do not overfit."""
 NEIGHBOURS = 20
 """Particles whose states stand for that of one in their midst."""
+_FOLDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +138,11 @@ def _nearest_member(latents: np.ndarray, member: np.ndarray, mean: np.ndarray) -
 
 
 def axis_traversal(
-    latents: Float[np.ndarray, "particles latent"],
-    axes: PrincipalAxes,
-    axis: int,
-    count: int,
-    percentiles: tuple[float, float] = (5.0, 95.0),
+    latents: Float[np.ndarray, "particles latent"], axes: PrincipalAxes, axis: int, count: int
 ) -> Float[np.ndarray, "count latent"]:
-    """Latents evenly spaced along a principal axis through the mean, between two percentiles."""
+    """Latents evenly spaced along a principal axis through the mean, from the 5th to the 95th percentile."""
     along = axes.project(latents)[:, axis]
-    low, high = np.percentile(along, percentiles)
+    low, high = np.percentile(along, (5.0, 95.0))
     coordinates = np.zeros((count, len(axes.axes)))
     coordinates[:, axis] = np.linspace(low, high, count)
     return axes.lift(coordinates).astype(latents.dtype)
@@ -174,20 +171,24 @@ def circular_correlation(
     return float(np.sign(squared) * np.sqrt(min(abs(squared), 1.0)))
 
 
+def correlation(first: Real[np.ndarray, " samples"], second: Real[np.ndarray, " samples"]) -> float:
+    """Pearson's; 0 when either side does not vary or is empty."""
+    if not len(first):
+        return 0.0
+    a, b = first - first.mean(dtype=np.float64), second - second.mean(dtype=np.float64)
+    scale = float(np.sqrt(np.square(a).sum() * np.square(b).sum()))
+    return float((a * b).sum()) / scale if scale > 1e-12 else 0.0
+
+
 def rank_correlation(first: Real[np.ndarray, " samples"], second: Real[np.ndarray, " samples"]) -> float:
-    """Spearman's rank correlation; 0 when either side does not vary."""
-    a, b = rankdata(first), rankdata(second)
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt(np.square(a).sum() * np.square(b).sum())
-    return float((a * b).sum() / scale) if scale > 0 else 0.0
+    """Spearman's rank correlation; 0 when either side does not vary or is empty."""
+    return correlation(rankdata(first), rankdata(second))
 
 
 def predict_coordinate(
     latents: Float[np.ndarray, "particles latent"],
     coordinate: Real[np.ndarray, " particles"],
     period: float = 0.0,
-    folds: int = 5,
-    seed: int = 0,
 ) -> CoordinatePrediction:
     """Cross-validated linear prediction of a coordinate: 1 for latents linear in it, about 0 for unrelated.
 
@@ -197,14 +198,12 @@ def predict_coordinate(
         One row and one value per particle.
     period
         0 for a line; else the coordinate's period, and cosine and sine are predicted.
-    folds, seed
-        Particles are dealt at random to the folds; each is predicted by a map fitted to the others.
     """
     if not period:
-        predicted = _predict_out_of_fold(latents, coordinate[:, None].astype(np.float64), folds, seed)[:, 0]
+        predicted = _predict_out_of_fold(latents, coordinate[:, None].astype(np.float64))[:, 0]
         return CoordinatePrediction(predicted, rank_correlation(predicted, coordinate), None)
     angle = coordinate.astype(np.float64) * (2 * np.pi / period)
-    fitted = _predict_out_of_fold(latents, np.stack([np.cos(angle), np.sin(angle)], axis=1), folds, seed)
+    fitted = _predict_out_of_fold(latents, np.stack([np.cos(angle), np.sin(angle)], axis=1))
     predicted = np.arctan2(fitted[:, 1], fitted[:, 0])
     error = np.abs(np.angle(np.exp(1j * (predicted - angle))))
     return CoordinatePrediction(
@@ -223,12 +222,12 @@ def _standardised(latents: np.ndarray) -> np.ndarray:
     return standardised
 
 
-def _predict_out_of_fold(latents: np.ndarray, target: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Least squares on standardised principal coordinates, every particle predicted by the other folds."""
+def _predict_out_of_fold(latents: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Least squares on standardised principal coordinates, every particle predicted by the other, random folds."""
     design = np.concatenate([_standardised(latents), np.ones((len(latents), 1))], axis=1)
-    fold = np.random.default_rng(seed).permutation(len(latents)) % folds
+    fold = np.random.default_rng(0).permutation(len(latents)) % _FOLDS
     predicted = np.zeros_like(target)
-    for k in range(folds):
+    for k in range(_FOLDS):
         weights = np.linalg.lstsq(design[fold != k], target[fold != k], rcond=None)[0]
         predicted[fold == k] = design[fold == k] @ weights
     return predicted
@@ -254,25 +253,19 @@ def nearest_neighbours(
 
 
 def linear_class_accuracy(
-    latents: Float[np.ndarray, "particles latent"],
-    label: Int[np.ndarray, " particles"],
-    folds: int = 5,
-    seed: int = 0,
+    latents: Float[np.ndarray, "particles latent"], label: Int[np.ndarray, " particles"]
 ) -> float:
     """Share of particles whose class a cross-validated linear classifier names, averaged over the classes."""
-    named = predict_class(latents, label, folds, seed) == label
+    named = predict_class(latents, label) == label
     return float(np.mean([named[label == value].mean() for value in np.unique(label)]))
 
 
 def predict_class(
-    latents: Float[np.ndarray, "particles latent"],
-    label: Real[np.ndarray, " particles"],
-    folds: int = 5,
-    seed: int = 0,
+    latents: Float[np.ndarray, "particles latent"], label: Real[np.ndarray, " particles"]
 ) -> Real[np.ndarray, " particles"]:
     """Class that a linear classifier fitted to the other folds names for each particle."""
     classes, index = np.unique(label, return_inverse=True)
-    score = _predict_out_of_fold(latents, np.eye(len(classes))[index], folds, seed)
+    score = _predict_out_of_fold(latents, np.eye(len(classes))[index])
     named: np.ndarray = classes[score.argmax(axis=1)]
     return named
 

@@ -17,13 +17,12 @@ from torch import Tensor
 from cryoformer_dist.analysis.masks import SIZE_TOLERANCE, read_mask
 from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.io.mrc import read_volume
-from cryoformer_dist.physics.fourier import FSCCurve, fourier_shell_correlation
+from cryoformer_dist.physics.fourier import FSC_THRESHOLDS, FSCCurve, fourier_shell_correlation
 from cryoformer_dist.physics.grids import centred_axis
 from cryoformer_dist.physics.volume import Volume
 
 RANDOMISE_BELOW = 0.8
 """Unmasked FSC below which phases are randomised."""
-THRESHOLDS = (0.5, 0.143)
 _TRUSTED_SHELLS = 2
 
 
@@ -47,7 +46,7 @@ class MapComparison:
     def resolutions(self) -> dict[str, dict[str, float]]:
         """Resolution in angstrom of each curve but the randomised at 0.5 and 0.143."""
         return {
-            name: {f"{threshold:g}": curve.resolution_angstrom(threshold) for threshold in THRESHOLDS}
+            name: {f"{threshold:g}": curve.resolution_angstrom(threshold) for threshold in FSC_THRESHOLDS}
             for name, curve in self.curves.items()
             if name != "randomised"
         }
@@ -168,14 +167,14 @@ def describe(comparison: MapComparison, mask: str, what: str = "two maps") -> li
     return lines
 
 
-def write_curves(path: Path, comparison: MapComparison) -> Path:
-    """Write the curves as a table: shell, frequency, resolution, and one column per curve."""
+def write_curves(path: Path, curves: Mapping[str, FSCCurve]) -> Path:
+    """Write curves of one box as a table: shell, frequency, resolution, and one column per curve."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    frequency = comparison.curves["unmasked"].frequency_per_angstrom.tolist()
-    columns = [curve.correlation.tolist() for curve in comparison.curves.values()]
+    frequency = next(iter(curves.values())).frequency_per_angstrom.tolist()
+    columns = [curve.correlation.tolist() for curve in curves.values()]
     with path.open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["shell", "frequency_per_angstrom", "resolution_angstrom", *comparison.curves])
+        writer.writerow(["shell", "frequency_per_angstrom", "resolution_angstrom", *curves])
         for shell, (at, *values) in enumerate(zip(frequency, *columns, strict=True)):
             resolution = f"{1 / at:.4f}" if at else "inf"
             writer.writerow([shell, f"{at:.6f}", resolution, *(f"{value:.6f}" for value in values)])

@@ -1,6 +1,7 @@
 """Maps against reference maps: correlations, difference maps and Fourier shell correlation."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -9,9 +10,12 @@ from jaxtyping import Bool, Float
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.physics.fourier import FSCCurve, crop_volume, fourier_shell_correlation
 
+# A relative change below this is rounding.
+_LEAST = 1e-6
+
 
 @dataclass(frozen=True, slots=True)
-class MapScores:
+class RegionScores:
     """How far a series of maps follows the states; every value ignores scale and offset of the maps.
 
     Attributes
@@ -20,29 +24,28 @@ class MapScores:
         Pooled correlation of (map - mean map) with (truth - mean truth); 0 when the maps do not vary.
     difference_map_amplitude
         Size of the variation relative to the mean map, divided by the same of the truth.
-    map_correlation
-        Voxel correlation with the own state, mean over states.
     fsc_area_own, fsc_area_distant, auc_gap
         Mean FSC over shells 1 .. box / 2 - 1: own state, the state half the range away, their difference.
     """
 
     difference_map_correlation: float
     difference_map_amplitude: float
-    map_correlation: float
     fsc_area_own: float
     fsc_area_distant: float
     auc_gap: float
 
 
 @dataclass(frozen=True, slots=True)
-class RegionScores:
-    """`MapScores` inside a region, where the still rest of the molecule can neither help nor dilute."""
+class MapScores(RegionScores):
+    """`RegionScores` of the whole box.
 
-    difference_map_correlation: float
-    difference_map_amplitude: float
-    fsc_area_own: float
-    fsc_area_distant: float
-    auc_gap: float
+    Attributes
+    ----------
+    map_correlation
+        Voxel correlation with the own state, mean over states.
+    """
+
+    map_correlation: float
 
 
 def score_maps(
@@ -53,16 +56,36 @@ def score_maps(
     Maps that do not move score difference correlation 0, amplitude 0 and gap 0; the truth scores 1 in both.
     """
     ours, truth = centred(volumes), centred(references)
+    scores = _scores(ours, truth, map_variation(volumes) > _LEAST, *fsc_own_and_distant(volumes, references, 1.0))
+    own_state = [cosine(volume, reference) for volume, reference in zip(ours, truth, strict=True)]
+    return MapScores(**asdict(scores), map_correlation=float(np.mean(own_state)))
+
+
+def score_region(
+    volumes: Float[np.ndarray, "states box box box"],
+    references: Float[np.ndarray, "states box box box"],
+    inside: Bool[np.ndarray, "box box box"],
+    mask: Float[np.ndarray, "box box box"],
+) -> RegionScores:
+    """As `score_maps`, where the still rest of the molecule can neither help nor dilute.
+
+    Difference maps are compared ``inside``, FSC under the soft ``mask``.
+    """
+    ours, truth = centred(volumes)[:, inside], centred(references)[:, inside]
+    curves = fsc_own_and_distant(volumes, references, 1.0, mask)
+    return _scores(ours, truth, map_variation(volumes) > _LEAST, *curves)
+
+
+def _scores(
+    ours: np.ndarray, truth: np.ndarray, moves: bool, own: Sequence[FSCCurve], distant: Sequence[FSCCurve]
+) -> RegionScores:
+    """Scores of centred maps, or of their voxels in a region."""
     ours_change, truth_change = ours - ours.mean(axis=0), truth - truth.mean(axis=0)
-    own, distant = fsc_own_and_distant(volumes, references, 1.0)
-    area_own = float(np.mean([curve.area for curve in own]))
-    area_distant = float(np.mean([curve.area for curve in distant]))
-    motion, true_motion = map_variation(volumes), map_variation(references)
-    moves = motion > 1e-6
-    return MapScores(
+    size, true_size = _relative_size(ours_change, ours), _relative_size(truth_change, truth)
+    area_own, area_distant = (float(np.mean([curve.area for curve in curves])) for curves in (own, distant))
+    return RegionScores(
         difference_map_correlation=cosine(ours_change, truth_change) if moves else 0.0,
-        difference_map_amplitude=motion / true_motion if moves and true_motion > 1e-6 else 0.0,
-        map_correlation=float(np.mean([cosine(v, t) for v, t in zip(ours, truth, strict=True)])),
+        difference_map_amplitude=size / true_size if moves and true_size > _LEAST else 0.0,
         fsc_area_own=area_own,
         fsc_area_distant=area_distant,
         auc_gap=area_own - area_distant,
@@ -116,32 +139,6 @@ def _masked(volumes: np.ndarray, mask: np.ndarray) -> np.ndarray:
     level = np.median(volumes, axis=(-3, -2, -1), keepdims=True)
     masked: np.ndarray = (volumes - level) * mask
     return masked
-
-
-def score_region(
-    volumes: Float[np.ndarray, "states box box box"],
-    references: Float[np.ndarray, "states box box box"],
-    inside: Bool[np.ndarray, "box box box"],
-    mask: Float[np.ndarray, "box box box"],
-) -> RegionScores:
-    """Compare maps with the true ones where it matters: difference maps ``inside``, FSC under the soft ``mask``.
-
-    Maps that do not move score difference correlation 0, amplitude 0 and gap 0; the truth scores 1 in both.
-    """
-    ours, truth = centred(volumes)[:, inside], centred(references)[:, inside]
-    ours_change, truth_change = ours - ours.mean(axis=0), truth - truth.mean(axis=0)
-    moves = map_variation(volumes) > 1e-6
-    own, distant = fsc_own_and_distant(volumes, references, 1.0, mask)
-    area_own = float(np.mean([curve.area for curve in own]))
-    area_distant = float(np.mean([curve.area for curve in distant]))
-    size, true_size = _relative_size(ours_change, ours), _relative_size(truth_change, truth)
-    return RegionScores(
-        difference_map_correlation=cosine(ours_change, truth_change) if moves else 0.0,
-        difference_map_amplitude=size / true_size if moves and true_size > 1e-6 else 0.0,
-        fsc_area_own=area_own,
-        fsc_area_distant=area_distant,
-        auc_gap=area_own - area_distant,
-    )
 
 
 def _relative_size(changes: np.ndarray, maps: np.ndarray) -> float:

@@ -1,6 +1,5 @@
-"""From latents to files: the map series, the latent table and the verdict in the run directory."""
+"""From latents to files: the map series and the latent table in the run directory."""
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from cryoformer_dist.analysis.evaluate import Decode, Evaluation
+from cryoformer_dist.analysis.evaluate import Decode
 from cryoformer_dist.analysis.latent import axis_traversal, kmeans, principal_axes
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.mrc import write_volume
@@ -29,8 +28,6 @@ class SeriesPlan:
         K-means centres.
     axes, points
         Principal axes to walk along, and maps on each.
-    percentiles
-        Of the particles along an axis, where the walk starts and ends.
     seed
         Of the k-means start.
     """
@@ -38,7 +35,6 @@ class SeriesPlan:
     clusters: int = 10
     axes: int = 2
     points: int = 9
-    percentiles: tuple[float, float] = (5.0, 95.0)
     seed: int = 0
 
 
@@ -71,7 +67,7 @@ def choose_latents(
     chosen: dict[str, np.ndarray] = {"kmeans": clusters.centres}
     varying = int(np.count_nonzero(axes.explained_variance > 1e-6))
     for axis in range(min(plan.axes, varying)):
-        chosen[f"pc{axis + 1}"] = axis_traversal(latents, axes, axis, plan.points, plan.percentiles)
+        chosen[f"pc{axis + 1}"] = axis_traversal(latents, axes, axis, plan.points)
     table: dict[str, np.ndarray] = {
         "latent": latents.astype(np.float32),
         "source_row": source_row.astype(np.int64),
@@ -126,7 +122,7 @@ def reconstruct(
         written += write_series(run / "volumes", name, volumes, voxel_size_angstrom, labels)
     for number in range(1, plan.axes + 1):
         if f"pc{number}" not in series.latents:
-            _remove_series(run / "volumes", f"pc{number}")
+            remove_series(run / "volumes", f"pc{number}")
     with replaced(run / "latent.npz") as beside, beside.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **series.table)
     return written
@@ -141,7 +137,7 @@ def write_series(
 ) -> list[Path]:
     """Write ``name_000.mrc`` ..., replacing every earlier map of that series."""
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_series(folder, name)
+    remove_series(folder, name)
     paths = [folder / f"{name}_{index:03d}.mrc" for index in range(len(volumes))]
     for index, (path, voxels) in enumerate(zip(paths, volumes, strict=True)):
         volume = Volume(torch.from_numpy(np.ascontiguousarray(voxels, dtype=np.float32)), voxel_size_angstrom)
@@ -149,36 +145,10 @@ def write_series(
     return paths
 
 
-def _remove_series(folder: Path, name: str) -> None:
+def remove_series(folder: Path, name: str) -> None:
+    """Remove every map of a series."""
     for stale in folder.glob(f"{name}_[0-9][0-9][0-9].mrc"):
         stale.unlink()
-
-
-def write_evaluation(run: Path, evaluation: Evaluation, labels: Sequence[str] = ()) -> Path:
-    """Write metrics.json, ``fsc/state_000.csv`` ... and, against a truth, ``volumes/state_000.mrc`` ....
-
-    Returns
-    -------
-    Path
-        The metrics file.
-    """
-    fsc = run / "fsc"
-    fsc.mkdir(parents=True, exist_ok=True)
-    for stale in fsc.glob("state_[0-9][0-9][0-9].csv"):
-        stale.unlink()
-    curves = zip(evaluation.own, evaluation.distant, evaluation.consensus, strict=True)
-    for index, (own, distant, consensus) in enumerate(curves):
-        columns = (own.frequency_per_angstrom, own.correlation, distant.correlation, consensus.correlation)
-        with (fsc / f"state_{index:03d}.csv").open("w", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["shell", "frequency_per_angstrom", "fsc_own", "fsc_distant", "fsc_consensus"])
-            for shell, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-                writer.writerow([shell, *(f"{value:.6f}" for value in values)])
-    if evaluation.own:
-        write_series(run / "volumes", "state", evaluation.volumes, evaluation.voxel_size_angstrom, labels)
-    else:
-        _remove_series(run / "volumes", "state")
-    return write_json(run / "metrics.json", evaluation.metrics)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cryoformer_dist.analysis import figures
-from cryoformer_dist.analysis.flexibility_figures import cluster_section, flexibility_section
+from cryoformer_dist.analysis.evaluation_files import read_evaluation
 from cryoformer_dist.analysis.map_scores import fit_box
 from cryoformer_dist.analysis.page import render
 from cryoformer_dist.analysis.rendering import (
@@ -21,10 +21,15 @@ from cryoformer_dist.analysis.rendering import (
     common_level,
     state_colours,
 )
+from cryoformer_dist.analysis.report_sections import cluster_section, flexibility_section
 from cryoformer_dist.analysis.truth import Truth, read_truth
 from cryoformer_dist.analysis.verdict import key_figures, measure_rows, pose_rows, stage_rows, verdict
-from cryoformer_dist.errors import CryoFormerError, StoreNotFoundError
+from cryoformer_dist.errors import StoreNotFoundError
 from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.storage.run_folder import MANIFEST
+from cryoformer_dist.training.consensus import CONSENSUS, load_consensus
+from cryoformer_dist.training.progress import read_metrics
+from cryoformer_dist.training.run_directory import is_prepared
 
 _SERIES_COLOUR: Colour = (0.25, 0.50, 0.86)
 _MOST_PICTURES = 12
@@ -101,37 +106,18 @@ def read_run(path: Path) -> RunFiles:
     series: dict[str, list[np.ndarray]] = {}
     for file in sorted((path / "volumes").glob("*_[0-9][0-9][0-9].mrc")):
         series.setdefault(file.stem[:-4], []).append(read_volume(file).voxels.numpy())
-    consensus = path / "consensus.mrc"
     config = path / "config.yaml"
     return RunFiles(
         path=path,
-        metrics=_read_json(path / "metrics.json"),
-        manifest=_read_json(path / "manifest.json"),
-        records=_read_records(path / "metrics.jsonl"),
+        metrics=read_evaluation(path),
+        manifest=json.loads((path / MANIFEST).read_text()) if is_prepared(path) else {},
+        records=read_metrics(path),
         config=config.read_text() if config.is_file() else "",
         latent=latent,
         fsc=_read_fsc(path / "fsc"),
         volumes={name: np.stack(maps) for name, maps in series.items()},
-        consensus=read_volume(consensus).voxels.numpy() if consensus.is_file() else None,
+        consensus=load_consensus(path).voxels.numpy() if (path / CONSENSUS).is_file() else None,
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return content
-
-
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    """Lines of a JSONL file; a last line without its newline was cut off by a kill and does not count."""
-    if not path.is_file():
-        return []
-    records = []
-    for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise CryoFormerError(f"{path}, line {number}: not a JSON record ({error.msg}); remove the line") from error
-    return records
 
 
 def _read_fsc(folder: Path) -> dict[str, np.ndarray]:
@@ -143,7 +129,7 @@ def _read_fsc(folder: Path) -> dict[str, np.ndarray]:
     return {name: np.array([table[name] for table in tables]) for name in (tables[0] if tables else {})}
 
 
-def write_report(run: Path, truth: Path | None = None, title: str | None = None) -> Path:
+def write_report(run: Path, truth: Path | None = None) -> Path:
     """Write ``report.html`` into a run directory from the files found there.
 
     Parts whose files are missing are left out; nothing is shown that was not measured.
@@ -154,8 +140,6 @@ def write_report(run: Path, truth: Path | None = None, title: str | None = None)
         Run directory.
     truth
         Truth folder of a simulation: true maps beside ours, latents coloured by the true coordinate.
-    title
-        Heading; the run's folder name by default.
 
     Returns
     -------
@@ -166,14 +150,14 @@ def write_report(run: Path, truth: Path | None = None, title: str | None = None)
     known = read_truth(truth) if truth is not None else None
     page = render(
         "report_template.html",
-        title=title or run.resolve().name,
+        title=run.resolve().name,
         facts=_facts(found),
         verdict=verdict(found.metrics),
         tiles=key_figures(found.metrics, found.records),
         measures=measure_rows(found.metrics),
         poses=pose_rows(found.metrics),
         states=found.metrics.get("states", []),
-        stages=stage_rows(found.records, found.manifest),
+        stages=stage_rows(found.records),
         config=found.config,
         manifest=_flatten(found.manifest),
         steps=_next_steps(found),
@@ -187,12 +171,13 @@ def write_report(run: Path, truth: Path | None = None, title: str | None = None)
 
 def _facts(run: RunFiles) -> list[str]:
     """One-line facts under the title."""
-    metrics, facts = run.metrics, []
+    metrics, manifest, facts = run.metrics, run.manifest, []
     if metrics:
         facts.append(f"{metrics['particles']:,} particles")
         facts.append(f"box {metrics['box_size']} at {metrics['voxel_size_angstrom']:.2f} Å")
         facts.append(f"{metrics['latent_dimensions']} latent dimensions")
-    facts += [f"{key} {run.manifest[key]}" for key in ("version", "seed") if key in run.manifest]
+    if manifest:
+        facts += [f"cryoformer-dist {manifest['versions']['cryoformer-dist']}", f"seed {manifest['seed']}"]
     return facts
 
 

@@ -10,26 +10,28 @@ import numpy as np
 import torch
 
 from cryoformer_dist.analysis.evaluate import Estimate, Masks, evaluate, quick_scores
+from cryoformer_dist.analysis.evaluation_files import write_evaluation
 from cryoformer_dist.analysis.flexibility import flexible_regions
 from cryoformer_dist.analysis.latent import score_latents
 from cryoformer_dist.analysis.masks import read_mask
 from cryoformer_dist.analysis.oracle import oracle_metrics
-from cryoformer_dist.analysis.reconstruct import SeriesPlan, reconstruct, write_evaluation
+from cryoformer_dist.analysis.reconstruct import SeriesPlan, reconstruct
 from cryoformer_dist.analysis.report import write_report
 from cryoformer_dist.analysis.sweep_folder import is_sweep
 from cryoformer_dist.analysis.sweep_report import write_sweep_report
 from cryoformer_dist.analysis.trained import TrainedRun, load_trained, with_weight_at_refined_poses
 from cryoformer_dist.analysis.truth import Truth, read_truth
+from cryoformer_dist.data.simulate import TRUTH_FOLDER, TRUTH_TABLE
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, CryoFormerWarning
 from cryoformer_dist.io.cryodrgn import write_poses_pkl
 from cryoformer_dist.io.cryosparc import update_cs_poses
-from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.io.relion import update_star_poses
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.storage.places import Place
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.checkpoint import fetch_latest
+from cryoformer_dist.training.consensus import load_consensus
 from cryoformer_dist.training.run_directory import opened_run, selected_rows, send_run
 
 
@@ -125,7 +127,7 @@ def evaluate_run(
         rotation=trained.rotation if refined else None,
         shift_angstrom=trained.shift_angstrom if refined else None,
     )
-    consensus = read_volume(run / "consensus.mrc")
+    consensus = load_consensus(run)
     known = _truth(truth, trained)
     fitted = _fitted(masks or MaskFiles(), trained, known is not None)
     verdict = evaluate(trained.decode, estimate, consensus, known, fitted)
@@ -201,8 +203,8 @@ def truth_folder(trained: TrainedRun) -> Path | None:
 
 def truth_beside(source: Path) -> Path | None:
     """The truth that a simulation left beside a particle file."""
-    folder = source.parent / "truth"
-    return folder if (folder / "truth.npz").is_file() else None
+    folder = source.parent / TRUTH_FOLDER
+    return folder if (folder / TRUTH_TABLE).is_file() else None
 
 
 def _truth(given: Path | None, trained: TrainedRun) -> Truth | None:

@@ -1,6 +1,5 @@
 """A sweep's folder as it lies on disk: its trials, what they came to, and what they cost."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cryoformer_dist.analysis.evaluation_files import read_evaluation
 from cryoformer_dist.config.loading import load_config
 from cryoformer_dist.config.sweep import Scalar, SweepConfig
 from cryoformer_dist.errors import ConfigError
@@ -99,9 +99,9 @@ def read_result(folder: Path) -> TrialResult:
     curve = [{"epoch": float(epoch.number), "loss": epoch.loss} for epoch in done]
     of_epoch = {float(line["epoch"]): line for line in lines}
     curve = [{**_numbers(of_epoch.get(point["epoch"], {})), **point} for point in curve]
-    path = folder / "metrics.json"
-    if path.is_file():
-        scores = headline_scores(json.loads(path.read_text()))
+    metrics = read_evaluation(folder)
+    if metrics:
+        scores = headline_scores(metrics)
     else:
         scores = {key: point[key] for point in curve for key in _EPOCH_SCORES if key in point}
     if curve:

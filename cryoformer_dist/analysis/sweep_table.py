@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
+from cryoformer_dist.analysis.latent import rank_correlation
 from cryoformer_dist.analysis.sweep_folder import TrialResult
 from cryoformer_dist.config.sweep import DIRECTIONS, Scalar, SweepConfig
 from cryoformer_dist.config.trials import short_names
@@ -145,20 +147,11 @@ def _importance(key: str, values: Sequence[Scalar], scores: np.ndarray) -> Impor
     if not is_number(values):
         return Importance(key, epsilon_squared(np.array([str(value) for value in values]), scores), None)
     numbers = np.array(values, dtype=np.float64)
-    ranks, score_ranks = _ranks(numbers), _ranks(scores)
-    correlation = float(np.corrcoef(ranks, score_ranks)[0, 1])
     groups = numbers
     if len(np.unique(numbers)) > min(_MOST_GROUPS, len(scores) // 2):
         parts = max(2, min(_MOST_GROUPS, len(scores) // 3))
-        groups = np.floor((ranks - 0.5) / len(scores) * parts)
-    return Importance(key, epsilon_squared(groups, scores), correlation)
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, equal values sharing the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return ranks
+        groups = np.floor((rankdata(numbers) - 0.5) / len(scores) * parts)
+    return Importance(key, epsilon_squared(groups, scores), rank_correlation(numbers, scores))
 
 
 def _setting(trials: list[TrialResult]) -> Setting:

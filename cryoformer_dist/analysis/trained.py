@@ -12,7 +12,6 @@ from torch import Tensor
 
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import ImageBlock, ParticleBatch, make_batch
-from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.model.decoder import DeformationDecoder, FoldedQueries
@@ -163,9 +162,6 @@ def load_trained(run: Path) -> TrainedRun:
     rows = selected_rows(config, store)
     pose = _poses(learner, store, rows)
     latents = _latents(learner, store, rows, pose, _encoder_speaks(config, checkpoint))
-    weight = load_shell_weight(run)
-    if weight is None:
-        weight = _shell_weight_at(run, store, rows, pose)
     return TrainedRun(
         config=config,
         manifest=manifest,
@@ -177,27 +173,22 @@ def load_trained(run: Path) -> TrainedRun:
         shift_angstrom=pose.shift_angstrom.numpy(),
         stored_rotation=particles.rotation[rows],
         stored_shift_angstrom=particles.shift_angstrom[rows],
-        shell_weight=weight.numpy(),
+        shell_weight=load_shell_weight(run).numpy(),
         learner=learner,
     )
 
 
 def with_weight_at_refined_poses(run: Path, trained: TrainedRun) -> TrainedRun:
-    """The same run, its Fourier shells weighted by what the particles say at the poses they have now."""
+    """The same run, its Fourier shells weighted by what the particles say at their refined poses; kept in the run."""
     if not trained.poses_refined:
         return trained
     store = ParticleStore.open(trained.manifest["store"])
     pose = Pose(torch.from_numpy(trained.rotation), torch.from_numpy(trained.shift_angstrom))
-    weight = _shell_weight_at(run, store, selected_rows(trained.config, store), pose)
-    return replace(trained, shell_weight=weight.numpy())
-
-
-def _shell_weight_at(run: Path, store: ParticleStore, rows: Rows, pose: Pose) -> Tensor:
-    """What each Fourier shell of a run's maps counts for, its particles at these poses; kept in the run."""
+    rows = selected_rows(trained.config, store)
     consensus = back_project(store.with_pose(rows, pose), rows)
     weight = consensus.shell_weight(load_mask(run), store.pixel_size_angstrom)
     write_shell_weight(run, weight)
-    return weight
+    return replace(trained, shell_weight=weight.numpy())
 
 
 def _for_decoding(config: RunConfig) -> RunConfig:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cryoformer_dist.analysis.masks import SIZE_TOLERANCE
+from cryoformer_dist.data.simulate import TRUTH_TABLE
 from cryoformer_dist.errors import SmallSampleWarning, StoreError, StoreNotFoundError
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.volume import Volume
@@ -60,7 +61,7 @@ def read_truth(folder: Path) -> Truth:
     StoreError
         If the reference maps differ in box or voxel size, or there is none of a particle's class.
     """
-    table = folder / "truth.npz"
+    table = folder / TRUTH_TABLE
     if not table.is_file():
         raise StoreNotFoundError(f"no {table}: give the truth folder that `simulate` wrote, or leave it out")
     with np.load(table, allow_pickle=False) as fields:

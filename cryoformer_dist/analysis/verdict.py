@@ -275,13 +275,10 @@ def pose_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def stage_rows(records: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Throughput per stage; ``seconds`` in the records counts from the start (of each attempt)."""
-    seconds = np.array([float(record.get("seconds", 0.0)) for record in records])
-    step = np.diff(seconds, prepend=0.0)
-    # After a resume the clock starts again from zero.
-    spent = np.where(step < 0, seconds, step)
-    workers = manifest.get("workers")
+def stage_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Throughput per stage."""
+    # The records' clock goes on over resumes.
+    spent = np.diff([float(record["seconds"]) for record in records], prepend=0.0)
     rows = []
     for stage in dict.fromkeys(str(record["stage"]) for record in records):
         at = [index for index, record in enumerate(records) if record["stage"] == stage]
@@ -295,7 +292,7 @@ def stage_rows(records: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
                 "wait": _median(reports, "data_wait", "{:.1%}"),
                 "memory": _median(reports, "memory_gib", "{:.2f}"),
                 "seconds": f"{spent[at].sum():,.0f}",
-                "workers": str(reports[-1].get("workers", workers if workers is not None else "–")),
+                "workers": str(reports[-1]["workers"]),
             }
         )
     return rows

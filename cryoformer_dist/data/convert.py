@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryoformer_dist.data.contrast import Contrast
-from cryoformer_dist.data.preparation import (
+from cryoformer_dist.data.image_normalisation import (
     ContrastChoice,
     Preparation,
     check_diameter,

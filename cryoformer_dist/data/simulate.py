@@ -47,6 +47,7 @@ from cryoformer_dist.storage.places import replaced
 
 STAR_NAME = "particles.star"
 TRUTH_FOLDER = "truth"
+TRUTH_TABLE = "truth.npz"
 _LABEL = "simulated by cryoformer-dist"
 _CALIBRATION_IMAGES = 1000
 # Pixels of noise-free images kept while the noise level is being measured (256 MiB), and of one block of
@@ -160,7 +161,7 @@ def _clear(output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / STAR_NAME).unlink(missing_ok=True)
     truth = output / TRUTH_FOLDER
-    for old in (*output.glob("particles*.mrcs"), *truth.glob("volume_*.mrc"), *truth.glob("truth.npz")):
+    for old in (*output.glob("particles*.mrcs"), *truth.glob("volume_*.mrc"), *truth.glob(TRUTH_TABLE)):
         old.unlink()
 
 
@@ -245,7 +246,7 @@ def _write_truth(config: SimulationConfig, scene: _Scene, scale: _Scale, folder:
         voxels = scene.imager.volume(float(coordinate), config.box_size) * scale.signal
         labels = (_LABEL, f"state {state:.6g}")
         write_volume(folder / f"volume_{number:03d}.mrc", Volume(voxels, config.pixel_size_angstrom), labels)
-    with replaced(folder / "truth.npz") as beside, beside.open("wb") as stream:
+    with replaced(folder / TRUTH_TABLE) as beside, beside.open("wb") as stream:
         np.savez(
             stream,
             state=states.state,

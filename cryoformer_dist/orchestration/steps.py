@@ -7,7 +7,7 @@ import torch
 from cryoformer_dist.config.cluster import ClusterConfig, LocalCluster
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
-from cryoformer_dist.data.simulate import simulate
+from cryoformer_dist.data.simulate import STAR_NAME, simulate
 from cryoformer_dist.data.store import ParticleStore, is_complete
 from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.io.reading import read_particles
@@ -18,7 +18,8 @@ from cryoformer_dist.orchestration.train import local_room, train_locally, train
 from cryoformer_dist.storage.places import Place, place_at
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.machine import Room
-from cryoformer_dist.training.run_directory import opened_run, prepare_run, send_run
+from cryoformer_dist.training.preparation import prepare_run
+from cryoformer_dist.training.run_directory import opened_run, send_run
 
 
 def train_in_process(request: Request, voice: Voice) -> None:
@@ -75,11 +76,11 @@ def ensure_store(config: RunConfig, voice: Voice, parallel: bool) -> None:
     if not isinstance(output, Path):
         raise ConfigError(
             f"dataset.store: {output} holds no finished store, and dataset.simulate makes stores in folders only: run "
-            f"`cryoformer-dist simulate -o FOLDER`, then `cryoformer-dist convert FOLDER/particles.star -o {output}`"
+            f"`cryoformer-dist simulate -o FOLDER`, then `cryoformer-dist convert FOLDER/{STAR_NAME} -o {output}`"
         )
     # Absent, or begun by a launch that was interrupted: both steps go on where they were.
     folder = output.parent / "particles"
-    star = folder / "particles.star"
+    star = folder / STAR_NAME
     if not star.is_file():
         with voice.progress("simulating particles") as progress:
             simulate(dataset.simulate, folder, progress)

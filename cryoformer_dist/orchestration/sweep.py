@@ -34,6 +34,7 @@ from cryoformer_dist.orchestration.tuning import (
 )
 from cryoformer_dist.storage.places import place_at, placed_from
 from cryoformer_dist.training.trial_folder import (
+    folder_of_trial,
     forget_outcome,
     read_outcome,
     read_trial,
@@ -185,14 +186,14 @@ def _tune(request: SweepRequest, slots: int, voice: Voice) -> None:
     """Have Ray Tune run every trial that has not ended."""
     os.environ.update(_TUNE_ENVIRONMENT)
     sweep = request.sweep
-    waiting = [trial for trial in request.trials if read_outcome(request.folder / "trials" / trial.name) is None]
+    waiting = [trial for trial in request.trials if read_outcome(folder_of_trial(request.folder, trial.name)) is None]
     space: dict[str, Any] = {"sharing": sharers(sweep.workers, slots * sweep.workers.most)}
     searcher = None
     if sweep.search == "optuna":
         searcher = OptunaProposals(sweep, request.base, request.folder)
     elif waiting:
         space["trial"] = tune.grid_search(
-            [tuned(request.folder / "trials" / trial.name, dict(trial.parameters))["trial"] for trial in waiting]
+            [tuned(folder_of_trial(request.folder, trial.name), dict(trial.parameters))["trial"] for trial in waiting]
         )
     else:
         return
@@ -233,11 +234,11 @@ def _lay_out(request: SweepRequest) -> None:
     if is_sweep(folder) and not request.resume:
         raise ConfigError(f"{folder}: holds a sweep already; --resume goes on with it, --set name=NAME starts another")
     for trial in request.trials:
-        place = folder / "trials" / trial.name
+        place = folder_of_trial(folder, trial.name)
         if place in trial_folders(folder) and read_trial(place).config != trial.config:
             raise ConfigError(f"{place}: was begun with other values; resume with those, or --set name=NAME")
     for trial in request.trials:
-        place = folder / "trials" / trial.name
+        place = folder_of_trial(folder, trial.name)
         if place not in trial_folders(folder):
             write_trial(place, trial)
     folder.mkdir(parents=True, exist_ok=True)

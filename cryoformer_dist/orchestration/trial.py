@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from ray import tune
 
+from cryoformer_dist.analysis.evaluation_files import read_evaluation
 from cryoformer_dist.analysis.results import make_results, quick_scores_of_run
 from cryoformer_dist.analysis.sweep_folder import headline_scores, read_sweep
 from cryoformer_dist.config.cluster import LocalCluster
@@ -21,7 +22,8 @@ from cryoformer_dist.orchestration.train import smallest_room, train_here, train
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.checkpoint import latest_checkpoint
 from cryoformer_dist.training.machine import peak_threads, room_here
-from cryoformer_dist.training.run_directory import load_run, preparation_key, prepare_run
+from cryoformer_dist.training.preparation import preparation_key, prepare_like, prepare_run
+from cryoformer_dist.training.run_directory import is_prepared, load_run
 from cryoformer_dist.training.trial_folder import (
     EpochSummary,
     Outcome,
@@ -77,7 +79,7 @@ def _carry_out(folder: Path, values: dict[str, Any], sharing: int) -> None:
 
 def _prepared(folder: Path, sweep: SweepConfig, sharing: int) -> RunConfig:
     """Make the trial's run directory; what trials have in common is made once, by the first that needs it."""
-    if (folder / "manifest.json").is_file():
+    if is_prepared(folder):
         return load_run(folder)[0]
     config = read_trial(folder).config
     workers = sweep.workers
@@ -87,9 +89,9 @@ def _prepared(folder: Path, sweep: SweepConfig, sharing: int) -> RunConfig:
     room = room_here(workers.gpus > 0, sharing) if workers.count == 1 else smallest_room(workers, sharing)
     shared = folder.parents[1] / "prepared" / preparation_key(config, store)
     with held(shared.with_suffix(".lock")):
-        if not (shared / "manifest.json").is_file():
+        if not is_prepared(shared):
             prepare_run(config, store, shared, resume=False, room=room)
-    prepare_run(config, store, folder, resume=False, room=room, like=shared)
+    prepare_like(config, store, folder, shared, room)
     return load_run(folder)[0]
 
 
@@ -144,8 +146,7 @@ class EpochReports:
     def finish(self) -> None:
         """Tell of the last epoch, with the scores of the finished run."""
         last = epochs_of_run(self._folder)[-1]
-        metrics = json.loads((self._folder / "metrics.json").read_text())
-        line = self._line(last, headline_scores(metrics))
+        line = self._line(last, headline_scores(read_evaluation(self._folder)))
         append_epoch(self._folder, line)
         self._tell(line)
 

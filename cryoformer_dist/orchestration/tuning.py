@@ -21,7 +21,7 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.sweep import SweepConfig, Values
 from cryoformer_dist.config.trials import make_trial
 from cryoformer_dist.errors import BackendUnavailableError
-from cryoformer_dist.training.trial_folder import Outcome, read_outcome, write_outcome, write_trial
+from cryoformer_dist.training.trial_folder import Outcome, folder_of_trial, read_outcome, write_outcome, write_trial
 
 _FOR_EVER = 10**9
 
@@ -140,7 +140,7 @@ class OptunaProposals(Searcher):
             self._left -= 1
             asked = self._study.ask(self._space)
             trial = make_trial(self._base, asked.params, self._sweep.seeds[0])
-            folder = self._folder / "trials" / trial.name
+            folder = folder_of_trial(self._folder, trial.name)
             if not folder.exists():
                 self._asked[trial_id] = asked
                 write_trial(folder, trial)

@@ -157,6 +157,11 @@ def mean_squared_error_half_plane(
     return power.sum((-2, -1)) / box**4
 
 
+FSC_REFERENCE, FSC_HALF_MAPS = 0.5, 0.143
+"""Where the resolution of a map is read: against a reference, and between half maps (Rosenthal & Henderson, 2003)."""
+FSC_THRESHOLDS = (FSC_REFERENCE, FSC_HALF_MAPS)
+
+
 @dataclass(frozen=True, slots=True)
 class FSCCurve:
     """Correlation of two maps on Fourier shells ``0 .. box // 2 - 1``; shell ``s`` is at ``s / (box * pixel size)``."""

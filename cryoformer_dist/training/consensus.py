@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.fourier import fourier_shell_correlation
+from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.progress import Progress
 
+CONSENSUS = "consensus.mrc"
 SHELL_WEIGHT = "shell_weight.npy"
 _BLOCK = 256
 _WIENER = 0.1
@@ -95,12 +98,16 @@ def back_project(
     return Consensus(first.solve(wiener=_WIENER), halves, len(rows) / asked)
 
 
+def load_consensus(run: Path) -> Volume:
+    """The back-projection of a prepared run's particles."""
+    return read_volume(run / CONSENSUS)
+
+
 def write_shell_weight(run: Path, weight: Float[Tensor, " shells"]) -> None:
     """Keep what each Fourier shell of a run's maps counts for."""
     np.save(run / SHELL_WEIGHT, weight.numpy())
 
 
-def load_shell_weight(run: Path) -> Float[Tensor, " shells"] | None:
-    """What each Fourier shell of a map counts for; ``None`` if a run was prepared before there were such weights."""
-    path = run / SHELL_WEIGHT
-    return torch.from_numpy(np.load(path, allow_pickle=False)) if path.is_file() else None
+def load_shell_weight(run: Path) -> Float[Tensor, " shells"]:
+    """What each Fourier shell of a run's maps counts for."""
+    return torch.from_numpy(np.load(run / SHELL_WEIGHT, allow_pickle=False))

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from cryoformer_dist.errors import CryoFormerError
 from cryoformer_dist.storage.places import write_whole
 from cryoformer_dist.storage.run_folder import RunFolder
 
@@ -70,12 +71,23 @@ class MetricsFile:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All complete records of a run; a last line cut by a crash is left out."""
+    """All complete records of a run; a last line cut by a crash is left out.
+
+    Raises
+    ------
+    CryoFormerError
+        If a record cannot be read, by its line number.
+    """
     path = run / METRICS
     if not path.is_file():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    records = []
+    for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise CryoFormerError(f"{path}, line {number}: not a JSON record ({error.msg}); remove the line") from error
+    return records
 
 
 class Stopwatch:

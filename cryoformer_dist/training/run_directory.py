@@ -1,13 +1,9 @@
 """The folder of a run: what was asked, on which data, with what; and the maps that training starts from."""
 
-import hashlib
 import json
 import platform
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +18,25 @@ from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, StoreError
 from cryoformer_dist.io.mrc import read_volume, write_volume
-from cryoformer_dist.model.kernels.sizes import refuse_sizes_without_kernel
 from cryoformer_dist.physics.fourier import spectrum
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.volume import Volume
-from cryoformer_dist.progress import StagedProgress, silent
 from cryoformer_dist.storage.places import Place, write_whole
-from cryoformer_dist.storage.run_folder import RunFolder, opened_folder
-from cryoformer_dist.training.consensus import SHELL_WEIGHT, Consensus, back_project, write_shell_weight
-from cryoformer_dist.training.linear_start import linear_latents, principal_maps
-from cryoformer_dist.training.machine import Room, free_bytes, room_here
-from cryoformer_dist.training.memory import (
-    Workload,
-    refuse_preparation,
-    refuse_too_large,
-    settle_batch_size,
-    with_batch_size,
-)
-from cryoformer_dist.training.occupancy import Lattice, occupied, sphere
-from cryoformer_dist.training.pose_search import (
-    ROUNDS_BY_CONFORMATION,
-    Conformations,
-    FoundPoses,
-    search_poses,
-    search_poses_by_conformation,
-)
+from cryoformer_dist.storage.run_folder import MANIFEST, RunFolder, opened_folder
+from cryoformer_dist.training.consensus import CONSENSUS, SHELL_WEIGHT, Consensus, load_consensus, write_shell_weight
+from cryoformer_dist.training.occupancy import Lattice
+from cryoformer_dist.training.pose_search import FoundPoses
 from cryoformer_dist.versions import decisive_versions
 
+_OCCUPANCY = "occupancy.mrc"
 _FIRST_LATENTS = "first_latents.npy"
 _FIRST_POSES = "first_poses.npz"
 _SEARCH_SUMMARY = "pose_search.json"
 # Checkpoints come and go by themselves, and Ray keeps its own records.
 _LEFT_AT_HOME = ("checkpoints", "ray")
-_PREPARED = ("consensus.mrc", "occupancy.mrc", SHELL_WEIGHT, _FIRST_POSES, _FIRST_LATENTS, _SEARCH_SUMMARY)
+PREPARED = (CONSENSUS, _OCCUPANCY, SHELL_WEIGHT, _FIRST_POSES, _FIRST_LATENTS, _SEARCH_SUMMARY)
+"""What training starts from; the last three not in every run."""
+_PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
 
 
 def selected_rows(config: RunConfig, store: ParticleStore) -> Rows:
@@ -82,92 +64,6 @@ def selected_rows(config: RunConfig, store: ParticleStore) -> Rows:
     return rows
 
 
-def prepare_run(
-    config: RunConfig,
-    store: ParticleStore,
-    run: Path,
-    resume: bool,
-    progress: StagedProgress = silent,
-    room: Room | None = None,
-    like: Path | None = None,
-) -> None:
-    """Make a run directory ready for workers: configuration, manifest, consensus map, occupancy.
-
-    Parameters
-    ----------
-    config
-        Resolved configuration.
-    store
-        Particle store.
-    run
-        Run directory; made when absent.
-    resume
-        Go on with the run that is there.
-    progress
-        Called with (stage, done, in all).
-    room
-        Where it will be trained; in this process when ``None``.
-    like
-        Prepared run of the same `preparation_key`, whose maps, first poses and first latents are copied.
-
-    Raises
-    ------
-    ConfigError
-        If the folder holds a run and ``resume`` is not asked for, or the run there is another one, or it does not fit
-        the workers' memory, their GPUs' kernels or the store's box: then nothing is written.
-    """
-    room = room or room_here(on_gpu=torch.cuda.is_available())
-    _refuse_sizes(config, store, room)
-    manifest_path = run / "manifest.json"
-    if manifest_path.is_file():
-        if not resume:
-            raise ConfigError(f"{run}: holds a run already; --resume goes on with it, --name NAME starts another")
-        _refuse_other_run(config, store, run)
-        earlier, _ = load_run(run)
-        refuse_too_large(earlier, _workload(earlier, store, len(load_lattice(earlier, run).flat_index)), room)
-        return
-    # What the data's occupancy will be nobody knows yet; all the rest must fit.
-    by_data = config.training.occupancy == "data"
-    refuse_too_large(config, _workload(config, store, 0 if by_data else int(sphere(store.box_size).sum())), room)
-    found: FoundPoses | None = None
-    if like is None:
-        refuse_preparation(store.box_size, free_bytes())
-        store, found = _searched_poses(config, store, progress)
-        consensus = back_project(store, selected_rows(config, store), progress=partial(progress, "consensus map"))
-        mask = _occupancy(config, store, consensus.voxels)
-    else:
-        mask = load_mask(like)
-    config = settle_batch_size(config, _workload(config, store, int(mask.sum())), room)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.yaml").write_text(dump_config(config))
-    for left_over in (_FIRST_POSES, _FIRST_LATENTS, _SEARCH_SUMMARY):
-        # Of a preparation that was cut short: this one may ask for none.
-        (run / left_over).unlink(missing_ok=True)
-    if like is None:
-        if found is not None:
-            _write_poses(run, selected_rows(config, store), found)
-        _write_maps(run, consensus, mask, store.pixel_size_angstrom)
-        _prepare_latents(config, store, run, mask, progress)
-    else:
-        for name in _PREPARED:
-            if (like / name).is_file():
-                shutil.copyfile(like / name, run / name)
-    # Written last: a folder with a manifest is ready.
-    write_whole(manifest_path, json.dumps(_manifest(config, store), indent=1))
-
-
-def _refuse_sizes(config: RunConfig, store: ParticleStore, room: Room) -> None:
-    """Refuse what the first step would stumble over."""
-    if room.on_gpu:
-        refuse_sizes_without_kernel(config.model)
-    coarse_box = config.training.coarse_box or 0
-    if coarse_box > store.box_size:
-        raise ConfigError(
-            f"training.coarse_box: {coarse_box} exceeds the store's box of {store.box_size}; leave it out, or take a "
-            "smaller one"
-        )
-
-
 @contextmanager
 def opened_run(home: str | Place) -> Iterator[RunFolder]:
     """A run directory to work in: itself, or a copy of what an object store holds of it, but for checkpoints."""
@@ -180,19 +76,9 @@ def send_run(run: RunFolder) -> None:
     run.send_changes(_LEFT_AT_HOME)
 
 
-def preparation_key(config: RunConfig, store: ParticleStore) -> str:
-    """Name of all that maps, first poses and first latents depend on: runs of one key are prepared alike."""
-    linear = _latents_start_linear(config)
-    inputs = {
-        "store": store.fingerprint,
-        "half": config.dataset.half,
-        "hold_out": config.dataset.hold_out,
-        "poses": _poses_are_searched(config),
-        "latents": [config.model.latent.dimensions, _linear_dimensions(config)] if linear else None,
-        "occupancy": config.training.occupancy,
-        "seed": config.training.seed,
-    }
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+def is_prepared(run: Path) -> bool:
+    """Whether a folder holds a run that workers can train."""
+    return (run / MANIFEST).is_file()
 
 
 def load_run(run: Path) -> tuple[RunConfig, dict[str, Any]]:
@@ -203,10 +89,9 @@ def load_run(run: Path) -> tuple[RunConfig, dict[str, Any]]:
     ConfigError
         If the folder holds no run.
     """
-    path = run / "manifest.json"
-    if not path.is_file():
-        raise ConfigError(f"{run}: not a run directory (no manifest.json)")
-    return load_config(run / "config.yaml", RunConfig), json.loads(path.read_text())
+    if not is_prepared(run):
+        raise ConfigError(f"{run}: not a run directory (no {MANIFEST})")
+    return load_config(run / "config.yaml", RunConfig), json.loads((run / MANIFEST).read_text())
 
 
 def load_lattice(config: RunConfig, run: Path) -> Lattice:
@@ -217,19 +102,19 @@ def load_lattice(config: RunConfig, run: Path) -> Lattice:
 
 def load_mask(run: Path) -> Bool[Tensor, "box box box"]:
     """Where a prepared run allows density."""
-    return read_volume(run / "occupancy.mrc").voxels > 0.5
+    return read_volume(run / _OCCUPANCY).voxels > 0.5
 
 
 def write_occupancy(run: Path, mask: Bool[Tensor, "box box box"], voxel_size_angstrom: float) -> Path:
     """Where a run allows density, as a map."""
-    path = run / "occupancy.mrc"
+    path = run / _OCCUPANCY
     write_volume(path, Volume(mask.float(), voxel_size_angstrom), ["cryoformer-dist occupancy"])
     return path
 
 
 def load_spectrum(config: RunConfig, run: Path) -> Tensor | None:
     """Root-mean-square amplitude per Fourier shell of a prepared run's consensus; ``None`` where no model needs it."""
-    return None if config.model.domain == "real" else spectrum(read_volume(run / "consensus.mrc").voxels)
+    return None if config.model.domain == "real" else spectrum(load_consensus(run).voxels)
 
 
 def load_first_latents(run: Path) -> Tensor | None:
@@ -248,24 +133,24 @@ def store_at_first_poses(run: Path, store: ParticleStore) -> ParticleStore:
         return store.with_pose(found["rows"], pose)
 
 
-def _workload(config: RunConfig, store: ParticleStore, points: int) -> Workload:
-    return Workload.of(store, len(selected_rows(config, store)), points)
+def begin_run(run: Path, config: RunConfig) -> None:
+    """Make a run's folder, and write its configuration."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(dump_config(config))
+    for left_over in PREPARED:
+        # Of a preparation that was cut short: this one may ask for less.
+        (run / left_over).unlink(missing_ok=True)
 
 
-def _searched_poses(
-    config: RunConfig, store: ParticleStore, progress: StagedProgress
-) -> tuple[ParticleStore, FoundPoses | None]:
-    """The store at poses searched for around the given ones, if they are to be refined per particle."""
-    if not _poses_are_searched(config):
-        return store, None
-    rows = selected_rows(config, store)
-    found = search_poses(store, rows, config.training.seed, partial(progress, "pose search"))
-    if not found.kept and _latents_start_linear(config):
-        found = replace(found, pose=_poses_by_conformation(config, store, rows, found.pose, progress))
-    return store.with_pose(rows, found.pose), found
+def write_maps(run: Path, consensus: Consensus, mask: Bool[Tensor, "box box box"], pixel_size_angstrom: float) -> None:
+    """Consensus map, where there may be density, and what its Fourier shells count for."""
+    volume = Volume(consensus.voxels.float(), pixel_size_angstrom)
+    write_volume(run / CONSENSUS, volume, ["cryoformer-dist consensus"])
+    write_occupancy(run, mask, pixel_size_angstrom)
+    write_shell_weight(run, consensus.shell_weight(mask, pixel_size_angstrom))
 
 
-def _write_poses(run: Path, rows: Rows, found: FoundPoses) -> None:
+def write_first_poses(run: Path, rows: Rows, found: FoundPoses) -> None:
     """Poses that were found, and whether the search did any good."""
     pose = found.pose
     np.savez(run / _FIRST_POSES, rows=rows, rotation=pose.rotation.numpy(), shift_angstrom=pose.shift_angstrom.numpy())
@@ -277,68 +162,14 @@ def _write_poses(run: Path, rows: Rows, found: FoundPoses) -> None:
     (run / _SEARCH_SUMMARY).write_text(json.dumps(summary, indent=1))
 
 
-def _poses_by_conformation(
-    config: RunConfig, store: ParticleStore, rows: Rows, pose: Pose, progress: StagedProgress
-) -> Pose:
-    """Search on with what a linear model learns of the motion, twice: at better poses it learns more."""
-    seed = config.training.seed
-    for rounds in ROUNDS_BY_CONFORMATION:
-        here = store.with_pose(rows, pose)
-        consensus = back_project(here, rows, progress=partial(progress, "consensus map"))
-        mask = _occupancy(config, here, consensus.voxels)
-        latents = linear_latents(
-            here, rows, mask, _linear_dimensions(config), seed, partial(progress, "conformations for the poses")
-        )
-        conformations = Conformations(latents, principal_maps(here, rows, mask, latents))
-        report = partial(progress, "pose search by conformation")
-        pose = search_poses_by_conformation(store, rows, pose, conformations, rounds, seed, report)
-    return pose
+def write_first_latents(run: Path, latents: Float[Tensor, "particles dimensions"]) -> None:
+    """Latents that training starts from, of every row of the store."""
+    np.save(run / _FIRST_LATENTS, latents.numpy())
 
 
-def _occupancy(
-    config: RunConfig, store: ParticleStore, consensus: Float[Tensor, "box box box"]
-) -> Bool[Tensor, "box box box"]:
-    by_data = config.training.occupancy == "data"
-    mask = occupied(consensus, store.pixel_size_angstrom) if by_data else sphere(store.box_size)
-    if not mask.any():
-        raise StoreError(
-            f"{store.path}: the back-projection of the particles shows no density above the background; run "
-            "`cryoformer-dist check` on the store (poses, CTF and contrast), or set training.occupancy to sphere"
-        )
-    return mask
-
-
-def _poses_are_searched(config: RunConfig) -> bool:
-    return config.model.pose.form == "table" and config.model.pose.start == "search"
-
-
-def _latents_start_linear(config: RunConfig) -> bool:
-    latent = config.model.latent
-    return latent.tabulated and latent.start == "linear"
-
-
-def _linear_dimensions(config: RunConfig) -> int:
-    return min(config.model.latent.linear_dimensions, config.model.latent.dimensions)
-
-
-def _write_maps(run: Path, consensus: Consensus, mask: Tensor, pixel_size_angstrom: float) -> None:
-    """Consensus map, where there may be density, and what its Fourier shells count for."""
-    volume = Volume(consensus.voxels.float(), pixel_size_angstrom)
-    write_volume(run / "consensus.mrc", volume, ["cryoformer-dist consensus"])
-    write_occupancy(run, mask, pixel_size_angstrom)
-    write_shell_weight(run, consensus.shell_weight(mask, pixel_size_angstrom))
-
-
-def _prepare_latents(
-    config: RunConfig, store: ParticleStore, run: Path, mask: Tensor, progress: StagedProgress
-) -> None:
-    """First latents of every store row: the linear model's coordinates, the other dimensions close to zero."""
-    if not _latents_start_linear(config):
-        return
-    rows, count, seed = selected_rows(config, store), _linear_dimensions(config), config.training.seed
-    first = 0.1 * torch.randn(len(store), config.model.latent.dimensions, generator=torch.Generator().manual_seed(seed))
-    first[rows, :count] = linear_latents(store, rows, mask, count, seed, partial(progress, "first latents"))
-    np.save(run / _FIRST_LATENTS, first.numpy())
+def write_manifest(run: Path, config: RunConfig, store: ParticleStore) -> None:
+    """Written last: a folder with a manifest is ready."""
+    write_whole(run / MANIFEST, json.dumps(_manifest(config, store), indent=1))
 
 
 def _manifest(config: RunConfig, store: ParticleStore) -> dict[str, Any]:
@@ -356,25 +187,3 @@ def _manifest(config: RunConfig, store: ParticleStore) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": decisive_versions(),
     }
-
-
-def _refuse_other_run(config: RunConfig, store: ParticleStore, run: Path) -> None:
-    earlier, manifest = load_run(run)
-    if config.training.global_batch_size == "auto":
-        # It goes on with what it came to.
-        config = with_batch_size(config, earlier.training.global_batch_size)
-    if manifest["store_fingerprint"] != store.fingerprint:
-        raise ConfigError(f"{run}: was trained on another store than {store.path}; use that one, or another --name")
-    changed = [
-        f"{part}.{key}"
-        for part in ("model", "training")
-        for key in getattr(config, part).model_dump()
-        if getattr(getattr(earlier, part), key) != getattr(getattr(config, part), key)
-    ]
-    for key in ("half", "hold_out"):
-        if getattr(earlier.dataset, key) != getattr(config.dataset, key):
-            changed.insert(0, f"dataset.{key}")
-    if changed:
-        raise ConfigError(
-            f"{run}: was started with other values of {', '.join(changed)}; resume with those, or use another --name"
-        )

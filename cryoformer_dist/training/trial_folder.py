@@ -16,9 +16,10 @@ from cryoformer_dist.config.trials import Trial
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.storage.places import write_whole
 from cryoformer_dist.training.checkpoint import checkpoints, latest_checkpoint
-from cryoformer_dist.training.progress import read_metrics
+from cryoformer_dist.training.progress import METRICS, read_metrics
 from cryoformer_dist.training.run_directory import load_run
 
+_TRIALS = "trials"
 _TRIAL, _OUTCOME, _EPOCHS, _TAKEOVERS = "trial.json", "outcome.json", "epochs.jsonl", "takeovers.jsonl"
 
 
@@ -58,6 +59,11 @@ class EpochSummary:
     loss: float
 
 
+def folder_of_trial(sweep: Path, name: str) -> Path:
+    """Where a sweep keeps a trial."""
+    return sweep / _TRIALS / name
+
+
 def write_trial(folder: Path, trial: Trial) -> None:
     """Make a trial's folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +86,7 @@ def read_trial(folder: Path) -> Trial:
 
 def trial_folders(sweep: Path) -> list[Path]:
     """Folders of a sweep's trials, by name."""
-    return sorted(path.parent for path in (sweep / "trials").glob(f"*/{_TRIAL}"))
+    return sorted(path.parent for path in (sweep / _TRIALS).glob(f"*/{_TRIAL}"))
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
@@ -151,7 +157,7 @@ def take_over(run: Path, donor: Path, values: Mapping[str, Any]) -> None:
         shutil.rmtree(old.folder)
     partial.rename(run / "checkpoints" / newest.folder.name)
     kept = [record for record in read_metrics(donor) if record["step"] <= newest.position.step]
-    write_whole(run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+    write_whole(run / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
     changed = load_run(run)[0].model_dump(mode="json")
     for key, value in values.items():
         set_value(changed, key, value)

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from cryoformer_dist.analysis.evaluate import Estimate, evaluate
-from cryoformer_dist.analysis.reconstruct import SeriesPlan, reconstruct, write_evaluation
+from cryoformer_dist.analysis.evaluation_files import write_evaluation
+from cryoformer_dist.analysis.reconstruct import SeriesPlan, reconstruct
 from cryoformer_dist.analysis.truth import Truth, read_truth
 from cryoformer_dist.io.mrc import write_volume
 from cryoformer_dist.physics.pose import random_rotations
@@ -102,11 +103,13 @@ def write_run(run: Path, truth_folder: Path, *, judged: bool = True, refined: bo
             "data_wait": 0.02,
             "memory_gib": 1.0,
             "seconds": 5.0 * (6 * index + number),
+            "workers": 2,
         }
         for index, stage in enumerate(("pose_settling", "reconstruction"))
         for number in range(1, 7)
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (run / "config.yaml").write_text("training:\n  seed: 0  # <not markup>\n")
-    (run / "manifest.json").write_text(json.dumps({"seed": 0, "workers": 2, "store": {"fingerprint": "ab12"}}))
+    manifest = {"seed": 0, "store": {"fingerprint": "ab12"}, "versions": {"cryoformer-dist": "1.2.3"}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
     return run

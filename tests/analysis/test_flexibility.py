@@ -10,7 +10,6 @@ from cryoformer_dist.analysis.flexibility import (
     Flexibility,
     RunningMoments,
     chimerax_script,
-    correlation,
     flexibility_roc_auc,
     measure_flexibility,
     rank_queries,
@@ -117,14 +116,6 @@ def test_change_of_attention_counts_all_queries():
     assert summary["attention_variation_correlation"] == pytest.approx(1, abs=1e-3)
     change = measured.attention_variation_map().ravel()[POINTS]
     np.testing.assert_allclose(change, 0.2 * np.sqrt(2) * MOVING, atol=1e-4)
-
-
-def test_correlation_ignores_scale_and_offset_and_is_zero_without_variation():
-    values = np.random.default_rng(1).normal(size=50).astype(np.float32)
-    assert correlation(values, 3 * values - 8) == pytest.approx(1)
-    assert correlation(values, -values) == pytest.approx(-1)
-    assert correlation(values, np.ones(50, dtype=np.float32)) == 0
-    assert correlation(values[:0], values[:0]) == 0
 
 
 def test_roc_area_is_the_chance_that_a_positive_scores_higher():

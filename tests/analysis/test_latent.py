@@ -5,6 +5,7 @@ from cryoformer_dist.analysis.latent import (
     axis_traversal,
     circular_correlation,
     cluster_class_accuracy,
+    correlation,
     kmeans,
     linear_class_accuracy,
     nearest_neighbours,
@@ -120,6 +121,14 @@ def test_constant_latents_order_nothing():
     state = np.linspace(0, 1, 101)
     assert abs(predict_coordinate(np.ones((101, 4)), state).rank_correlation) < 0.35
     assert rank_correlation(np.ones(5), np.arange(5.0)) == 0
+
+
+def test_correlation_ignores_scale_and_offset_and_is_zero_without_variation():
+    values = np.random.default_rng(1).normal(size=50).astype(np.float32)
+    assert correlation(values, 3 * values - 8) == pytest.approx(1)
+    assert correlation(values, -values) == pytest.approx(-1)
+    assert correlation(values, np.ones(50, dtype=np.float32)) == 0
+    assert correlation(values[:0], values[:0]) == 0
 
 
 def test_circular_correlation_ignores_the_origin_and_knows_the_sense_of_rotation(rng):

@@ -119,7 +119,7 @@ def test_files_of_one_grid_are_compared_and_the_words_name_grid_limit_and_mask(t
 
 def test_the_table_holds_every_curve_at_its_frequency(tmp_path, halves):
     found = compare_maps(*halves, 2.0, BALL)
-    with write_curves(tmp_path / "new" / "fsc.csv", found).open() as stream:
+    with write_curves(tmp_path / "new" / "fsc.csv", found.curves).open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == BOX // 2
     assert rows[0]["resolution_angstrom"] == "inf"

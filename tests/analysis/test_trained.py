@@ -16,7 +16,8 @@ from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.physics.fourier import spectrum
 from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from_6d
 from cryoformer_dist.training.consensus import load_shell_weight
-from cryoformer_dist.training.run_directory import load_run, prepare_run
+from cryoformer_dist.training.preparation import prepare_run
+from cryoformer_dist.training.run_directory import load_run
 
 KEPT_OUT = 8
 DISTILLED = {
@@ -137,7 +138,6 @@ def test_every_kind_of_network_decodes_maps_and_says_whether_it_attends(
 def test_maps_are_weighted_by_how_much_of_the_consensus_is_signal(before_and_after: tuple[Path, Path]) -> None:
     trained = load_trained(before_and_after[0])
     weight, vectors = load_shell_weight(before_and_after[0]), torch.zeros(1, 2)
-    assert weight is not None
     assert 0 < float(weight[1:].min()) < 0.5 < float(weight[1:].max()) < 1
     lattice = trained.learner.objectives.lattice
     plain = trained.learner.objectives.model.volumes(vectors, lattice.points_pixels, lattice.flat_index)[0]
@@ -157,16 +157,6 @@ def test_weights_follow_the_poses(before_and_after: tuple[Path, Path], tiny_stor
     train(tiny_config(tiny_store, {"training.epochs": 1}), tmp_path / "given")
     given = load_trained(tmp_path / "given")
     assert with_weight_at_refined_poses(tmp_path / "given", given) is given
-
-
-def test_a_run_of_before_there_were_weights_gets_some(before_and_after: tuple[Path, Path], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(before_and_after[0], run)
-    (run / "shell_weight.npy").unlink()
-    trained = load_trained(run)
-    expected = with_weight_at_refined_poses(run, trained).shell_weight
-    np.testing.assert_allclose(trained.shell_weight, expected, rtol=1e-5)
-    np.testing.assert_array_equal(load_trained(run).shell_weight, trained.shell_weight)
 
 
 def test_a_transform_is_decoded_in_the_units_of_the_consensus_it_started_from(tiny_store: Path, tmp_path: Path) -> None:

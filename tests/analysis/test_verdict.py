@@ -135,18 +135,18 @@ def test_the_summary_holds_plain_numbers_and_the_keys_of_the_larger_measures():
     assert "map_variation" in dict(line.split() for line in summary_lines({"map_variation": 0.1, "has_truth": False}))
 
 
-def test_stage_seconds_survive_a_resume():
+def test_a_stage_s_row_holds_the_seconds_spent_in_it_and_its_medians():
     records = [
-        {"stage": stage, "loss": 1.0, "seconds": seconds, "particles_per_second": rate, "data_wait": 0.1}
+        {"stage": stage, "loss": 1.0, "seconds": seconds, "particles_per_second": rate, "data_wait": 0.1, "workers": 2}
         for stage, seconds, rate in [
             ("a", 10, 100),
             ("a", 20, 300),
             ("b", 30, 50),
-            ("b", 5, 60),
-            ("b", 15, 70),
+            ("b", 35, 60),
+            ("b", 45, 70),
         ]
     ]
-    rows = stage_rows(records, {"workers": 2})
+    rows = stage_rows(records)
     assert [(row["stage"], row["seconds"], row["rate"], row["workers"]) for row in rows] == [
         ("a", "20", "200", "2"),
         ("b", "25", "60", "2"),

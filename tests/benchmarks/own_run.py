@@ -12,7 +12,7 @@ from particle_set import Contender, ParticleSet, Snapshot
 from cryoformer_dist.analysis.trained import load_trained
 from cryoformer_dist.training.checkpoint import Checkpoint, checkpoints
 from cryoformer_dist.training.progress import read_metrics
-from cryoformer_dist.training.run_directory import selected_rows
+from cryoformer_dist.training.run_directory import is_prepared, selected_rows
 
 
 def ours(data: ParticleSet, epochs: int) -> Contender:
@@ -54,7 +54,7 @@ def _train(data: ParticleSet, run: Path, epochs: int) -> None:
     steps = _steps_per_epoch(data)
     command = [sys.executable, "-m", "cryoformer_dist.cli", "train", str(data.config_path), "--local"]
     command += ["--storage", str(run.parent), "--name", run.name]
-    if (run / "manifest.json").is_file():
+    if is_prepared(run):
         command += ["--resume"]
     settings = {
         "epochs": epochs,

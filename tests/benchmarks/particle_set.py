@@ -11,14 +11,15 @@ import torch
 from cpu_clock import CpuClock
 
 from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.data.simulate import TRUTH_FOLDER
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
-from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.orchestration.run_files import read_run_file
 from cryoformer_dist.physics.fourier import weighted_shells
 from cryoformer_dist.physics.volume import Volume
-from cryoformer_dist.training.consensus import back_project, load_shell_weight, write_shell_weight
+from cryoformer_dist.training.consensus import SHELL_WEIGHT, back_project, load_consensus, load_shell_weight
 from cryoformer_dist.training.occupancy import occupied
+from cryoformer_dist.training.run_directory import load_mask, write_maps
 
 
 @dataclass(frozen=True)
@@ -77,23 +78,22 @@ class ParticleSet:
 
     @property
     def truth_folder(self) -> Path:
-        return Path(self.store.attributes["source"]["path"]).parent / "truth"
+        return Path(self.store.attributes["source"]["path"]).parent / TRUTH_FOLDER
 
     @property
     def consensus(self) -> Volume:
-        return read_volume(self._prepared() / "consensus.mrc")
+        return load_consensus(self._prepared())
 
     @property
     def mask(self) -> torch.Tensor:
         """Where there may be density, found from the particles in the way our own training finds it."""
-        return read_volume(self._prepared() / "occupancy.mrc").voxels > 0.5
+        return load_mask(self._prepared())
 
     def alike(self, snapshot: Snapshot) -> Snapshot:
         """The same, its maps filtered as ours are: what any program's maps gain by that is not ours to claim."""
         if snapshot.weighted:
             return snapshot
         weight = load_shell_weight(self._prepared())
-        assert weight is not None
 
         def decode(latents: np.ndarray) -> np.ndarray:
             maps = torch.from_numpy(snapshot.decode(latents))
@@ -108,13 +108,11 @@ class ParticleSet:
 
     def _prepared(self) -> Path:
         folder = self.folder / "prepared"
-        if load_shell_weight(folder) is None:
+        if not (folder / SHELL_WEIGHT).is_file():
             folder.mkdir(parents=True, exist_ok=True)
             start = time.process_time()
             consensus, voxel_size = back_project(self.store, np.arange(len(self.store))), self.store.pixel_size_angstrom
             mask = occupied(consensus.voxels, voxel_size)
-            for name, voxels in (("consensus", consensus.voxels), ("occupancy", mask.float())):
-                write_volume(folder / f"{name}.mrc", Volume(voxels.float(), voxel_size))
-            write_shell_weight(folder, consensus.shell_weight(mask, voxel_size))
+            write_maps(folder, consensus, mask, voxel_size)
             CpuClock(folder).append(0, time.process_time() - start)
         return folder

@@ -43,7 +43,7 @@ def test_all_mistakes_are_told_at_once_with_their_dotted_keys(tmp_path: Path) ->
     assert "no such key" in told["model.decoder.querys"]
 
 
-def test_one_mistake_is_one(tmp_path: Path) -> None:
+def test_a_single_mistake_is_counted_in_the_singular(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.yaml: 1 mistake\n  training\.epochs: "):
         load_config(_file(tmp_path, MINIMAL + "training: {epochs: many}\n"), RunConfig)
 

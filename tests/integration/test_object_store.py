@@ -30,7 +30,8 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.training.checkpoint import fetch_latest, latest_checkpoint
-from cryoformer_dist.training.run_directory import opened_run, prepare_run, send_run
+from cryoformer_dist.training.preparation import prepare_run
+from cryoformer_dist.training.run_directory import opened_run, send_run
 from cryoformer_dist.training.session import train_rank
 
 CHANGES = {

@@ -20,7 +20,7 @@ from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import comparable_frequencies, image_to_fourier, mean_squared_error_half_plane
 from cryoformer_dist.physics.grids import frequency_grid, lattice_points
 from cryoformer_dist.physics.projection import project_points
-from cryoformer_dist.training.run_directory import prepare_run
+from cryoformer_dist.training.preparation import prepare_run
 
 pytestmark = [
     pytest.mark.slow,

@@ -69,7 +69,7 @@ def test_headerless_cs_is_refused(shared_data):
         read_particles(shared_data / "edge" / "malformed_headerless.cs")
 
 
-def test_relion_1_refinement(shared_data):
+def test_a_relion_1_refinement_reads_as_one_optics_group_and_its_absent_stacks_are_counted(shared_data):
     table = read_particles(shared_data / "metadata" / "empiar10017_relion1_images.star")
     assert len(table) == 6496
     assert len(table.stack_paths) == 15
@@ -112,7 +112,7 @@ def test_aberrations_are_named_and_zero_cs_is_valid(shared_data):
     assert len(table.optics[0].unapplied_aberrations) == 3
 
 
-def test_cryosparc_refinement(shared_data):
+def test_a_cryosparc_refinement_reads_as_one_optics_group_with_equal_half_sets(shared_data):
     table = read_particles(shared_data / "metadata" / "t20s_empiar10025_J209_000_particles.cs")
     assert len(table) == 11764
     assert len(table.stack_paths) == 196
@@ -182,7 +182,7 @@ def test_real_images_are_read(shared_data):
     assert (images.mean(), images.std()) == pytest.approx((0.01064, 1.007), abs=1e-3)
 
 
-def test_two_class_set(shared_data):
+def test_a_set_in_two_stacks_reads_as_one_table_in_degrees_and_angstrom(shared_data):
     folder = shared_data / "particles" / "tomodrgn_2class"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -12,8 +12,8 @@ from cryoformer_dist.errors import ClusterError, StoreError, TrainingError
 from cryoformer_dist.orchestration import train
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.machine import Room, room_here
+from cryoformer_dist.training.preparation import prepare_run
 from cryoformer_dist.training.progress import MetricsFile, read_metrics
-from cryoformer_dist.training.run_directory import prepare_run
 
 
 def _cluster(**workers: Any) -> LocalCluster:

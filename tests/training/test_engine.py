@@ -82,7 +82,7 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
 class TestEngineContract:
     """What the loop relies on, whichever engine it is."""
 
-    def test_it_knows_its_place(self, make: Make) -> None:
+    def test_alone_it_is_rank_zero_of_one_on_the_device_given(self, make: Make) -> None:
         _, engine = make()
         assert (engine.rank, engine.world, engine.device) == (0, 1, CPU)
 

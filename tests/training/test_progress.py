@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from cryoformer_dist.errors import CryoFormerError
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.progress import (
     MetricsFile,
@@ -85,6 +86,12 @@ def test_a_last_line_cut_by_a_crash_is_left_out_and_does_not_spoil_the_next(tmp_
         MetricsFile(RunFolder.on_disk(tmp_path), 99).append({"step": 6, "seconds": 3.0})
         assert _records(tmp_path) == [2, 4, 6]
         assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_a_broken_record_is_named_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step":\n{"step": 6}\n')
+    with pytest.raises(CryoFormerError, match=r"metrics\.jsonl, line 2: not a JSON record .*remove the line"):
+        read_metrics(tmp_path)
 
 
 def test_the_line_for_people_says_where_training_is_and_when_it_ends() -> None:

@@ -1,34 +1,19 @@
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_runs import tiny_config, write_set
+from tiny_runs import tiny_config
 
 from cryoformer_dist.data import convert
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, StoreError
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.fourier import spectrum
-from cryoformer_dist.physics.pose import Pose
-from cryoformer_dist.training import run_directory
-from cryoformer_dist.training.consensus import Consensus
-from cryoformer_dist.training.machine import Room
 from cryoformer_dist.training.occupancy import sphere
-from cryoformer_dist.training.pose_search import FoundPoses
-from cryoformer_dist.training.run_directory import (
-    load_first_latents,
-    load_lattice,
-    load_run,
-    load_spectrum,
-    preparation_key,
-    prepare_run,
-    selected_rows,
-    store_at_first_poses,
-)
+from cryoformer_dist.training.preparation import prepare_run
+from cryoformer_dist.training.run_directory import load_lattice, load_run, load_spectrum, selected_rows
 
 
 def _prepared(store: ParticleStore, run: Path, **changes: object) -> Path:
@@ -36,71 +21,11 @@ def _prepared(store: ParticleStore, run: Path, **changes: object) -> Path:
     return run
 
 
-def test_a_prepared_run_says_what_was_asked_on_which_data_with_what(store: ParticleStore, tmp_path: Path) -> None:
-    config = tiny_config(store.path, {"model.latent.start": "linear"})
-    run = tmp_path / "deep" / "run"
-    calls: list[tuple[str, int, int]] = []
-    prepare_run(config, store, run, resume=False, progress=lambda *call: calls.append(call))
-    loaded, manifest = load_run(run)
-    assert loaded == config
-    assert manifest["store_fingerprint"] == store.fingerprint
-    assert Path(manifest["store"]) == store.path
-    assert (manifest["particles"], manifest["box_size"], manifest["seed"]) == (64, 16, 3)
-    assert manifest["versions"]["torch"] == torch.__version__
-    assert calls[0] == ("consensus map", 64, 64)
-    assert calls[-1][0] == "first latents"
-    for name in ("consensus", "occupancy"):
-        volume = read_volume(run / f"{name}.mrc")
-        assert volume.voxels.shape == (16, 16, 16)
-        assert volume.voxel_size_angstrom == pytest.approx(store.pixel_size_angstrom)
-
-
 def test_the_lattice_of_a_run_is_its_occupancy(store: ParticleStore, tmp_path: Path) -> None:
     run = _prepared(store, tmp_path / "run")
     lattice = load_lattice(load_run(run)[0], run)
     assert torch.equal(lattice.flat_index, torch.nonzero(sphere(16).ravel())[:, 0])
     assert lattice.offsets_pixels.shape == (2, 3)
-
-
-def test_a_run_that_is_there_is_not_written_over(store: ParticleStore, tmp_path: Path) -> None:
-    run = _prepared(store, tmp_path / "run")
-    before = {path.name: path.read_bytes() for path in run.iterdir()}
-    with pytest.raises(ConfigError, match=r"run: holds a run already; --resume.*--name"):
-        _prepared(store, run)
-    prepare_run(tiny_config(store.path), store, run, resume=True)
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
-
-
-def test_a_folder_whose_preparation_was_cut_short_is_prepared_again(store: ParticleStore, tmp_path: Path) -> None:
-    run = _prepared(store, tmp_path / "run")
-    (run / "manifest.json").unlink()
-    (run / "occupancy.mrc").write_bytes(b"half")
-    _prepared(store, run)
-    assert load_lattice(load_run(run)[0], run).points_pixels.shape[1] == 3
-
-
-def test_resume_where_there_is_nothing_starts(store: ParticleStore, tmp_path: Path) -> None:
-    prepare_run(tiny_config(store.path), store, tmp_path / "run", resume=True)
-    assert (tmp_path / "run" / "manifest.json").is_file()
-
-
-def test_resuming_with_other_settings_names_each(store: ParticleStore, tmp_path: Path) -> None:
-    run = _prepared(store, tmp_path / "run")
-    changes = {"training.epochs": 9, "model.latent.dimensions": 5, "dataset.half": 2}
-    with pytest.raises(ConfigError, match=r"other values of dataset\.half, model\.latent, training\.epochs;.*--name"):
-        prepare_run(tiny_config(store.path, changes), store, run, resume=True)
-
-
-def test_resuming_with_other_results_wanted_is_no_other_run(store: ParticleStore, tmp_path: Path) -> None:
-    run = _prepared(store, tmp_path / "run")
-    prepare_run(tiny_config(store.path, {"results.kmeans_volumes": 7}), store, run, resume=True)
-
-
-def test_resuming_on_another_store_is_refused_and_a_moved_one_is_not(store: ParticleStore, tmp_path: Path) -> None:
-    run = _prepared(store, tmp_path / "run")
-    other = ParticleStore.open(write_set(tmp_path / "other", particles=32))
-    with pytest.raises(ConfigError, match=r"trained on another store"):
-        prepare_run(tiny_config(other.path), other, run, resume=True)
 
 
 def test_half_sets_are_kept_apart(store: ParticleStore) -> None:
@@ -123,131 +48,10 @@ def test_a_half_set_that_the_store_does_not_know_is_refused(store: ParticleStore
         selected_rows(tiny_config(unknown.path, {"dataset.half": 1}), unknown)
 
 
-def test_particles_that_are_held_out_are_the_last_ones_and_nobody_trains_on_them(
-    store: ParticleStore, tmp_path: Path
-) -> None:
-    half_set = store.particles().half_set
-    chosen = {}
-    for half in ("both", 1, 2):
-        config = tiny_config(store.path, {"dataset.half": half, "dataset.hold_out": 10})
-        chosen[half] = selected_rows(config, store).tolist()
-    assert chosen["both"] == list(range(54))
-    assert sorted(chosen[1] + chosen[2]) == list(range(54))
-    assert (half_set[chosen[1]] == 1).all()
-    run = _prepared(store, tmp_path / "run", **{"dataset.hold_out": 10})
-    assert load_run(run)[1]["particles"] == 54
-
-
-def test_held_out_particles_are_not_in_the_maps_and_latents_that_training_starts_from(
-    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[str, int]] = []
-    for name in ("search_poses", "back_project", "linear_latents"):
-        original = getattr(run_directory, name)
-
-        def watched(
-            store: ParticleStore, rows: np.ndarray, *rest: object, original=original, name=name, **named: object
-        ):
-            asked.append((name, int(rows.max())))
-            return original(store, rows, *rest, **named)
-
-        monkeypatch.setattr(run_directory, name, watched)
-    changes = {"dataset.hold_out": 10, "model.pose.form": "table", "model.latent.start": "linear"}
-    _prepared(store, tmp_path / "run", **changes)
-    assert asked == [("search_poses", 53), ("back_project", 53), ("linear_latents", 53)]
-
-
 @pytest.mark.parametrize("kept", [64, 100])
 def test_holding_out_everything_is_refused(store: ParticleStore, kept: int) -> None:
     with pytest.raises(StoreError, match=rf"dataset\.hold_out {kept} leaves none of 64 particles"):
         selected_rows(tiny_config(store.path, {"dataset.hold_out": kept}), store)
-
-
-def test_resuming_with_other_particles_held_out_is_refused_by_name(store: ParticleStore, tmp_path: Path) -> None:
-    run = _prepared(store, tmp_path / "run", **{"dataset.hold_out": 10})
-    prepare_run(tiny_config(store.path, {"dataset.hold_out": 10}), store, run, resume=True)
-    for kept in (0, 9):
-        with pytest.raises(ConfigError, match=r"other values of dataset\.hold_out;"):
-            prepare_run(tiny_config(store.path, {"dataset.hold_out": kept}), store, run, resume=True)
-
-
-def _found(store: ParticleStore, kept: bool = False) -> Callable[..., FoundPoses]:
-    """A search that puts every particle it is asked for at one and the same pose."""
-
-    def search_poses(searched: ParticleStore, rows: np.ndarray, seed: int, progress: Callable[[int, int], None]) -> Any:
-        assert searched.path == store.path
-        assert seed == 3
-        progress(len(rows), len(rows))
-        pose = Pose(torch.eye(3).expand(len(rows), 3, 3), torch.full((len(rows), 2), 8.0))
-        return FoundPoses(pose, 0.25, 0.125 if kept else 0.5)
-
-    return search_poses
-
-
-def test_a_search_leaves_its_poses_and_its_verdict(
-    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_directory, "search_poses", _found(store))
-    config = tiny_config(store.path, {"model.pose.form": "table", "dataset.half": 1})
-    stages: list[str] = []
-    run = tmp_path / "run"
-    prepare_run(config, store, run, resume=False, progress=lambda stage, *_: stages.append(stage))
-    assert stages[0] == "pose search"
-    rows = selected_rows(config, store)
-    with np.load(run / "first_poses.npz") as found:
-        np.testing.assert_array_equal(found["rows"], rows)
-        assert (found["shift_angstrom"] == 8).all()
-    assert json.loads((run / "pose_search.json").read_text()) == {
-        "half_map_fsc_at_given_poses": 0.25,
-        "half_map_fsc_at_found_poses": 0.5,
-        "given_poses_kept": False,
-    }
-
-
-def test_maps_are_made_and_training_starts_at_the_poses_found(
-    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_directory, "search_poses", _found(store))
-    changes = {"model.pose.form": "table", "dataset.hold_out": 10}
-    run = _prepared(store, tmp_path / "run", **changes)
-    first, given = store_at_first_poses(run, store).particles(), store.particles()
-    assert (first.rotation[:54] == np.eye(3)).all()
-    assert (first.shift_angstrom[:54] == 8).all()
-    np.testing.assert_array_equal(first.rotation[54:], given.rotation[54:])
-    np.testing.assert_array_equal(first.shift_angstrom[54:], given.shift_angstrom[54:])
-    # The store on disk, and so any other run, has what it had.
-    np.testing.assert_array_equal(ParticleStore.open(store.path).particles().rotation, given.rotation)
-    consensus = read_volume(run / "consensus.mrc").voxels
-    expected = run_directory.back_project(store_at_first_poses(run, store), np.arange(54)).voxels
-    torch.testing.assert_close(consensus, expected)
-    elsewhere = _prepared(store, tmp_path / "given", **changes, **{"model.pose.start": "given"})
-    assert not torch.allclose(read_volume(elsewhere / "consensus.mrc").voxels, expected, atol=1e-3)
-
-
-@pytest.mark.parametrize("pose", ["given", "encoder", "encoder_then_table", "table from the given poses"])
-def test_poses_are_searched_for_only_where_a_table_is_to_start_from_them(
-    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pose: str
-) -> None:
-    monkeypatch.setattr(run_directory, "search_poses", lambda *_: pytest.fail("searched"))
-    form, _, from_given = pose.partition(" ")
-    changes = {"model.pose.form": form} | ({"model.pose.start": "given"} if from_given else {})
-    run = _prepared(store, tmp_path / "run", **changes)
-    assert not (run / "first_poses.npz").exists()
-    assert not (run / "pose_search.json").exists()
-    assert store_at_first_poses(run, store) is store
-
-
-def test_nothing_of_a_preparation_that_was_cut_short_reaches_another(
-    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_directory, "search_poses", _found(store))
-    run = _prepared(store, tmp_path / "run", **{"model.pose.form": "table", "model.latent.start": "linear"})
-    assert load_first_latents(run) is not None
-    (run / "manifest.json").unlink()
-    _prepared(store, run, **{"model.pose.form": "table", "model.pose.start": "given"})
-    assert store_at_first_poses(run, store) is store
-    assert load_first_latents(run) is None
-    assert not (run / "pose_search.json").exists()
 
 
 def test_the_spectrum_of_a_run_is_that_of_its_consensus(store: ParticleStore, tmp_path: Path) -> None:
@@ -259,16 +63,6 @@ def test_the_spectrum_of_a_run_is_that_of_its_consensus(store: ParticleStore, tm
     assert load_spectrum(tiny_config(store.path), run) is None
 
 
-def test_images_without_density_are_refused_where_points_come_from_the_data(
-    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    noise = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(run_directory, "back_project", lambda *_, **__: Consensus(noise, (noise, noise), 1.0))
-    with pytest.raises(StoreError, match=r"no density above the background.*check.*training\.occupancy"):
-        _prepared(store, tmp_path / "run", **{"training.occupancy": "data"})
-    assert not (tmp_path / "run" / "manifest.json").exists()
-
-
 def test_a_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a run directory"):
         load_run(tmp_path)
@@ -278,93 +72,3 @@ def test_the_manifest_is_plain_json(store: ParticleStore, tmp_path: Path) -> Non
     manifest = json.loads((_prepared(store, tmp_path / "run") / "manifest.json").read_text())
     assert manifest["schema_version"] == 1
     assert np.isfinite(manifest["pixel_size_angstrom"])
-
-
-@pytest.mark.parametrize("occupancy", ["sphere", "data"])
-def test_a_run_that_does_not_fit_is_refused_before_anything_is_written(
-    store: ParticleStore, tmp_path: Path, occupancy: str
-) -> None:
-    config = tiny_config(store.path, {"training.occupancy": occupancy})
-    with pytest.raises(ConfigError, match=r"a worker needs about .* and has 0\.0 GiB"):
-        prepare_run(config, store, tmp_path / "run", resume=False, room=Room(2**20))
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_run_whose_maps_do_not_fit_the_driver_is_refused_before_anything_is_written(
-    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_directory, "free_bytes", lambda: 2**20)
-    with pytest.raises(
-        ConfigError, match=r"at 16 pixels the maps .* and 0\.0 GiB are free; drive it from a larger one"
-    ):
-        prepare_run(tiny_config(store.path), store, tmp_path / "run", resume=False)
-    assert not (tmp_path / "run").exists()
-
-
-def test_sizes_without_a_kernel_are_refused_on_a_gpu_before_anything_is_written(
-    store: ParticleStore, tmp_path: Path
-) -> None:
-    gpu, changes = Room(2**40, on_gpu=True), {"model.decoder.queries": 24}
-    with pytest.raises(ConfigError, match=r"not 16, 24 and 16; take those, or set model\.kernels: torch"):
-        prepare_run(tiny_config(store.path, changes), store, tmp_path / "run", resume=False, room=gpu)
-    assert not (tmp_path / "run").exists()
-    needs_none = {"model.kernels": "torch", "model.domain": "fourier", "model.decoder.form": "concatenation"}
-    for key, value in needs_none.items():
-        prepare_run(tiny_config(store.path, changes | {key: value}), store, tmp_path / key, resume=False, room=gpu)
-
-
-def test_a_coarse_box_larger_than_the_store_s_is_refused_before_anything_is_written(
-    store: ParticleStore, tmp_path: Path
-) -> None:
-    config = tiny_config(store.path, {"training.coarse_epochs": 1.0, "training.coarse_box": 24})
-    with pytest.raises(ConfigError, match=r"training\.coarse_box: 24 exceeds the store's box of 16"):
-        prepare_run(config, store, tmp_path / "run", resume=False)
-    assert not (tmp_path / "run").exists()
-
-
-def test_an_automatic_batch_becomes_a_number_and_resumes_with_it(store: ParticleStore, tmp_path: Path) -> None:
-    run = _prepared(store, tmp_path / "run", **{"training.global_batch_size": "auto"})
-    settled = load_run(run)[0].training.global_batch_size
-    assert settled == 1
-    before = (run / "config.yaml").read_bytes()
-    prepare_run(tiny_config(store.path, {"training.global_batch_size": "auto"}), store, run, resume=True)
-    assert (run / "config.yaml").read_bytes() == before
-    with pytest.raises(ConfigError, match=r"other values of training\.global_batch_size"):
-        prepare_run(tiny_config(store.path, {"training.global_batch_size": 2}), store, run, resume=True)
-
-
-def test_a_run_is_not_resumed_where_it_does_not_fit(store: ParticleStore, tmp_path: Path) -> None:
-    run = _prepared(store, tmp_path / "run")
-    with pytest.raises(ConfigError, match="a worker needs about"):
-        prepare_run(tiny_config(store.path), store, run, resume=True, room=Room(2**20))
-
-
-def test_a_run_prepared_like_another_of_its_key_is_the_one_it_would_have_been(
-    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changes = {"model.latent.start": "linear", "training.occupancy": "data", "training.epochs": 5}
-    other, config = tiny_config(store.path, changes | {"training.epochs": 9}), tiny_config(store.path, changes)
-    assert preparation_key(other, store) == preparation_key(config, store)
-    prepare_run(config, store, tmp_path / "alone", resume=False)
-    prepare_run(other, store, tmp_path / "other", resume=False)
-    for name in ("back_project", "_searched_poses", "_prepare_latents"):
-        monkeypatch.delattr(run_directory, name)
-    prepare_run(config, store, tmp_path / "like", resume=False, like=tmp_path / "other")
-    names = sorted(path.name for path in (tmp_path / "alone").iterdir())
-    assert "first_latents.npy" in names
-    assert names == sorted(path.name for path in (tmp_path / "like").iterdir())
-    for name in names:
-        assert (tmp_path / "like" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"training.seed": 4}, {"training.occupancy": "data"}, {"model.latent.start": "linear"}, {"dataset.half": 1},
-        {"model.pose.form": "table"}, {"dataset.hold_out": 8},
-        {"model.latent.start": "linear", "model.latent.linear_dimensions": 1},
-    ],
-)  # fmt: skip
-def test_what_a_preparation_depends_on_is_in_its_key(store: ParticleStore, change: dict[str, Any]) -> None:
-    keys = {preparation_key(tiny_config(store.path, changes), store) for changes in ({}, change)}
-    assert len(keys) == 2

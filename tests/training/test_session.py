@@ -23,7 +23,7 @@ def _another_rank_sees(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(session, "gather_objects", lambda mine: [mine, name])
 
 
-def test_alone_it_is_the_newest(run: Path) -> None:
+def test_a_rank_alone_goes_on_with_the_newest_checkpoint(run: Path) -> None:
     found = agreed_checkpoint(RunFolder.on_disk(run), 0.0)
     assert found is not None
     assert found.folder == checkpoints(run)[-1].folder

@@ -4,8 +4,8 @@ from rotating_blobs import BOX, VOXEL_SIZE_ANGSTROM, blobs, write_run, write_tru
 
 from cryoformer_dist.analysis import report
 from cryoformer_dist.analysis.flexibility import measure_flexibility, write_flexibility
-from cryoformer_dist.analysis.flexibility_figures import cluster_section, flexibility_section
 from cryoformer_dist.analysis.rendering import best_view, common_level
+from cryoformer_dist.analysis.report_sections import cluster_section, flexibility_section
 from cryoformer_dist.analysis.trained import DecodedState
 
 TRUTH = blobs(np.arange(0.0, 360.0, 30.0))
