@@ -52,6 +52,8 @@ class PerImageFSC:
     perfect: float
     consensus_mean: float
     consensus_masked_mean: float
+    still_mean: float
+    still_masked_mean: float
     maps: int
 
 
@@ -139,16 +141,19 @@ def per_image_fsc(
     chosen = np.argsort(source_row, kind="stable")[sampled_particles(len(source_row))]
     reference = nearest_reference(truth.state[source_row[chosen]], truth)
     seen, maps = of_states
-    rows, state_rows, floor_rows = [], [], []
+    still = maps.mean(axis=0)
+    rows, state_rows, floor_rows, still_rows = [], [], [], []
     for index in np.unique(np.concatenate([reference, seen])):
         true = _spectra(correlator, fit_box(truth.volumes[index], box), mask)
         members = chosen[reference == index]
         rows += [_areas(correlator, voxels, mask, true) for voxels in _decoded(decode, latents[members])]
         floor_rows += [_areas(correlator, consensus, mask, true)] * len(members)
+        still_rows += [_areas(correlator, still, mask, true)] * len(members)
         state_rows += [_areas(correlator, maps[place], mask, true) for place in np.flatnonzero(seen == index)]
     plain, masked = np.array(rows).T
     state_plain, state_masked = np.array(state_rows).T
     floor_plain, floor_masked = np.array(floor_rows).T
+    still_plain, still_masked = np.array(still_rows).T
     return PerImageFSC(
         mean=float(plain.mean()),
         std=float(plain.std()),
@@ -163,6 +168,8 @@ def per_image_fsc(
         perfect=perfect_area(box),
         consensus_mean=float(floor_plain.mean()),
         consensus_masked_mean=float(floor_masked.mean()),
+        still_mean=float(still_plain.mean()),
+        still_masked_mean=float(still_masked.mean()),
         maps=len(chosen),
     )
 

@@ -42,11 +42,15 @@ class HalfRun:
         ``(particles, latent)`` of its own particles.
     consensus
         Back-projection of its own particles.
+    allowed
+        Where it allows density, its Fourier shells weighted as those of its maps: what they share with those of another
+        run before either has learned anything.
     """
 
     decode: Decode
     latents: Float[np.ndarray, "particles latent"]
     consensus: Float[np.ndarray, "box box box"]
+    allowed: Float[np.ndarray, "box box box"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,9 @@ class HalfSetComparison:
         Of the mean of the sampled maps.
     average
         Mean of the curves of the pairs.
+    occupancy
+        Of where the two runs allow density, in place of their maps. Maps are zero elsewhere, which no randomisation of
+        phases takes into account: a resolution that is no better than this is the masks', not the maps'.
     pairs
         Each pair along the axis.
     matched
@@ -99,6 +106,7 @@ class HalfSetComparison:
     consensus: MapComparison
     mean_map: MapComparison
     average: MapComparison
+    occupancy: MapComparison
     pairs: tuple[MapComparison, ...]
     matched: MatchedMaps
     mask: Float[np.ndarray, "box box box"]
@@ -123,6 +131,7 @@ class HalfSetComparison:
                 "average": self.average.resolutions(),
                 "mean_map": self.mean_map.resolutions(),
                 "consensus": self.consensus.resolutions(),
+                "occupancy": self.occupancy.resolutions(),
             },
             "fsc_area": {name: curve.area for name, curve in self.average.curves.items()},
             "pairs": [pair.resolutions() for pair in self.pairs],
@@ -178,6 +187,7 @@ def compare_half_runs(
         consensus=compared(first.consensus, second.consensus),
         mean_map=compared(matched.first.mean(axis=0), matched.second.mean(axis=0)),
         average=average_comparison(list(pairs)),
+        occupancy=compared(first.allowed, second.allowed),
         pairs=pairs,
         matched=matched,
         mask=mask,
@@ -202,7 +212,7 @@ def compare_halves(first_run: Path, second_run: Path, mask: Path | None = None) 
     box = int(runs[0].manifest["box_size"])
     given = None if mask is None else read_mask(mask, box, box * size)
     halves = [
-        HalfRun(run.decode, run.latents, load_consensus(path).voxels.numpy())
+        HalfRun(run.decode, run.latents, load_consensus(path).voxels.numpy(), run.allowed())
         for run, path in zip(runs, (first_run, second_run), strict=True)
     ]
     return compare_half_runs(halves[0], halves[1], size, given, "" if mask is None else str(mask))
@@ -231,7 +241,9 @@ def write_half_maps(folder: Path, comparison: HalfSetComparison, runs: Sequence[
     folder.mkdir(parents=True, exist_ok=True)
     write_curves(folder / "half_maps.csv", comparison.average.curves)
     faint = [pair.curves["corrected"] for pair in comparison.pairs]
-    curves = {**comparison.average.curves, "consensus, corrected": comparison.consensus.curves["corrected"]}
+    rows = {"consensus": comparison.consensus, "occupancy alone": comparison.occupancy}
+    curves = dict(comparison.average.curves)
+    curves |= {f"{name}, corrected": row.curves["corrected"] for name, row in rows.items()}
     title = f"Half-sets, average of {len(comparison.pairs)} pairs · {comparison.voxel_size_angstrom:.3g} Å per voxel"
     title += f" · mask {Path(comparison.mask_name).name}"
     for suffix in (".png", ".svg"):

@@ -239,7 +239,9 @@ def _oracle_rows(oracle: Mapping[str, Any], states: int) -> list[dict[str, str]]
 
 
 _SUMMARY = {
-    "per_image_fsc_auc": ("masked_mean", "consensus_masked_mean", "mean", "consensus_mean", "perfect"),
+    "per_image_fsc_auc": (
+        "masked_mean", "still_masked_mean", "consensus_masked_mean", "mean", "still_mean", "consensus_mean", "perfect",
+    ),
     "moving_region": ("difference_map_correlation", "auc_gap"),
     "oracle": (
         "angle_error_deg", "mean_absolute_error", "class_accuracy", "rank_correlation",

@@ -267,6 +267,11 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     results: ResultsConfig = ResultsConfig()
 
+    @property
+    def seed(self) -> int:
+        """Of all that is random in a training; each half-set has its own, or two networks would start alike."""
+        return self.training.seed + (0 if self.dataset.half == "both" else self.dataset.half * 10**9)
+
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":
         if self.training.checkpoint_every_steps % self.training.report_every_steps:

@@ -148,7 +148,7 @@ def search_latents(
     """
     latents = learner.tables["latent"].values
     cloud = latents[torch.from_numpy(trained).to(latents.device)]
-    found = conformations(learner.objectives, cloud, learner.is_coarse(stage, epoch), learner.config.training.seed)
+    found = conformations(learner.objectives, cloud, learner.is_coarse(stage, epoch), learner.config.seed)
     information = torch.zeros(2, device=learner.device)
     dealt = []
     for batch in batches:

@@ -77,7 +77,7 @@ class Learner:
         first_latents: Tensor | None = None,
         spectrum: Tensor | None = None,
     ) -> None:
-        torch.manual_seed(config.training.seed)
+        torch.manual_seed(config.seed)
         self.config = config
         self.device = device
         self.objectives = Objectives(config, box, pixel_size_angstrom, lattice.to(device), spectrum).to(device)
@@ -148,8 +148,7 @@ class Learner:
         """Evaluate density at a mask's points from now on; whether that changes anything."""
         if torch.equal(mask, self.mask):
             return False
-        training = self.config.training
-        lattice = Lattice.of(mask, training.jitter_lattices, training.seed)
+        lattice = Lattice.of(mask, self.config.training.jitter_lattices, self.config.seed)
         self.objectives.use_lattice(lattice.to(self.device))
         return True
 
@@ -226,7 +225,7 @@ def _initial_tables(
     tables = {}
     if config.model.latent.tabulated:
         if latent is None:
-            generator = torch.Generator().manual_seed(config.training.seed)
+            generator = torch.Generator().manual_seed(config.seed)
             latent = torch.randn(len(particles.source_row), config.model.latent.dimensions, generator=generator)
         tables["latent"] = RowTable(latent.to(device))
     if config.model.pose.tabulated:

@@ -136,7 +136,7 @@ class _Session:
     ) -> None:
         self.learner, self.engine, self.data, self.reporter, self.run = learner, engine, data, reporter, run
         self.position = position
-        self.training = learner.config.training
+        self.training, self.seed = learner.config.training, learner.config.seed
         self.batch_size = particles_per_rank(self.training, engine.world, len(data.rows))
         self.patience = Patience(run.home, self.training.storage_patience_seconds, engine.rank == 0, gather_objects)
         # The leader's alone, but all ranks wait while it cannot write.
@@ -161,7 +161,7 @@ class _Session:
     def train(self, stage: Stage) -> None:
         """Go through what is left of a stage."""
         start = self.position
-        seed = (self.training.seed, start.stage)
+        seed = (self.seed, start.stage)
         if stage.kind == "reconstruction" and start.stage_step == 0 and self.learner.hands_poses_over:
             self._fill_pose_table(seed)
         order = ParticleOrder(self.data.rows, self.data.shard_rows, seed, stage.epochs, start.consumed)
@@ -250,7 +250,7 @@ class _Session:
     def _draws(self) -> Tensor:
         """A number in [0, 1) per row, of the step alone: the same on any number of ranks, and for a resume."""
         rows = len(self.learner.tables["latent"].values)
-        draws = np.random.default_rng([self.training.seed, self.position.step]).random(rows, dtype=np.float32)
+        draws = np.random.default_rng([self.seed, self.position.step]).random(rows, dtype=np.float32)
         return torch.from_numpy(draws).to(self.engine.device)
 
     def finish(self) -> None:
@@ -273,8 +273,8 @@ class _Session:
         inputs = learner.inputs(stage, batch, epoch)
         copies = len(learner.objectives.lattice.offsets_pixels)
         # Drawn from the step alone: nothing to keep for a resume. The lattice is the same on all ranks, noise is not.
-        copy = int(np.random.default_rng([self.training.seed, step]).integers(copies))
-        noise_seed = int(np.random.default_rng([self.training.seed, step, self.engine.rank]).integers(2**31))
+        copy = int(np.random.default_rng([self.seed, step]).integers(copies))
+        noise_seed = int(np.random.default_rng([self.seed, step, self.engine.rank]).integers(2**31))
         self.coarse = coarse = learner.is_coarse(stage, epoch)
         self.stopwatch.enter(stage.kind, coarse)
         errors, latent = self.engine.forward(stage.kind, batch, inputs.latent, inputs.pose, copy, noise_seed, coarse)

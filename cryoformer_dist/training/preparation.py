@@ -141,7 +141,7 @@ def preparation_key(config: RunConfig, store: ParticleStore) -> str:
         "poses": _poses_are_searched(config),
         "latents": [config.model.latent.dimensions, _linear_dimensions(config)] if linear else None,
         "occupancy": config.training.occupancy,
-        "seed": config.training.seed,
+        "seed": config.seed,
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -190,7 +190,7 @@ def _searched_poses(
     """The store at poses searched for around the given ones, if they are to be refined per particle."""
     if not _poses_are_searched(config):
         return store, None
-    found = search_poses(store, rows, config.training.seed, partial(progress, "pose search"))
+    found = search_poses(store, rows, config.seed, partial(progress, "pose search"))
     if not found.kept and _latents_start_linear(config):
         found = replace(found, pose=_poses_by_conformation(config, store, rows, found.pose, progress))
     return store.with_pose(rows, found.pose), found
@@ -200,7 +200,7 @@ def _poses_by_conformation(
     config: RunConfig, store: ParticleStore, rows: Rows, pose: Pose, progress: StagedProgress
 ) -> Pose:
     """Search on with what a linear model learns of the motion, twice: at better poses it learns more."""
-    seed = config.training.seed
+    seed = config.seed
     for rounds in ROUNDS_BY_CONFORMATION:
         here = store.with_pose(rows, pose)
         consensus = back_project(here, rows, progress=partial(progress, "consensus map"))
@@ -231,7 +231,7 @@ def _first_latents(
     config: RunConfig, store: ParticleStore, rows: Rows, mask: Tensor, progress: StagedProgress
 ) -> Float[Tensor, "particles dimensions"]:
     """First latents of every store row: the linear model's coordinates, the other dimensions close to zero."""
-    count, seed = _linear_dimensions(config), config.training.seed
+    count, seed = _linear_dimensions(config), config.seed
     first = 0.1 * torch.randn(len(store), config.model.latent.dimensions, generator=torch.Generator().manual_seed(seed))
     first[rows, :count] = linear_latents(store, rows, mask, count, seed, partial(progress, "first latents"))
     return first

@@ -40,7 +40,7 @@ class Rehearsal:
         """Set up what a run of ``config`` has on one worker, ``batch`` particles to it."""
         box = mask.shape[-1]
         particles = random_particles(batch)
-        lattice = Lattice.of(mask, config.training.jitter_lattices, config.training.seed)
+        lattice = Lattice.of(mask, config.training.jitter_lattices, config.seed)
         learner = Learner(config, particles, box, _PIXEL_SIZE_ANGSTROM, lattice, device)
         rows = np.arange(batch)
         images = np.random.default_rng(0).standard_normal((batch, box, box), dtype=np.float32).astype(np.float16)

@@ -96,8 +96,7 @@ def load_run(run: Path) -> tuple[RunConfig, dict[str, Any]]:
 
 def load_lattice(config: RunConfig, run: Path) -> Lattice:
     """The points of a prepared run; those of a checkpoint are in the checkpoint."""
-    training = config.training
-    return Lattice.of(load_mask(run), training.jitter_lattices, training.seed)
+    return Lattice.of(load_mask(run), config.training.jitter_lattices, config.seed)
 
 
 def load_mask(run: Path) -> Bool[Tensor, "box box box"]:
@@ -156,7 +155,7 @@ def write_first_poses(run: Path, rows: Rows, found: FoundPoses) -> None:
     np.savez(run / _FIRST_POSES, rows=rows, rotation=pose.rotation.numpy(), shift_angstrom=pose.shift_angstrom.numpy())
     summary = {
         "half_map_fsc_at_given_poses": found.agreement_given,
-        "half_map_fsc_at_found_poses": found.agreement_found,
+        "half_map_fsc_after_rigid_search": found.agreement_found,
         "given_poses_kept": found.kept,
     }
     (run / _SEARCH_SUMMARY).write_text(json.dumps(summary, indent=1))
@@ -176,7 +175,7 @@ def _manifest(config: RunConfig, store: ParticleStore) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "name": config.name,
-        "seed": config.training.seed,
+        "seed": config.seed,
         "store": str(store.path),
         "store_fingerprint": store.fingerprint,
         "particles": len(selected_rows(config, store)),

@@ -113,4 +113,6 @@ def test_between_references_the_nearest_stands_for_the_truth():
     spacing = 360 / STATES
     snapped = on_circle(np.round(continuous.state / spacing) * spacing)
     assert exact.consensus_mean < exact.mean < exact.perfect
+    # Here the consensus is the mean of the true maps.
+    assert exact.still_mean == pytest.approx(exact.consensus_mean)
     assert per_image_fsc(decode_circle, snapped, *common, of_states).mean == pytest.approx(exact.perfect, abs=1e-5)

@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from cryoformer_dist.errors import ConfigError, StoreError
 from cryoformer_dist.io.mrc import read_volume
 
 CONSENSUS = blobs(np.linspace(0, 120, 9)).mean(axis=0)
+ALLOWED = (CONSENSUS > 0.05).astype(np.float32)
 
 
 def half(seed: int, noise: float = 0.0, motion: bool = True) -> HalfRun:
@@ -24,20 +26,19 @@ def half(seed: int, noise: float = 0.0, motion: bool = True) -> HalfRun:
         own = np.random.default_rng(seed + 10).normal(size=maps.shape)
         return (maps + noise * own).astype(np.float32)
 
-    return HalfRun(decode, latents, CONSENSUS + 0.01 * rng.normal(size=CONSENSUS.shape).astype(np.float32))
+    return HalfRun(decode, latents, CONSENSUS + 0.01 * rng.normal(size=CONSENSUS.shape).astype(np.float32), ALLOWED)
 
 
 def turned(run: HalfRun) -> HalfRun:
     """The same half with its axes exchanged and the motion's turned round; another one varies more."""
     rng = np.random.default_rng(5)
     latents = np.stack([3 * rng.normal(size=len(run.latents)), -run.latents[:, 0]], axis=1).astype(np.float32)
-    return HalfRun(lambda z: run.decode(-z[:, ::-1]), latents, run.consensus)
+    return replace(run, decode=lambda z: run.decode(-z[:, ::-1]), latents=latents)
 
 
 def test_the_same_motion_is_found_whatever_the_order_and_sign_of_the_axes():
     same = match_maps(half(0), half(1))
-    assert (same.axis, same.reversed) == (1, False) or same.reversed
-    assert same.correlation > 0.99
+    assert (same.axis, same.correlation) == (1, pytest.approx(1, abs=0.01))
     exchanged = match_maps(half(0), turned(half(1)))
     assert exchanged.axis == 2
     assert exchanged.correlation > 0.99
@@ -63,8 +64,21 @@ def test_halves_that_show_no_motion_or_another_one_do_not_correlate():
     still = match_maps(half(0), half(1, motion=False))
     assert still.correlation == pytest.approx(0, abs=1e-6)
     other = half(1)
-    elsewhere = HalfRun(lambda z: other.decode(z)[:, ::-1].copy(), other.latents, other.consensus)
-    assert abs(match_maps(half(0), elsewhere).correlation) < 0.7
+    elsewhere = replace(other, decode=lambda z: other.decode(z)[:, ::-1].copy())
+    assert match_maps(half(0), elsewhere).correlation < 0.7
+
+
+def test_maps_that_share_only_where_they_may_be_are_no_better_than_that_alone():
+    def untrained(seed: int) -> HalfRun:
+        rng = np.random.default_rng(seed)
+        noise = 1 + 0.2 * rng.normal(size=CONSENSUS.shape).astype(np.float32)
+        return replace(half(seed), decode=lambda z: np.stack([noise * ALLOWED] * len(z)))
+
+    found = compare_half_runs(untrained(0), untrained(1), 4.0)
+    resolution, bound = (each.resolutions()["corrected"]["0.143"] for each in (found.average, found.occupancy))
+    # Sharp steps at a common edge: no randomisation of phases takes them away.
+    assert resolution < 12
+    assert resolution >= bound
 
 
 def test_everything_is_written_and_the_numbers_are_beside_grid_and_mask(tmp_path):
@@ -74,7 +88,7 @@ def test_everything_is_written_and_the_numbers_are_beside_grid_and_mask(tmp_path
     assert record["runs"] == ["one", "two"]
     assert (record["nyquist_angstrom"], record["box_size"]) == (8.0, BOX)
     assert record["mask"]["source"] == "from the maps"
-    assert set(record["resolution_angstrom"]) == {"average", "mean_map", "consensus"}
+    assert set(record["resolution_angstrom"]) == {"average", "mean_map", "consensus", "occupancy"}
     assert set(record["resolution_angstrom"]["average"]) == {"unmasked", "masked", "corrected"}
     assert len(record["pairs"]) == 10
     with (path.parent / "half_maps.csv").open() as stream:

@@ -8,7 +8,7 @@ from cryoformer_dist.config.schema import RunConfig
 
 
 def _run(**sections: object) -> RunConfig:
-    return RunConfig.model_validate({"dataset": {"store": "s.zarr"}, **sections})
+    return RunConfig.model_validate({"dataset": {"store": "s.zarr"}} | sections)
 
 
 def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
@@ -34,6 +34,14 @@ def test_every_default_passes_its_own_check(model: type[BaseModel]) -> None:
         required = {"dataset": {"store": "x"}}  # type: ignore[dict-item]
     config = model.model_validate(required)
     assert model.model_validate(config.model_dump()) == config
+
+
+def test_the_two_half_sets_share_no_random_number_with_each_other() -> None:
+    seeds = {
+        half: _run(dataset={"store": "s.zarr", "half": half}, training={"seed": 7}).seed for half in ("both", 1, 2)
+    }
+    assert seeds["both"] == 7
+    assert len(set(seeds.values())) == 3
 
 
 def test_a_configuration_cannot_be_changed_after_the_check() -> None:
