@@ -113,7 +113,10 @@ def drive(
 ) -> None:
     """On the cluster: the whole way, from particles to report."""
     from cryoformer_dist.orchestration.dispatch import read_errand
+    from cryoformer_dist.training.machine import set_threads, usable_cores
 
+    # Ray starts what it runs with one thread; the first maps and poses of a large run would take hours.
+    set_threads(usable_cores())
     with _ending_in_order():
         _carry_out(read_errand(cluster, run, name, resume, []))
 

@@ -79,3 +79,7 @@ class StorageTroubleWarning(CryoFormerWarning):
 
 class SmallSampleWarning(CryoFormerWarning):
     """A decision was taken from few particles."""
+
+
+class SlowEncodingWarning(CryoFormerWarning):
+    """The hash grid will be evaluated in a way that a GPU spends most of its time on; a faster backend is named."""

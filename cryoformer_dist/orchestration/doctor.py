@@ -15,7 +15,7 @@ import torch
 
 from cryoformer_dist.config.schema import DatasetConfig, RunConfig, TrainingConfig
 from cryoformer_dist.errors import CryoFormerError
-from cryoformer_dist.training.machine import free_bytes
+from cryoformer_dist.training.machine import free_bytes, usable_cores
 from cryoformer_dist.training.memory import gib
 from cryoformer_dist.training.rehearsal import Rehearsal, ball
 from cryoformer_dist.versions import DECISIVE_PACKAGES, installed_version
@@ -45,9 +45,8 @@ class Finding:
 
 def devices() -> Iterator[Finding]:
     """Processors, memory, GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding(
-        "CPU", "ok", f"{cores} cores for this process, {torch.get_num_threads()} threads, {platform.machine()}"
+        "CPU", "ok", f"{usable_cores()} cores for this process, {torch.get_num_threads()} threads, {platform.machine()}"
     )
     yield Finding("memory", "ok", f"{gib(free_bytes())} free, container limits counted")
     for number in range(torch.cuda.device_count()):

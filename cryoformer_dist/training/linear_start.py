@@ -52,22 +52,28 @@ def linear_latents(
     seed
         Of the first, random coordinates.
     progress
-        Called with rounds done and in all.
+        Called with steps done and in all: rounds, then blocks of particles.
     """
     box = _coarse_box(store)
     model = LinearModel(_coarse_lattice(mask, box).points_pixels, box)
     sample = CroppedImages.of(store, rows[:: _sampling(rows)], box)
     latent = torch.randn(len(sample.rotation), dimensions, generator=torch.Generator().manual_seed(seed))
     maps = model.no_maps(dimensions)
+    # Once the maps are there, all particles in blocks: their images do not fit in memory together.
+    parts = [rows[start : start + _SAMPLE] for start in range(0, len(rows), _SAMPLE)]
+    steps = _ROUNDS + len(parts)
     for done in range(_ROUNDS):
         maps = model.fit_maps(sample, latent, maps)
         latent = whitened(model.fit_latents(sample, maps))
         if progress is not None:
-            progress(done + 1, _ROUNDS)
+            progress(done + 1, steps)
     maps = model.fit_maps(sample, latent, maps)
-    # The rest of the particles in blocks: their images do not fit in memory together.
-    parts = [rows[start : start + _SAMPLE] for start in range(0, len(rows), _SAMPLE)]
-    return whitened(torch.cat([model.fit_latents(CroppedImages.of(store, part, box), maps) for part in parts]))
+    latents = []
+    for done, part in enumerate(parts, _ROUNDS):
+        latents.append(model.fit_latents(CroppedImages.of(store, part, box), maps))
+        if progress is not None:
+            progress(done + 1, steps)
+    return whitened(torch.cat(latents))
 
 
 def principal_maps(

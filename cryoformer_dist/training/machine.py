@@ -47,6 +47,11 @@ def room_here(on_gpu: bool, sharing: int = 1, workers: int = 1) -> Room:
     return Room(int(_SHARE * free / sharing), workers, on_gpu)
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def peak_threads(config: RunConfig, cpus_per_worker: float) -> int:
     """CPU threads a worker may use."""
     return config.training.threads_per_worker or max(1, round(cpus_per_worker))

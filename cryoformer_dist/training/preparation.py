@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import ConfigError, StoreError
+from cryoformer_dist.errors import ConfigError, SlowEncodingWarning, SmallSampleWarning, StoreError
 from cryoformer_dist.model.kernels.sizes import refuse_sizes_without_kernel
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.progress import StagedProgress, silent
@@ -28,6 +29,7 @@ from cryoformer_dist.training.memory import (
     settle_batch_size,
     with_batch_size,
 )
+from cryoformer_dist.training.objectives import keeps_operators
 from cryoformer_dist.training.occupancy import occupied, sphere
 from cryoformer_dist.training.pose_search import (
     ROUNDS_BY_CONFORMATION,
@@ -49,6 +51,9 @@ from cryoformer_dist.training.run_directory import (
     write_manifest,
     write_maps,
 )
+
+# Fewer have hardly a mean and a spread.
+_FEWEST_NORMALISED = 8
 
 
 def prepare_run(
@@ -126,9 +131,36 @@ def prepare_like(config: RunConfig, store: ParticleStore, run: Path, other: Path
 
 def _begin(config: RunConfig, store: ParticleStore, run: Path, mask: Tensor, room: Room) -> RunConfig:
     """Begin a run's folder with the batch that fits."""
-    config = settle_batch_size(config, _workload(config, store, int(mask.sum())), room)
+    points = int(mask.sum())
+    config = settle_batch_size(config, _workload(config, store, points), room)
+    _warn_of_slow_encoding(config, points, room)
+    _warn_of_small_batches(config, room)
     begin_run(run, config)
     return config
+
+
+def _warn_of_slow_encoding(config: RunConfig, points: int, room: Room) -> None:
+    """Thousands of small launches a step are nothing to a CPU, and most of a step to a GPU."""
+    by_lattice = config.training.projection == "lattice" and config.model.domain == "real"
+    if room.on_gpu and by_lattice and config.model.hash_grid.backend == "torch" and not keeps_operators(config, points):
+        warnings.warn(
+            f"{points} points are too many for stored operators of the hash grid: torch hashes them again at every "
+            "step, which takes a GPU longer than all the rest; set model.hash_grid.backend: triton",
+            SlowEncodingWarning,
+            stacklevel=2,
+        )
+
+
+def _warn_of_small_batches(config: RunConfig, room: Room) -> None:
+    """The paper's encoder normalises its latents over the images that a worker sees at a time."""
+    size = config.training.global_batch_size
+    if config.model.latent.form == "encoder" and size != "auto" and size // room.workers < _FEWEST_NORMALISED:
+        warnings.warn(
+            f"model.latent.form: encoder normalises latents over the {size // room.workers} images of a worker's step: "
+            f"take a training.global_batch_size of {_FEWEST_NORMALISED} or more for each of {room.workers} workers",
+            SmallSampleWarning,
+            stacklevel=2,
+        )
 
 
 def preparation_key(config: RunConfig, store: ParticleStore) -> str:

@@ -65,7 +65,9 @@ def train_rank(
         load_spectrum(config, run.folder),
     )
     engine = build_engine(learner.objectives, config.training, device, len(rows))
-    data = TrainingData(rows, store.shard_size, batches_of(store), local_batches(store))
+    batches = batches_of(store)
+    samples = batches if config.dataset.loader == "resident" else local_batches(store)
+    data = TrainingData(rows, store.shard_size, batches, samples)
     checkpoint = agreed_checkpoint(run, config.training.storage_patience_seconds)
     run_training(learner, engine, data, reporter, run, checkpoint)
 

@@ -9,10 +9,10 @@ import torch
 from tiny_runs import tiny_config, write_set
 
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import ConfigError, StoreError
+from cryoformer_dist.errors import ConfigError, SlowEncodingWarning, SmallSampleWarning, StoreError
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.pose import Pose
-from cryoformer_dist.training import preparation
+from cryoformer_dist.training import objectives, preparation
 from cryoformer_dist.training.consensus import Consensus
 from cryoformer_dist.training.machine import Room
 from cryoformer_dist.training.pose_search import FoundPoses
@@ -254,6 +254,26 @@ def test_sizes_without_a_kernel_are_refused_on_a_gpu_before_anything_is_written(
     needs_none = {"model.kernels": "torch", "model.domain": "fourier", "model.decoder.form": "concatenation"}
     for key, value in needs_none.items():
         prepare_run(tiny_config(store.path, changes | {key: value}), store, tmp_path / key, resume=False, room=gpu)
+
+
+def test_points_that_a_gpu_would_hash_by_torch_at_every_step_are_told_with_the_remedy(
+    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objectives, "_KEPT_OPERATORS_BYTES", 0)
+    gpu = Room(2**40, on_gpu=True)
+    with pytest.warns(SlowEncodingWarning, match=r"set model\.hash_grid\.backend: triton"):
+        prepare_run(tiny_config(store.path), store, tmp_path / "slow", resume=False, room=gpu)
+    # No warning: they would be errors.
+    changes = {"model.hash_grid.backend": "triton"}
+    prepare_run(tiny_config(store.path, changes), store, tmp_path / "fast", resume=False, room=gpu)
+    prepare_run(tiny_config(store.path), store, tmp_path / "cpu", resume=False, room=Room(2**40))
+
+
+def test_an_encoder_that_would_normalise_over_a_few_images_is_told_of(store: ParticleStore, tmp_path: Path) -> None:
+    config = tiny_config(store.path, {"model.latent.form": "encoder"})
+    with pytest.warns(SmallSampleWarning, match=r"over the 3 images .* 8 or more for each of 4 workers"):
+        prepare_run(config, store, tmp_path / "few", resume=False, room=Room(2**40, workers=4))
+    prepare_run(config, store, tmp_path / "enough", resume=False, room=Room(2**40))
 
 
 def test_a_coarse_box_larger_than_the_store_s_is_refused_before_anything_is_written(
