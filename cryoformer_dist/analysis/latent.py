@@ -252,32 +252,32 @@ def nearest_neighbours(
     return nearest
 
 
-def linear_class_accuracy(
-    latents: Float[np.ndarray, "particles latent"], label: Int[np.ndarray, " particles"]
-) -> float:
-    """Share of particles whose class a cross-validated linear classifier names, averaged over the classes."""
-    named = predict_class(latents, label) == label
-    return float(np.mean([named[label == value].mean() for value in np.unique(label)]))
+def balanced_accuracy(named: Real[np.ndarray, " particles"], label: Real[np.ndarray, " particles"]) -> float:
+    """Share of each class's particles that are named rightly, mean over the classes.
+
+    Chance is 1 / classes however unequally they are filled; plain shares reward naming everything as the largest.
+    """
+    return float(np.mean([(named[label == value] == value).mean() for value in np.unique(label)]))
 
 
 def predict_class(
     latents: Float[np.ndarray, "particles latent"], label: Real[np.ndarray, " particles"]
 ) -> Real[np.ndarray, " particles"]:
-    """Class that a linear classifier fitted to the other folds names for each particle."""
-    classes, index = np.unique(label, return_inverse=True)
-    score = _predict_out_of_fold(latents, np.eye(len(classes))[index])
+    """Class that a linear classifier fitted to the other folds names for each particle, no class expected more."""
+    classes, index, count = np.unique(label, return_inverse=True, return_counts=True)
+    score = _predict_out_of_fold(latents, (np.eye(len(classes)) / count)[index])
     named: np.ndarray = classes[score.argmax(axis=1)]
     return named
 
 
 def cluster_class_accuracy(cluster: Int[np.ndarray, " particles"], label: Int[np.ndarray, " particles"]) -> float:
-    """Share of particles in the right class under the best one-to-one mapping of clusters to classes."""
+    """`balanced_accuracy` under the best one-to-one mapping of clusters to classes."""
     _, rows = np.unique(cluster, return_inverse=True)
-    _, columns = np.unique(label, return_inverse=True)
-    table = np.zeros((rows.max() + 1, columns.max() + 1))
+    classes, columns, count = np.unique(label, return_inverse=True, return_counts=True)
+    table = np.zeros((rows.max() + 1, len(classes)))
     np.add.at(table, (rows, columns), 1)
-    best = linear_sum_assignment(table, maximize=True)
-    return float(table[best].sum() / len(label))
+    shares = table / count
+    return float(shares[linear_sum_assignment(shares, maximize=True)].sum() / len(classes))
 
 
 def score_latents(
@@ -293,7 +293,7 @@ def score_latents(
     if discrete:
         _, label = np.unique(state, return_inverse=True)
         classes = int(label.max()) + 1
-        accuracy = linear_class_accuracy(latents, label)
+        accuracy = balanced_accuracy(predict_class(latents, label), label)
         return {
             "latent_rank_correlation": (accuracy * classes - 1) / max(classes - 1, 1),
             "class_accuracy": accuracy,

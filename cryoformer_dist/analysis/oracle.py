@@ -15,6 +15,7 @@ from scipy.stats import mode
 from torch import Tensor
 
 from cryoformer_dist.analysis.latent import (
+    balanced_accuracy,
     circular_correlation,
     nearest_neighbours,
     predict_class,
@@ -192,7 +193,7 @@ def oracle_metrics(
     if truth.discrete:
         estimates = {"": found.most_probable(), "ours_": predict_class(latents, state)[chosen]}
         estimates["neighbours_"] = mode(near, axis=1).mode
-        scores = {prefix: {"class_accuracy": float(np.mean(named == here))} for prefix, named in estimates.items()}
+        scores = {prefix: {"class_accuracy": balanced_accuracy(named, here)} for prefix, named in estimates.items()}
         error = {prefix: 1 - scores[prefix]["class_accuracy"] for prefix in scores}
     else:
         estimates = {"": found.most_probable(), "posterior_": found.mean(truth.period)}

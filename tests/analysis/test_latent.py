@@ -3,11 +3,11 @@ import pytest
 
 from cryoformer_dist.analysis.latent import (
     axis_traversal,
+    balanced_accuracy,
     circular_correlation,
     cluster_class_accuracy,
     correlation,
     kmeans,
-    linear_class_accuracy,
     nearest_neighbours,
     predict_class,
     predict_coordinate,
@@ -149,8 +149,20 @@ def test_separate_classes_are_named_and_mixed_ones_are_chance(rng):
     assert scores["latent_rank_correlation"] > 0.98
     assert scores["cluster_accuracy"] > 0.98
     mixed = rng.normal(size=(PARTICLES, 3))
-    assert linear_class_accuracy(mixed, label) == pytest.approx(1 / 3, abs=0.06)
+    assert balanced_accuracy(predict_class(mixed, label), label) == pytest.approx(1 / 3, abs=0.06)
     assert abs(score_latents(mixed, label.astype(np.float64), 0.0, True)["latent_rank_correlation"]) < 0.1
+
+
+def test_classes_that_are_filled_unequally_give_nothing_away(rng):
+    label = (rng.uniform(size=PARTICLES) < 0.1).astype(int)
+    blind = rng.normal(size=(PARTICLES, 3))
+    assert cluster_class_accuracy(np.zeros(PARTICLES, dtype=int), label) == 0.5
+    assert balanced_accuracy(np.zeros(PARTICLES), label) == 0.5
+    named = predict_class(blind, label)
+    assert balanced_accuracy(named, label) == pytest.approx(0.5, abs=0.1)
+    # Nor is the smaller class overlooked where latents tell it apart, if barely.
+    barely = blind + 1.5 * label[:, None]
+    assert (predict_class(barely, label)[label == 1] == 1).mean() > 0.8
 
 
 def test_neighbours_are_the_nearest_others_in_units_of_each_axis_spread(rng):
