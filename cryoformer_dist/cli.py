@@ -200,7 +200,7 @@ def train(
     cluster = None
     if not local:
         cluster = LocalCluster(storage=storage, workers=WorkersConfig(count=workers, gpus=gpus))
-    _carry_out(settings, cluster, storage, name, resume)
+    _run_pipeline(settings, cluster, storage, name, resume)
 
 
 app.add_typer(cli_clusters.app)
@@ -333,17 +333,17 @@ def _spoken_warnings() -> Iterator[None]:
         yield
 
 
-def _carry_out(
+def _run_pipeline(
     settings: "RunConfig", cluster: "ClusterConfig | None", storage: str, name: str | None, resume: bool
 ) -> None:
-    from cryoformer_dist.orchestration.launch import carry_out
-    from cryoformer_dist.orchestration.request import Request, Voice
+    from cryoformer_dist.orchestration.pipeline import run_pipeline
+    from cryoformer_dist.orchestration.request import Console, Request
     from cryoformer_dist.storage.places import place_at
 
     run = place_at(storage) / (name or settings.name)
     terminal.say(f"run directory  {run}")
-    voice = Voice(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
-    report = carry_out(Request(settings, cluster, run, resume), voice)
+    console = Console(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
+    report = run_pipeline(Request(settings, cluster, run, resume), console)
     terminal.say(f"report         {report}")
 
 

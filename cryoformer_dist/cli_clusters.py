@@ -13,8 +13,8 @@ from cryoformer_dist import terminal
 from cryoformer_dist.errors import ClusterError, ConfigError, CryoFormerError
 
 if TYPE_CHECKING:
-    from cryoformer_dist.orchestration.errand import Errand, JobState, Provider
-    from cryoformer_dist.orchestration.launches import Launch
+    from cryoformer_dist.orchestration.launch_registry import Launch
+    from cryoformer_dist.orchestration.launch_spec import JobState, LaunchSpec, Provider
 
 app = typer.Typer()
 
@@ -46,7 +46,7 @@ def launch(
     overrides: Overrides = None,
 ) -> None:
     """Train where a cluster file says, and follow it to its report."""
-    from cryoformer_dist.orchestration.dispatch import provider_of, read_errand, sweep_of
+    from cryoformer_dist.orchestration.dispatch import provider_of, read_launch_spec, sweep_of
 
     if run is None and (sweep := sweep_of(cluster)) is not None:
         from cryoformer_dist.cli_sweeps import make_sweep
@@ -55,20 +55,20 @@ def launch(
             raise ConfigError(f"{cluster}: --name, --detach and --set are for runs; a sweep says all in {sweep.file}")
         make_sweep(sweep.file, [], sweep.cluster, resume, retry_failed=False, dry_run=dry_run)
         return
-    errand = read_errand(cluster, run, name, resume, overrides or [])
+    spec = read_launch_spec(cluster, run, name, resume, overrides or [])
     if dry_run:
-        terminal.say(provider_of(errand.cluster).preview(errand))
+        terminal.say(provider_of(spec.cluster).preview(spec))
         return
-    _send(errand, detach)
+    _send(spec, detach)
 
 
 @app.command("resume", epilog="Example: `cryoformer-dist resume demo`")
 def resume_launch(name: LaunchName, detach: Detach = False) -> None:
     """Launch a run again as it was launched, to go on from its last checkpoint."""
-    from cryoformer_dist.orchestration.dispatch import errand_again
-    from cryoformer_dist.orchestration.launches import find_launch
+    from cryoformer_dist.orchestration.dispatch import relaunch_spec
+    from cryoformer_dist.orchestration.launch_registry import find_launch
 
-    _send(errand_again(find_launch(name)), detach)
+    _send(relaunch_spec(find_launch(name)), detach)
 
 
 @app.command(epilog="Example: `cryoformer-dist status demo`")
@@ -78,7 +78,7 @@ def status(
     ] = None,
 ) -> None:
     """How launched runs are doing."""
-    from cryoformer_dist.orchestration.launches import all_launches, find_launch
+    from cryoformer_dist.orchestration.launch_registry import all_launches, find_launch
 
     for launched in [find_launch(name)] if name else all_launches():
         terminal.say(f"{launched.name}  {_state(launched)}  launched {launched.started}  {_run_directory(launched)}")
@@ -87,7 +87,7 @@ def status(
 @app.command(epilog="Example: `cryoformer-dist logs demo`")
 def logs(name: LaunchName) -> None:
     """Follow what a launched run prints, from the start to its end."""
-    from cryoformer_dist.orchestration.launches import find_launch
+    from cryoformer_dist.orchestration.launch_registry import find_launch
 
     _follow(find_launch(name))
 
@@ -96,7 +96,7 @@ def logs(name: LaunchName) -> None:
 def stop(name: LaunchName) -> None:
     """End a launched run; what it has learned up to its last checkpoint stays."""
     from cryoformer_dist.orchestration import dispatch
-    from cryoformer_dist.orchestration.launches import find_launch
+    from cryoformer_dist.orchestration.launch_registry import find_launch
 
     if dispatch.stop(find_launch(name)):
         terminal.say(f"stopped        {name}\nnext: cryoformer-dist resume {name}")
@@ -112,38 +112,38 @@ def drive(
     resume: Resume = False,
 ) -> None:
     """On the cluster: the whole way, from particles to report."""
-    from cryoformer_dist.orchestration.dispatch import read_errand
+    from cryoformer_dist.orchestration.dispatch import read_launch_spec
     from cryoformer_dist.training.machine import set_threads, usable_cores
 
     # Ray starts what it runs with one thread; the first maps and poses of a large run would take hours.
     set_threads(usable_cores())
     with _ending_in_order():
-        _carry_out(read_errand(cluster, run, name, resume, []))
+        _run_pipeline(read_launch_spec(cluster, run, name, resume, []))
 
 
-def _send(errand: "Errand", detach: bool) -> None:
+def _send(spec: "LaunchSpec", detach: bool) -> None:
     from cryoformer_dist.orchestration.dispatch import begin_here, drives_here, submit
 
-    if drives_here(errand.cluster) and not detach:
-        _drive_here(begin_here(errand), errand)
+    if drives_here(spec.cluster) and not detach:
+        _drive_here(begin_here(spec), spec)
         return
-    launched = submit(errand)
-    terminal.say(f"launched       {errand.name} on {errand.cluster.provider}")
+    launched = submit(spec)
+    terminal.say(f"launched       {spec.name} on {spec.cluster.provider}")
     terminal.say(f"run directory  {_run_directory(launched)}")
     if detach:
-        terminal.say(f"next: cryoformer-dist logs {errand.name}")
+        terminal.say(f"next: cryoformer-dist logs {spec.name}")
         return
     _follow(launched)
 
 
-def _drive_here(launched: "Launch", errand: "Errand") -> None:
-    """Carry an errand out in this process, and write down how it ended."""
+def _drive_here(launched: "Launch", spec: "LaunchSpec") -> None:
+    """Carry a launch out in this process, and write down how it ended."""
     from cryoformer_dist.orchestration.providers.process import keep_exit_code
 
     code = 1
     try:
         with _ending_in_order():
-            _carry_out(errand)
+            _run_pipeline(spec)
         code = 0
     except CryoFormerError:
         code = 2
@@ -155,15 +155,15 @@ def _drive_here(launched: "Launch", errand: "Errand") -> None:
         keep_exit_code(launched.handle, code)
 
 
-def _carry_out(errand: "Errand") -> None:
-    from cryoformer_dist.orchestration.launch import carry_out
-    from cryoformer_dist.orchestration.request import Request, Voice
+def _run_pipeline(spec: "LaunchSpec") -> None:
+    from cryoformer_dist.orchestration.pipeline import run_pipeline
+    from cryoformer_dist.orchestration.request import Console, Request
     from cryoformer_dist.storage.places import place_at
 
-    run = place_at(errand.cluster.storage) / errand.name
+    run = place_at(spec.cluster.storage) / spec.name
     terminal.say(f"run directory  {run}")
-    voice = Voice(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
-    report = carry_out(Request(errand.run, errand.cluster, run, errand.resume), voice)
+    console = Console(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
+    report = run_pipeline(Request(spec.run, spec.cluster, run, spec.resume), console)
     terminal.say(f"report         {report}")
 
 

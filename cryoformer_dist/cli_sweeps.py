@@ -47,12 +47,12 @@ def make_sweep(
             terminal.say(trial.name)
         terminal.say(f"{len(request.trials) or request.sweep.samples} trials for {request.folder}")
         return
-    from cryoformer_dist.orchestration.request import Voice
+    from cryoformer_dist.orchestration.request import Console
     from cryoformer_dist.orchestration.sweep import carry_out_sweep
 
     terminal.say(f"sweep          {request.folder}")
-    voice = Voice(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
-    report = carry_out_sweep(request, voice)
+    console = Console(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
+    report = carry_out_sweep(request, console)
     terminal.say(f"report         {report}")
     if (request.folder / "best.yaml").is_file():
         best = request.folder / "best.yaml"

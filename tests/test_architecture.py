@@ -164,7 +164,7 @@ def test_the_table_would_catch_an_import_that_points_up():
     assert own_imports(tree) == {"io.mrc", "training.loop"}
     assert not is_allowed("physics.ctf", "io.mrc")
     assert not is_allowed("data.store", "training.loop")
-    assert not is_allowed("orchestration.launch", "terminal")
+    assert not is_allowed("orchestration.pipeline", "terminal")
     assert not is_allowed("training.loop", "io.relion")
     assert is_allowed("training.loop", "io.mrc")
 

@@ -7,7 +7,7 @@ from cryoformer_dist.config.loading import load_cluster, load_config
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.simulation import PhantomSource
 from cryoformer_dist.config.sweep import SweepConfig
-from cryoformer_dist.orchestration.dispatch import provider_of, read_errand
+from cryoformer_dist.orchestration.dispatch import provider_of, read_launch_spec
 from cryoformer_dist.orchestration.run_files import read_run_file
 from cryoformer_dist.orchestration.sweep import read_sweep_request
 
@@ -97,7 +97,7 @@ def test_every_shipped_file_begins_with_the_command_that_uses_it(path: Path) -> 
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=_name)
 def test_what_every_shipped_cluster_file_would_start_can_be_shown(path: Path) -> None:
-    errand = read_errand(path, None, "trial", False, [])
-    preview = provider_of(errand.cluster).preview(errand)
+    spec = read_launch_spec(path, None, "trial", False, [])
+    preview = provider_of(spec.cluster).preview(spec)
     assert "cryoformer_dist.cli drive" in preview
     assert "--name trial" in preview

@@ -57,7 +57,7 @@ _TRAINING = {
 }
 
 _EXACT = (
-    *("stage", "epoch", "epochs", "step", "steps", "loss", "prior", "learning_rate", "workers"),
+    *("stage", "epoch", "epochs", "step", "steps", "loss", "prior", "learning_rate_factor", "workers"),
     *("active_points", "residual_outside", "latent_information_nats"),
 )
 

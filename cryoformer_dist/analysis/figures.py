@@ -246,7 +246,7 @@ def pose_histograms(pose: Mapping[str, Any]) -> str:
 def throughput_lines(records: Sequence[Mapping[str, Any]]) -> str:
     """Particles per second and the share of time spent waiting for data, report by report."""
     rate = np.array([float(record.get("particles_per_second", math.nan)) for record in records])
-    wait = 100 * np.array([float(record.get("data_wait", math.nan)) for record in records])
+    wait = 100 * np.array([float(record.get("data_wait_share", math.nan)) for record in records])
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.8, 2.2), layout="constrained")
         panels = figure.subplots(1, 2)

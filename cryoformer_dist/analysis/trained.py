@@ -117,7 +117,7 @@ class TrainedRun:
         None when there are none, or no encoder that has been trained.
         """
         kept = self.config.dataset.hold_out
-        if not kept or not _encoder_speaks(self.config, self.checkpoint):
+        if not kept or not _encoder_is_trained(self.config, self.checkpoint):
             return None
         store = ParticleStore.open(self.manifest["store"])
         rows = np.arange(len(store) - kept, len(store))
@@ -166,7 +166,7 @@ def load_trained(run: Path) -> TrainedRun:
     learner.objectives.eval()
     rows = selected_rows(config, store)
     pose = _poses(learner, store, rows)
-    latents = _latents(learner, store, rows, pose, _encoder_speaks(config, checkpoint))
+    latents = _latents(learner, store, rows, pose, _encoder_is_trained(config, checkpoint))
     return TrainedRun(
         config=config,
         manifest=manifest,
@@ -232,7 +232,7 @@ def _encoded_latents(learner: Learner, store: ParticleStore, rows: np.ndarray, p
     return torch.cat(found).numpy()
 
 
-def _encoder_speaks(config: RunConfig, checkpoint: Checkpoint) -> bool:
+def _encoder_is_trained(config: RunConfig, checkpoint: Checkpoint) -> bool:
     """Whether there is an encoder of latents that has been trained."""
     if config.model.latent.form == "table_then_encoder":
         return stages(config)[checkpoint.position.stage].kind == "latent_distillation"

@@ -291,7 +291,7 @@ def stage_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "reports": len(reports),
                 "loss": f"{float(reports[-1]['loss']):.4f}",
                 "rate": _median(reports, "particles_per_second", "{:,.0f}"),
-                "wait": _median(reports, "data_wait", "{:.1%}"),
+                "wait": _median(reports, "data_wait_share", "{:.1%}"),
                 "memory": _median(reports, "memory_gib", "{:.2f}"),
                 "seconds": f"{spent[at].sum():,.0f}",
                 "workers": str(reports[-1]["workers"]),

@@ -344,7 +344,7 @@ def _attributes(
         "optics": optics,
         "has_poses": table.rotation is not None,
         "source": source,
-        "contrast": {"sign": contrast.sign, "confidence": contrast.z_score, "how": contrast.how},
+        "contrast": {"sign": contrast.sign, "z_score": contrast.z_score, "how": contrast.how},
         "conversion": {
             "seed": options.seed,
             "particle_diameter_angstrom": preparation.particle_diameter_angstrom,

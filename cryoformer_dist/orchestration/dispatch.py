@@ -18,8 +18,8 @@ from cryoformer_dist.config.cluster import (
 from cryoformer_dist.config.loading import parse_config, parse_yaml
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.errors import ClusterError, ClusterUnreachableWarning, ConfigError
-from cryoformer_dist.orchestration.errand import Errand, Provider
-from cryoformer_dist.orchestration.launches import Launch, all_launches, find_launch, keep_launch
+from cryoformer_dist.orchestration.launch_registry import Launch, all_launches, find_launch, keep_launch
+from cryoformer_dist.orchestration.launch_spec import LaunchSpec, Provider
 from cryoformer_dist.orchestration.run_files import read_cluster_file, read_run_file
 
 # A driver that is told to end has Ray and its workers end first.
@@ -32,7 +32,7 @@ def drives_here(cluster: ClusterConfig) -> bool:
 
 
 def provider_of(cluster: ClusterConfig) -> Provider:
-    """Who carries errands to a cluster."""
+    """Who carries jobs to a cluster."""
     if isinstance(cluster, SlurmCluster):
         from cryoformer_dist.orchestration.providers.slurm import SlurmProvider
 
@@ -54,9 +54,9 @@ def provider_of(cluster: ClusterConfig) -> Provider:
     return ProcessProvider()
 
 
-def read_errand(
+def read_launch_spec(
     cluster_file: Path, run_file: Path | None, name: str | None, resume: bool, overrides: Sequence[str]
-) -> Errand:
+) -> LaunchSpec:
     """Cluster file and run file, checked on their own and together.
 
     Parameters
@@ -96,7 +96,7 @@ def read_errand(
         mistakes += _contradictions(cluster, run, cluster_file)
     if mistakes or cluster is None or run is None:
         raise ConfigError("\n".join(mistakes))
-    return Errand(run.name, cluster, run, resume)
+    return LaunchSpec(run.name, cluster, run, resume)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,19 +126,19 @@ def sweep_of(cluster_file: Path) -> ClusterSweep | None:
     return ClusterSweep(Path(cluster.sweep), cluster)
 
 
-def submit(errand: Errand) -> Launch:
-    """Send an errand, and write down where it went."""
-    _refuse_while_running(errand.name)
-    provider = provider_of(errand.cluster)
-    return _kept(errand, provider.submit(errand))
+def submit(spec: LaunchSpec) -> Launch:
+    """Send a launch, and write down where it went."""
+    _refuse_while_running(spec.name)
+    provider = provider_of(spec.cluster)
+    return _kept(spec, provider.submit(spec))
 
 
-def begin_here(errand: Errand) -> Launch:
-    """Write down that this process carries an errand out."""
+def begin_here(spec: LaunchSpec) -> Launch:
+    """Write down that this process carries a launch out."""
     from cryoformer_dist.orchestration.providers.process import this_process
 
-    _refuse_while_running(errand.name)
-    return _kept(errand, this_process(errand))
+    _refuse_while_running(spec.name)
+    return _kept(spec, this_process(spec))
 
 
 def stop(launch: Launch) -> bool:
@@ -158,15 +158,15 @@ def cluster_of(launch: Launch) -> ClusterConfig:
     return cluster
 
 
-def errand_again(launch: Launch) -> Errand:
-    """The errand of an earlier launch, to go on with."""
+def relaunch_spec(launch: Launch) -> LaunchSpec:
+    """The launch of an earlier launch, to go on with."""
     where = f"launch {launch.name}: run.yaml"
     run = parse_config(parse_yaml(launch.files["run.yaml"], where), RunConfig, where)
-    return Errand(launch.name, cluster_of(launch), run, resume=True)
+    return LaunchSpec(launch.name, cluster_of(launch), run, resume=True)
 
 
-def _kept(errand: Errand, handle: object) -> Launch:
-    launch = Launch.now(errand.name, errand.cluster.storage, errand.files, dict(handle))  # type: ignore[call-overload]
+def _kept(spec: LaunchSpec, handle: object) -> Launch:
+    launch = Launch.now(spec.name, spec.cluster.storage, spec.files, dict(handle))  # type: ignore[call-overload]
     keep_launch(launch)
     return launch
 

@@ -57,12 +57,17 @@ METRICS = (
     RunMetric("cryoformer_steps", "steps", "steps at the end of the present stage", "steps"),
     RunMetric("cryoformer_loss", "", "training loss, mean over the particles since the last report", "loss"),
     RunMetric(
-        "cryoformer_learning_rate_share", "0 to 1", "share of the configured learning rates in force", "learning_rate"
+        "cryoformer_learning_rate_share",
+        "0 to 1",
+        "share of the configured learning rates in force",
+        "learning_rate_factor",
     ),
     RunMetric(
         "cryoformer_images_per_second", "images/s", "particles trained on, all ranks together", "particles_per_second"
     ),
-    RunMetric("cryoformer_data_wait_share", "0 to 1", "share of the time spent waiting for images", "data_wait", True),
+    RunMetric(
+        "cryoformer_data_wait_share", "0 to 1", "share of the time spent waiting for images", "data_wait_share", True
+    ),
     RunMetric(
         "cryoformer_memory_bytes", "bytes", "peak memory of a rank, on its GPU if it has one", "memory_gib", True, 2**30
     ),

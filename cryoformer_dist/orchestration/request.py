@@ -12,7 +12,7 @@ from cryoformer_dist.storage.places import Place
 
 
 @dataclass(frozen=True, slots=True)
-class Voice:
+class Console:
     """How the driver tells people what it does.
 
     Attributes

@@ -13,7 +13,7 @@ from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.orchestration.conversion import convert_particles
 from cryoformer_dist.orchestration.preflight import NodeReport, preflight, wait_for_nodes
-from cryoformer_dist.orchestration.request import Request, Voice
+from cryoformer_dist.orchestration.request import Console, Request
 from cryoformer_dist.orchestration.train import local_room, train_locally, train_with_ray, worker_room
 from cryoformer_dist.storage.places import Place, place_at
 from cryoformer_dist.storage.run_folder import RunFolder
@@ -22,40 +22,42 @@ from cryoformer_dist.training.preparation import prepare_run
 from cryoformer_dist.training.run_directory import opened_run, send_run
 
 
-def train_in_process(request: Request, voice: Voice) -> None:
+def train_in_process(request: Request, console: Console) -> None:
     """Store and training of a run, without Ray."""
-    ensure_store(request.config, voice, parallel=False)
+    ensure_store(request.config, console, parallel=False)
     with opened_run(request.run) as run:
-        _prepare(request, run, voice, local_room())
-        train_locally(run, voice.record)
+        _prepare(request, run, console, local_room())
+        train_locally(run, console.record)
 
 
-def train_on_ray(request: Request, cluster: ClusterConfig, voice: Voice) -> None:
+def train_on_ray(request: Request, cluster: ClusterConfig, console: Console) -> None:
     """Store and training of a run, on the Ray that is up, its nodes looked at first."""
     if isinstance(cluster, LocalCluster):
-        tell_of_idle_gpu(cluster, voice)
+        tell_of_idle_gpu(cluster, console)
     else:
-        wait_for_nodes(cluster.workers, voice.say)
+        wait_for_nodes(cluster.workers, console.say)
         for node in preflight(cluster.storage, request.config.dataset.store):
-            voice.say(f"node           {_described(node)}")
-    ensure_store(request.config, voice, parallel=True)
+            console.say(f"node           {_described(node)}")
+    ensure_store(request.config, console, parallel=True)
     with opened_run(request.run) as run:
-        _prepare(request, run, voice, worker_room(cluster))
-        train_with_ray(run, cluster, voice.record)
+        _prepare(request, run, console, worker_room(cluster))
+        train_with_ray(run, cluster, console.record)
 
 
-def tell_of_idle_gpu(cluster: LocalCluster, voice: Voice) -> None:
+def tell_of_idle_gpu(cluster: LocalCluster, console: Console) -> None:
     """Training on the CPU of a machine with a GPU is hardly ever meant."""
     if not cluster.workers.gpus and torch.cuda.is_available():
-        voice.say("GPU            not used: the file's workers have none; with workers: {count: 1, gpus: 1} it trains")
+        console.say(
+            "GPU            not used: the file's workers have none; with workers: {count: 1, gpus: 1} it trains"
+        )
 
 
-def finish(request: Request, voice: Voice) -> Place:
+def finish(request: Request, console: Console) -> Place:
     """Results of a trained run; returns its report."""
     # Not before: it takes seconds to import, and nobody waits for it to train.
     from cryoformer_dist.analysis.results import make_results, results_at
 
-    with voice.progress("volumes, verdict, report") as step, results_at(request.run) as run:
+    with console.progress("volumes, verdict, report") as step, results_at(request.run) as run:
         report = run.at_home(make_results(run.folder))
         step(1, 1)
     return report
@@ -66,7 +68,7 @@ def _described(node: NodeReport) -> str:
     return f"{node.host}  {node.gpus} GPUs  torch {node.versions['torch']}  {store}"
 
 
-def ensure_store(config: RunConfig, voice: Voice, parallel: bool) -> None:
+def ensure_store(config: RunConfig, console: Console, parallel: bool) -> None:
     """Simulate and convert when the run asks for simulated particles that are not there yet."""
     dataset = config.dataset
     output = place_at(dataset.store)
@@ -82,11 +84,11 @@ def ensure_store(config: RunConfig, voice: Voice, parallel: bool) -> None:
     folder = output.parent / "particles"
     star = folder / STAR_NAME
     if not star.is_file():
-        with voice.progress("simulating particles") as progress:
+        with console.progress("simulating particles") as progress:
             simulate(dataset.simulate, folder, progress)
     plan = plan_conversion(read_particles(star), output, ConversionOptions())
-    voice.say(f"contrast       {plan.contrast}")
-    with voice.progress("converting to Zarr") as progress:
+    console.say(f"contrast       {plan.contrast}")
+    with console.progress("converting to Zarr") as progress:
         if parallel:
             convert_particles(plan, progress=progress)
         else:
@@ -110,8 +112,8 @@ def open_posed(place: str) -> ParticleStore:
     return store
 
 
-def _prepare(request: Request, run: RunFolder, voice: Voice, room: Room) -> None:
+def _prepare(request: Request, run: RunFolder, console: Console, room: Room) -> None:
     store = open_posed(request.config.dataset.store)
-    with voice.stages() as progress:
+    with console.stages() as progress:
         prepare_run(request.config, store, run.folder, request.resume, progress, room)
     send_run(run)

@@ -20,7 +20,7 @@ from cryoformer_dist.config.trials import Trial, plan_trials
 from cryoformer_dist.data.store import ParticleStore, is_complete
 from cryoformer_dist.errors import ClusterError, ConfigError
 from cryoformer_dist.orchestration.cluster import ray_of
-from cryoformer_dist.orchestration.request import Voice
+from cryoformer_dist.orchestration.request import Console
 from cryoformer_dist.orchestration.run_files import read_run_file
 from cryoformer_dist.orchestration.steps import ensure_store
 from cryoformer_dist.orchestration.train import sharers
@@ -130,7 +130,7 @@ def read_sweep_request(
     return SweepRequest(sweep, base, tuple(trials), cluster, resume, retry_failed)
 
 
-def carry_out_sweep(request: SweepRequest, voice: Voice) -> Path:
+def carry_out_sweep(request: SweepRequest, console: Console) -> Path:
     """Make the sweep and return its report.
 
     Raises
@@ -143,14 +143,14 @@ def carry_out_sweep(request: SweepRequest, voice: Voice) -> Path:
     _lay_out(request)
     with ray_of(request.cluster) as dashboard:
         if dashboard:
-            voice.say(f"Ray dashboard  {dashboard}")
+            console.say(f"Ray dashboard  {dashboard}")
         elif request.sweep.scheduler.kind != "none":
             # Nobody else frees what a trial with workers of its own held when a scheduler ends it.
             raise ClusterError("a scheduler that ends trials needs Ray's dashboard: start Ray with it")
         slots = trials_at_once(request.sweep)
-        ensure_store(request.base, voice, parallel=True)
-        voice.say(f"trials         {_counted(request)}, {slots} at a time")
-        _tune(request, slots, voice)
+        ensure_store(request.base, console, parallel=True)
+        console.say(f"trials         {_counted(request)}, {slots} at a time")
+        _tune(request, slots, console)
     report = write_sweep_report(request.folder)
     left = [folder.name for folder in trial_folders(request.folder) if read_outcome(folder) is None]
     if left:
@@ -182,7 +182,7 @@ def trials_at_once(sweep: SweepConfig) -> int:
     return min(fit, sweep.concurrent or fit)
 
 
-def _tune(request: SweepRequest, slots: int, voice: Voice) -> None:
+def _tune(request: SweepRequest, slots: int, console: Console) -> None:
     """Have Ray Tune run every trial that has not ended."""
     os.environ.update(_TUNE_ENVIRONMENT)
     sweep = request.sweep
@@ -214,7 +214,7 @@ def _tune(request: SweepRequest, slots: int, voice: Voice) -> None:
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=str(request.folder / "ray"),
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-            callbacks=[SweepLog(sweep.metric, voice.say)],
+            callbacks=[SweepLog(sweep.metric, console.say)],
             verbose=0,
         ),
     )

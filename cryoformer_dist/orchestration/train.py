@@ -27,7 +27,7 @@ from cryoformer_dist.orchestration.metrics import Publish, publishing
 from cryoformer_dist.orchestration.preflight import at_nodes, on_nodes
 from cryoformer_dist.storage.places import Place, client_errors
 from cryoformer_dist.storage.run_folder import RunFolder
-from cryoformer_dist.training.machine import Room, peak_threads, room_here, set_threads
+from cryoformer_dist.training.machine import Room, room_here, set_threads, worker_threads
 from cryoformer_dist.training.progress import METRICS, Reporter, read_metrics
 from cryoformer_dist.training.run_directory import load_run, opened_run, selected_rows
 from cryoformer_dist.training.session import join_world_of_one, train_rank
@@ -111,7 +111,7 @@ def train_with_ray(run: RunFolder, cluster: ClusterConfig, on_record: OnRecord) 
         train_loop_config={
             "run": str(run.home),
             "loader": config.dataset.loader,
-            "threads": peak_threads(config, workers.cpus),
+            "threads": worker_threads(config, workers.cpus),
             "silence_seconds": silence,
         },
         # Ranks that wait for one that hangs give up a little later than that one itself.

@@ -21,7 +21,7 @@ from cryoformer_dist.orchestration.steps import open_posed
 from cryoformer_dist.orchestration.train import smallest_room, train_here, train_with_ray
 from cryoformer_dist.storage.run_folder import RunFolder
 from cryoformer_dist.training.checkpoint import latest_checkpoint
-from cryoformer_dist.training.machine import peak_threads, room_here
+from cryoformer_dist.training.machine import room_here, worker_threads
 from cryoformer_dist.training.preparation import preparation_key, prepare_like, prepare_run
 from cryoformer_dist.training.run_directory import is_prepared, load_run
 from cryoformer_dist.training.trial_folder import (
@@ -54,13 +54,13 @@ def train_trial(tuned: dict[str, Any]) -> None:
         if read_outcome(folder) is not None:
             return
         try:
-            _carry_out(folder, trial["values"], tuned["sharing"])
+            _run_pipeline(folder, trial["values"], tuned["sharing"])
         except CryoFormerError as error:
             # What a user can mend, no other process would.
             write_outcome(folder, Outcome("failed", str(error)))
 
 
-def _carry_out(folder: Path, values: dict[str, Any], sharing: int) -> None:
+def _run_pipeline(folder: Path, values: dict[str, Any], sharing: int) -> None:
     sweep = read_sweep(folder.parents[1])
     told = EpochReports(folder, sweep)
     config = _prepared(folder, sweep, sharing)
@@ -68,7 +68,7 @@ def _carry_out(folder: Path, values: dict[str, Any], sharing: int) -> None:
     told.repeat()
     workers = sweep.workers
     if workers.count == 1:
-        train_here(RunFolder.on_disk(folder), told, peak_threads(config, workers.cpus), workers.gpus > 0)
+        train_here(RunFolder.on_disk(folder), told, worker_threads(config, workers.cpus), workers.gpus > 0)
     else:
         cluster = LocalCluster(workers=workers, max_failures=sweep.max_failures)
         train_with_ray(RunFolder.on_disk(folder), cluster, lambda record: told.look())
@@ -83,7 +83,7 @@ def _prepared(folder: Path, sweep: SweepConfig, sharing: int) -> RunConfig:
         return load_run(folder)[0]
     config = read_trial(folder).config
     workers = sweep.workers
-    torch.set_num_threads(peak_threads(config, workers.cpus))
+    torch.set_num_threads(worker_threads(config, workers.cpus))
     store = open_posed(config.dataset.store)
     # A trial of several workers is driven from the head, which may hold none of them.
     room = room_here(workers.gpus > 0, sharing) if workers.count == 1 else smallest_room(workers, sharing)

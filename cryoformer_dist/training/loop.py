@@ -317,7 +317,7 @@ class _Session:
             "steps": done_before + steps,
             "loss": errors / count,
             "prior": prior / count,
-            "learning_rate": learning_rate_factor(
+            "learning_rate_factor": learning_rate_factor(
                 self.training, self.position.stage_step, self.position.stage_step / steps
             ),
             "active_points": len(self.learner.objectives.lattice.points_pixels),

@@ -52,7 +52,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def peak_threads(config: RunConfig, cpus_per_worker: float) -> int:
+def worker_threads(config: RunConfig, cpus_per_worker: float) -> int:
     """CPU threads a worker may use."""
     return config.training.threads_per_worker or max(1, round(cpus_per_worker))
 

@@ -126,7 +126,7 @@ class Stopwatch:
         elapsed = max(now - self._interval, 1e-9)
         return {
             "particles_per_second": self._particles / elapsed,
-            "data_wait": self._waited / elapsed,
+            "data_wait_share": self._waited / elapsed,
             "seconds_per_step": (now - self._stretch_start) / max(self._stretch_steps, 1),
             "seconds": now - self._start,
         }
@@ -157,7 +157,7 @@ def describe(record: dict[str, Any]) -> str:
         f"{record['stage'].replace('_', ' ')} {record['epoch'] + 1}/{record['epochs']}{passes}  "
         f"step {record['step']}/{record['steps']} {share:.0%}  loss {record['loss']:.4f}  "
         f"{_described_mask(record)}  {_described_search(record)}"
-        f"{record['particles_per_second']:.0f} particles/s  data-wait {record['data_wait']:.0%}  "
+        f"{record['particles_per_second']:.0f} particles/s  data-wait {record['data_wait_share']:.0%}  "
         f"{record['memory_gib']:.1f} GiB  eta {eta}"
     )
 

@@ -12,7 +12,7 @@ from cryoformer_dist.analysis import figures
 from cryoformer_dist.analysis.rendering import best_view, cluster_colour, common_level, state_colours
 
 RECORDS = [
-    {"stage": stage, "step": step, "loss": 1.0 / step, "particles_per_second": 100.0, "data_wait": 0.1}
+    {"stage": stage, "step": step, "loss": 1.0 / step, "particles_per_second": 100.0, "data_wait_share": 0.1}
     for stage, first in (("poses", 10), ("reconstruction", 70))
     for step in range(first, first + 60, 10)
 ]

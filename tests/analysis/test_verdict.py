@@ -137,7 +137,14 @@ def test_the_summary_holds_plain_numbers_and_the_keys_of_the_larger_measures():
 
 def test_a_stage_s_row_holds_the_seconds_spent_in_it_and_its_medians():
     records = [
-        {"stage": stage, "loss": 1.0, "seconds": seconds, "particles_per_second": rate, "data_wait": 0.1, "workers": 2}
+        {
+            "stage": stage,
+            "loss": 1.0,
+            "seconds": seconds,
+            "particles_per_second": rate,
+            "data_wait_share": 0.1,
+            "workers": 2,
+        }
         for stage, seconds, rate in [
             ("a", 10, 100),
             ("a", 20, 300),

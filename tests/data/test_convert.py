@@ -105,15 +105,15 @@ def test_both_contrasts_are_found_and_give_the_same_images(table: ParticleTable,
         target.write_bytes(content[:1024] + (-np.frombuffer(content[1024:], "<f4")).tobytes())
     dark = _convert(dark_table, tmp_path / "dark.zarr", options)
     assert (light.attributes["contrast"]["sign"], dark.attributes["contrast"]["sign"]) == (1, -1)
-    assert light.attributes["contrast"]["confidence"] > 5
-    assert dark.attributes["contrast"]["confidence"] < -5
+    assert light.attributes["contrast"]["z_score"] > 5
+    assert dark.attributes["contrast"]["z_score"] < -5
     rows = np.arange(len(light))
     np.testing.assert_array_equal(light.read_images(rows), dark.read_images(rows))
 
 
 def test_a_given_contrast_is_obeyed(table: ParticleTable, tmp_path: Path, store: ParticleStore) -> None:
     dark = _convert(table, tmp_path / "s.zarr", replace(SMALL_SHARDS, contrast="dark"))
-    assert dark.attributes["contrast"] == {"sign": -1, "confidence": 0.0, "how": "given"}
+    assert dark.attributes["contrast"] == {"sign": -1, "z_score": 0.0, "how": "given"}
     np.testing.assert_array_equal(dark.read_images(np.arange(9)), -store.read_images(np.arange(9)))
 
 
@@ -138,7 +138,7 @@ def test_the_contrast_of_a_real_simulated_stack_is_dark(shared_data: Path, tmp_p
     store = _convert(table, tmp_path / "s.zarr", ConversionOptions())
     assert len(store) == 1296
     assert store.attributes["contrast"]["sign"] == -1
-    assert store.attributes["contrast"]["confidence"] < -50
+    assert store.attributes["contrast"]["z_score"] < -50
     assert store.pixel_size_angstrom == pytest.approx(13.1)
 
 

@@ -157,11 +157,11 @@ from cryoformer_dist import terminal
 from cryoformer_dist.config.cluster import ExistingCluster
 from cryoformer_dist.orchestration.environment import prepare_environment
 prepare_environment()
-from cryoformer_dist.orchestration.request import Voice
+from cryoformer_dist.orchestration.request import Console
 from cryoformer_dist.orchestration.sweep import carry_out_sweep, read_sweep_request
 sweep, address, token, storage = sys.argv[1:]
 cluster = ExistingCluster(provider="existing", address=address, token_file=token, storage=storage)
-voice = Voice(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
+voice = Console(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
 print(carry_out_sweep(read_sweep_request(Path(sweep), [], cluster), voice))
 """
 

@@ -9,9 +9,9 @@ from tiny_runs import tiny_settings
 from cryoformer_dist.config.cluster import LocalCluster
 from cryoformer_dist.errors import ClusterError, ClusterUnreachableWarning, ConfigError
 from cryoformer_dist.orchestration import dispatch
-from cryoformer_dist.orchestration.dispatch import cluster_of, errand_again, read_errand, submit, sweep_of
-from cryoformer_dist.orchestration.errand import Errand, Handle, JobState
-from cryoformer_dist.orchestration.launches import find_launch
+from cryoformer_dist.orchestration.dispatch import cluster_of, read_launch_spec, relaunch_spec, submit, sweep_of
+from cryoformer_dist.orchestration.launch_registry import find_launch
+from cryoformer_dist.orchestration.launch_spec import Handle, JobState, LaunchSpec
 
 
 @pytest.fixture(autouse=True)
@@ -20,14 +20,14 @@ def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class _Provider:
-    """Takes every errand; says what it is told to say of it."""
+    """Takes every spec; says what it is told to say of it."""
 
     answer: JobState | ClusterError = JobState("running")
 
-    def preview(self, errand: Errand) -> str:
+    def preview(self, spec: LaunchSpec) -> str:
         return ""
 
-    def submit(self, errand: Errand) -> Handle:
+    def submit(self, spec: LaunchSpec) -> Handle:
         return {"job": "7"}
 
     def follow(self, handle: Handle) -> Iterator[str]:
@@ -56,25 +56,25 @@ def _files(folder: Path, cluster: dict[str, Any], changes: dict[str, Any] | None
     return path
 
 
-def test_an_errand_s_paths_start_at_the_files_folders(tmp_path: Path) -> None:
-    errand = read_errand(_files(tmp_path, {"storage": "runs"}), None, None, False, [])
-    assert errand.cluster.storage == str(tmp_path / "runs")
-    assert errand.run.dataset.store == str(tmp_path / "s.zarr")
-    assert errand.name == "tiny"
+def test_paths_of_a_launch__start_at_the_files_folders(tmp_path: Path) -> None:
+    spec = read_launch_spec(_files(tmp_path, {"storage": "runs"}), None, None, False, [])
+    assert spec.cluster.storage == str(tmp_path / "runs")
+    assert spec.run.dataset.store == str(tmp_path / "s.zarr")
+    assert spec.name == "tiny"
 
 
 def test_a_name_given_is_the_run_s_and_must_be_one(tmp_path: Path) -> None:
     path = _files(tmp_path, {})
-    errand = read_errand(path, None, "other", False, ["training.epochs=9"])
-    assert (errand.name, errand.run.name, errand.run.training.epochs) == ("other", "other", 9)
+    spec = read_launch_spec(path, None, "other", False, ["training.epochs=9"])
+    assert (spec.name, spec.run.name, spec.run.training.epochs) == ("other", "other", 9)
     with pytest.raises(ConfigError, match="name"):
-        read_errand(path, None, "../other", False, [])
+        read_launch_spec(path, None, "../other", False, [])
 
 
 def test_the_mistakes_of_both_files_are_told_together(tmp_path: Path) -> None:
     path = _files(tmp_path, {"provider": "slurm"}, {"training.epochs": 0})
     with pytest.raises(ConfigError) as error:
-        read_errand(path, tmp_path / "run.yaml", None, False, [])
+        read_launch_spec(path, tmp_path / "run.yaml", None, False, [])
     assert "cpus_per_node: is required" in str(error.value)
     assert "training.epochs" in str(error.value)
 
@@ -92,28 +92,30 @@ def test_what_neither_file_can_know_alone_is_told_before_anything_starts(
     workers: dict[str, Any], changes: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        read_errand(_files(tmp_path, {"workers": workers}, changes), None, None, False, [])
+        read_launch_spec(_files(tmp_path, {"workers": workers}, changes), None, None, False, [])
 
 
 def test_a_range_whose_every_number_divides_the_batch_is_taken(tmp_path: Path) -> None:
-    assert read_errand(_files(tmp_path, {"workers": {"count": "1..4"}}), None, None, False, []).cluster.workers.elastic
+    assert read_launch_spec(
+        _files(tmp_path, {"workers": {"count": "1..4"}}), None, None, False, []
+    ).cluster.workers.elastic
 
 
 def test_what_was_launched_can_be_launched_again_to_go_on(tmp_path: Path, provider: _Provider) -> None:
-    errand = read_errand(_files(tmp_path, {"storage": "runs"}), None, None, False, [])
-    submit(errand)
+    spec = read_launch_spec(_files(tmp_path, {"storage": "runs"}), None, None, False, [])
+    submit(spec)
     launch = find_launch("tiny")
     assert launch.handle == {"job": "7"}
     assert cluster_of(launch) == LocalCluster(run="run.yaml", storage=str(tmp_path / "runs"))
-    again = errand_again(launch)
+    again = relaunch_spec(launch)
     assert again.resume
-    assert (again.run, again.cluster) == (errand.run, errand.cluster)
+    assert (again.run, again.cluster) == (spec.run, spec.cluster)
 
 
 def test_stopping_waits_for_the_end_but_not_for_ever(
     tmp_path: Path, provider: _Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submit(read_errand(_files(tmp_path, {"provider": "local"}), None, None, False, []))
+    submit(read_launch_spec(_files(tmp_path, {"provider": "local"}), None, None, False, []))
     answers = [JobState("running"), JobState("running"), JobState("stopped")]
     monkeypatch.setattr(provider, "state", lambda handle: answers.pop(0))
     monkeypatch.setattr(dispatch, "_POLL_SECONDS", 0.0)
@@ -125,20 +127,20 @@ def test_stopping_waits_for_the_end_but_not_for_ever(
 
 
 def test_two_drivers_never_share_a_name(tmp_path: Path, provider: _Provider) -> None:
-    errand = read_errand(_files(tmp_path, {}), None, None, False, [])
-    submit(errand)
+    spec = read_launch_spec(_files(tmp_path, {}), None, None, False, [])
+    submit(spec)
     with pytest.raises(ClusterError, match="has not ended"):
-        submit(errand)
+        submit(spec)
     provider.answer = JobState("failed", 1)
-    submit(errand)
+    submit(spec)
 
 
 def test_a_cluster_that_is_gone_does_not_hold_its_names(tmp_path: Path, provider: _Provider) -> None:
-    errand = read_errand(_files(tmp_path, {}), None, None, False, [])
-    submit(errand)
+    spec = read_launch_spec(_files(tmp_path, {}), None, None, False, [])
+    submit(spec)
     provider.answer = ClusterError("nobody answers")
     with pytest.warns(ClusterUnreachableWarning, match="nobody answers"):
-        submit(errand)
+        submit(spec)
 
 
 def test_a_cluster_file_may_name_a_sweep_that_is_driven_from_here(tmp_path: Path) -> None:

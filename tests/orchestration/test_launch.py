@@ -17,8 +17,8 @@ from cryoformer_dist.data import convert
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, StoreError, StoreNotFoundError
 from cryoformer_dist.orchestration import steps
-from cryoformer_dist.orchestration.launch import carry_out
-from cryoformer_dist.orchestration.request import Request, Voice
+from cryoformer_dist.orchestration.pipeline import run_pipeline
+from cryoformer_dist.orchestration.request import Console, Request
 from cryoformer_dist.orchestration.run_files import read_cluster_file, read_run_file
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class _Heard:
         yield heard
 
     @property
-    def voice(self) -> Voice:
-        return Voice(self.lines.append, self.progress, self.stages, self.records.append)
+    def console(self) -> Console:
+        return Console(self.lines.append, self.progress, self.stages, self.records.append)
 
 
 def _prepared_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,11 +93,11 @@ def test_a_run_makes_the_particles_it_asks_for_once(tmp_path: Path, monkeypatch:
     _prepared_only(monkeypatch)
     config = tiny_config(tmp_path / "data" / "s.zarr", SIMULATED)
     first, second = _Heard(), _Heard()
-    assert carry_out(_request(config, tmp_path / "run"), first.voice) == tmp_path / "run" / "report.html"
+    assert run_pipeline(_request(config, tmp_path / "run"), first.console) == tmp_path / "run" / "report.html"
     assert first.titles[:3] == ["simulating particles", "converting to Zarr", "consensus map"]
     assert len(ParticleStore.open(tmp_path / "data" / "s.zarr")) == 24
     assert (tmp_path / "data" / "particles" / "truth" / "truth.npz").is_file()
-    carry_out(_request(config, tmp_path / "other"), second.voice)
+    run_pipeline(_request(config, tmp_path / "other"), second.console)
     assert second.titles[0] == "consensus map"
 
 
@@ -117,8 +117,8 @@ def test_a_launch_cut_while_it_made_the_particles_goes_on(
         else:
             patch.setattr(convert, "convert_shard", fail)
         with pytest.raises(KeyboardInterrupt):
-            carry_out(_request(config, tmp_path / "run"), _Heard().voice)
-    carry_out(_request(config, tmp_path / "run"), _Heard().voice)
+            run_pipeline(_request(config, tmp_path / "run"), _Heard().console)
+    run_pipeline(_request(config, tmp_path / "run"), _Heard().console)
     store = ParticleStore.open(tmp_path / "s.zarr")
     store.verify()
     assert sorted(store.particles().source_row) == list(range(24))
@@ -130,13 +130,13 @@ def test_a_gpu_that_would_stay_idle_is_spoken_of(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     heard = _Heard()
-    steps.tell_of_idle_gpu(LocalCluster(workers=WorkersConfig(count=1, gpus=asked)), heard.voice)
+    steps.tell_of_idle_gpu(LocalCluster(workers=WorkersConfig(count=1, gpus=asked)), heard.console)
     assert [line.startswith("GPU") for line in heard.lines] == [True] * told
 
 
 def test_particles_that_are_not_to_be_made_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFoundError, match=r"s\.zarr"):
-        carry_out(_request(tiny_config(tmp_path / "s.zarr"), tmp_path / "run"), _Heard().voice)
+        run_pipeline(_request(tiny_config(tmp_path / "s.zarr"), tmp_path / "run"), _Heard().console)
     assert not (tmp_path / "run").exists()
 
 
@@ -144,7 +144,7 @@ def test_a_folder_that_is_no_store_is_not_written_into(tmp_path: Path) -> None:
     (tmp_path / "s.zarr").mkdir()
     (tmp_path / "s.zarr" / "mine.txt").write_text("mine")
     with pytest.raises(StoreError, match="not a particle store"):
-        carry_out(_request(tiny_config(tmp_path / "s.zarr", SIMULATED), tmp_path / "run"), _Heard().voice)
+        run_pipeline(_request(tiny_config(tmp_path / "s.zarr", SIMULATED), tmp_path / "run"), _Heard().console)
     assert [path.name for path in (tmp_path / "s.zarr").iterdir()] == ["mine.txt"]
 
 
@@ -155,7 +155,7 @@ def test_particles_without_poses_are_refused_with_where_to_get_them(
     store.attributes["has_poses"] = False
     monkeypatch.setattr(steps.ParticleStore, "open", lambda path: store)
     with pytest.raises(ConfigError, match=r"no poses.*RELION or cryoSPARC"):
-        carry_out(_request(tiny_config(tiny_store), tmp_path / "run"), _Heard().voice)
+        run_pipeline(_request(tiny_config(tiny_store), tmp_path / "run"), _Heard().console)
     assert np.all(store.particles().rotation.shape == (64, 3, 3))
 
 
@@ -175,4 +175,4 @@ def test_simulating_into_an_object_store_is_refused_with_the_way_there(
     settings["dataset"]["store"] = str(store)
     config = parse_config(settings, RunConfig, "tiny")
     with pytest.raises(ConfigError, match=rf"simulate -o FOLDER.*convert FOLDER/particles\.star -o {store}"):
-        carry_out(_request(config, tmp_path / "run"), _Heard().voice)
+        run_pipeline(_request(config, tmp_path / "run"), _Heard().console)

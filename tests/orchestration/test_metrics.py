@@ -25,7 +25,14 @@ MONITORING = starter_folder("cluster") / "monitoring"
 # Of Ray's own, those that the dashboard draws.
 RAYS_OWN = {"ray_node_cpu_utilization", "ray_node_gpus_utilization", "ray_node_mem_used", "ray_node_mem_total"}
 RECORD = {
-    **{"step": 50, "steps": 1500, "loss": 0.98, "learning_rate": 0.5, "particles_per_second": 400.0, "data_wait": 0.02},
+    **{
+        "step": 50,
+        "steps": 1500,
+        "loss": 0.98,
+        "learning_rate_factor": 0.5,
+        "particles_per_second": 400.0,
+        "data_wait_share": 0.02,
+    },
     **{"memory_gib": 1.5, "active_points": 4000, "residual_outside": None, "checkpoint_seconds": 0.25, "workers": 2},
     "latent_information_nats": None,
 }

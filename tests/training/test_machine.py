@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import tiny_config
 
-from cryoformer_dist.training.machine import free_bytes, peak_threads, room_here
+from cryoformer_dist.training.machine import free_bytes, room_here, worker_threads
 
 MIB = 2**20
 
@@ -50,6 +50,6 @@ def test_workers_share_what_is_free() -> None:
 
 
 def test_threads_are_those_asked_for_or_the_worker_s_share(tmp_path: Path) -> None:
-    assert peak_threads(tiny_config(tmp_path, {"training.threads_per_worker": 3}), 8) == 3
+    assert worker_threads(tiny_config(tmp_path, {"training.threads_per_worker": 3}), 8) == 3
     free = tiny_config(tmp_path, {"training.threads_per_worker": 0})
-    assert [peak_threads(free, cpus) for cpus in (0.2, 0.9, 4.0)] == [1, 1, 4]
+    assert [worker_threads(free, cpus) for cpus in (0.2, 0.9, 4.0)] == [1, 1, 4]

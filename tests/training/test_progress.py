@@ -29,7 +29,7 @@ RECORD: dict[str, Any] = {
     "residual_outside": None,
     "latent_information_nats": None,
     "particles_per_second": 411.7,
-    "data_wait": 0.031,
+    "data_wait_share": 0.031,
     "seconds_per_step": 2.452,
     "memory_gib": 21.44,
     "seconds": 4512.0,
@@ -134,10 +134,10 @@ def test_the_stopwatch_tells_the_interval_from_the_whole() -> None:
     reading = watch.reading()
     elapsed = 40 / reading["particles_per_second"]
     assert 0.02 <= elapsed <= reading["seconds"] - 0.02
-    assert reading["data_wait"] == pytest.approx(0.005 / elapsed)
+    assert reading["data_wait_share"] == pytest.approx(0.005 / elapsed)
     watch.restart()
     assert watch.reading()["particles_per_second"] == 0
-    assert watch.reading()["data_wait"] == 0
+    assert watch.reading()["data_wait_share"] == 0
 
 
 def test_the_pace_is_that_of_the_stretch_under_way() -> None:

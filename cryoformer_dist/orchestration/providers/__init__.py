@@ -1,1 +1,1 @@
-"""Kinds of clusters, one module each: how an errand is brought there, followed and ended."""
+"""Kinds of clusters, one module each: how a launch is brought there, followed and ended."""

@@ -15,7 +15,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from cryoformer_dist.config.cluster import ExistingCluster
 from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration.environment import find_token, worker_environment
-from cryoformer_dist.orchestration.errand import Errand, Handle, JobState
+from cryoformer_dist.orchestration.launch_spec import Handle, JobState, LaunchSpec
 
 _AGENT_SECONDS = 60
 _WORDS: dict[JobStatus, Literal["pending", "running", "succeeded", "failed", "stopped"]] = {
@@ -39,24 +39,24 @@ class JobServerProvider:
     def __init__(self, cluster: ExistingCluster) -> None:
         self._cluster = cluster
 
-    def preview(self, errand: Errand) -> str:
+    def preview(self, spec: LaunchSpec) -> str:
         """See `Provider`."""
-        parts = [f"# {name}, sent with the job\n{text}" for name, text in errand.files.items()]
-        return "\n".join([*parts, f"# job at {self._cluster.address}\n{self._entrypoint(errand)}"])
+        parts = [f"# {name}, sent with the job\n{text}" for name, text in spec.files.items()]
+        return "\n".join([*parts, f"# job at {self._cluster.address}\n{self._entrypoint(spec)}"])
 
-    def submit(self, errand: Errand) -> Handle:
+    def submit(self, spec: LaunchSpec) -> Handle:
         """See `Provider`."""
-        number = f"{errand.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        environment = worker_environment() | {"RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"]} | errand.cluster.environment
+        number = f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        environment = worker_environment() | {"RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"]} | spec.cluster.environment
         client = self._client()
         with tempfile.TemporaryDirectory() as folder:
-            for name, text in errand.files.items():
+            for name, text in spec.files.items():
                 (Path(folder) / name).write_text(text)
             job = {
-                "entrypoint": self._entrypoint(errand),
+                "entrypoint": self._entrypoint(spec),
                 "submission_id": number,
                 "runtime_env": {"working_dir": folder, "env_vars": environment},
-                "metadata": {"run": errand.name},
+                "metadata": {"run": spec.name},
                 "entrypoint_num_cpus": 0,
             }
             self._submit(client, job)
@@ -108,8 +108,8 @@ class JobServerProvider:
         """See `Provider`."""
         self._client().stop_job(handle["job"])
 
-    def _entrypoint(self, errand: Errand) -> str:
-        return shlex.join(errand.command(".", self._cluster.python))
+    def _entrypoint(self, spec: LaunchSpec) -> str:
+        return shlex.join(spec.command(".", self._cluster.python))
 
     def _client(self) -> Any:
         find_token(self._cluster.token_file)

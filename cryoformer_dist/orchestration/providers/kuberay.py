@@ -14,7 +14,7 @@ from typing import Any
 from cryoformer_dist.config.cluster import KubeRayCluster
 from cryoformer_dist.config.loading import dump_yaml
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.errand import Errand, Handle, JobState, output_of
+from cryoformer_dist.orchestration.launch_spec import Handle, JobState, LaunchSpec, output_of
 
 _FILES = "/etc/cryoformer-dist"
 # Of a RayJob: KubeRay appends to it, and the result must be a DNS label.
@@ -25,7 +25,7 @@ _POLL_SECONDS = 5.0
 
 
 class KubeRayProvider:
-    """Applies, follows and suspends the RayJob of an errand, by ``kubectl`` in its current context.
+    """Applies, follows and suspends the RayJob of a launch, by ``kubectl`` in its current context.
 
     Parameters
     ----------
@@ -36,11 +36,11 @@ class KubeRayProvider:
     def __init__(self, config: KubeRayCluster) -> None:
         self._config = config
 
-    def preview(self, errand: Errand) -> str:
+    def preview(self, spec: LaunchSpec) -> str:
         """See `Provider`."""
-        return f"{self._text(errand)}\n$ {shlex.join(self._kubectl('apply', '--filename=-'))}"
+        return f"{self._text(spec)}\n$ {shlex.join(self._kubectl('apply', '--filename=-'))}"
 
-    def submit(self, errand: Errand) -> Handle:
+    def submit(self, spec: LaunchSpec) -> Handle:
         """Apply the manifest, in place of that of an earlier launch of this name.
 
         Raises
@@ -48,7 +48,7 @@ class KubeRayProvider:
         ClusterError
             If a job of this name is at work, or Kubernetes refuses the manifest; its reason is in the message.
         """
-        handle = {"rayjob": resource_name(errand.name)}
+        handle = {"rayjob": resource_name(spec.name)}
         state = self.state(handle)
         if not state.ended:
             raise ClusterError(f"RayJob {handle['rayjob']} is {state.word}; stop it first, or give --name")
@@ -56,7 +56,7 @@ class KubeRayProvider:
             # A RayJob runs once.
             self._run("removing the earlier job", "delete", "rayjob,configmap", handle["rayjob"], "--ignore-not-found")
         try:
-            self._run("applying the manifest", "apply", "--filename=-", input=self._text(errand))
+            self._run("applying the manifest", "apply", "--filename=-", input=self._text(spec))
         except ClusterError as error:
             old = "authOptions" in str(error)
             raise ClusterError(f"{error}{'; upgrade the KubeRay operator to 1.5.1 or newer' * old}") from error
@@ -98,8 +98,8 @@ class KubeRayProvider:
         patch = json.dumps({"spec": {"suspend": True}})
         self._run("stopping the job", "patch", "rayjob", handle["rayjob"], "--type=merge", f"--patch={patch}")
 
-    def _text(self, errand: Errand) -> str:
-        return dump_yaml(*manifest(self._config, errand))
+    def _text(self, spec: LaunchSpec) -> str:
+        return dump_yaml(*manifest(self._config, spec))
 
     def _status(self, handle: Handle) -> dict[str, Any] | None:
         """What KubeRay says of the job; ``None`` when there is none of its name."""
@@ -142,23 +142,23 @@ def resource_name(run: str) -> str:
     return f"{plain[: _LONGEST_NAME - 7].rstrip('-')}-{hashlib.sha256(run.encode()).hexdigest()[:6]}"
 
 
-def manifest(config: KubeRayCluster, errand: Errand) -> tuple[dict[str, Any], dict[str, Any]]:
-    """ConfigMap and RayJob of an errand, as plain values.
+def manifest(config: KubeRayCluster, spec: LaunchSpec) -> tuple[dict[str, Any], dict[str, Any]]:
+    """ConfigMap and RayJob of a launch, as plain values.
 
     Parameters
     ----------
     config
         Of the cluster.
-    errand
+    spec
         What the job makes.
     """
-    name = resource_name(errand.name)
+    name = resource_name(spec.name)
     metadata = {"name": name, "labels": {"app.kubernetes.io/name": "cryoformer-dist"}}
-    files = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": errand.files}
+    files = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": spec.files}
     head = _pod(config, "ray-head", {"cpu": config.head_cpus, "memory": f"{config.head_memory_gib}Gi"})
-    head["volumes"] = [*head.get("volumes", []), {"name": "errand", "configMap": {"name": name}}]
+    head["volumes"] = [*head.get("volumes", []), {"name": "spec", "configMap": {"name": name}}]
     container = head["containers"][0]
-    container["volumeMounts"] = [*container.get("volumeMounts", []), {"name": "errand", "mountPath": _FILES}]
+    container["volumeMounts"] = [*container.get("volumeMounts", []), {"name": "spec", "mountPath": _FILES}]
     limits = {"cpu": config.cpus_per_node, "memory": f"{config.memory_gib_per_node}Gi"}
     if config.gpus_per_node:
         limits["nvidia.com/gpu"] = config.gpus_per_node
@@ -184,7 +184,7 @@ def manifest(config: KubeRayCluster, errand: Errand) -> tuple[dict[str, Any], di
         "kind": "RayJob",
         "metadata": metadata,
         "spec": {
-            "entrypoint": shlex.join(errand.command(_FILES, config.python)),
+            "entrypoint": shlex.join(spec.command(_FILES, config.python)),
             "submissionMode": "K8sJobMode",
             "backoffLimit": 0,
             "shutdownAfterJobFinishes": True,

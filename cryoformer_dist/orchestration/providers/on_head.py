@@ -49,7 +49,7 @@ def _wait_for_nodes(count: int, seconds: float) -> int:
 
 
 def _submit(request: Path) -> None:
-    """Start what a file beside the errand's two asks for; paths in it may begin at this user's home."""
+    """Start what a file beside the launch's two asks for; paths in it may begin at this user's home."""
     asked = json.loads(request.read_text())
     JobSubmissionClient().submit_job(
         entrypoint=shlex.join(os.path.expanduser(word) for word in asked["command"]),

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.errand import Errand, Handle, JobState, output_of
-from cryoformer_dist.orchestration.launches import launch_folder
+from cryoformer_dist.orchestration.launch_registry import launch_folder
+from cryoformer_dist.orchestration.launch_spec import Handle, JobState, LaunchSpec, output_of
 
 _POLL_SECONDS = 0.2
 # Ray and its workers are given so long to end in order.
@@ -26,18 +26,18 @@ _APART = '( "$@"; echo $? > exit ) > log 2>&1 < /dev/null & echo $!'
 class ProcessProvider:
     """Runs the driver as a process of its own, which outlives the terminal."""
 
-    def preview(self, errand: Errand) -> str:
+    def preview(self, spec: LaunchSpec) -> str:
         """See `Provider`."""
-        folder = _folder(errand)
-        parts = [f"# {folder / name}\n{text}" for name, text in errand.files.items()]
-        command = shlex.join(errand.command(str(folder), sys.executable))
+        folder = _folder(spec)
+        parts = [f"# {folder / name}\n{text}" for name, text in spec.files.items()]
+        command = shlex.join(spec.command(str(folder), sys.executable))
         return "\n".join([*parts, f"# on this machine, with --detach as a process of its own\n{command}"])
 
-    def submit(self, errand: Errand) -> Handle:
+    def submit(self, spec: LaunchSpec) -> Handle:
         """See `Provider`."""
-        folder = write_files(errand)
+        folder = write_files(spec)
         (folder / "log").touch()
-        command = ["sh", "-c", _APART, "sh", *errand.command(str(folder), sys.executable)]
+        command = ["sh", "-c", _APART, "sh", *spec.command(str(folder), sys.executable)]
         number = output_of(command, "starting the driver", cwd=folder, start_new_session=True)
         return _handle(int(number), folder)
 
@@ -87,20 +87,20 @@ class ProcessProvider:
                 left.kill()
 
 
-def write_files(errand: Errand) -> Path:
-    """An errand's files in a folder of this machine, in place of those of an earlier launch of its name."""
-    folder = _folder(errand)
+def write_files(spec: LaunchSpec) -> Path:
+    """A launch's files in a folder of this machine, in place of those of an earlier launch of its name."""
+    folder = _folder(spec)
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in ("exit", "log"):
         (folder / leftover).unlink(missing_ok=True)
-    for name, text in errand.files.items():
+    for name, text in spec.files.items():
         (folder / name).write_text(text)
     return folder
 
 
-def this_process(errand: Errand) -> Handle:
-    """The handle of an errand that this very process carries out."""
-    return _handle(os.getpid(), write_files(errand))
+def this_process(spec: LaunchSpec) -> Handle:
+    """The handle of a launch that this very process carries out."""
+    return _handle(os.getpid(), write_files(spec))
 
 
 def keep_exit_code(handle: Handle, code: int) -> None:
@@ -108,8 +108,8 @@ def keep_exit_code(handle: Handle, code: int) -> None:
     (Path(handle["folder"]) / "exit").write_text(str(code))
 
 
-def _folder(errand: Errand) -> Path:
-    return launch_folder() / errand.name
+def _folder(spec: LaunchSpec) -> Path:
+    return launch_folder() / spec.name
 
 
 def _handle(pid: int, folder: Path) -> Handle:

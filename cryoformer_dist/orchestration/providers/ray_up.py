@@ -16,8 +16,8 @@ from typing import Any, Literal
 from cryoformer_dist.config.cluster import RayUpCluster
 from cryoformer_dist.config.loading import dump_yaml
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.errand import Errand, Handle, JobState, output_of
-from cryoformer_dist.orchestration.launches import launch_folder
+from cryoformer_dist.orchestration.launch_registry import launch_folder
+from cryoformer_dist.orchestration.launch_spec import Handle, JobState, LaunchSpec, output_of
 from cryoformer_dist.orchestration.providers.on_head import ANSWER, LINE
 from cryoformer_dist.orchestration.providers.ray_up_config import exported, node_count, ray_config, with_token
 
@@ -36,7 +36,7 @@ _WORDS: dict[str | None, Literal["pending", "running", "succeeded", "failed", "s
 
 
 class RayUpProvider:
-    """Brings a cluster up unless it is, and runs errands on it as Ray jobs.
+    """Brings a cluster up unless it is, and runs jobs on it as Ray jobs.
 
     Everything goes through ssh to the head, where the job server listens on loopback only.
 
@@ -49,16 +49,16 @@ class RayUpProvider:
     def __init__(self, config: RayUpCluster) -> None:
         self._config = config
 
-    def preview(self, errand: Errand) -> str:
+    def preview(self, spec: LaunchSpec) -> str:
         """See `Provider`."""
         values = ray_config(self._config)
         place = _Place(values["cluster_name"])
         parts = [f"# {place.file}\n{self._text(values, place)}"]
-        parts += [f"# {place.remote}/{errand.name}/{name} on the head\n{text}" for name, text in errand.files.items()]
-        parts += [f"$ ray up --yes {place.file}", f"# job on the head\n{' '.join(self._command(errand, place))}"]
+        parts += [f"# {place.remote}/{spec.name}/{name} on the head\n{text}" for name, text in spec.files.items()]
+        parts += [f"$ ray up --yes {place.file}", f"# job on the head\n{' '.join(self._command(spec, place))}"]
         return "\n".join(parts)
 
-    def submit(self, errand: Errand) -> Handle:
+    def submit(self, spec: LaunchSpec) -> Handle:
         """Bring the cluster up if it is not, wait for its nodes, and start the job.
 
         Raises
@@ -68,18 +68,18 @@ class RayUpProvider:
         """
         values = ray_config(self._config)
         place = _Place(values["cluster_name"])
-        handle = {"ray": str(place.file), "job": f"{errand.name}-{time.strftime('%Y%m%d-%H%M%S')}"}
+        handle = {"ray": str(place.file), "job": f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}"}
         self._bring_up(place, self._text(values, place), node_count(values), handle)
         request = {
             "job": handle["job"],
-            "command": self._command(errand, place),
-            "environment": errand.cluster.environment,
+            "command": self._command(spec, place),
+            "environment": spec.cluster.environment,
         }
-        folder = launch_folder() / errand.name
+        folder = launch_folder() / spec.name
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in {**errand.files, "request.json": json.dumps(request)}.items():
+        for name, text in {**spec.files, "request.json": json.dumps(request)}.items():
             (folder / name).write_text(text)
-        there = f"{place.remote}/{errand.name}/"
+        there = f"{place.remote}/{spec.name}/"
         output_of([*_RAY, "rsync-up", handle["ray"], f"{folder}/", there], "copying the run's files to the head")
         self._ask(handle, "submit", f"{there}request.json")
         return handle
@@ -148,8 +148,8 @@ class RayUpProvider:
     def _text(self, values: dict[str, Any], place: "_Place") -> str:
         return dump_yaml(with_token(values, place.token, f"{place.remote}/{place.name}.token"))
 
-    def _command(self, errand: Errand, place: "_Place") -> list[str]:
-        return errand.command(f"{place.remote}/{errand.name}", self._config.python)
+    def _command(self, spec: LaunchSpec, place: "_Place") -> list[str]:
+        return spec.command(f"{place.remote}/{spec.name}", self._config.python)
 
     def _ask(self, handle: Handle, *words: str) -> dict[str, Any]:
         """The answer of `on_head`."""

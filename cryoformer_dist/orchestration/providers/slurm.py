@@ -9,8 +9,8 @@ from pathlib import Path
 
 from cryoformer_dist.config.cluster import SlurmCluster
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.errand import Errand, Handle, JobState, output_of
-from cryoformer_dist.orchestration.launches import launch_folder
+from cryoformer_dist.orchestration.launch_registry import launch_folder
+from cryoformer_dist.orchestration.launch_spec import Handle, JobState, LaunchSpec, output_of
 
 # Slurm's words; every other one (FAILED, TIMEOUT, NODE_FAIL, OUT_OF_MEMORY, ...) is a failure.
 _PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
@@ -19,7 +19,7 @@ _LOG_SECONDS, _STATE_SECONDS = 1.0, 10.0
 
 
 class SlurmProvider:
-    """Submits, follows and ends the batch job of an errand.
+    """Submits, follows and ends the batch job of a launch.
 
     Parameters
     ----------
@@ -30,13 +30,13 @@ class SlurmProvider:
     def __init__(self, config: SlurmCluster) -> None:
         self._config = config
 
-    def preview(self, errand: Errand) -> str:
+    def preview(self, spec: LaunchSpec) -> str:
         """The three files and the command; see `Provider`."""
-        folder = _folder(errand)
-        texts = [f"# {folder / name}\n{text}" for name, text in self._files(errand, folder).items()]
+        folder = _folder(spec)
+        texts = [f"# {folder / name}\n{text}" for name, text in self._files(spec, folder).items()]
         return "\n".join([*texts, f"$ {shlex.join(_submission(folder))}"])
 
-    def submit(self, errand: Errand) -> Handle:
+    def submit(self, spec: LaunchSpec) -> Handle:
         """Write the files to shared storage and hand the script to ``sbatch``.
 
         Raises
@@ -44,9 +44,9 @@ class SlurmProvider:
         ClusterError
             If Slurm refuses the job; its reason is in the message.
         """
-        folder = _folder(errand)
+        folder = _folder(spec)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in self._files(errand, folder).items():
+        for name, text in self._files(spec, folder).items():
             (folder / name).write_text(text)
         # The number, and on some sites the name of the cluster after a semicolon.
         job = output_of(_submission(folder), "submitting the job").strip().split(";")[0]
@@ -92,24 +92,24 @@ class SlurmProvider:
         """Cancel the job, waiting or running."""
         output_of(["scancel", handle["job"]], "cancelling the job")
 
-    def _files(self, errand: Errand, folder: Path) -> dict[str, str]:
-        return {**errand.files, "job.sbatch": job_script(self._config, errand, str(folder))}
+    def _files(self, spec: LaunchSpec, folder: Path) -> dict[str, str]:
+        return {**spec.files, "job.sbatch": job_script(self._config, spec, str(folder))}
 
 
-def job_script(config: SlurmCluster, errand: Errand, folder: str) -> str:
+def job_script(config: SlurmCluster, spec: LaunchSpec, folder: str) -> str:
     """The batch script: options, the site's own lines, settings, and what is done with them.
 
     Parameters
     ----------
     config
         Of the Slurm cluster.
-    errand
+    spec
         What the job makes.
     folder
         Where its files lie and logs go; every node sees it.
     """
     options = [
-        f"--job-name={errand.name}",
+        f"--job-name={spec.name}",
         f"--chdir={folder}",
         f"--output={folder}/job-%j.log",
         "--open-mode=append",
@@ -134,23 +134,23 @@ def job_script(config: SlurmCluster, errand: Errand, folder: str) -> str:
     }
     lines = [
         "#!/bin/bash",
-        f"# cryoformer-dist, run {errand.name}: Ray on every node, the driver on the first; all ends with the job.",
+        f"# cryoformer-dist, run {spec.name}: Ray on every node, the driver on the first; all ends with the job.",
         *(f"#SBATCH {shlex.quote(option) if ' ' in option else option}" for option in options),
         "",
         *config.setup,
         *(f"export {name}={shlex.quote(value)}" for name, value in config.environment.items()),
         *(f"{name}={shlex.quote(value)}" for name, value in settings.items()),
-        f"command=({shlex.join(errand.command(folder, config.python))})",
+        f"command=({shlex.join(spec.command(folder, config.python))})",
         "",
     ]
     return "\n".join(lines) + (files("cryoformer_dist.orchestration.providers") / "slurm_job.sh").read_text()
 
 
-def _folder(errand: Errand) -> Path:
-    """Where the nodes find the errand's files: in its run directory, or at home when runs go to an object store."""
-    if "://" in errand.cluster.storage:
-        return launch_folder() / errand.name
-    return Path(errand.cluster.storage) / errand.name / "launch"
+def _folder(spec: LaunchSpec) -> Path:
+    """Where the nodes find the launch's files: in its run directory, or at home when runs go to an object store."""
+    if "://" in spec.cluster.storage:
+        return launch_folder() / spec.name
+    return Path(spec.cluster.storage) / spec.name / "launch"
 
 
 def _submission(folder: Path) -> list[str]:

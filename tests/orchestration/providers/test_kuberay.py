@@ -12,12 +12,12 @@ import pytest
 from cryoformer_dist.config.cluster import KubeRayCluster
 from cryoformer_dist.config.loading import dump_yaml, parse_yaml
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.errand import Errand, JobState
+from cryoformer_dist.orchestration.launch_spec import JobState, LaunchSpec
 from cryoformer_dist.orchestration.providers import kuberay
 from cryoformer_dist.orchestration.providers.kuberay import KubeRayProvider, manifest, resource_name
 
 SCHEMA = Path(__file__).resolve().parents[2] / "golden" / "rayjob_v1.strict.schema.json.gz"
-Errands = Callable[..., Errand]
+LaunchSpecs = Callable[..., LaunchSpec]
 BARE: dict[str, Any] = {"storage": "s3://bucket/runs"}
 FULL: dict[str, Any] = {
     "storage": "/shared/runs",
@@ -53,31 +53,33 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: Callable[..
 
 
 @pytest.mark.parametrize("keys", [BARE, FULL], ids=["bare", "full"])
-def test_every_manifest_passes_kuberay_s_own_schema(keys: dict[str, Any], kuberay_schema: Any, errand: Errands) -> None:
+def test_every_manifest_passes_kuberay_s_own_schema(
+    keys: dict[str, Any], kuberay_schema: Any, spec: LaunchSpecs
+) -> None:
     config = _config(**keys)
-    _, job = manifest(config, errand(config))
+    _, job = manifest(config, spec(config))
     kuberay_schema.validate(job)
     job["spec"]["rayClusterSpec"]["authOption"] = {}
     with pytest.raises(jsonschema.ValidationError, match="authOption"):
         kuberay_schema.validate(job)
 
 
-def test_the_job_finds_the_files_it_is_told_to_read(errand: Errands) -> None:
+def test_the_job_finds_the_files_it_is_told_to_read(spec: LaunchSpecs) -> None:
     config = _config(**FULL)
-    files, job = manifest(config, errand(config, resume=True))
+    files, job = manifest(config, spec(config, resume=True))
     words = shlex.split(job["spec"]["entrypoint"])
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     mounts = {mount["name"]: mount["mountPath"] for mount in head["containers"][0]["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in head["volumes"]}
-    assert volumes["errand"]["configMap"]["name"] == files["metadata"]["name"] == job["metadata"]["name"]
+    assert volumes["spec"]["configMap"]["name"] == files["metadata"]["name"] == job["metadata"]["name"]
     assert words[:4] == ["/opt/venv/bin/python", "-m", "cryoformer_dist.cli", "drive"]
-    assert words[4:6] == [f"{mounts['errand']}/{name}" for name in files["data"]]
+    assert words[4:6] == [f"{mounts['spec']}/{name}" for name in files["data"]]
     assert words[-1] == "--resume"
 
 
-def test_every_pod_sees_volume_secret_environment_and_its_share_of_a_node(errand: Errands) -> None:
+def test_every_pod_sees_volume_secret_environment_and_its_share_of_a_node(spec: LaunchSpecs) -> None:
     config = _config(**FULL)
-    cluster = manifest(config, errand(config))[1]["spec"]["rayClusterSpec"]
+    cluster = manifest(config, spec(config))[1]["spec"]["rayClusterSpec"]
     (workers,) = cluster["workerGroupSpecs"]
     assert workers["replicas"] == 3
     for group in (cluster["headGroupSpec"], workers):
@@ -93,9 +95,9 @@ def test_every_pod_sees_volume_secret_environment_and_its_share_of_a_node(errand
     assert limits == {"cpu": 8, "memory": "32Gi", "nvidia.com/gpu": 2}
 
 
-def test_the_cluster_asks_for_a_token_and_is_gone_after_the_job(errand: Errands) -> None:
+def test_the_cluster_asks_for_a_token_and_is_gone_after_the_job(spec: LaunchSpecs) -> None:
     config = _config()
-    spec = manifest(config, errand(config))[1]["spec"]
+    spec = manifest(config, spec(config))[1]["spec"]
     assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     assert spec["rayClusterSpec"]["rayVersion"] == version("ray")
     assert spec["shutdownAfterJobFinishes"]
@@ -115,20 +117,20 @@ def test_runs_whose_names_differ_in_forbidden_letters_only_stay_apart() -> None:
     assert len({resource_name(name) for name in names}) == len(names)
 
 
-def test_files_in_the_manifest_are_read_back_letter_for_letter(errand: Errands) -> None:
+def test_files_in_the_manifest_are_read_back_letter_for_letter(spec: LaunchSpecs) -> None:
     config = _config(environment={"WORDS": "a: b # c"})
-    files, _ = manifest(config, errand(config))
+    files, _ = manifest(config, spec(config))
     text = dump_yaml(files)
     assert parse_yaml(text, "manifest")["data"] == files["data"]
     # As it is read by people.
     assert "\n  run.yaml: |\n    name: arm_1\n" in text
 
 
-def test_a_job_is_followed_from_its_pods_to_its_end_each_line_once(known: Path, errand: Errands) -> None:
+def test_a_job_is_followed_from_its_pods_to_its_end_each_line_once(known: Path, spec: LaunchSpecs) -> None:
     config = _config(namespace="cryo")
     provider = KubeRayProvider(config)
-    handle = provider.submit(errand(config))
-    assert (known / "applied").read_text() == provider.preview(errand(config)).partition("\n$ ")[0]
+    handle = provider.submit(spec(config))
+    assert (known / "applied").read_text() == provider.preview(spec(config)).partition("\n$ ")[0]
     name = handle["rayjob"]
     assert list(provider.follow(handle)) == [
         f"RayJob {name}: waiting for its pods (New)",
@@ -144,24 +146,24 @@ def test_a_job_is_followed_from_its_pods_to_its_end_each_line_once(known: Path, 
     assert all(call.startswith("--namespace=cryo ") for call in (known / "calls").read_text().splitlines())
 
 
-def test_a_job_at_work_is_not_replaced_a_stopped_one_is(known: Path, errand: Errands) -> None:
+def test_a_job_at_work_is_not_replaced_a_stopped_one_is(known: Path, spec: LaunchSpecs) -> None:
     config = _config()
     provider = KubeRayProvider(config)
     assert provider.state({"rayjob": "cf-arm"}) == JobState("lost")
-    handle = provider.submit(errand(config))
+    handle = provider.submit(spec(config))
     with pytest.raises(ClusterError, match="stop it first"):
-        provider.submit(errand(config))
+        provider.submit(spec(config))
     provider.stop(handle)
     assert provider.state(handle) == JobState("stopped")
-    assert provider.submit(errand(config, resume=True)) == handle
+    assert provider.submit(spec(config, resume=True)) == handle
     assert "--resume" in (known / "applied").read_text()
 
 
-def test_an_operator_too_old_for_tokens_is_named(known: Path, errand: Errands) -> None:
+def test_an_operator_too_old_for_tokens_is_named(known: Path, spec: LaunchSpecs) -> None:
     (known / "refused").write_text('strict decoding error: unknown field "spec.rayClusterSpec.authOptions"')
     config = _config()
     with pytest.raises(ClusterError, match=r"authOptions.*upgrade the KubeRay operator to 1\.5\.1"):
-        KubeRayProvider(config).submit(errand(config))
+        KubeRayProvider(config).submit(spec(config))
 
 
 @pytest.mark.parametrize(

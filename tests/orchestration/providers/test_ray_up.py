@@ -16,12 +16,12 @@ import pytest
 from cryoformer_dist.config.cluster import RayUpCluster
 from cryoformer_dist.config.loading import parse_yaml
 from cryoformer_dist.errors import ClusterError, ConfigError
-from cryoformer_dist.orchestration.errand import Errand, JobState
+from cryoformer_dist.orchestration.launch_spec import JobState, LaunchSpec
 from cryoformer_dist.orchestration.providers import ray_up
 from cryoformer_dist.orchestration.providers.ray_up import RayUpProvider
 from cryoformer_dist.orchestration.providers.ray_up_config import node_count, ray_config, with_token
 
-Errands = Callable[..., Errand]
+LaunchSpecs = Callable[..., LaunchSpec]
 Programs = Callable[..., Path]
 CLOUDS: dict[str, dict[str, Any]] = {
     "aws": {
@@ -81,10 +81,10 @@ def test_ray_s_own_schema_takes_the_file_of_every_cloud(cloud: str, tmp_path: Pa
             assert "ray stop" not in command
 
 
-def test_the_token_s_text_is_in_no_file_but_its_own(known: Path, state_folder: Path, errand: Errands) -> None:
+def test_the_token_s_text_is_in_no_file_but_its_own(known: Path, state_folder: Path, spec: LaunchSpecs) -> None:
     config = _config()
     provider = RayUpProvider(config)
-    handle = provider.submit(errand(config))
+    handle = provider.submit(spec(config))
     place = Path(handle["ray"]).parent
     token = (place / "token").read_text()
     assert len(token) == 64
@@ -95,14 +95,14 @@ def test_the_token_s_text_is_in_no_file_but_its_own(known: Path, state_folder: P
     assert list(mounts.values()) == [str(place / "token")]
 
 
-def test_a_file_of_ray_s_own_keeps_its_words_and_gains_the_token(tmp_path: Path, errand: Errands) -> None:
+def test_a_file_of_ray_s_own_keeps_its_words_and_gains_the_token(tmp_path: Path, spec: LaunchSpecs) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(
         "cluster_name: mine\nprovider: {type: local, head_ip: a, worker_ips: [b]}\nauth: {ssh_user: me}\n"
         "file_mounts: {/data: /data}\n"
     )
     config = _config(config=str(own))
-    preview = RayUpProvider(config).preview(errand(config))
+    preview = RayUpProvider(config).preview(spec(config))
     values = parse_yaml(preview.partition("\n# ~/")[0], "preview")
     assert values["auth"] == {"ssh_user": "me"}
     assert values["file_mounts"].keys() == {"/data", "~/.cryoformer-dist/mine.token"}
@@ -138,10 +138,10 @@ def test_files_of_different_places_name_different_clusters() -> None:
     assert ray_config(_config(nodes=1))["cluster_name"] in names
 
 
-def test_a_run_is_brought_to_the_head_and_followed_each_line_once(known: Path, errand: Errands) -> None:
+def test_a_run_is_brought_to_the_head_and_followed_each_line_once(known: Path, spec: LaunchSpecs) -> None:
     config = _config(environment={"NCCL_DEBUG": "WARN"}, python="/opt/bin/python")
     provider = RayUpProvider(config)
-    handle = provider.submit(errand(config))
+    handle = provider.submit(spec(config))
     assert _calls(known) == ["up", "exec", "rsync-up", "exec"]
     assert {path.name for path in (known / "head").iterdir()} == {"cluster.yaml", "run.yaml", "request.json"}
     job = json.loads((known / "job").read_text())
@@ -152,46 +152,46 @@ def test_a_run_is_brought_to_the_head_and_followed_each_line_once(known: Path, e
     assert provider.state(handle) == JobState("failed", 2)
 
 
-def test_a_cluster_that_is_up_serves_the_next_run(known: Path, errand: Errands) -> None:
+def test_a_cluster_that_is_up_serves_the_next_run(known: Path, spec: LaunchSpecs) -> None:
     config = _config()
     provider = RayUpProvider(config)
-    provider.submit(errand(config))
-    provider.submit(errand(config, name="arm_2"))
+    provider.submit(spec(config))
+    provider.submit(spec(config, name="arm_2"))
     assert _calls(known).count("up") == 1
     changed = _config(setup=["pip install more"])
     with pytest.raises(ClusterError, match="made from another file; `ray down"):
-        RayUpProvider(changed).submit(errand(changed, name="arm_3"))
+        RayUpProvider(changed).submit(spec(changed, name="arm_3"))
 
 
-def test_nodes_that_do_not_come_up_are_counted_not_believed(known: Path, errand: Errands) -> None:
+def test_nodes_that_do_not_come_up_are_counted_not_believed(known: Path, spec: LaunchSpecs) -> None:
     (known / "nodes").write_text("1")
     config = _config()
     with pytest.raises(ClusterError, match="1 of 3 nodes are up"):
-        RayUpProvider(config).submit(errand(config))
+        RayUpProvider(config).submit(spec(config))
 
 
-def test_a_cluster_not_to_be_kept_goes_with_its_run_and_the_end_is_remembered(known: Path, errand: Errands) -> None:
+def test_a_cluster_not_to_be_kept_goes_with_its_run_and_the_end_is_remembered(known: Path, spec: LaunchSpecs) -> None:
     config = _config(keep_up=False)
     provider = RayUpProvider(config)
-    handle = provider.submit(errand(config))
+    handle = provider.submit(spec(config))
     assert list(provider.follow(handle)) == ["one", "", "three"]
     assert _calls(known)[-1] == "down"
     assert provider.state(handle) == JobState("failed", 2)
     assert list(provider.follow(handle)) == [f"the cluster of job {handle['job']} was taken down, and its log with it"]
 
 
-def test_a_run_whose_cluster_was_taken_down_by_hand_is_lost(known: Path, errand: Errands) -> None:
+def test_a_run_whose_cluster_was_taken_down_by_hand_is_lost(known: Path, spec: LaunchSpecs) -> None:
     config = _config()
     provider = RayUpProvider(config)
-    handle = provider.submit(errand(config))
+    handle = provider.submit(spec(config))
     (known / "up").unlink()
     assert provider.state(handle) == JobState("lost")
 
 
-def test_a_cluster_where_others_work_is_left_to_them(known: Path, errand: Errands) -> None:
+def test_a_cluster_where_others_work_is_left_to_them(known: Path, spec: LaunchSpecs) -> None:
     config = _config(keep_up=False)
     provider = RayUpProvider(config)
-    handle = provider.submit(errand(config))
+    handle = provider.submit(spec(config))
     (known / "others").touch()
     provider.stop(handle)
     assert provider.state(handle) == JobState("stopped")
@@ -230,8 +230,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: Programs) ->
 
 
 @pytest.mark.slow
-def test_a_host_reached_by_ssh_becomes_a_cluster_and_runs_the_errand(
-    host: Path, errand: Errands, monkeypatch: pytest.MonkeyPatch
+def test_a_host_reached_by_ssh_becomes_a_cluster_and_runs_the_spec(
+    host: Path, spec: LaunchSpecs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = host / "driver.py"
     program.write_text(
@@ -239,16 +239,18 @@ def test_a_host_reached_by_ssh_becomes_a_cluster_and_runs_the_errand(
         "print('driver sees', len(ray.nodes()), 'nodes', os.environ['WORD'])\n"
         "print(pathlib.Path(sys.argv[1]).read_text().splitlines()[0])\nraise SystemExit(2)\n"
     )
-    monkeypatch.setattr(Errand, "command", lambda self, folder, python: [python, str(program), f"{folder}/run.yaml"])
+    monkeypatch.setattr(
+        LaunchSpec, "command", lambda self, folder, python: [python, str(program), f"{folder}/run.yaml"]
+    )
     monkeypatch.setattr(ray_up, "_NODE_SECONDS", 60)
     config = _config(head_ip="127.0.0.1", worker_ips=[], python=sys.executable, environment={"WORD": "two words"})
     provider = RayUpProvider(config)
-    handle = provider.submit(errand(config))
+    handle = provider.submit(spec(config))
     lines = list(provider.follow(handle))
     assert lines[-2:] == ["driver sees 1 nodes two words", "name: arm_1"]
     assert provider.state(handle) == JobState("failed", 2)
-    monkeypatch.setattr(Errand, "command", lambda self, folder, python: ["sleep", "600"])
-    second = provider.submit(errand(config, name="arm_2"))
+    monkeypatch.setattr(LaunchSpec, "command", lambda self, folder, python: ["sleep", "600"])
+    second = provider.submit(spec(config, name="arm_2"))
     provider.stop(second)
     assert provider.state(second) == JobState("stopped")
     assert provider.state({**second, "job": "unheard-of"}) == JobState("lost")

@@ -15,12 +15,12 @@ from tiny_runs import tiny_settings
 from cryoformer_dist.config.cluster import SlurmCluster
 from cryoformer_dist.config.loading import dump_yaml
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.errand import Errand, JobState
+from cryoformer_dist.orchestration.launch_spec import JobState, LaunchSpec
 from cryoformer_dist.orchestration.providers import slurm
 from cryoformer_dist.orchestration.providers.slurm import SlurmProvider, job_script
 
 COMMANDS = ("sbatch", "srun", "scontrol", "sacct", "scancel")
-Errands = Callable[..., Errand]
+LaunchSpecs = Callable[..., LaunchSpec]
 Programs = Callable[..., Path]
 
 
@@ -49,7 +49,7 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: Programs) -
     return folder
 
 
-def test_the_script_holds_what_the_file_says_before_any_command(tmp_path: Path, errand: Errands) -> None:
+def test_the_script_holds_what_the_file_says_before_any_command(tmp_path: Path, spec: LaunchSpecs) -> None:
     config = _config(
         tmp_path,
         nodes=3,
@@ -61,7 +61,7 @@ def test_the_script_holds_what_the_file_says_before_any_command(tmp_path: Path, 
         setup=["module load cuda"],
         environment={"NCCL_SOCKET_IFNAME": "ib0 ib1"},
     )
-    script = job_script(config, errand(config), "/shared/runs/arm_1/launch")
+    script = job_script(config, spec(config), "/shared/runs/arm_1/launch")
     options = re.findall(r"^#SBATCH (.+)$", script, re.MULTILINE)
     assert {"--nodes=3", "--gpus-per-node=4", "--cpus-per-task=2", "--time=1-00:00:00", "--partition=gpu"} < set(
         options
@@ -74,23 +74,23 @@ def test_the_script_holds_what_the_file_says_before_any_command(tmp_path: Path, 
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 
 
-def test_no_token_is_written_anywhere_and_nothing_but_its_own_is_ended(tmp_path: Path, errand: Errands) -> None:
+def test_no_token_is_written_anywhere_and_nothing_but_its_own_is_ended(tmp_path: Path, spec: LaunchSpecs) -> None:
     config = _config(tmp_path)
-    code = [line.partition("#")[0] for line in job_script(config, errand(config), "/f").splitlines()]
+    code = [line.partition("#")[0] for line in job_script(config, spec(config), "/f").splitlines()]
     assert [line for line in code if re.search(r"ray stop|symmetric-run|pkill|killall", line)] == []
     assert [line for line in code if "RAY_AUTH_TOKEN" in line and ">" in line] == []
 
 
-def test_a_job_that_may_not_return_to_the_queue_is_not_asked_to(tmp_path: Path, errand: Errands) -> None:
+def test_a_job_that_may_not_return_to_the_queue_is_not_asked_to(tmp_path: Path, spec: LaunchSpecs) -> None:
     config = _config(tmp_path, requeue=False)
-    options = re.findall(r"^#SBATCH (\S+)$", job_script(config, errand(config), "/f"), re.MULTILINE)
+    options = re.findall(r"^#SBATCH (\S+)$", job_script(config, spec(config), "/f"), re.MULTILINE)
     assert "--no-requeue" in options
     assert [option for option in options if option.startswith("--signal")] == []
 
 
-def test_files_go_where_the_nodes_see_them(tmp_path: Path, state_folder: Path, errand: Errands) -> None:
+def test_files_go_where_the_nodes_see_them(tmp_path: Path, state_folder: Path, spec: LaunchSpecs) -> None:
     config = _config(tmp_path / "runs")
-    preview = SlurmProvider(config).preview(errand(config))
+    preview = SlurmProvider(config).preview(spec(config))
     folder = tmp_path / "runs" / "arm_1" / "launch"
     assert [line for line in preview.splitlines() if line.startswith(f"# {folder}")] == [
         f"# {folder}/{name}" for name in ("cluster.yaml", "run.yaml", "job.sbatch")
@@ -98,16 +98,16 @@ def test_files_go_where_the_nodes_see_them(tmp_path: Path, state_folder: Path, e
     assert preview.endswith(f"$ sbatch --parsable {folder}/job.sbatch")
     assert not folder.exists()
     remote = config.model_copy(update={"storage": "s3://bucket/runs"})
-    assert f"# {state_folder}/cryoformer-dist/launches/arm_1/run.yaml" in SlurmProvider(remote).preview(errand(remote))
+    assert f"# {state_folder}/cryoformer-dist/launches/arm_1/run.yaml" in SlurmProvider(remote).preview(spec(remote))
 
 
 def test_a_job_runs_the_driver_among_its_nodes_and_ends_as_the_driver_does(
-    tmp_path: Path, known: Path, errand: Errands, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, known: Path, spec: LaunchSpecs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DRIVER", "exit 2")
     config = _config(tmp_path / "runs", nodes=2, python="nodes-python")
     provider = SlurmProvider(config)
-    handle = provider.submit(errand(config))
+    handle = provider.submit(spec(config))
     lines = list(provider.follow(handle))
     folder = tmp_path / "runs" / "arm_1" / "launch"
     assert lines[-2:] == [
@@ -131,13 +131,13 @@ def test_a_job_runs_the_driver_among_its_nodes_and_ends_as_the_driver_does(
 
 
 def test_a_job_that_is_warned_goes_back_to_the_queue_and_on_where_it_was(
-    tmp_path: Path, known: Path, errand: Errands, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, known: Path, spec: LaunchSpecs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DRIVER", "work")
     monkeypatch.setenv("SLURM_STAND_IN_QUEUE_SECONDS", "0.3")
     config = _config(tmp_path / "runs", python="nodes-python")
     provider = SlurmProvider(config)
-    handle = provider.submit(errand(config))
+    handle = provider.submit(spec(config))
     lines = []
     for line in provider.follow(handle):
         lines.append(line)
@@ -152,12 +152,12 @@ def test_a_job_that_is_warned_goes_back_to_the_queue_and_on_where_it_was(
 
 
 def test_a_stopped_job_leaves_no_process_and_says_so(
-    tmp_path: Path, known: Path, errand: Errands, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, known: Path, spec: LaunchSpecs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DRIVER", "work")
     config = _config(tmp_path / "runs", python="nodes-python")
     provider = SlurmProvider(config)
-    handle = provider.submit(errand(config))
+    handle = provider.submit(spec(config))
     lines = []
     for line in provider.follow(handle):
         lines.append(line)
@@ -171,10 +171,10 @@ def test_a_stopped_job_leaves_no_process_and_says_so(
     assert [line for line in left if not line.startswith(("bash", "sleep"))] == []
 
 
-def test_a_head_that_does_not_start_is_said_with_what_it_said(tmp_path: Path, known: Path, errand: Errands) -> None:
+def test_a_head_that_does_not_start_is_said_with_what_it_said(tmp_path: Path, known: Path, spec: LaunchSpecs) -> None:
     config = _config(tmp_path / "runs", python="no-such-python")
     provider = SlurmProvider(config)
-    handle = provider.submit(errand(config))
+    handle = provider.submit(spec(config))
     told = "\n".join(provider.follow(handle))
     assert f"Ray did not start on 127.0.0.1; is port {config.port} taken" in told
     assert "no-such-python: No such file or directory" in told
@@ -224,19 +224,19 @@ def test_lines_of_a_growing_log_come_whole_and_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_job_of_two_nodes_is_one_ray_for_its_driver(
-    tmp_path: Path, known: Path, errand: Errands, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, known: Path, spec: LaunchSpecs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "driver.py"
     program.write_text(
         "import ray\nray.init(log_to_driver=False, logging_level='ERROR')\n"
         "print('driver sees', len(ray.nodes()), 'nodes', ray.cluster_resources()['CPU'], 'CPUs')\nraise SystemExit(2)\n"
     )
-    monkeypatch.setattr(Errand, "command", lambda self, folder, python: [python, str(program)])
+    monkeypatch.setattr(LaunchSpec, "command", lambda self, folder, python: [python, str(program)])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     config = _config(tmp_path / "runs", nodes=2, python=sys.executable, dashboard_port=_free_port())
     provider = SlurmProvider(config)
     started = time.monotonic()
-    handle = provider.submit(errand(config))
+    handle = provider.submit(spec(config))
     lines = list(provider.follow(handle))
     assert lines[-2:] == ["cryoformer-dist: 2 of 2 nodes are up", "driver sees 2 nodes 4.0 CPUs"]
     assert provider.state(handle) == JobState("failed", 2)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.launches import Launch, all_launches, find_launch, keep_launch, launch_folder
+from cryoformer_dist.orchestration.launch_registry import Launch, all_launches, find_launch, keep_launch, launch_folder
 
 
 @pytest.fixture(autouse=True)

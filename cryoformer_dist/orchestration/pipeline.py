@@ -2,12 +2,12 @@
 
 from cryoformer_dist.orchestration.cluster import ray_of
 from cryoformer_dist.orchestration.environment import token_place
-from cryoformer_dist.orchestration.request import Request, Voice
+from cryoformer_dist.orchestration.request import Console, Request
 from cryoformer_dist.orchestration.steps import finish, train_in_process, train_on_ray
 from cryoformer_dist.storage.places import Place
 
 
-def carry_out(request: Request, voice: Voice) -> Place:
+def run_pipeline(request: Request, console: Console) -> Place:
     """Make the run and return its report.
 
     Raises
@@ -16,10 +16,10 @@ def carry_out(request: Request, voice: Voice) -> Place:
         As its steps do; nothing of what was finished is lost.
     """
     if request.cluster is None:
-        train_in_process(request, voice)
+        train_in_process(request, console)
     else:
         with ray_of(request.cluster) as dashboard:
             if dashboard:
-                voice.say(f"Ray dashboard  {dashboard}, its token {token_place()}")
-            train_on_ray(request, request.cluster, voice)
-    return finish(request, voice)
+                console.say(f"Ray dashboard  {dashboard}, its token {token_place()}")
+            train_on_ray(request, request.cluster, console)
+    return finish(request, console)

@@ -15,7 +15,7 @@ Handle = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
+class LaunchSpec:
     """A run to be made on a cluster: two files, and the command that reads them there.
 
     Attributes
@@ -68,13 +68,13 @@ class JobState:
 
 
 class Provider(Protocol):
-    """A kind of cluster: takes an errand, and answers for it from any later process."""
+    """A kind of cluster: takes a launch, and answers for it from any later process."""
 
-    def preview(self, errand: Errand) -> str:
+    def preview(self, spec: LaunchSpec) -> str:
         """Every file that would be written and every command that would be run, for ``--dry-run``."""
 
-    def submit(self, errand: Errand) -> Handle:
-        """Start the errand and return at once."""
+    def submit(self, spec: LaunchSpec) -> Handle:
+        """Start the launch and return at once."""
 
     def follow(self, handle: Handle) -> Iterator[str]:
         """Lines of its log, from the first on, until it ends."""
