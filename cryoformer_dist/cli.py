@@ -306,7 +306,7 @@ def report(run: RunFolder) -> None:
 
 
 def main() -> None:
-    """Run the command line: one red line and exit code 2 for what a user can mend, a traceback for what we must."""
+    """Run the command line: one red line and exit code 2 for what a user can fix, a traceback for what we must."""
     prepare_environment()
     with _spoken_warnings():
         try:

@@ -49,7 +49,7 @@ def _main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 
 def _refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one message of a command that must fail for a reason the user can mend."""
+    """The one message of a command that must fail for a reason the user can fix."""
     assert _main(monkeypatch, *arguments) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ")
@@ -83,11 +83,11 @@ def test_what_a_user_can_mend_is_one_message_and_exit_code_2(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail() -> None:
-        raise error("file.star: row 3 [column _rlnX]: is wrong; mend it")
+        raise error("file.star: row 3 [column _rlnX]: is wrong; fix it")
 
     monkeypatch.setattr(cli, "app", fail)
     message = _refused(monkeypatch, capsys)
-    assert message == "error: file.star: row 3 [column _rlnX]: is wrong; mend it\n"
+    assert message == "error: file.star: row 3 [column _rlnX]: is wrong; fix it\n"
 
 
 def test_our_own_mistakes_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

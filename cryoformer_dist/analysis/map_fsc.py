@@ -144,7 +144,7 @@ def read_and_compare(first: Path, second: Path, mask: Path | None = None) -> tup
     if abs(sizes[0] - sizes[1]) > SIZE_TOLERANCE * sizes[0]:
         raise ConfigError(
             f"{first} has voxels of {sizes[0]:.4f} angstrom, {second} of {sizes[1]:.4f}: a shell would not be the same "
-            "frequency in both; mend the header that is wrong, or resample"
+            "frequency in both; fix the header that is wrong, or resample"
         )
     weight = None if mask is None else read_mask(mask, boxes[0], boxes[0] * sizes[0])
     return compare_maps(maps[0].voxels.numpy(), maps[1].voxels.numpy(), sizes[0], weight), maps[0]

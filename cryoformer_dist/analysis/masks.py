@@ -91,7 +91,7 @@ def read_mask(path: Path, box: int, box_angstrom: float) -> Float[np.ndarray, "b
     if abs(length - box_angstrom) > SIZE_TOLERANCE * box_angstrom:
         raise ConfigError(
             f"{path}: the mask spans {length:.2f} angstrom, the maps {box_angstrom:.2f}: resample it on the maps, or "
-            "mend the voxel size in its header"
+            "fix the voxel size in its header"
         )
     voxels: np.ndarray = np.clip(fit_box(mask.voxels.numpy(), box), 0.0, 1.0)
     if not (voxels > 0.5).any():

@@ -79,7 +79,7 @@ class ClusterConfig(Section):
     @classmethod
     def _one_task(cls, sweep: str | None, info: ValidationInfo) -> str | None:
         if sweep is not None and info.data.get("run") is not None:
-            raise ValueError("stands beside run: a cluster file names one of them")
+            raise ValueError("cannot be combined with run: a cluster file names only one of them")
         return sweep
 
     @field_validator("environment")
@@ -239,7 +239,7 @@ class KubeRayCluster(_ElsewhereConfig):
     def _seen_by_all(cls, claim: str | None, info: ValidationInfo) -> str | None:
         storage = str(info.data.get("storage", ""))
         if claim is None and "://" not in storage:
-            raise ValueError(f"is required: storage {storage} is a folder of no volume (or give storage: s3://...)")
+            raise ValueError(f"is required: storage {storage} is not on a mounted volume (or use storage: s3://...)")
         return claim
 
     @field_validator("mount")

@@ -89,7 +89,7 @@ def refuse_other_kinds(path: Path) -> None:
     orders: tuple[Literal["little", "big"], ...] = ("little", "big")
     modes = [int.from_bytes(start[12:16], order) for order in orders]
     if len(start) < HEADER_BYTES or not any(mode in (*IMAGE_MODES, *OTHER_MODES) for mode in modes):
-        raise ParticleFormatError(f"{path}: not an MRC file (its header is none); check the file")
+        raise ParticleFormatError(f"{path}: not an MRC file (no valid header); check the file")
 
 
 def compression_module(path: Path) -> Any:

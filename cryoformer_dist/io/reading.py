@@ -99,7 +99,9 @@ def check_stacks(table: ParticleTable) -> None:
         conflicts += _pixel_size_conflicts(table, header, rows)
     if conflicts:
         more = f" (and {len(conflicts) - 1} more stacks)" if len(conflicts) > 1 else ""
-        warnings.warn(f"{conflicts[0]}{more}; {table.source} is believed", PixelSizeConflictWarning, stacklevel=2)
+        warnings.warn(
+            f"{conflicts[0]}{more}; the value in {table.source} is used", PixelSizeConflictWarning, stacklevel=2
+        )
 
 
 def _read_dialect(

@@ -22,7 +22,8 @@ KeptPoints = LatticeOperator | Tensor
 def operator_bytes_per_point(config: HashGridConfig) -> int:
     """Memory of what `HashGrid.operator` keeps of a point.
 
-    Of a constant operator index and weight of eight corners per level, both ways, and row starts; else its place.
+    Backend torch: index and weight of eight corners per level, in the matrix and its transpose, and row pointers. The
+    others: the point's coordinates.
     """
     return config.levels * (2 * 8 * (4 + 4) + 4) if config.backend == "torch" else 3 * 4
 

@@ -124,7 +124,7 @@ def advice(findings: list[Finding]) -> str:
     """What to do next."""
     broken = [finding.name for finding in findings if finding.state == "broken"]
     if broken:
-        return f"mend first: {', '.join(broken)}"
+        return f"fix first: {', '.join(broken)}"
     if torch.cuda.is_available():
         return "cryoformer-dist launch cluster/local.yaml, with workers: {count: 1, gpus: 1} there (one worker per GPU)"
     return "cryoformer-dist launch cluster/local.yaml (on a CPU: boxes up to 64 px, convert --box 64)"

@@ -158,7 +158,7 @@ def train_here(run: RunFolder, reporter: Reporter, threads: int, on_gpu: bool) -
 
 
 def _worker(arguments: dict[str, Any]) -> CryoFormerError | None:
-    """Ray Train calls this in every worker, again after each restart; returns what no restart would mend."""
+    """Ray Train calls this in every worker, again after each restart; returns what no restart would fix."""
     set_threads(arguments["threads"])
     device = ray.train.torch.get_device()
     try:

@@ -56,7 +56,7 @@ def train_trial(tuned: dict[str, Any]) -> None:
         try:
             _run_pipeline(folder, trial["values"], tuned["sharing"])
         except CryoFormerError as error:
-            # What a user can mend, no other process would.
+            # What a user must fix, another process would not.
             write_outcome(folder, Outcome("failed", str(error)))
 
 

@@ -15,10 +15,10 @@ def image_to_fourier(images: Float[Tensor, "*batch box box"]) -> Complex[Tensor,
 
 
 def fourier_to_image(coefficients: Complex[Tensor, "*batch box half"], box: int) -> Float[Tensor, "*batch box box"]:
-    """Inverse of `image_to_fourier`; of the columns that hold both of each pair +-k, what a real image has counts.
+    """Inverse of `image_to_fourier`; of the two columns kx = 0 and Nyquist only the Hermitian part is used.
 
-    A CPU's library takes that part by itself; of a GPU's nothing is promised for columns that are no real image's, as
-    a shift by half a pixel leaves them.
+    They hold both of each pair +-k. CPU libraries take that part implicitly; GPU libraries promise nothing for input
+    that is not Hermitian, as a shift by half a pixel leaves it.
     """
     edges = [0, box // 2]
     own = coefficients[..., edges]

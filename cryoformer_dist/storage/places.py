@@ -47,10 +47,10 @@ def place_at(text: str | Place) -> Place:
     if scheme is None:
         return Path(text)
     if scheme[1] != "s3":
-        raise ConfigError(f"{text}: {scheme[1]}:// is not served; give a path, or s3://bucket/prefix")
+        raise ConfigError(f"{text}: {scheme[1]}:// is not supported; give a path, or s3://bucket/prefix")
     if not _BUCKET.match(text):
         raise ConfigError(
-            f"{_without_secrets(text)}: not of the form s3://bucket/prefix; credentials belong into the environment"
+            f"{_without_secrets(text)}: not of the form s3://bucket/prefix; credentials belong in the environment"
         )
     try:
         import s3fs  # noqa: F401

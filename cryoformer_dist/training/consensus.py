@@ -45,8 +45,8 @@ class Consensus:
     def shell_weight(self, mask: Bool[Tensor, "box box box"], voxel_size_angstrom: float) -> Float[Tensor, " shells"]:
         """Signal's share of a map's power on shells ``0 .. box // 2 - 1``, were it made from all the particles.
 
-        The Wiener filter that half maps ask for: ``2 FSC / (1 + FSC)`` of all the data. Of a sample's FSC follows its
-        signal-to-noise ratio, which grows with the number of particles.
+        The Wiener filter that half maps ask for: ``2 FSC / (1 + FSC)`` of all the data. The FSC of a sample gives
+        its signal-to-noise ratio, which scales with the number of particles.
         """
         first, second = self.halves
         fsc = fourier_shell_correlation(first, second, voxel_size_angstrom, mask.float()).correlation

@@ -240,9 +240,9 @@ class _Session:
             self.learner.tables["latent"].values[found.row] = found.latent
         if undecided and epoch > stage.epochs - 1 and self.engine.rank == 0:
             warnings.warn(
-                f"after {stage.epochs} epochs an image says {found.information_nats:.2g} nats about its conformation:"
-                " the maps hardly move. Either the molecule does not at this resolution, or it moves by less than a"
-                " search can see: to follow that, and some noise with it, set model.latent.refinement to gradient",
+                f"after {stage.epochs} epochs an image carries only {found.information_nats:.2g} nats about its "
+                "conformation, so the maps hardly move. Either the molecule is rigid at this resolution, or its motion "
+                "is too small for a search: model.latent.refinement: gradient may recover it, and some noise with it",
                 UndecidedLatentsWarning,
                 stacklevel=2,
             )

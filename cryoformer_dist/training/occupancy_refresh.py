@@ -43,8 +43,8 @@ def refresh_occupancy(learner: Learner, stage: Stage, epoch: float, batches: Ite
     if min(earlier, share) > _MUCH and place_in_world()[0] == 0:
         warnings.warn(
             f"after {epoch:.0f} epochs {share:.0%} of the residual lies where the occupancy mask allowed no density, "
-            f"{earlier:.0%} at the refresh before; the mask has grown by what was found, but if this is said again, "
-            "look at occupancy.mrc and set training.occupancy to sphere",
+            f"{earlier:.0%} at the refresh before; the mask was enlarged accordingly. If this warning repeats, look at "
+            "occupancy.mrc and set training.occupancy to sphere",
             DensityMaskedAwayWarning,
             stacklevel=2,
         )

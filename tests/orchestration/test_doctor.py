@@ -88,4 +88,4 @@ def test_the_command_prints_every_finding_and_fails_only_for_what_is_broken(
     assert result.exit_code == code, result.output
     for part in ("CPU", "torch", "zarr", str(tmp_path)[:20], "thing 0", "thing 1", "[with brackets]", "next: "):
         assert part in result.output
-    assert ("mend first: thing 1" in result.output) == bool(code)
+    assert ("fix first: thing 1" in result.output) == bool(code)

@@ -22,7 +22,7 @@ def test_only_paths_start_at_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("gs://bucket/x", "gs:// is not served"),
+        ("gs://bucket/x", "gs:// is not supported"),
         ("s3:/bucket/x", "not of the form s3://bucket/prefix"),
         ("s3://", "not of the form"),
         ("s3://bucket//x", "not of the form"),
