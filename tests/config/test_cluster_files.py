@@ -116,5 +116,5 @@ def test_no_other_count_is_taken(count: int | str) -> None:
 
 
 def test_a_cluster_file_names_a_run_or_a_sweep() -> None:
-    assert "names one of them" in _told({"run": "run.yaml", "sweep": "sweep.yaml"})["sweep"]
+    assert "names only one of them" in _told({"run": "run.yaml", "sweep": "sweep.yaml"})["sweep"]
     assert parse_config({"sweep": "sweep.yaml"}, ClusterFile, "f").root.sweep == "sweep.yaml"
