@@ -1,10 +1,11 @@
 """Compile Triton kernels for a GPU that need not be there, and say what became of them.
 
-    python tests/ahead_of_time.py splat encode 64x64:bf16
+    python tests/ahead_of_time.py 90 splat encode 64x64:bf16
 
-Without TRITON_INTERPRET, since an interpreted kernel cannot be compiled. Prints one JSON object per kernel: registers,
-bytes spilled to the stack or to local memory, counts of machine instructions, atomic additions. A word like 64x64:bf16
-stands for fold-attend with so many queries, such a density width and these products.
+Without TRITON_INTERPRET, since an interpreted kernel cannot be compiled. The number is the GPU's compute capability.
+Prints one JSON object per kernel: registers, bytes spilled to the stack or to local memory, bytes of shared memory,
+counts of machine instructions, atomic additions. A word like 64x64:bf16 stands for fold-attend with so many queries,
+such a density width and these products.
 """
 
 import json
@@ -26,7 +27,6 @@ from cryoformer_dist.model.kernels.sizes import HIDDEN
 from cryoformer_dist.physics import splat_triton
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-HOPPER = 90
 INSTRUCTIONS = ("HGMMA", "HMMA", "RED")
 
 
@@ -38,12 +38,15 @@ class Compiled:
     registers: int
     stack: int
     local: int
+    shared: int
     instructions: dict[str, int]
     atomics: list[str]
 
 
-def compiled(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], **options: int) -> Compiled:
-    """One kernel for Hopper, its pointers as aligned as torch aligns them."""
+def compiled(
+    capability: int, name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], **options: int
+) -> Compiled:
+    """One kernel for a GPU, its pointers as aligned as torch aligns them."""
     names = kernel.arg_names
     pointers = [(names.index(argument),) for argument, kind in types.items() if kind.startswith("*")]
     source = ASTSource(
@@ -52,7 +55,7 @@ def compiled(name: str, kernel: Any, types: dict[str, str], constants: dict[str,
         constexprs={(names.index(argument),): value for argument, value in constants.items()},
         attrs={place: [["tt.divisibility", 16]] for place in pointers},
     )
-    built = triton.compile(source, target=GPUTarget("cuda", HOPPER, 32), options=options)
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()
@@ -60,7 +63,7 @@ def compiled(name: str, kernel: Any, types: dict[str, str], constants: dict[str,
     registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage).groups()
     counts = {word: len(re.findall(rf"\b{word}[A-Z]*[\. ]", code)) for word in INSTRUCTIONS}
     atomics = sorted(set(re.findall(r"(?:red|atom)\.global\.[\w.:]+", built.asm["ptx"])))
-    return Compiled(name, int(registers), int(stack), int(local), counts, atomics)
+    return Compiled(name, int(registers), int(stack), int(local), built.metadata.shared, counts, atomics)
 
 
 def _cuobjdump(option: str, file: str) -> str:
@@ -76,29 +79,28 @@ def types_of(kernel: Any, constants: dict[str, Any], **others: str) -> dict[str,
     }
 
 
-def splats() -> Iterator[Compiled]:
+def splats(capability: int) -> Iterator[Compiled]:
     for fixed_point in (False, True):
         constants = {"FIXED_POINT": fixed_point, "BLOCK": splat_triton.BLOCK}
         grid = "*i64" if fixed_point else "*fp32"
         types = types_of(splat_triton.scatter, constants, grid_ptr=grid)
-        yield compiled(f"splat scatter fixed={fixed_point}", splat_triton.scatter, types, constants)
+        yield compiled(capability, f"splat scatter fixed={fixed_point}", splat_triton.scatter, types, constants)
     for slopes in (False, True):
         constants = {"SLOPES": slopes, "BLOCK": splat_triton.BLOCK}
         types = types_of(splat_triton.gather, constants)
-        yield compiled(f"splat gather slopes={slopes}", splat_triton.gather, types, constants)
+        yield compiled(capability, f"splat gather slopes={slopes}", splat_triton.gather, types, constants)
 
 
-def encodes() -> Iterator[Compiled]:
+def encodes(capability: int) -> Iterator[Compiled]:
     room = encode_triton
     blocks = {room.interpolate: room.BLOCK, room.table_gradient: room.BLOCK, room.point_gradient: room.SLOPE_BLOCK}
     for kernel, block in blocks.items():
         constants = {"FEATURES": 2, "BLOCK": block}
-        yield compiled(
-            f"encode {kernel.fn.__name__}", kernel, types_of(kernel, constants, levels_ptr="*i32"), constants
-        )
+        types = types_of(kernel, constants, levels_ptr="*i32")
+        yield compiled(capability, f"encode {kernel.fn.__name__}", kernel, types, constants)
 
 
-def fold_attends(queries: int, width: int, products: str) -> Iterator[Compiled]:
+def fold_attends(capability: int, queries: int, width: int, products: str) -> Iterator[Compiled]:
     room = fold_attend_triton
     kernels = (room.forward, room.backward_point_major, room.backward_particle_major)
     for kernel, launch in zip(kernels, room.launches(queries, width, products), strict=True):
@@ -108,19 +110,20 @@ def fold_attends(queries: int, width: int, products: str) -> Iterator[Compiled]:
         name = f"{kernel.fn.__name__} {queries}x{width}:{products}"
         operands = ("hidden_ptr", "key_ptr", "value_ptr", "residual_ptr") if products == "bf16" else ()
         types = types_of(kernel, constants, **dict.fromkeys(operands, "*bf16"))
-        yield compiled(name, kernel, types, constants, num_warps=launch.warps, num_stages=launch.stages)
+        options = {"num_warps": launch.warps, "num_stages": launch.stages}
+        yield compiled(capability, name, kernel, types, constants, **options)
 
 
-def named(word: str) -> Iterator[Compiled]:
+def named(capability: int, word: str) -> Iterator[Compiled]:
     if word == "splat":
-        return splats()
+        return splats(capability)
     if word == "encode":
-        return encodes()
+        return encodes(capability)
     sizes, products = word.split(":")
-    return fold_attends(*map(int, sizes.split("x")), products)
+    return fold_attends(capability, *map(int, sizes.split("x")), products)
 
 
 if __name__ == "__main__":
-    for word in sys.argv[1:]:
-        for result in named(word):
+    for word in sys.argv[2:]:
+        for result in named(int(sys.argv[1]), word):
             print(json.dumps(asdict(result)), flush=True)

@@ -143,7 +143,8 @@ class _Session:
         self.metrics: MetricsFile | None = None
         self.patience.together(self._open_metrics)
         self.stopwatch = Stopwatch()
-        self.totals = torch.zeros(3)
+        # Of losses, priors and particles since the last report; on the device, where adding waits for nothing.
+        self.totals = torch.zeros(3, device=engine.device)
         self.checkpointed = position.step
         # Whether the last step compared low frequencies only.
         self.coarse = False
@@ -283,7 +284,7 @@ class _Session:
         factor = learning_rate_factor(self.training, self.position.stage_step, progress)
         self.engine.step(loss, factor)
         learner.update_tables(batch, inputs.leaves, factor)
-        self.totals += torch.stack([errors.detach().sum(), prior.detach().sum(), errors.new_tensor(len(batch))]).cpu()
+        self.totals += torch.stack([errors.detach().sum(), prior.detach().sum(), errors.new_full((), len(batch))])
         self.stopwatch.trained(len(batch) * self.engine.world)
 
     def _refuse_non_finite(self, loss: Tensor, errors: Tensor, batch: ParticleBatch) -> None:
@@ -305,7 +306,7 @@ class _Session:
             self._report(stage, batch.epoch, steps)
 
     def _report(self, stage: Stage, epoch: int, steps: int) -> None:
-        errors, prior, count = sum_over_ranks(self.totals.to(self.engine.device)).tolist()
+        errors, prior, count = sum_over_ranks(self.totals).tolist()
         done_before = self.position.step - self.position.stage_step
         reading = self.stopwatch.reading()
         record: dict[str, Any] = {

@@ -10,8 +10,8 @@ from cryoformer_dist.model.decoder import DeformationDecoder
 from cryoformer_dist.model.kernels import fold_attend as torch_backend
 
 NAMES = ("hidden", "key", "key_bias", "value", "residual", "offset", "output")
-# Points, particles, queries, width: ragged tiles, groups of particles that are not full, every size once.
-CASES = ((150, 9, 64, 64), (130, 3, 16, 32), (70, 2, 128, 16), (33, 1, 32, 128))
+# Points, particles, queries, width: ragged tiles, groups of particles not full, every size once, the largest of all.
+CASES = ((150, 9, 64, 64), (130, 3, 16, 32), (70, 2, 128, 16), (33, 1, 32, 128), (40, 1, 128, 128))
 
 FoldAttend = Callable[..., Tensor]
 

@@ -201,6 +201,17 @@ def test_deepspeed_gives_the_weights_of_plain_torch(stage: int) -> None:
 
 
 @pytest.mark.usefixtures("_world_of_one")
+@pytest.mark.parametrize("stage", [1, 2])
+def test_deepspeed_gathers_gradients_in_the_memory_of_the_network_and_times_nothing(stage: int) -> None:
+    module = _Quadratic()
+    engine = DeepSpeedEngine(module, TrainingConfig(zero_stage=stage), CPU, particles_per_rank=4)  # type: ignore[arg-type]
+    inner = engine._engine
+    assert inner.optimizer.reduce_bucket_size == sum(parameter.numel() for parameter in module.parameters())
+    _train(engine, 3)
+    assert inner.tput_timer.total_elapsed_time == 0
+
+
+@pytest.mark.usefixtures("_world_of_one")
 def test_without_shards_either_engine_goes_on_with_the_other_s_state(tmp_path: Path) -> None:
     config = TrainingConfig()
 

@@ -55,13 +55,19 @@ class Launch:
 def launches(queries: int, width: int, products: Products) -> tuple[Launch, Launch, Launch]:
     """Of the forward, point-major and particle-major kernels.
 
-    The largest tiles that registers hold: found by compiling for Hopper, where tests see that nothing is spilled.
+    The largest tiles that registers hold, found by compiling for Hopper, where tests see that nothing is spilled; and
+    that fit the 99 KiB of shared memory that a program has on the smallest cards since Ampere.
     """
     half = min(width, 32)
+    # The values of a particle take 64 KiB in float32: no room for the next particle's beside them, nor for more points.
+    crowded = products != "bf16" and min(queries, width) > 64
+    stages = 2 if crowded else 3
     if products == "ieee":
         # Without tensor cores, for comparison: threads hold whole operands, so tiles are small.
-        return Launch(16, width, 8), Launch(16, half, 8), Launch(32, half, 8)
-    forward = Launch(64, width, 8) if max(queries, width) > 64 else Launch(128, width, 4)
+        return Launch(16, width, 8, stages), Launch(16, half, 8), Launch(32, half, 8)
+    forward = Launch(128, width, 4)
+    if max(queries, width) > 64:
+        forward = Launch(32 if crowded else 64, width, 8, stages)
     if queries > 64:
         point_major = Launch(64, 16, 4, stages=1) if products == "bf16" else Launch(64, 16, 8)
         return forward, point_major, Launch(32, half, 8)
