@@ -196,13 +196,10 @@ def _contradictions(cluster: ClusterConfig, run: RunConfig, cluster_file: Path) 
     size = training.global_batch_size
     if size == "auto" and workers.elastic:
         found.append("training.global_batch_size: auto needs a fixed number of workers; name a number here")
-    elif size != "auto":
-        uneven = [count for count in range(workers.fewest, workers.most + 1) if size % count]
-        if uneven:
-            found.append(
-                f"training.global_batch_size: {size} does not divide by {uneven[0]} workers (workers.count: "
-                f"{workers.count}); take a multiple of every number of workers that may train"
-            )
+    elif size != "auto" and size < workers.most:
+        found.append(f"training.global_batch_size: {size} leaves nothing for some of {workers.most} workers; raise it")
+    elif size != "auto" and size % workers.most and not workers.elastic:
+        found.append(f"training.global_batch_size: {size} does not divide by {workers.most} workers; take a multiple")
     if training.zero_stage and workers.elastic:
         found.append(
             f"training.zero_stage: {training.zero_stage} binds a checkpoint to its number of workers, and "

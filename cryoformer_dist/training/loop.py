@@ -56,18 +56,18 @@ class TrainingData:
 
 
 def particles_per_rank(training: TrainingConfig, world: int, particles: int) -> int:
-    """Batch of one rank.
+    """Batch of one rank: its share of the global batch, rounded down when an elastic run has an odd number of workers.
 
     Raises
     ------
     ConfigError
-        If the global batch does not divide by the workers, or exceeds the particles.
+        If the global batch is smaller than the number of workers, or exceeds the particles.
     """
     size = training.global_batch_size
     if size == "auto":
         raise ConfigError("training.global_batch_size: auto is settled when a run is prepared; name a number here")
-    if size % world:
-        raise ConfigError(f"training.global_batch_size: {size} does not divide by {world} workers; take a multiple")
+    if size < world:
+        raise ConfigError(f"training.global_batch_size: {size} leaves nothing for some of {world} workers; raise it")
     if size > particles:
         raise ConfigError(f"training.global_batch_size: {size} exceeds the {particles} particles to train on")
     return size // world

@@ -83,7 +83,7 @@ def test_the_mistakes_of_both_files_are_told_together(tmp_path: Path) -> None:
     ("workers", "changes", "said"),
     [
         ({"count": 5}, {}, "12 does not divide by 5 workers"),
-        ({"count": "2..5"}, {}, "12 does not divide by 5 workers"),
+        ({"count": "2..13"}, {}, "12 leaves nothing for some of 13 workers"),
         ({"count": "1..3"}, {"training.global_batch_size": "auto"}, "auto needs a fixed number of workers"),
         ({"count": "1..3"}, {"training.zero_stage": 1}, "zero_stage: 1 binds a checkpoint"),
     ],
@@ -95,10 +95,9 @@ def test_what_neither_file_can_know_alone_is_told_before_anything_starts(
         read_launch_spec(_files(tmp_path, {"workers": workers}, changes), None, None, False, [])
 
 
-def test_a_range_whose_every_number_divides_the_batch_is_taken(tmp_path: Path) -> None:
-    assert read_launch_spec(
-        _files(tmp_path, {"workers": {"count": "1..4"}}), None, None, False, []
-    ).cluster.workers.elastic
+def test_a_range_of_workers_up_to_one_image_each_is_taken(tmp_path: Path) -> None:
+    path = _files(tmp_path, {"workers": {"count": "5..12"}})
+    assert read_launch_spec(path, None, None, False, []).cluster.workers.elastic
 
 
 def test_what_was_launched_can_be_launched_again_to_go_on(tmp_path: Path, provider: _Provider) -> None:
