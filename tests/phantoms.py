@@ -1,7 +1,7 @@
 """A small phantom without any symmetry whose every projection is known in closed form."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,6 +56,11 @@ class Blobs:
     def scaled(self, factor: float) -> "Blobs":
         """The same molecule with pixels that are ``1 / factor`` as large."""
         return Blobs(self.sigma * factor, self.centres * factor, self.heights)
+
+    def as_stored(self, magnification: float) -> "Blobs":
+        """The molecule as images of another pixel size show it in units of their noise."""
+        # A projection's sum is to grow with the magnification; in three dimensions it grows with the cube.
+        return replace(self.scaled(magnification), heights=self.heights / magnification**2)
 
 
 def blobs(sigma: float = 1.5) -> Blobs:

@@ -129,7 +129,8 @@ def plan_conversion(table: ParticleTable, output: str | Place, options: Conversi
         preparation, contrast = measure_preparation(table, preparation, options.contrast, options.seed)
     else:
         contrast = Contrast(**recorded["contrast"])
-        preparation = replace(preparation, sign=contrast.sign, scale=recorded["scale"])
+        scale = {int(box): factor for box, factor in recorded["scale"].items()}
+        preparation = replace(preparation, sign=contrast.sign, scale=scale)
     return ConversionPlan(
         table=table,
         output=output,
@@ -348,7 +349,7 @@ def _attributes(
         "conversion": {
             "seed": options.seed,
             "particle_diameter_angstrom": preparation.particle_diameter_angstrom,
-            "scale_after_crop": preparation.scale,
+            "scale_after_crop": {str(box): factor for box, factor in preparation.scale.items()},
         },
     }
 

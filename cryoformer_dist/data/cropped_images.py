@@ -14,6 +14,7 @@ from cryoformer_dist.physics.ctf import transfer_at
 from cryoformer_dist.physics.fourier import crop_images, image_to_fourier
 from cryoformer_dist.physics.grids import frequency_grid
 from cryoformer_dist.physics.pose import Pose
+from cryoformer_dist.physics.projection import magnification
 
 _BLOCK = 256
 
@@ -27,9 +28,9 @@ class CroppedImages:
     coefficients
         Half planes in units of the noise; of 16 to 24 pixels a kilobyte or two each.
     transfer
-        CTF.
+        CTF, times the magnification.
     rotation
-        A of each particle, times the magnification where pixel sizes differ.
+        A of each particle, times the magnification.
     shift_pixels
         Where the content has moved to.
     """
@@ -59,14 +60,15 @@ class CroppedImages:
         """
         particles, factor = store.particles(), store.box_size / box
         pose = particles.pose(rows) if pose is None else pose
-        pixel = torch.from_numpy(particles.pixel_size_angstrom[rows]) * factor
-        magnification = store.pixel_size_angstrom * factor / pixel
+        stored = torch.from_numpy(particles.pixel_size_angstrom[rows])
+        pixel = stored * factor
+        scale = magnification(store.pixel_size_angstrom, stored)[:, None, None]
         # In blocks: whole images do not fit in memory together.
         blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
         return CroppedImages(
             coefficients=torch.cat([image_to_fourier(read_cropped(store, block, box)) for block in blocks]),
-            transfer=transfer_at(particles.ctf(rows), frequency_grid(box), pixel),
-            rotation=pose.rotation * magnification[:, None, None],
+            transfer=transfer_at(particles.ctf(rows), frequency_grid(box), pixel) * scale,
+            rotation=pose.rotation * scale,
             shift_pixels=-pose.shift_angstrom / pixel[:, None],
         )
 

@@ -1,8 +1,8 @@
 """How a source image becomes a stored one: normalised on its box, contrast set, Fourier-cropped, scaled."""
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -39,13 +39,14 @@ class Preparation:
     sign
         -1 for dark-on-light sources.
     scale
-        Factor that makes the background standard deviation 1 again after cropping.
+        By side of the source images, since larger ones lose more noise to cropping: factor that makes the background
+        standard deviation 1 again. 1 where none is given.
     """
 
     box_size: int
     particle_diameter_angstrom: float | None = None
     sign: int = 1
-    scale: float = 1.0
+    scale: Mapping[int, float] = field(default_factory=dict)
 
     def background(self, box: int, pixel_size_angstrom: float) -> Bool[Tensor, "box box"]:
         """Pixels of an image of the given box that hold no particle."""
@@ -139,6 +140,7 @@ def prepared_images(
         if stack is None or number != opened:
             opened, stack = number, open_stack(table.stack_paths[number])
         background = preparation.background(optics.box_size, optics.pixel_size_angstrom)
+        factor = preparation.sign * preparation.scale.get(optics.box_size, 1.0)
         per_block = max(1, _BLOCK_BYTES // (4 * optics.box_size**2))
         for start in range(0, len(members), per_block):
             block = members[start : start + per_block]
@@ -146,35 +148,24 @@ def prepared_images(
             normalised, bad = _normalise(pixels, background)
             if bad is not None:
                 raise _bad_image(table, int(rows[block[bad]]), pixels[bad])
-            yield (
-                block,
-                crop_images(normalised, preparation.box_size) * (preparation.sign * preparation.scale),
-            )
+            yield block, crop_images(normalised, preparation.box_size) * factor
 
 
 def measure_preparation(
     table: ParticleTable, preparation: Preparation, contrast: ContrastChoice, seed: int
 ) -> tuple[Preparation, Contrast]:
-    """Find the contrast and the scale of a set from seeded samples of at most 2,000 and 1,000 images.
+    """Find the contrast and the scale of each source box, from seeded samples of at most 2,000 and 1,000 images.
 
     Warns
     -----
     SmallSampleWarning
         If the contrast cannot be measured (too few particles, or no poses); light-on-dark is taken.
     """
-    measures_contrast = contrast == "auto" and table.rotation is not None
-    count = min(len(table), _CONTRAST_SAMPLE if measures_contrast else _SCALE_SAMPLE)
-    rows = np.random.default_rng([seed, 1]).permutation(len(table))[:count]
-    small_box = min(preparation.box_size, _CONTRAST_BOX)
-    small = torch.empty(count, small_box, small_box)
-    variance = np.full(count, np.nan)
-    for positions, images in prepared_images(table, rows, preparation):
-        small[positions] = crop_images(images, small_box)
-        variance[positions] = _background_variance(table, rows[positions], images, preparation)
-    scale = float(1 / np.sqrt(variance[:_SCALE_SAMPLE].mean()))
-    sample = table.select(rows)
-    found = _decide_contrast(sample, small, contrast)
-    return Preparation(preparation.box_size, preparation.particle_diameter_angstrom, found.sign, scale), found
+    order = np.random.default_rng([seed, 1]).permutation(len(table))
+    boxes = np.array([group.box_size for group in table.optics])[table.optics_group[order]]
+    scale = {box: _scale(table, order[boxes == box][:_SCALE_SAMPLE], preparation) for box in np.unique(boxes).tolist()}
+    found = _decide_contrast(table.select(order[:_CONTRAST_SAMPLE]), preparation, contrast)
+    return replace(preparation, sign=found.sign, scale=scale), found
 
 
 def stored_pixel_size_angstrom(table: ParticleTable, box_size: int) -> list[float]:
@@ -188,24 +179,30 @@ def image_place(table: ParticleTable, row: int) -> str:
     return f"{stack}: image {number:06d} (row {int(table.source_row[row]) + 1} of {table.source})"
 
 
-def _background_variance(
-    table: ParticleTable, rows: NDArray[np.int64], images: Tensor, preparation: Preparation
-) -> NDArray[np.float64]:
-    """Variance of each prepared image's background; a block holds one optics group."""
-    group = int(table.optics_group[rows[0]])
-    pixel_size = stored_pixel_size_angstrom(table, preparation.box_size)[group]
-    background = preparation.background(preparation.box_size, pixel_size)
-    return images[:, background].double().var(dim=1, correction=0).numpy()
+def _scale(table: ParticleTable, rows: NDArray[np.int64], preparation: Preparation) -> float:
+    """One over the standard deviation that the background of prepared images has, before they are scaled."""
+    pixel_sizes = stored_pixel_size_angstrom(table, preparation.box_size)
+    variance = np.empty(len(rows))
+    for positions, images in prepared_images(table, rows, preparation):
+        # A block holds one optics group.
+        pixel_size = pixel_sizes[table.optics_group[rows[positions[0]]]]
+        background = preparation.background(preparation.box_size, pixel_size)
+        variance[positions] = images[:, background].double().var(dim=1, correction=0).numpy()
+    return float(1 / np.sqrt(variance.mean()))
 
 
-def _decide_contrast(sample: ParticleTable, images: Tensor, contrast: ContrastChoice) -> Contrast:
+def _decide_contrast(sample: ParticleTable, preparation: Preparation, contrast: ContrastChoice) -> Contrast:
     """Contrast as given, as measured, or as assumed with a warning."""
     if contrast != "auto":
         return Contrast(1 if contrast == "light" else -1, 0.0, "given")
     if sample.rotation is None:
         _warn_uncertain(f"{sample.source}: no poses, so the contrast cannot be measured")
         return Contrast(1, 0.0, "assumed")
-    pixel_sizes = np.array(stored_pixel_size_angstrom(sample, images.shape[-1]), dtype=np.float32)
+    box = min(preparation.box_size, _CONTRAST_BOX)
+    images = torch.empty(len(sample), box, box)
+    for positions, block in prepared_images(sample, np.arange(len(sample)), preparation):
+        images[positions] = crop_images(block, box)
+    pixel_sizes = np.array(stored_pixel_size_angstrom(sample, box), dtype=np.float32)
     pixel_size = torch.from_numpy(pixel_sizes[sample.optics_group])
     found = contrast_from_z_score(contrast_z_score(images, sample.pose(), sample.ctf_params(), pixel_size))
     if found.how == "uncertain":

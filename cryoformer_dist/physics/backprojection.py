@@ -8,6 +8,7 @@ from cryoformer_dist.physics.ctf import CTFParams, transfer_at
 from cryoformer_dist.physics.fourier import fourier_to_volume, image_to_fourier, shifted
 from cryoformer_dist.physics.grids import frequency_grid, interpolation_envelope, told_by_conjugate
 from cryoformer_dist.physics.pose import Pose
+from cryoformer_dist.physics.projection import magnification
 
 _PADDING = 2
 
@@ -20,7 +21,7 @@ class FourierAccumulator:
     box
         Side of images and map in pixels.
     pixel_size_angstrom
-        Voxel size of the map; particles of another pixel size are scaled to it.
+        Voxel size of the map; particles of another pixel size are scaled to it (see `magnification`).
     device
         Where images are inserted.
 
@@ -64,10 +65,10 @@ class FourierAccumulator:
         pixel = pixel if pixel_size_angstrom is None else pixel_size_angstrom.float()
         margin = (self._size - self.box) // 2
         padded = torch.nn.functional.pad(images.float(), (margin, margin, margin, margin))
-        transfer = transfer_at(ctf, self._frequency, pixel)
+        scale = magnification(self.pixel_size_angstrom, pixel)[:, None, None]
+        transfer = transfer_at(ctf, self._frequency, pixel) * scale
         # The stored shift centres the image.
         centred = shifted(image_to_fourier(padded), pose.shift_angstrom.float() / pixel[:, None])
-        scale = (self.pixel_size_angstrom / pixel)[:, None, None]
         self._insert(centred, transfer, pose.rotation.float() * scale)
 
     def _insert(self, images: Tensor, transfer: Tensor, rotation: Tensor) -> None:

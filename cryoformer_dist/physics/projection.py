@@ -20,6 +20,29 @@ from cryoformer_dist.physics.splat import splat
 OVERSAMPLING = 2
 
 
+def magnification(map_pixel_angstrom: float, image_pixel_angstrom: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """How many of an image's pixels a voxel of the map spans: how large the molecule appears in it, and how strong.
+
+    At a dose of D electrons per square angstrom a pixel of p angstrom counts D p^2 of them, so a line integral adds
+    D p^2 times itself to shot noise of sqrt(D) p: in units of that noise, as images are stored, sqrt(D) p times itself.
+    `project_points` and `project_slices` give line integrals over the square of the magnification, so images show
+    their projections times the magnification; `project_rays`, times one over its square. Optics groups of differing
+    dose, and noise of the ice that is no weaker than the shot noise, are not covered.
+
+    Parameters
+    ----------
+    map_pixel_angstrom
+        Voxel size of the map.
+    image_pixel_angstrom
+        Of each image.
+
+    Returns
+    -------
+    Exactly 1 where the two are equal: a number over a tensor would be off by a rounding error.
+    """
+    return torch.full_like(image_pixel_angstrom, map_pixel_angstrom) / image_pixel_angstrom
+
+
 def project_points(
     density: Float[Tensor, "particles points"],
     points_pixels: Float[Tensor, "points 3"],
@@ -37,7 +60,7 @@ def project_points(
     points_pixels
         ``(points, 3)``: ``(x, y, z)`` about the centre, shared by the batch.
     rotation
-        ``(particles, 3, 3)``: A of each particle, times a magnification if pixel sizes differ.
+        ``(particles, 3, 3)``: A of each particle, times its `magnification`.
     shift_pixels
         ``(particles, 2)``: where the content moves to, that is minus the stored shift.
     box
@@ -70,7 +93,7 @@ def project_rays(
     density_at
         Density of each particle at its own molecule-frame points, in pixels about the centre.
     rotation
-        ``(particles, 3, 3)``: A of each particle, divided by a magnification if pixel sizes differ.
+        ``(particles, 3, 3)``: A of each particle, divided by its `magnification`.
     shift_pixels, box
         As in `project_points`.
     radius_pixels
@@ -104,7 +127,7 @@ def project_slices(
         Transform of each particle's density at its own frequencies ``(x, y, z)``, in shells of the box; asked only for
         ``z >= 0``, since a real density has the conjugate at ``-k``.
     rotation
-        ``(particles, 3, 3)``: A of each particle, times a magnification if pixel sizes differ.
+        ``(particles, 3, 3)``: A of each particle, times its `magnification`.
     shift_pixels, box
         As in `project_points`.
     """

@@ -21,6 +21,7 @@ from cryoformer_dist.data.order import Rows
 from cryoformer_dist.physics.ctf import transfer_at
 from cryoformer_dist.physics.fourier import crop_half_plane, crop_volume, image_to_fourier, phase_ramp
 from cryoformer_dist.physics.pose import Pose
+from cryoformer_dist.physics.projection import magnification
 from cryoformer_dist.physics.slices import TrilinearSlices
 from cryoformer_dist.training.engine import gather_rows, of_leader, sum_over_ranks
 from cryoformer_dist.training.learner import Learner
@@ -89,12 +90,12 @@ class Conformations:
     def _predicted(self, batch: ParticleBatch, pose: Pose) -> Complex[Tensor, "maps particles k"]:
         """Images of the mean and the principal maps."""
         pixel = batch.pixel_size_angstrom[:, None]
-        magnification = self.map_pixel_angstrom / pixel
+        scale = magnification(self.map_pixel_angstrom, pixel)
         frequency = self.slices.frequency * (self.compared_box / self.box)
         phase = phase_ramp(frequency, -pose.shift_angstrom / pixel)
         transfer = transfer_at(batch.ctf, frequency, batch.pixel_size_angstrom)
-        slices = self.slices.at(pose.rotation * magnification[..., None])
-        return slices * (phase * transfer * magnification.square())
+        slices = self.slices.at(pose.rotation * scale[..., None])
+        return slices * (phase * transfer * scale)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from cryoformer_dist.physics.fourier import (
 )
 from cryoformer_dist.physics.grids import frequency_grid
 from cryoformer_dist.physics.pose import Pose, turned_in_plane
-from cryoformer_dist.physics.projection import project_points, project_rays, project_slices
+from cryoformer_dist.physics.projection import magnification, project_points, project_rays, project_slices
 from cryoformer_dist.training.occupancy import Lattice
 from cryoformer_dist.training.stages import StageKind
 
@@ -134,7 +134,7 @@ class Objectives(nn.Module):
         """Half-plane transform of each particle's projection, before the CTF."""
         sampling = sampling or self.fine
         pixel = batch.pixel_size_angstrom[:, None]
-        magnification = self.pixel_size_angstrom / pixel
+        scale = magnification(self.pixel_size_angstrom, pixel)
         shift_pixels = -pose.shift_angstrom / pixel
         folded = self.model.condition(latent)
         if self.model.domain == "fourier":
@@ -142,14 +142,14 @@ class Objectives(nn.Module):
             def coefficient_at(shells: Tensor) -> Tensor:
                 return self.model.coefficients(shells, folded)
 
-            slices = project_slices(coefficient_at, pose.rotation * magnification[..., None], shift_pixels, self.box)
-            return slices * magnification.square()[..., None]
+            slices = project_slices(coefficient_at, pose.rotation * scale[..., None], shift_pixels, self.box)
+            return slices * scale[..., None]
         if self.projection == "rays":
 
             def density_at(points: Tensor) -> Tensor:
-                return self.model.density(self._hidden_at(points), folded) / magnification
+                return self.model.density(self._hidden_at(points), folded) / scale.square()
 
-            rotation = pose.rotation / magnification[..., None]
+            rotation = pose.rotation / scale[..., None]
             # Rounding must not drop points on the sphere's face, which the lattice has.
             radius_pixels = self.box / 2 - 1 + 1e-3
             return project_rays(density_at, rotation, shift_pixels, self.box, radius_pixels)
@@ -158,8 +158,8 @@ class Objectives(nn.Module):
         volume = self.model.feature_volume
         hidden = volume.at_lattice(sampling.operators[copy]) if sampling.operators else volume.in_tiles(points)
         # A coarse point stands for all the fine ones in its cell.
-        density = self.model.density(hidden, folded) * (magnification.square() * spacing**3)
-        rotation = pose.rotation * magnification[..., None]
+        density = self.model.density(hidden, folded) * (scale * spacing**3)
+        rotation = pose.rotation * scale[..., None]
         shift = shift_pixels / spacing
         return project_points(density, points / spacing, rotation, shift, sampling.box, self.model.kernels)
 

@@ -30,6 +30,7 @@ from cryoformer_dist.physics.fourier import (
     weighted_shells,
 )
 from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from_axis_angle
+from cryoformer_dist.physics.projection import magnification
 from cryoformer_dist.progress import Progress
 from cryoformer_dist.training.molecule_frame import in_frame_of
 from cryoformer_dist.training.occupancy import occupied
@@ -254,16 +255,15 @@ class _Half:
             members = np.flatnonzero(group == name)
             for start in range(0, len(members), _BLOCK):
                 part = members[start : start + _BLOCK]
-                images, transfer, pixel = self._block(part, sweep, reference)
+                images, transfer, pixel, scale = self._block(part, sweep, reference)
                 weighted = images * transfer * phase_ramp(reference.slices.frequency, shift_angstrom[part] / pixel)
                 candidates = torch.einsum("cij,bjk->bcik", cone, rotation[part])
-                # Images of another pixel size see the map's frequencies elsewhere.
-                scale = self.pixel_size_at(sweep) / pixel
                 away = rotation_angle_deg(candidates, self.given.rotation[part][:, None].expand_as(candidates))
                 turn, move = reference.best(
                     weighted,
                     images.abs().square().sum(1),
                     transfer,
+                    # Images of another pixel size see the map's frequencies elsewhere.
                     candidates * scale[:, None, None],
                     -0.5 * (away / spread_deg) ** 2,
                     shifts,
@@ -297,13 +297,15 @@ class _Half:
             accumulator.add(read_cropped(self._store, rows, sweep.box), here, self._particles.ctf(rows), pixel)
         return accumulator.solve(_WIENER)
 
-    def _block(self, part: NDArray[np.int64], sweep: Round, reference: Reference) -> tuple[Tensor, Tensor, Tensor]:
-        """Transforms, transfer functions and cropped pixel sizes at the frequencies that are compared."""
+    def _block(self, part: NDArray[np.int64], sweep: Round, reference: Reference) -> tuple[Tensor, ...]:
+        """Transforms and transfer functions where they are compared, cropped pixel sizes and magnifications."""
         rows = self._rows[part]
-        pixel = torch.from_numpy(self._particles.pixel_size_angstrom[rows]) * (self._store.box_size / sweep.box)
-        transfer = transfer_at(self._particles.ctf(rows), reference.slices.frequency, pixel)
+        stored = torch.from_numpy(self._particles.pixel_size_angstrom[rows])
+        pixel = stored * (self._store.box_size / sweep.box)
+        scale = magnification(self._store.pixel_size_angstrom, stored)[:, None]
+        transfer = transfer_at(self._particles.ctf(rows), reference.slices.frequency, pixel) * scale
         images = image_to_fourier(read_cropped(self._store, rows, sweep.box)).flatten(1)[:, reference.slices.place]
-        return images, transfer, pixel[:, None]
+        return images, transfer, pixel[:, None], scale
 
 
 def _references(halves: Sequence[_Half], sweep: Round) -> list[Tensor]:

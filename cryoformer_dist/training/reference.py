@@ -41,11 +41,11 @@ class Reference:
         Parameters
         ----------
         weighted
-            Images centred by their shift so far, times the CTF.
+            Images centred by their shift so far, times ``transfer``.
         energy
             Summed squares of each image's coefficients.
         transfer
-            CTF.
+            CTF, times the magnification.
         rotation
             Candidates.
         log_prior

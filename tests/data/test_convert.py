@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import pickle
 import signal
@@ -73,7 +74,8 @@ def test_what_is_read_is_the_crop_of_the_normalised_source(store: ParticleStore,
     outside = (radius_grid(32, 2) > 15).numpy()
     corners = images[:, outside]
     images = (images - corners.mean(1)[:, None, None]) / corners.std(1)[:, None, None]
-    expected = crop_images(torch.from_numpy(images), 24).numpy() * store.attributes["conversion"]["scale_after_crop"]
+    scale = store.attributes["conversion"]["scale_after_crop"]["32"]
+    expected = crop_images(torch.from_numpy(images), 24).numpy() * scale
     stored = store.read_images(np.arange(len(store))).astype(np.float32)
     np.testing.assert_allclose(stored, expected[store.particles().source_row], atol=4e-3, rtol=1e-3)
 
@@ -220,7 +222,7 @@ def test_a_kill_after_completion_is_recognised(table: ParticleTable, store: Part
     folder = finished.path / PROGRESS_FOLDER
     folder.mkdir()
     (folder / "plan.json").write_text(
-        f'{{"fingerprint": "{plan.fingerprint}", "scale": {plan.preparation.scale!r}, '
+        f'{{"fingerprint": "{plan.fingerprint}", "scale": {json.dumps(plan.preparation.scale)}, '
         '"contrast": {"sign": 1, "z_score": 0.0, "how": "given"}}'
     )
     assert len(ParticleStore.open(finished.path)) == len(table)
@@ -348,6 +350,11 @@ def test_groups_of_several_boxes_need_a_common_one_and_keep_their_pixel_sizes(tm
     particles = store.particles()
     expected = np.where(particles.source_row < 40, 5.0 * 32 / 24, 5.0 * 40 / 24)
     np.testing.assert_allclose(particles.pixel_size_angstrom, expected, rtol=1e-6)
+    # The larger source loses more of its noise to cropping: that of both is 1.
+    images = store.read_images(np.arange(len(store))).astype(np.float32)
+    corners = images[:, (radius_grid(24, 2) > 11).numpy()]
+    for group in (0, 1):
+        assert corners[particles.optics_group == group].std() == pytest.approx(1.0, abs=0.02)
 
 
 def test_no_particles_are_refused(table: ParticleTable, tmp_path: Path) -> None:

@@ -68,9 +68,8 @@ def _exact(latent: torch.Tensor) -> torch.Tensor:
     planes = []
     for index in range(COUNT):
         part, ratio = slice(index, index + 1), float(PIXEL_ANGSTROM / PIXELS[index])
-        phantom = _phantom(latent).scaled(ratio)
-        # Lengths scale by the ratio, a projection integrates along one of them: the map's values per its own voxel.
-        plane = phantom.projection(rotations()[part], -SHIFT_ANGSTROM[part] / PIXELS[part, None], BOX) / ratio
+        phantom = _phantom(latent).as_stored(ratio)
+        plane = phantom.projection(rotations()[part], -SHIFT_ANGSTROM[part] / PIXELS[part, None], BOX)
         planes.append(plane[0])
     frequency = frequency_grid(BOX)[None] / PIXELS[:, None, None, None]
     return torch.stack(planes) * contrast_transfer_function(CTF, frequency)

@@ -1,11 +1,12 @@
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from phantoms import blobs, microscope
+from stored_images import stored_images
 from tiny_runs import write_set
 
 from cryoformer_dist.data.store import ParticleStore
@@ -53,40 +54,6 @@ def _medians(pose: Pose, true: Pose) -> tuple[float, float]:
     """Squared Frobenius error and shift error (angstrom) of the particle in the middle."""
     rotation = squared_frobenius(pose.rotation, true.rotation).median()
     return float(rotation), float((pose.shift_angstrom - true.shift_angstrom).norm(dim=1).median())
-
-
-@dataclass
-class _Images:
-    """What a search reads of a store, without one."""
-
-    images: np.ndarray
-    stored: StoredParticles
-    pixel_size_angstrom: float
-
-    @property
-    def box_size(self) -> int:
-        return int(self.images.shape[-1])
-
-    def read_images(self, rows: np.ndarray) -> np.ndarray:
-        return self.images[rows]
-
-    def particles(self) -> StoredParticles:
-        return self.stored
-
-
-def _stored(pose: Pose, pixel_size_angstrom: torch.Tensor) -> StoredParticles:
-    count = len(pixel_size_angstrom)
-    ctf = microscope(count)
-    return StoredParticles(
-        rotation=pose.rotation.numpy(),
-        shift_angstrom=pose.shift_angstrom.numpy(),
-        optics_group=np.zeros(count, np.int32),
-        half_set=np.zeros(count, np.int8),
-        source_row=np.arange(count),
-        uid=np.zeros(count, np.uint64),
-        pixel_size_angstrom=pixel_size_angstrom.numpy(),
-        **{name: getattr(ctf, name).numpy() for name in type(ctf).__dataclass_fields__},
-    )
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +127,8 @@ def test_true_poses_are_left_where_they_are(tmp_path: Path) -> None:
     assert shift < 0.25 * store.pixel_size_angstrom
 
 
-def _likeness(store: _Images, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    """Correlation of every image with the slice at its given pose, as a sweep over them compares the two."""
+def _likeness(store: ParticleStore, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Correlation of every image with the slice at its given pose, and its amplitude, as a sweep compares the two."""
     seen: list[torch.Tensor] = []
     original = Reference.best
 
@@ -169,14 +136,16 @@ def _likeness(store: _Images, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
         # The first candidate is the pose itself.
         expected = reference.slices.at(rotation[:, 0])[0]
         match = (expected.conj() * weighted).real.sum(1)
-        seen.append(match / (expected.abs().square().sum(1) * weighted.abs().square().sum(1)).sqrt())
+        power = (expected * transfer).abs().square().sum(1)
+        seen.append(torch.stack([match / (power * energy).sqrt(), match / power]))
         return original(reference, weighted, energy, transfer, rotation, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(pose_search, "ROUNDS", (Round(10, 5.0, 2, 0.0, 1.0),))
         patch.setattr(Reference, "best", best)
-        search_poses(cast(ParticleStore, store), np.arange(len(store.images)), 0)
-    return torch.cat(seen)
+        search_poses(store, np.arange(len(store.particles().source_row)), 0)
+    likeness, amplitude = torch.cat(seen, dim=1)
+    return likeness, amplitude
 
 
 def test_images_of_another_pixel_size_are_compared_with_the_same_map(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,12 +158,17 @@ def test_images_of_another_pixel_size_are_compared_with_the_same_map(monkeypatch
     # Large and sharp: pixel sizes tell most at the rim.
     phantom = replace(blobs().scaled(1.6), sigma=1.3)
     images = phantom.images(pose.rotation, moved, 32)
-    images[coarse] = phantom.scaled(1 / ratio).images(pose.rotation, moved, 32)[coarse]
-    right = _likeness(_Images(images.numpy(), _stored(pose, pixel_size), 4.0), monkeypatch)
-    unknown = _likeness(_Images(images.numpy(), _stored(pose, torch.full_like(pixel_size, 4.0)), 4.0), monkeypatch)
+    images[coarse] = phantom.as_stored(1 / ratio).images(pose.rotation, moved, 32)[coarse]
+    (right, amplitude), (unknown, _) = (
+        _likeness(stored_images(images, pose, microscope(count), size), monkeypatch)
+        for size in (pixel_size, torch.full_like(pixel_size, 4.0))
+    )
     assert len(right) == count
     assert float(right.min()) > 0.97
     assert float(unknown.median()) < 0.96
+    # Halves are searched one after the other, each with as many of both.
+    seen = torch.cat([coarse[0::2], coarse[1::2]])
+    assert float(amplitude[seen].mean() / amplitude[~seen].mean()) == pytest.approx(1, abs=0.05)
 
 
 def test_of_some_candidates_the_true_turn_and_shift_are_the_most_likely() -> None:
