@@ -56,7 +56,7 @@ class TrainingData:
 
 
 def particles_per_rank(training: TrainingConfig, world: int, particles: int) -> int:
-    """Batch of one rank: its share of the global batch, rounded down when an elastic run has an odd number of workers.
+    """Batch of one rank: its share of the global batch, rounded down where the workers do not divide it.
 
     Raises
     ------
