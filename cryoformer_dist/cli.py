@@ -291,8 +291,6 @@ def halves(
     terminal.say(f"motion      correlation {found.matched.correlation:.3f} between the halves")
     for line in describe(found.average, found.mask_name, f"mean of {len(found.pairs)} pairs"):
         terminal.say(line)
-    bound = found.occupancy.resolutions()["corrected"]["0.143"]
-    terminal.say(f"occupancy   alone {bound:.2f} A at FSC 0.143: corrected figures no better than that say nothing")
     terminal.say(f"written     {place}")
 
 

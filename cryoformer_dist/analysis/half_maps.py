@@ -16,7 +16,7 @@ from jaxtyping import Float
 from cryoformer_dist.analysis.evaluate import Decode
 from cryoformer_dist.analysis.fsc_figure import draw_fsc
 from cryoformer_dist.analysis.latent import axis_traversal, principal_axes
-from cryoformer_dist.analysis.map_fsc import MapComparison, average_comparison, compare_maps, write_curves
+from cryoformer_dist.analysis.map_fsc import CutOut, MapComparison, average_comparison, compare_maps, write_curves
 from cryoformer_dist.analysis.map_scores import centred, cosine
 from cryoformer_dist.analysis.masks import read_mask, solvent_mask
 from cryoformer_dist.analysis.reconstruct import write_json, write_series
@@ -42,15 +42,14 @@ class HalfRun:
         ``(particles, latent)`` of its own particles.
     consensus
         Back-projection of its own particles.
-    allowed
-        Where it allows density, its Fourier shells weighted as those of its maps: what they share with those of another
-        run before either has learned anything.
+    region
+        1 where its maps may have density, 0 where they have none.
     """
 
     decode: Decode
     latents: Float[np.ndarray, "particles latent"]
     consensus: Float[np.ndarray, "box box box"]
-    allowed: Float[np.ndarray, "box box box"]
+    region: Float[np.ndarray, "box box box"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +87,6 @@ class HalfSetComparison:
         Of the mean of the sampled maps.
     average
         Mean of the curves of the pairs.
-    occupancy
-        Of where the two runs allow density, in place of their maps. Maps are zero elsewhere, which no randomisation of
-        phases takes into account: a resolution that is no better than this is the masks', not the maps'.
     pairs
         Each pair along the axis.
     matched
@@ -106,7 +102,6 @@ class HalfSetComparison:
     consensus: MapComparison
     mean_map: MapComparison
     average: MapComparison
-    occupancy: MapComparison
     pairs: tuple[MapComparison, ...]
     matched: MatchedMaps
     mask: Float[np.ndarray, "box box box"]
@@ -131,7 +126,6 @@ class HalfSetComparison:
                 "average": self.average.resolutions(),
                 "mean_map": self.mean_map.resolutions(),
                 "consensus": self.consensus.resolutions(),
-                "occupancy": self.occupancy.resolutions(),
             },
             "fsc_area": {name: curve.area for name, curve in self.average.curves.items()},
             "pairs": [pair.resolutions() for pair in self.pairs],
@@ -179,15 +173,18 @@ def compare_half_runs(
         overall = (matched.first.mean(axis=0) + matched.second.mean(axis=0)) / 2
         mask, mask_name = solvent_mask(overall[None], _MASK_THRESHOLD), "from the maps"
 
+    consensus = compare_maps(first.consensus, second.consensus, voxel_size_angstrom, mask)
+    # Networks' maps are cut out along much the same edge, so their unmasked curve is high where nothing was learned.
+    cut_out = CutOut((first.region, second.region), consensus.randomised_from)
+
     def compared(one: np.ndarray, other: np.ndarray) -> MapComparison:
-        return compare_maps(one, other, voxel_size_angstrom, mask)
+        return compare_maps(one, other, voxel_size_angstrom, mask, cut_out)
 
     pairs = tuple(compared(one, other) for one, other in zip(matched.first, matched.second, strict=True))
     return HalfSetComparison(
-        consensus=compared(first.consensus, second.consensus),
+        consensus=consensus,
         mean_map=compared(matched.first.mean(axis=0), matched.second.mean(axis=0)),
         average=average_comparison(list(pairs)),
-        occupancy=compared(first.allowed, second.allowed),
         pairs=pairs,
         matched=matched,
         mask=mask,
@@ -212,7 +209,7 @@ def compare_halves(first_run: Path, second_run: Path, mask: Path | None = None) 
     box = int(runs[0].manifest["box_size"])
     given = None if mask is None else read_mask(mask, box, box * size)
     halves = [
-        HalfRun(run.decode, run.latents, load_consensus(path).voxels.numpy(), run.allowed())
+        HalfRun(run.decode, run.latents, load_consensus(path).voxels.numpy(), run.region())
         for run, path in zip(runs, (first_run, second_run), strict=True)
     ]
     return compare_half_runs(halves[0], halves[1], size, given, "" if mask is None else str(mask))
@@ -241,9 +238,7 @@ def write_half_maps(folder: Path, comparison: HalfSetComparison, runs: Sequence[
     folder.mkdir(parents=True, exist_ok=True)
     write_curves(folder / "half_maps.csv", comparison.average.curves)
     faint = [pair.curves["corrected"] for pair in comparison.pairs]
-    rows = {"consensus": comparison.consensus, "occupancy alone": comparison.occupancy}
-    curves = dict(comparison.average.curves)
-    curves |= {f"{name}, corrected": row.curves["corrected"] for name, row in rows.items()}
+    curves = {**comparison.average.curves, "consensus, corrected": comparison.consensus.curves["corrected"]}
     title = f"Half-sets, average of {len(comparison.pairs)} pairs · {comparison.voxel_size_angstrom:.3g} Å per voxel"
     title += f" · mask {Path(comparison.mask_name).name}"
     for suffix in (".png", ".svg"):

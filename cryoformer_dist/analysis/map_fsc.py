@@ -52,11 +52,29 @@ class MapComparison:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class CutOut:
+    """What must be known of maps that are zero outside a region: the region's edge is a mask of their own.
+
+    Attributes
+    ----------
+    regions
+        Of each map: 1 where it may have density, 0 elsewhere. Applied again after phases are randomised.
+    randomised_from
+        First shell whose phases are randomised, from maps that are not cut out; their own unmasked curve is too high to
+        tell. ``None`` where that curve never falls below 0.8.
+    """
+
+    regions: tuple[Float[np.ndarray, "box box box"], Float[np.ndarray, "box box box"]]
+    randomised_from: int | None
+
+
 def compare_maps(
     first: Float[np.ndarray, "box box box"],
     second: Float[np.ndarray, "box box box"],
     voxel_size_angstrom: float,
     mask: Float[np.ndarray, "box box box"] | None = None,
+    cut_out: CutOut | None = None,
     seed: int = 0,
 ) -> MapComparison:
     """FSC of two maps of one box.
@@ -69,6 +87,8 @@ def compare_maps(
         Of both.
     mask
         Multiplied into both; none: only the unmasked curve.
+    cut_out
+        Of maps that are zero outside a region of theirs.
     seed
         Of the random phases.
     """
@@ -78,16 +98,23 @@ def compare_maps(
         return MapComparison({"unmasked": unmasked})
     weight = torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32))
     masked = fourier_shell_correlation(maps[0], maps[1], voxel_size_angstrom, weight)
-    below = torch.nonzero(unmasked.correlation[1:] < RANDOMISE_BELOW)
-    if not len(below):
+    start = _first_low_shell(unmasked) if cut_out is None else cut_out.randomised_from
+    if start is None:
         return MapComparison({"unmasked": unmasked, "masked": masked, "corrected": masked})
-    start = int(below[0, 0]) + 1
     generator = torch.Generator().manual_seed(seed)
     noisy = [randomise_phases(voxels, start, generator) for voxels in maps]
+    if cut_out is not None:
+        noisy = [voxels * torch.from_numpy(region) for voxels, region in zip(noisy, cut_out.regions, strict=True)]
     randomised = fourier_shell_correlation(noisy[0], noisy[1], voxel_size_angstrom, weight)
     corrected = _corrected(masked, randomised, start + _TRUSTED_SHELLS)
     curves = {"unmasked": unmasked, "masked": masked, "randomised": randomised, "corrected": corrected}
     return MapComparison(curves, start)
+
+
+def _first_low_shell(unmasked: FSCCurve) -> int | None:
+    """Where phases are randomised from: the first shell below 0.8, if there is any."""
+    below = torch.nonzero(unmasked.correlation[1:] < RANDOMISE_BELOW)
+    return int(below[0, 0]) + 1 if len(below) else None
 
 
 def randomise_phases(

@@ -86,10 +86,10 @@ class TrainedRun:
             voxels.copy_(self._filtered(voxels))
         return maps.numpy()
 
-    def allowed(self) -> Float[np.ndarray, "box box box"]:
-        """1 where maps may have density, 0 elsewhere, filtered as they are."""
-        filtered: np.ndarray = self._filtered(self.learner.mask.float()).numpy()
-        return filtered
+    def region(self) -> Float[np.ndarray, "box box box"]:
+        """1 where maps may have density, 0 elsewhere."""
+        region: np.ndarray = self.learner.mask.float().numpy()
+        return region
 
     def _filtered(self, voxels: Float[Tensor, "box box box"]) -> Float[Tensor, "box box box"]:
         return weighted_shells(voxels, torch.from_numpy(self.shell_weight))
