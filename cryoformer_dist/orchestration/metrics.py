@@ -75,7 +75,7 @@ METRICS = (
     RunMetric(
         "cryoformer_residual_outside_share",
         "0 to 1",
-        "share of the residual's density outside the mask, at its last refresh",
+        "share of the residual's energy outside the mask, at its last refresh",
         "residual_outside",
     ),
     RunMetric(
