@@ -4,7 +4,7 @@ At small boxes FSC = 0.5 cannot see motion (the mean of all states reaches Nyqui
 what maps that do not move cannot score: difference maps, and the FSC area between own and distant state.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -224,15 +224,19 @@ def _evaluate_against(
 
 
 def _still_scores(volumes: np.ndarray, references: np.ndarray, voxel_size: float) -> dict[str, float]:
-    """What the run's own maps would score if they did not move: their mean in place of each; medians over the states.
+    """What the run's own maps would score if they did not move: their mean in place of each.
 
     The consensus is not that: it is not masked, its noise is not filtered out, and of a large set it is made from a
     sample, at the poses that training starts from.
     """
     still = np.stack([volumes.mean(axis=0)] * len(volumes))
     curves, _ = fsc_own_and_distant(still, references, voxel_size)
-    resolution = float(np.median([curve.resolution_angstrom(0.5) for curve in curves]))
-    return {**asdict(score_maps(still, references)), "resolution_angstrom": resolution}
+    return {**asdict(score_maps(still, references)), "resolution_angstrom": _median_resolution(curves)}
+
+
+def _median_resolution(curves: Sequence[FSCCurve]) -> float:
+    """In angstrom, over states compared with the truth."""
+    return float(np.median([curve.resolution_angstrom(FSC_REFERENCE) for curve in curves]))
 
 
 def _maps_of_states(
@@ -256,8 +260,7 @@ def quick_scores(
     _, volumes, references = _maps_of_states(decode, latents, chosen, truth)
     voxel_size = truth.box_angstrom / volumes.shape[-1]
     own, _ = fsc_own_and_distant(volumes, references, voxel_size)
-    resolution = float(np.median([curve.resolution_angstrom(FSC_REFERENCE) for curve in own]))
-    return {**asdict(score_maps(volumes, references)), "resolution_angstrom": resolution}
+    return {**asdict(score_maps(volumes, references)), "resolution_angstrom": _median_resolution(own)}
 
 
 def _region_metrics(

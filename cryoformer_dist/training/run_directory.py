@@ -36,7 +36,6 @@ _SEARCH_SUMMARY = "pose_search.json"
 _LEFT_AT_HOME = ("checkpoints", "ray")
 PREPARED = (CONSENSUS, _OCCUPANCY, SHELL_WEIGHT, _FIRST_POSES, _FIRST_LATENTS, _SEARCH_SUMMARY)
 """What training starts from; the last three not in every run."""
-_PACKAGES = ("cryoformer-dist", "torch", "ray", "deepspeed", "zarr", "numpy")
 
 
 def selected_rows(config: RunConfig, store: ParticleStore) -> Rows:

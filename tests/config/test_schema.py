@@ -93,8 +93,7 @@ def test_values_out_of_range_are_refused(section: str, value: dict[str, object])
         _run(**{section: value})
 
 
-def test_workers_leave_room_for_reading_by_default() -> None:
-    assert 0 < WorkersConfig().cpus < 1
+def test_a_run_without_workers_is_refused() -> None:
     with pytest.raises(ValidationError):
         WorkersConfig(count=0)
 
