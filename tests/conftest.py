@@ -15,6 +15,9 @@ import pytest  # noqa: E402
 if TYPE_CHECKING:
     from upath import UPath
 
+    from cryoformer_dist.data.batch import ParticleBatch
+    from cryoformer_dist.data.store import ParticleStore
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Run Triton's kernels in its interpreter, on the CPU, unless the tests of real devices are asked for.
@@ -53,7 +56,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[Callable[[], "UPath"]]:
     """An S3-compatible server on loopback; each call makes an empty bucket."""
-    from object_store import serving_objects
+    from support.object_store import serving_objects
 
     with serving_objects() as new_bucket:
         yield new_bucket
@@ -62,6 +65,33 @@ def object_store() -> Iterator[Callable[[], "UPath"]]:
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Store of 64 simulated particles of 16 pixels in shards of 16 rows, its source and truth beside it."""
-    from tiny_runs import write_set
+    from support.tiny_runs import write_set
 
     return write_set(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def store(tiny_store: Path) -> "ParticleStore":
+    from cryoformer_dist.data.store import ParticleStore
+
+    return ParticleStore.open(tiny_store)
+
+
+@pytest.fixture
+def batch(store: "ParticleStore") -> "ParticleBatch":
+    """The first six particles of the tiny store."""
+    import numpy as np
+
+    from cryoformer_dist.data.batch import ImageBlock, make_batch
+
+    rows = np.arange(6)
+    return make_batch(ImageBlock(store.read_images(rows), rows, rows * 0), store.particles())
+
+
+@pytest.fixture(scope="session")
+def swinging(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantom whose arm swings through 120 degrees, at SNR 0.1."""
+    from support.tiny_runs import write_set
+
+    source = {"kind": "phantom", "arc_deg": 120}
+    return write_set(tmp_path_factory.mktemp("arc"), particles=1000, box=32, source=source, snr=0.1)

@@ -14,7 +14,7 @@ PACKAGE = "cryoformer_dist"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 # Below all rooms: they import nothing of ours.
-GROUND = {"errors", "progress", "versions"}
+GROUND = {"errors", "progress", "ranks", "versions"}
 # Imports point down only. A name with a dot is one module of a room.
 MAY_IMPORT = {
     **{module: set() for module in GROUND},
@@ -23,17 +23,20 @@ MAY_IMPORT = {
     "config": {"errors"},
     "model": {"errors", "config", "physics"},
     "io": {"errors", "physics", "storage"},
-    "data": GROUND | {"config", "physics", "io", "storage"},
-    "training": GROUND | {"config", "physics", "model", "data", "io.mrc", "storage"},
-    "analysis": GROUND | {"config", "physics", "io", "model", "data", "training", "storage"},
+    "data": GROUND | {"physics", "io", "storage"},
+    "simulation": GROUND | {"config", "physics", "io", "storage"},
+    "initialization": GROUND | {"physics", "data"},
+    "runs": GROUND | {"config", "physics", "io.mrc", "data", "storage", "initialization"},
+    "training": GROUND | {"config", "physics", "model", "data", "storage", "initialization", "runs"},
+    "figures": {"errors", "physics"},
+    "analysis": GROUND
+    | {"config", "physics", "io", "model", "data", "simulation", "initialization", "runs", "training", "figures"}
+    | {"storage"},
     "orchestration": GROUND
-    | {"config", "io.reading", "model.kernels.encode_tinycudann", "data", "training", "analysis", "storage"},
+    | {"config", "io.reading", "model.kernels.encode_tinycudann", "data", "simulation", "runs", "training", "analysis"}
+    | {"storage"},
 }
-# The command line and what it speaks through stand above all rooms.
-MAY_IMPORT["starter"] = MAY_IMPORT["terminal"] = set(MAY_IMPORT)
-MAY_IMPORT["cli_sweeps"] = set(MAY_IMPORT)
-# A cluster file may name a sweep.
-MAY_IMPORT["cli_clusters"] = set(MAY_IMPORT)
+# The command line stands above all rooms.
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 
 # One doorkeeper per outside library: what a new version breaks, it breaks there.
@@ -50,22 +53,23 @@ DOORKEEPERS = {
     "deepspeed": ("training.engine",),
     "yaml": ("config.loading",),
     "pydantic": ("config",),
-    "typer": ("cli", "cli_clusters", "cli_sweeps"),
-    "rich": ("terminal",),
+    "typer": ("cli",),
+    "rich": ("cli.terminal",),
     "psutil": ("orchestration.providers.process",),
     # What Ray's cluster launcher raises.
     "click": ("orchestration.providers.ray_up_config",),
     "jsonschema": ("orchestration.providers.ray_up_config",),
-    "matplotlib": (
-        "analysis.figures",
-        "analysis.figure_style",
-        "analysis.sweep_figures",
-        "analysis.check_figure",
-        "analysis.fsc_figure",
-    ),
-    "jinja2": ("analysis.page",),
+    "matplotlib": ("figures", "analysis.sweep_figures"),
+    "jinja2": ("figures.page",),
     "optuna": ("orchestration.tuning",),
-    "scipy": ("analysis", "data", "io", "training.latent_search", "training.pose_search"),
+    "scipy": (
+        "analysis",
+        "figures.surfaces",
+        "io",
+        "simulation",
+        "initialization.pose_search",
+        "training.latent_search",
+    ),
     "triton": ("physics.splat_triton", "model.kernels.encode_triton", "model.kernels.fold_attend_triton"),
     "tinycudann": ("model.kernels.encode_tinycudann",),
 }
@@ -73,7 +77,7 @@ DOORKEEPERS = {
 ON_DEMAND = {*DOORKEEPERS["triton"], *DOORKEEPERS["tinycudann"]}
 # Spoken everywhere, but not by the rooms that must load at once.
 EVERYWHERE = {"torch", "numpy", "jaxtyping"}
-LIGHT = ("cli", "cli_clusters", "cli_sweeps", "terminal", "starter", "config", "errors")
+LIGHT = ("cli", "config", "errors")
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 80
 BANNED_MODULES = {"utils", "util", "helpers", "misc", "common"}
@@ -160,13 +164,13 @@ def test_imports_point_down_only():
 
 
 def test_the_table_would_catch_an_import_that_points_up():
-    tree = ast.parse(f"def f():\n    from {PACKAGE}.io.mrc import read_volume\n    import {PACKAGE}.training.loop")
-    assert own_imports(tree) == {"io.mrc", "training.loop"}
+    tree = ast.parse(f"def f():\n    from {PACKAGE}.io.mrc import read_volume\n    import {PACKAGE}.training.trainer")
+    assert own_imports(tree) == {"io.mrc", "training.trainer"}
     assert not is_allowed("physics.ctf", "io.mrc")
-    assert not is_allowed("data.store", "training.loop")
-    assert not is_allowed("orchestration.pipeline", "terminal")
-    assert not is_allowed("training.loop", "io.relion")
-    assert is_allowed("training.loop", "io.mrc")
+    assert not is_allowed("data.store", "training.trainer")
+    assert not is_allowed("orchestration.pipeline", "cli.terminal")
+    assert not is_allowed("runs.directory", "io.relion")
+    assert is_allowed("runs.directory", "io.mrc")
 
 
 def test_modules_do_not_import_each_other_in_a_circle():
@@ -231,7 +235,7 @@ def test_help_appears_without_torch_or_ray():
     program = (
         "import sys\n"
         "from typer.testing import CliRunner\n"
-        "from cryoformer_dist.cli import app\n"
+        "from cryoformer_dist.cli.main import app\n"
         "result = CliRunner().invoke(app, ['--help'])\n"
         "assert result.exit_code == 0 and 'launch' in result.output, result.output\n"
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'ray', 'deepspeed', 'zarr', 'numpy'}))\n"

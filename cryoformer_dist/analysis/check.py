@@ -9,11 +9,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryoformer_dist.analysis.check_figure import CheckPicture, draw_check
 from cryoformer_dist.analysis.map_fsc import write_curves
 from cryoformer_dist.data.contrast import CERTAIN_Z_SCORE, contrast_z_score
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
+from cryoformer_dist.figures.check import CheckPicture, draw_check
 from cryoformer_dist.io.mrc import write_volume
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.ctf import CTFParams, transfer_at

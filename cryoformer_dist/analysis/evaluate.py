@@ -26,10 +26,10 @@ from cryoformer_dist.analysis.map_scores import (
 from cryoformer_dist.analysis.masks import SIZE_TOLERANCE, moving_voxels, soften, solvent_mask
 from cryoformer_dist.analysis.truth import Truth, particles_of_states
 from cryoformer_dist.errors import StoreError
+from cryoformer_dist.initialization.frame_alignment import align_frame
 from cryoformer_dist.physics.fourier import FSC_HALF_MAPS, FSC_REFERENCE, FSCCurve
 from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, squared_frobenius
 from cryoformer_dist.physics.volume import Volume
-from cryoformer_dist.training.molecule_frame import in_frame_of
 
 Decode = Callable[[Float[np.ndarray, "states latent"]], Float[np.ndarray, "states box box box"]]
 """Latents to maps in density units, `[z, y, x]`."""
@@ -331,7 +331,7 @@ def _pose_metrics(estimate: Estimate, truth: Truth) -> dict[str, Any]:
         poses["after"] = (estimate.rotation, estimate.shift_angstrom)
     errors = {name: pose_errors(*pose, *true, truth.box_angstrom) for name, pose in poses.items()}
     if "after" in poses:
-        aligned = in_frame_of(_as_pose(*true), _as_pose(*poses["after"]))
+        aligned = align_frame(_as_pose(*true), _as_pose(*poses["after"]))
         found = (aligned.rotation.numpy(), aligned.shift_angstrom.numpy())
         errors["after_in_true_frame"] = pose_errors(*found, *true, truth.box_angstrom)
     result: dict[str, Any] = {name: asdict(error) for name, error in errors.items()}

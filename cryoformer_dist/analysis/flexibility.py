@@ -17,9 +17,9 @@ from scipy.stats import rankdata
 
 from cryoformer_dist.analysis.latent import correlation
 from cryoformer_dist.analysis.map_scores import fit_box
-from cryoformer_dist.analysis.rendering import VALUE_STOPS, common_level
 from cryoformer_dist.analysis.trained import DecodedState, TrainedRun
 from cryoformer_dist.errors import StoreError
+from cryoformer_dist.figures.surfaces import VALUE_STOPS, common_level
 from cryoformer_dist.io.mrc import write_volume
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.storage.places import write_whole

@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Float
 
 from cryoformer_dist.analysis.evaluate import Decode
-from cryoformer_dist.analysis.fsc_figure import draw_fsc
 from cryoformer_dist.analysis.latent import axis_traversal, principal_axes
 from cryoformer_dist.analysis.map_fsc import CutOut, MapComparison, average_comparison, compare_maps, write_curves
 from cryoformer_dist.analysis.map_scores import centred, cosine
@@ -22,8 +21,9 @@ from cryoformer_dist.analysis.masks import read_mask, solvent_mask
 from cryoformer_dist.analysis.reconstruct import write_json, write_series
 from cryoformer_dist.analysis.trained import TrainedRun, load_trained
 from cryoformer_dist.errors import ConfigError, StoreError
+from cryoformer_dist.figures.fsc import draw_fsc
+from cryoformer_dist.runs.directory import load_consensus
 from cryoformer_dist.storage.places import Place
-from cryoformer_dist.training.consensus import load_consensus
 
 _PAIRS = 10
 _AXES_TRIED = 3

@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from cryoformer_dist.analysis import figures
 from cryoformer_dist.analysis.evaluation_files import read_evaluation
 from cryoformer_dist.analysis.map_scores import fit_box
-from cryoformer_dist.analysis.page import render
-from cryoformer_dist.analysis.rendering import (
+from cryoformer_dist.analysis.report_sections import cluster_section, flexibility_section
+from cryoformer_dist.analysis.truth import Truth, read_truth
+from cryoformer_dist.analysis.verdict import key_figures, measure_rows, pose_rows, stage_rows, verdict
+from cryoformer_dist.errors import StoreNotFoundError
+from cryoformer_dist.figures import run_plots as figures
+from cryoformer_dist.figures.page import fill_template
+from cryoformer_dist.figures.surfaces import (
     BODY_COLOUR,
     Colour,
     View,
@@ -21,15 +25,10 @@ from cryoformer_dist.analysis.rendering import (
     common_level,
     state_colours,
 )
-from cryoformer_dist.analysis.report_sections import cluster_section, flexibility_section
-from cryoformer_dist.analysis.truth import Truth, read_truth
-from cryoformer_dist.analysis.verdict import key_figures, measure_rows, pose_rows, stage_rows, verdict
-from cryoformer_dist.errors import StoreNotFoundError
 from cryoformer_dist.io.mrc import read_volume
-from cryoformer_dist.storage.run_folder import MANIFEST
-from cryoformer_dist.training.consensus import CONSENSUS, load_consensus
-from cryoformer_dist.training.progress import read_metrics
-from cryoformer_dist.training.run_directory import is_prepared
+from cryoformer_dist.runs.directory import CONSENSUS, is_prepared, load_consensus
+from cryoformer_dist.runs.training_log import read_training_log
+from cryoformer_dist.storage.working_folder import MANIFEST
 
 _SERIES_COLOUR: Colour = (0.25, 0.50, 0.86)
 _MOST_PICTURES = 12
@@ -111,7 +110,7 @@ def read_run(path: Path) -> RunFiles:
         path=path,
         metrics=read_evaluation(path),
         manifest=json.loads((path / MANIFEST).read_text()) if is_prepared(path) else {},
-        records=read_metrics(path),
+        records=read_training_log(path),
         config=config.read_text() if config.is_file() else "",
         latent=latent,
         fsc=_read_fsc(path / "fsc"),
@@ -148,7 +147,7 @@ def write_report(run: Path, truth: Path | None = None) -> Path:
     """
     found = read_run(run)
     known = read_truth(truth) if truth is not None else None
-    page = render(
+    page = fill_template(
         "report_template.html",
         title=run.resolve().name,
         facts=_facts(found),

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from cryoformer_dist.analysis import figures
-from cryoformer_dist.analysis.rendering import (
+from cryoformer_dist.figures import run_plots as figures
+from cryoformer_dist.figures.surfaces import (
     VALUE_STOPS,
     View,
     cluster_colour,
     common_crop,
     common_level,
-    render_values,
+    draw_values,
 )
 from cryoformer_dist.io.mrc import read_volume
 
@@ -55,7 +55,7 @@ def flexibility_section(
     )
     limits = [tuple(summary[f"{key}_range"]) for key, *_ in sources]
     fields = [(_read(run / file), ends) for (*_, file), ends in zip(sources, limits, strict=True)]
-    drawn = [render_values(voxels, at, view, fields, size) for voxels, at in surfaces]
+    drawn = [draw_values(voxels, at, view, fields, size) for voxels, at in surfaces]
     cropped = iter(common_crop([picture for pictures in drawn for picture in pictures]))
     drawn = [[next(cropped) for _ in pictures] for pictures in drawn]
     rows = [

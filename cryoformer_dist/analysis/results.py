@@ -21,22 +21,21 @@ from cryoformer_dist.analysis.sweep_folder import is_sweep
 from cryoformer_dist.analysis.sweep_report import write_sweep_report
 from cryoformer_dist.analysis.trained import TrainedRun, load_trained, with_weight_at_refined_poses
 from cryoformer_dist.analysis.truth import Truth, read_truth
-from cryoformer_dist.data.simulate import TRUTH_FOLDER, TRUTH_TABLE
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, CryoFormerWarning
 from cryoformer_dist.io.cryodrgn import write_poses_pkl
 from cryoformer_dist.io.cryosparc import update_cs_poses
 from cryoformer_dist.io.relion import update_star_poses
 from cryoformer_dist.physics.pose import Pose
+from cryoformer_dist.runs.checkpoint import fetch_latest
+from cryoformer_dist.runs.directory import load_consensus, open_run_directory, selected_rows, send_run
+from cryoformer_dist.simulation.simulate import TRUTH_FOLDER, TRUTH_TABLE
 from cryoformer_dist.storage.places import Place
-from cryoformer_dist.storage.run_folder import RunFolder
-from cryoformer_dist.training.checkpoint import fetch_latest
-from cryoformer_dist.training.consensus import load_consensus
-from cryoformer_dist.training.run_directory import opened_run, selected_rows, send_run
+from cryoformer_dist.storage.working_folder import WorkingFolder
 
 
 @contextmanager
-def results_at(home: str | Place) -> Iterator[RunFolder]:
+def open_results(home: str | Place) -> Iterator[WorkingFolder]:
     """A trained run to make results of; what is made is sent home at the end, unless an error comes before.
 
     Parameters
@@ -44,7 +43,7 @@ def results_at(home: str | Place) -> Iterator[RunFolder]:
     home
         Run directory: a path, or ``s3://bucket/prefix``.
     """
-    with opened_run(home) as run:
+    with open_run_directory(home) as run:
         fetch_latest(run)
         yield run
         send_run(run)

@@ -9,11 +9,11 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cryoformer_dist.analysis.figure_style import ACCENT, FLOOR, GRID, INK, MUTED, STYLE, svg
 from cryoformer_dist.analysis.sweep_folder import TrialResult
 from cryoformer_dist.analysis.sweep_table import MEASURES, Importance, Setting, is_number
 from cryoformer_dist.config.sweep import DIRECTIONS, Scalar
 from cryoformer_dist.config.trials import short_names
+from cryoformer_dist.figures.style import ACCENT, FLOOR, GRID, INK, MUTED, STYLE, svg
 
 # Told apart by most eyes, on white and on near black.
 _COLOURS = ("#2f6fde", "#e07b39", "#2a9d6f", "#c2477f", "#8b6fd6", "#b08d2e", "#3aa6b9", "#7c8798")

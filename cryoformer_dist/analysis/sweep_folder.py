@@ -11,8 +11,8 @@ from cryoformer_dist.analysis.evaluation_files import read_evaluation
 from cryoformer_dist.config.loading import load_config
 from cryoformer_dist.config.sweep import Scalar, SweepConfig
 from cryoformer_dist.errors import ConfigError
-from cryoformer_dist.training.progress import read_metrics
-from cryoformer_dist.training.trial_folder import (
+from cryoformer_dist.runs.training_log import read_training_log
+from cryoformer_dist.runs.trial import (
     epochs_done,
     read_epochs,
     read_outcome,
@@ -94,7 +94,7 @@ def read_trials(folder: Path) -> list[TrialResult]:
 def read_result(folder: Path) -> TrialResult:
     """What a trial's own files tell of it."""
     trial, outcome = read_trial(folder), read_outcome(folder)
-    records, lines = read_metrics(folder), read_epochs(folder)
+    records, lines = read_training_log(folder), read_epochs(folder)
     done = epochs_done(records)
     curve = [{"epoch": float(epoch.number), "loss": epoch.loss} for epoch in done]
     of_epoch = {float(line["epoch"]): line for line in lines}

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from cryoformer_dist.analysis import sweep_figures
-from cryoformer_dist.analysis.page import render
 from cryoformer_dist.analysis.sweep_folder import TrialResult, read_sweep, read_trials
 from cryoformer_dist.analysis.sweep_table import (
     MEASURES,
@@ -25,7 +24,8 @@ from cryoformer_dist.analysis.sweep_table import (
 from cryoformer_dist.config.loading import dump_config
 from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.config.trials import short_names
-from cryoformer_dist.training.run_directory import load_run
+from cryoformer_dist.figures.page import fill_template
+from cryoformer_dist.runs.directory import load_run
 
 _TABLE_2 = ("resolution_angstrom", "rotation_error", "rotation_error_deg", "shift_error", "difference_map_correlation")
 _TABLE_2_NOTE = (
@@ -99,7 +99,7 @@ def write_sweep_report(folder: Path) -> Path:
     tables = _tables(sweep)
     verdict = _verdict(sweep)
     (folder / "report.md").write_text(_markdown(sweep, verdict, tables, command), encoding="utf-8")
-    page = render(
+    page = fill_template(
         "sweep_template.html",
         title=config.name,
         facts=_facts(sweep),

@@ -14,13 +14,21 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import ImageBlock, ParticleBatch, make_batch
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError
+from cryoformer_dist.initialization.consensus import back_project
 from cryoformer_dist.model.decoder import DeformationDecoder, FoldedQueries
 from cryoformer_dist.physics.fourier import weighted_shells
 from cryoformer_dist.physics.pose import Pose, rotation_from_6d
-from cryoformer_dist.training.checkpoint import Checkpoint, latest_checkpoint
-from cryoformer_dist.training.consensus import back_project, load_shell_weight, write_shell_weight
+from cryoformer_dist.runs.checkpoint import Checkpoint, latest_checkpoint
+from cryoformer_dist.runs.directory import (
+    load_lattice,
+    load_mask,
+    load_run,
+    load_shell_weight,
+    load_spectrum,
+    selected_rows,
+    write_shell_weight,
+)
 from cryoformer_dist.training.learner import Learner
-from cryoformer_dist.training.run_directory import load_lattice, load_mask, load_run, load_spectrum, selected_rows
 from cryoformer_dist.training.stages import stages
 
 _BLOCK = 256

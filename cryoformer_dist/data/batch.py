@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryoformer_dist.data.order import ParticleOrder, Piece, Rows
+from cryoformer_dist.data.order import ParticleOrder, Rows, ShardRead
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.physics.ctf import CTFParams
@@ -92,22 +92,22 @@ def make_batch(block: ImageBlock, particles: StoredParticles) -> ParticleBatch:
 
 
 def local_batches(store: ParticleStore) -> BatchSource:
-    """Batches read from the store by a thread of this process, one piece ahead: the loader without Ray."""
+    """Batches read from the store by a thread of this process, one read ahead: the loader without Ray."""
     particles = store.particles()
 
     def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
-        for block in rebatch(read_here(store, order.pieces(rank, world)), size):
+        for block in rebatch(read_here(store, order.reads(rank, world)), size):
             yield make_batch(block, particles)
 
     return batches
 
 
-def read_here(store: ParticleStore, pieces: Iterable[Piece]) -> Iterator[ImageBlock]:
-    """Images of pieces, read by a thread of this process, one piece ahead."""
+def read_here(store: ParticleStore, reads: Iterable[ShardRead]) -> Iterator[ImageBlock]:
+    """Images of reads, read by a thread of this process, one read ahead."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting = None
-        for piece in pieces:
-            following = pool.submit(_read, store, piece)
+        for read in reads:
+            following = pool.submit(_read, store, read)
             if waiting is not None:
                 yield waiting.result()
             waiting = following
@@ -115,8 +115,8 @@ def read_here(store: ParticleStore, pieces: Iterable[Piece]) -> Iterator[ImageBl
             yield waiting.result()
 
 
-def _read(store: ParticleStore, piece: Piece) -> ImageBlock:
-    return ImageBlock(store.read_images(piece.rows), piece.rows, np.full(len(piece.rows), piece.epoch))
+def _read(store: ParticleStore, read: ShardRead) -> ImageBlock:
+    return ImageBlock(store.read_images(read.rows), read.rows, np.full(len(read.rows), read.epoch))
 
 
 def resident_batches(store: ParticleStore, rows: Rows, device: torch.device) -> BatchSource:
@@ -139,16 +139,16 @@ def resident_batches(store: ParticleStore, rows: Rows, device: torch.device) -> 
         images[part] = torch.from_numpy(store.read_images(rows[part])).to(device)
 
     def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
-        for block in rebatch(map(_without_images, order.pieces(rank, world)), size):
+        for block in rebatch(map(_without_images, order.reads(rank, world)), size):
             place = torch.from_numpy(np.searchsorted(rows, block.row)).to(device)
             yield replace(make_batch(block, particles), images=images[place].float())
 
     return batches
 
 
-def _without_images(piece: Piece) -> ImageBlock:
-    count = len(piece.rows)
-    return ImageBlock(np.empty((count, 0, 0), np.float16), piece.rows, np.full(count, piece.epoch))
+def _without_images(read: ShardRead) -> ImageBlock:
+    count = len(read.rows)
+    return ImageBlock(np.empty((count, 0, 0), np.float16), read.rows, np.full(count, read.epoch))
 
 
 def on_device(batches: Iterable[ParticleBatch], device: torch.device) -> Iterator[ParticleBatch]:

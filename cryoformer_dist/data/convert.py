@@ -19,7 +19,7 @@ from cryoformer_dist.data.image_normalisation import (
     Preparation,
     check_diameter,
     common_box,
-    image_place,
+    image_location,
     measure_preparation,
     prepared_images,
     stored_pixel_size_angstrom,
@@ -367,7 +367,7 @@ def _check_finite(table: ParticleTable, rows: NDArray[np.int64], images: NDArray
     bad = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2)))
     if bad.size:
         raise ParticleFormatError(
-            f"{image_place(table, int(rows[bad[0]]))} has a pixel more than 65504 background deviations "
+            f"{image_location(table, int(rows[bad[0]]))} has a pixel more than 65504 background deviations "
             "away: leave it out or remove its hot pixels"
         )
 

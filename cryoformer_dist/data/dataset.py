@@ -1,7 +1,7 @@
 """The store as Ray Data: read tasks over the cluster feed each worker the particles that the order gives it.
 
 ``ray.data.read_zarr`` refuses zarr 3, and its blocks could not follow our order; hence a datasource of our own with one
-block per piece of a shard.
+block per read of a shard.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from cryoformer_dist.data.batch import BatchSource, ImageBlock, ParticleBatch, make_batch, read_here, rebatch
-from cryoformer_dist.data.order import ParticleOrder, Piece
+from cryoformer_dist.data.order import ParticleOrder, ShardRead
 from cryoformer_dist.data.store import ParticleStore
 
 # Training workers hold the CPUs, and Ray Data shares what is left among all ranks: readers that asked for any would
@@ -36,30 +36,30 @@ def _rows_per_task(store: ParticleStore) -> int:
     return max(1, _TASK_BYTES // _row_bytes(store))
 
 
-class PieceDatasource(Datasource):
-    """Reads pieces of shards in the order given, one block each.
+class ShardReadDatasource(Datasource):
+    """Reads reads of shards in the order given, one block each.
 
     Parameters
     ----------
     store
         Particle store.
-    pieces
+    reads
         What to read.
     """
 
-    def __init__(self, store: ParticleStore, pieces: Sequence[Piece]) -> None:
+    def __init__(self, store: ParticleStore, reads: Sequence[ShardRead]) -> None:
         super().__init__()
         self._path = str(store.path)
-        self._pieces = pieces
+        self._pieces = reads
         self._row_bytes, self._rows_per_task = _row_bytes(store), _rows_per_task(store)
 
     def estimate_inmemory_data_size(self) -> int:
         """Bytes of all blocks together."""
-        return self._row_bytes * sum(len(piece.rows) for piece in self._pieces)
+        return self._row_bytes * sum(len(read.rows) for read in self._pieces)
 
     @property
     def task_count(self) -> int:
-        """How many tasks read the pieces."""
+        """How many tasks read the reads."""
         return len(self._groups())
 
     def get_read_tasks(
@@ -68,21 +68,21 @@ class PieceDatasource(Datasource):
         """Tasks of some 64 MiB; ``parallelism`` is Ray's wish, our order is the law."""
         return [self._task(group, per_task_row_limit) for group in self._groups()]
 
-    def _groups(self) -> list[list[Piece]]:
-        """Consecutive pieces that one task reads."""
-        groups: list[list[Piece]] = []
+    def _groups(self) -> list[list[ShardRead]]:
+        """Consecutive reads that one task reads."""
+        groups: list[list[ShardRead]] = []
         room = 0
-        for piece in self._pieces:
-            if len(piece.rows) > room:
+        for read in self._pieces:
+            if len(read.rows) > room:
                 groups.append([])
                 room = self._rows_per_task
-            groups[-1].append(piece)
-            room -= len(piece.rows)
+            groups[-1].append(read)
+            room -= len(read.rows)
         return groups
 
-    def _task(self, group: Sequence[Piece], per_task_row_limit: int | None) -> ReadTask:
-        # Plain values only: a task that captured this object would carry all pieces.
-        path, reads = self._path, [(piece.rows, piece.epoch) for piece in group]
+    def _task(self, group: Sequence[ShardRead], per_task_row_limit: int | None) -> ReadTask:
+        # Plain values only: a task that captured this object would carry all reads.
+        path, reads = self._path, [(read.rows, read.epoch) for read in group]
 
         def read() -> Iterator[Any]:
             store = ParticleStore.open(path)
@@ -90,7 +90,7 @@ class PieceDatasource(Datasource):
                 columns = {"images": store.read_images(rows), "row": rows, "epoch": np.full(len(rows), epoch)}
                 yield BlockAccessor.batch_to_block(columns)
 
-        rows = sum(len(piece.rows) for piece in group)
+        rows = sum(len(read.rows) for read in group)
         metadata = BlockMetadata(num_rows=rows, size_bytes=rows * self._row_bytes, input_files=None, exec_stats=None)
         return ReadTask(read, metadata, per_task_row_limit=per_task_row_limit)
 
@@ -103,8 +103,8 @@ def ray_batches(store: ParticleStore) -> BatchSource:
     particles = store.particles()
 
     def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
-        here = _of_one_epoch(islice(order.pieces(rank, world), max(1, _rows_per_task(store) // store.shard_size)))
-        there = _blocks(store, islice(order.pieces(rank, world), len(here), None))
+        here = _of_one_epoch(islice(order.reads(rank, world), max(1, _rows_per_task(store) // store.shard_size)))
+        there = _blocks(store, islice(order.reads(rank, world), len(here), None))
         with ThreadPoolExecutor(max_workers=1) as pool:
             coming = pool.submit(next, there, None)
             for block in rebatch(chain(read_here(store, here), _begun(coming, there)), size):
@@ -113,8 +113,8 @@ def ray_batches(store: ParticleStore) -> BatchSource:
     return batches
 
 
-def _of_one_epoch(pieces: Iterator[Piece]) -> list[Piece]:
-    return [piece for _, epoch in islice(groupby(pieces, key=attrgetter("epoch")), 1) for piece in epoch]
+def _of_one_epoch(reads: Iterator[ShardRead]) -> list[ShardRead]:
+    return [read for _, epoch in islice(groupby(reads, key=attrgetter("epoch")), 1) for read in epoch]
 
 
 def _begun(first: Future[ImageBlock | None], blocks: Iterator[ImageBlock]) -> Iterator[ImageBlock]:
@@ -125,15 +125,15 @@ def _begun(first: Future[ImageBlock | None], blocks: Iterator[ImageBlock]) -> It
         yield from blocks
 
 
-def _blocks(store: ParticleStore, pieces: Iterator[Piece]) -> Iterator[ImageBlock]:
+def _blocks(store: ParticleStore, reads: Iterator[ShardRead]) -> Iterator[ImageBlock]:
     context = ray.data.DataContext.get_current()
     # The order of particles is a function of the seed; without this, blocks come as they finish.
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     # A rank that is busy elsewhere (a long search of latents) reads nothing meanwhile; hangs are found by our reporter.
     context.execution_no_progress_timeout_s = -1
-    while window := list(islice(pieces, _PIECES_PER_EXECUTION)):
-        source = PieceDatasource(store, window)
+    while window := list(islice(reads, _PIECES_PER_EXECUTION)):
+        source = ShardReadDatasource(store, window)
         tasks = source.task_count
         at_once = min(tasks, _READERS_PER_WORKER)
         dataset = ray.data.read_datasource(source, override_num_blocks=tasks, num_cpus=0, concurrency=at_once)

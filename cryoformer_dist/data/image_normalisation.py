@@ -173,7 +173,7 @@ def stored_pixel_size_angstrom(table: ParticleTable, box_size: int) -> list[floa
     return [group.pixel_size_angstrom * group.box_size / box_size for group in table.optics]
 
 
-def image_place(table: ParticleTable, row: int) -> str:
+def image_location(table: ParticleTable, row: int) -> str:
     """Name the file, number (from 1) and source row of an image."""
     stack, number = table.stack_paths[int(table.stack[row])], int(table.stack_index[row]) + 1
     return f"{stack}: image {number:06d} (row {int(table.source_row[row]) + 1} of {table.source})"
@@ -234,7 +234,7 @@ def _normalise(
 
 def _bad_image(table: ParticleTable, row: int, pixels: Tensor) -> ParticleFormatError:
     """Error that names the file and the number of an image that cannot be normalised."""
-    place = image_place(table, row)
+    place = image_location(table, row)
     if not bool(torch.isfinite(pixels).all()):
         return ParticleFormatError(f"{place} has pixels that are not finite: leave it out or extract it again")
     return ParticleFormatError(

@@ -16,7 +16,7 @@ Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class ConsumedRows:
     """A stretch of training at one world size.
 
     Attributes
@@ -24,7 +24,7 @@ class Phase:
     world
         Number of ranks.
     rows_per_rank
-        Particles that each rank has consumed in this phase.
+        Particles that each rank has consumed in this part.
     """
 
     world: int
@@ -32,7 +32,7 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ShardRead:
     """Rows of one shard that a rank reads next, in this order."""
 
     epoch: int
@@ -62,33 +62,33 @@ class ParticleOrder:
     shard_rows: int
     seed: tuple[int, ...]
     epochs: int
-    consumed: tuple[Phase, ...] = ()
+    consumed: tuple[ConsumedRows, ...] = ()
 
     def rows_per_rank(self, world: int) -> int:
         """Particles each rank still sees."""
         return sum(len(part) for _, part in self._rank_epochs(0, world))
 
-    def pieces(self, rank: int, world: int) -> Iterator[Piece]:
-        """What one rank of ``world`` reads, in order, from where the consumed phases ended."""
+    def reads(self, rank: int, world: int) -> Iterator[ShardRead]:
+        """What one rank of ``world`` reads, in order, from where the consumed consumed_rows ended."""
         for epoch, rows in self._rank_epochs(rank, world):
             shard = rows // self.shard_rows
             borders = np.flatnonzero(np.diff(shard)) + 1
             for part in np.split(rows, borders):
                 if len(part):
-                    yield Piece(epoch, int(part[0]) // self.shard_rows, part)
+                    yield ShardRead(epoch, int(part[0]) // self.shard_rows, part)
 
-    def after(self, world: int, rows_per_rank: int) -> tuple[Phase, ...]:
-        """Consumed phases once ``world`` ranks have each taken this many more particles."""
+    def after(self, world: int, rows_per_rank: int) -> tuple[ConsumedRows, ...]:
+        """Consumed consumed_rows once ``world`` ranks have each taken this many more particles."""
         if self.consumed and self.consumed[-1].world == world:
             last = self.consumed[-1]
-            return (*self.consumed[:-1], Phase(world, last.rows_per_rank + rows_per_rank))
-        return (*self.consumed, Phase(world, rows_per_rank))
+            return (*self.consumed[:-1], ConsumedRows(world, last.rows_per_rank + rows_per_rank))
+        return (*self.consumed, ConsumedRows(world, rows_per_rank))
 
     def _rank_epochs(self, rank: int, world: int) -> Iterator[tuple[int, Rows]]:
-        phases = list(self.consumed)
+        consumed_rows = list(self.consumed)
         # The same world goes on in its own stretches; only a change of world deals the rest anew.
-        skip = phases.pop().rows_per_rank if phases and phases[-1].world == world else 0
-        start, rest = self._remaining(phases)
+        skip = consumed_rows.pop().rows_per_rank if consumed_rows and consumed_rows[-1].world == world else 0
+        start, rest = self._remaining(consumed_rows)
         for epoch, stretches, _ in self._dealt(start, rest, world):
             mine = stretches[rank]
             dropped = min(skip, len(mine))
@@ -96,12 +96,12 @@ class ParticleOrder:
             if len(mine) > dropped:
                 yield epoch, mine[dropped:]
 
-    def _remaining(self, phases: Sequence[Phase]) -> tuple[int, Rows | None]:
-        """First unfinished epoch after some phases, and what is left of it (``None``: all)."""
+    def _remaining(self, consumed_rows: Sequence[ConsumedRows]) -> tuple[int, Rows | None]:
+        """First unfinished epoch after some consumed_rows, and what is left of it (``None``: all)."""
         start, rest = 0, None
-        for phase in phases:
-            left = phase.rows_per_rank
-            for epoch, stretches, carried in self._dealt(start, rest, phase.world):
+        for part in consumed_rows:
+            left = part.rows_per_rank
+            for epoch, stretches, carried in self._dealt(start, rest, part.world):
                 if left < stretches.shape[1]:
                     start, rest = epoch, np.concatenate([stretches[:, left:].reshape(-1), carried])
                     break

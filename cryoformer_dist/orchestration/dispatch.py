@@ -18,9 +18,9 @@ from cryoformer_dist.config.cluster import (
 from cryoformer_dist.config.loading import parse_config, parse_yaml
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.errors import ClusterError, ClusterUnreachableWarning, ConfigError
+from cryoformer_dist.orchestration.config_files import read_cluster_file, read_run_file
 from cryoformer_dist.orchestration.launch_registry import Launch, all_launches, find_launch, keep_launch
 from cryoformer_dist.orchestration.launch_spec import LaunchSpec, Provider
-from cryoformer_dist.orchestration.run_files import read_cluster_file, read_run_file
 
 # A driver that is told to end has Ray and its workers end first.
 _ENDING_SECONDS, _POLL_SECONDS = 60.0, 0.5

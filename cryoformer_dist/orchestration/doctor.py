@@ -17,7 +17,7 @@ from cryoformer_dist.config.schema import DatasetConfig, RunConfig, TrainingConf
 from cryoformer_dist.errors import CryoFormerError
 from cryoformer_dist.training.machine import free_bytes, usable_cores
 from cryoformer_dist.training.memory import gib
-from cryoformer_dist.training.rehearsal import Rehearsal, ball
+from cryoformer_dist.training.step_benchmark import StepBenchmark, ball
 from cryoformer_dist.versions import DECISIVE_PACKAGES, installed_version
 
 _STORAGE_BYTES = 32 * 2**20
@@ -113,7 +113,7 @@ def benchmark(seconds: float) -> Iterator[Finding]:
     for box, batch in sizes.items():
         name = f"{box} px, {batch} images a step"
         try:
-            rate = Rehearsal.of(config, ball(box, 0.1), batch, device).images_per_second(seconds / len(sizes))
+            rate = StepBenchmark.of(config, ball(box, 0.1), batch, device).images_per_second(seconds / len(sizes))
         except (RuntimeError, CryoFormerError) as error:
             yield Finding(name, "broken", f"on {device.type}: {str(error).splitlines()[0]}")
         else:

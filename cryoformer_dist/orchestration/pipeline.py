@@ -1,7 +1,7 @@
 """The whole way: particles, store, training, results."""
 
 from cryoformer_dist.orchestration.cluster import ray_of
-from cryoformer_dist.orchestration.environment import token_place
+from cryoformer_dist.orchestration.environment import token_file
 from cryoformer_dist.orchestration.request import Console, Request
 from cryoformer_dist.orchestration.steps import finish, train_in_process, train_on_ray
 from cryoformer_dist.storage.places import Place
@@ -20,6 +20,6 @@ def run_pipeline(request: Request, console: Console) -> Place:
     else:
         with ray_of(request.cluster) as dashboard:
             if dashboard:
-                console.say(f"Ray dashboard  {dashboard}, its token {token_place()}")
+                console.say(f"Ray dashboard  {dashboard}, its token {token_file()}")
             train_on_ray(request, request.cluster, console)
     return finish(request, console)

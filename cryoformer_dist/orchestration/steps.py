@@ -7,26 +7,31 @@ import torch
 from cryoformer_dist.config.cluster import ClusterConfig, LocalCluster
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
-from cryoformer_dist.data.simulate import STAR_NAME, simulate
 from cryoformer_dist.data.store import ParticleStore, is_complete
 from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.orchestration.conversion import convert_particles
 from cryoformer_dist.orchestration.preflight import NodeReport, preflight, wait_for_nodes
 from cryoformer_dist.orchestration.request import Console, Request
-from cryoformer_dist.orchestration.train import local_room, train_locally, train_with_ray, worker_room
+from cryoformer_dist.orchestration.train import (
+    measure_cluster_memory,
+    measure_local_memory,
+    train_locally,
+    train_with_ray,
+)
+from cryoformer_dist.runs.directory import open_run_directory, send_run
+from cryoformer_dist.simulation.simulate import STAR_NAME, simulate
 from cryoformer_dist.storage.places import Place, place_at
-from cryoformer_dist.storage.run_folder import RunFolder
-from cryoformer_dist.training.machine import Room
+from cryoformer_dist.storage.working_folder import WorkingFolder
+from cryoformer_dist.training.machine import WorkerMemory
 from cryoformer_dist.training.preparation import prepare_run
-from cryoformer_dist.training.run_directory import opened_run, send_run
 
 
 def train_in_process(request: Request, console: Console) -> None:
     """Store and training of a run, without Ray."""
     ensure_store(request.config, console, parallel=False)
-    with opened_run(request.run) as run:
-        _prepare(request, run, console, local_room())
+    with open_run_directory(request.run) as run:
+        _prepare(request, run, console, measure_local_memory())
         train_locally(run, console.record)
 
 
@@ -39,8 +44,8 @@ def train_on_ray(request: Request, cluster: ClusterConfig, console: Console) -> 
         for node in preflight(cluster.storage, request.config.dataset.store):
             console.say(f"node           {_described(node)}")
     ensure_store(request.config, console, parallel=True)
-    with opened_run(request.run) as run:
-        _prepare(request, run, console, worker_room(cluster))
+    with open_run_directory(request.run) as run:
+        _prepare(request, run, console, measure_cluster_memory(cluster))
         train_with_ray(run, cluster, console.record)
 
 
@@ -55,9 +60,9 @@ def tell_of_idle_gpu(cluster: LocalCluster, console: Console) -> None:
 def finish(request: Request, console: Console) -> Place:
     """Results of a trained run; returns its report."""
     # Not before: it takes seconds to import, and nobody waits for it to train.
-    from cryoformer_dist.analysis.results import make_results, results_at
+    from cryoformer_dist.analysis.results import make_results, open_results
 
-    with console.progress("volumes, verdict, report") as step, results_at(request.run) as run:
+    with console.progress("volumes, verdict, report") as step, open_results(request.run) as run:
         report = run.at_home(make_results(run.folder))
         step(1, 1)
     return report
@@ -112,8 +117,8 @@ def open_posed(place: str) -> ParticleStore:
     return store
 
 
-def _prepare(request: Request, run: RunFolder, console: Console, room: Room) -> None:
+def _prepare(request: Request, run: WorkingFolder, console: Console, memory: WorkerMemory) -> None:
     store = open_posed(request.config.dataset.store)
     with console.stages() as progress:
-        prepare_run(request.config, store, run.folder, request.resume, progress, room)
+        prepare_run(request.config, store, run.folder, request.resume, progress, memory)
     send_run(run)

@@ -20,10 +20,10 @@ from cryoformer_dist.config.trials import Trial, plan_trials
 from cryoformer_dist.data.store import ParticleStore, is_complete
 from cryoformer_dist.errors import ClusterError, ConfigError
 from cryoformer_dist.orchestration.cluster import ray_of
+from cryoformer_dist.orchestration.config_files import read_run_file
 from cryoformer_dist.orchestration.request import Console
-from cryoformer_dist.orchestration.run_files import read_run_file
 from cryoformer_dist.orchestration.steps import ensure_store
-from cryoformer_dist.orchestration.train import sharers
+from cryoformer_dist.orchestration.train import count_workers_per_device
 from cryoformer_dist.orchestration.trial import train_trial
 from cryoformer_dist.orchestration.tuning import (
     OptunaProposals,
@@ -32,8 +32,7 @@ from cryoformer_dist.orchestration.tuning import (
     scheduler_of,
     tuned,
 )
-from cryoformer_dist.storage.places import place_at, placed_from
-from cryoformer_dist.training.trial_folder import (
+from cryoformer_dist.runs.trial import (
     folder_of_trial,
     forget_outcome,
     read_outcome,
@@ -41,6 +40,7 @@ from cryoformer_dist.training.trial_folder import (
     trial_folders,
     write_trial,
 )
+from cryoformer_dist.storage.places import place_at, placed_from
 
 _TUNE_ENVIRONMENT = {
     # Ours is the table, and the records; Tune's would need TensorBoard.
@@ -187,7 +187,7 @@ def _tune(request: SweepRequest, slots: int, console: Console) -> None:
     os.environ.update(_TUNE_ENVIRONMENT)
     sweep = request.sweep
     waiting = [trial for trial in request.trials if read_outcome(folder_of_trial(request.folder, trial.name)) is None]
-    space: dict[str, Any] = {"sharing": sharers(sweep.workers, slots * sweep.workers.most)}
+    space: dict[str, Any] = {"workers_per_device": count_workers_per_device(sweep.workers, slots * sweep.workers.most)}
     searcher = None
     if sweep.search == "optuna":
         searcher = OptunaProposals(sweep, request.base, request.folder)

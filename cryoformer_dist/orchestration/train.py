@@ -23,14 +23,15 @@ from cryoformer_dist.data.batch import BatchSource, local_batches, resident_batc
 from cryoformer_dist.data.dataset import ray_batches
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointNotWrittenError, ClusterError, ConfigError, CryoFormerError, TrainingError
-from cryoformer_dist.orchestration.metrics import Publish, publishing
 from cryoformer_dist.orchestration.preflight import at_nodes, on_nodes
+from cryoformer_dist.orchestration.prometheus import Publish, publishing
+from cryoformer_dist.runs.directory import load_run, open_run_directory, selected_rows
+from cryoformer_dist.runs.training_log import METRICS, read_training_log
 from cryoformer_dist.storage.places import Place, client_errors
-from cryoformer_dist.storage.run_folder import RunFolder
-from cryoformer_dist.training.machine import Room, room_here, set_threads, worker_threads
-from cryoformer_dist.training.progress import METRICS, Reporter, read_metrics
-from cryoformer_dist.training.run_directory import load_run, opened_run, selected_rows
-from cryoformer_dist.training.session import join_world_of_one, train_rank
+from cryoformer_dist.storage.working_folder import WorkingFolder
+from cryoformer_dist.training.machine import WorkerMemory, measure_worker_memory, set_threads, worker_threads
+from cryoformer_dist.training.reporting import Reporter
+from cryoformer_dist.training.worker import join_world_of_one, train_rank
 
 _POLL_SECONDS = 0.5
 _FETCH_SECONDS = 5.0
@@ -81,7 +82,7 @@ class SilentReporter:
         """See `Reporter`."""
 
 
-def train_with_ray(run: RunFolder, cluster: ClusterConfig, on_record: OnRecord) -> None:
+def train_with_ray(run: WorkingFolder, cluster: ClusterConfig, on_record: OnRecord) -> None:
     """Train a prepared run with Ray Train workers on the Ray that is up.
 
     Parameters
@@ -139,7 +140,7 @@ def train_with_ray(run: RunFolder, cluster: ClusterConfig, on_record: OnRecord) 
         raise result.return_value
 
 
-def train_locally(run: RunFolder, on_record: OnRecord) -> None:
+def train_locally(run: WorkingFolder, on_record: OnRecord) -> None:
     """Train a prepared run in this process, without Ray."""
     config, _ = load_run(run.folder)
     with _following(run, on_record):
@@ -147,7 +148,7 @@ def train_locally(run: RunFolder, on_record: OnRecord) -> None:
         train_here(run, SilentReporter(), threads, torch.cuda.is_available())
 
 
-def train_here(run: RunFolder, reporter: Reporter, threads: int, on_gpu: bool) -> None:
+def train_here(run: WorkingFolder, reporter: Reporter, threads: int, on_gpu: bool) -> None:
     """Train a prepared run in this thread, with so many CPU threads below it, telling a reporter."""
     config, _ = load_run(run.folder)
     loader = config.dataset.loader
@@ -163,7 +164,7 @@ def _worker(arguments: dict[str, Any]) -> CryoFormerError | None:
     device = ray.train.torch.get_device()
     try:
         rank = ray.train.get_context().get_world_rank()
-        with opened_run(arguments["run"]) as run, publishing(run.folder.name, rank) as publish:
+        with open_run_directory(arguments["run"]) as run, publishing(run.folder.name, rank) as publish:
             loader = _loader(arguments["loader"], load_run(run.folder)[0], device)
             train_rank(run, RayReporter(run.folder, arguments["silence_seconds"], publish), loader, device)
     except (ConfigError, TrainingError, CheckpointNotWrittenError) as error:
@@ -181,12 +182,12 @@ def _loader(name: str, config: RunConfig, device: torch.device) -> Callable[[Par
     return ray_batches if name == "ray" else local_batches
 
 
-def local_room() -> Room:
+def measure_local_memory() -> WorkerMemory:
     """Memory for training in this process."""
-    return room_here(on_gpu=torch.cuda.is_available())
+    return measure_worker_memory(on_gpu=torch.cuda.is_available())
 
 
-def worker_room(cluster: ClusterConfig) -> Room:
+def measure_cluster_memory(cluster: ClusterConfig) -> WorkerMemory:
     """Memory of a worker on the Ray that is up, as the node has it that has least.
 
     Raises
@@ -196,39 +197,39 @@ def worker_room(cluster: ClusterConfig) -> Room:
     """
     workers = cluster.workers
     _check_resources(workers)
-    sharing = sharers(workers, workers.most)
+    workers_per_device = count_workers_per_device(workers, workers.most)
     if isinstance(cluster, LocalCluster):
-        return room_here(workers.gpus > 0, sharing, workers.fewest)
-    return smallest_room(workers, sharing)
+        return measure_worker_memory(workers.gpus > 0, workers_per_device, workers.fewest)
+    return find_smallest_memory(workers, workers_per_device)
 
 
-def smallest_room(workers: WorkersConfig, sharing: int) -> Room:
+def find_smallest_memory(workers: WorkersConfig, workers_per_device: int) -> WorkerMemory:
     """Memory of a worker where there is least: this process may be on a node without GPUs, or a small one.
 
     Parameters
     ----------
     workers
         Some node holds at least one.
-    sharing
-        See `room_here`.
+    workers_per_device
+        See `measure_worker_memory`.
     """
 
-    def look(nodes: list[dict[str, Any]]) -> list[Room]:
+    def look(nodes: list[dict[str, Any]]) -> list[WorkerMemory]:
         large = [node for node in nodes if _holds_one(node["Resources"], workers)]
-        return on_nodes(large, _room_there, workers.gpus > 0, sharing, workers.fewest)
+        return on_nodes(large, _measure_memory_there, workers.gpus > 0, workers_per_device, workers.fewest)
 
-    return min(at_nodes(look), key=lambda room: room.bytes)
+    return min(at_nodes(look), key=lambda memory: memory.bytes)
 
 
 def _holds_one(resources: dict[str, float], workers: WorkersConfig) -> bool:
     return resources.get("CPU", 0) >= workers.cpus and resources.get("GPU", 0) >= workers.gpus
 
 
-def _room_there(_: dict[str, Any], on_gpu: bool, sharing: int, workers: int) -> Room:
-    return room_here(on_gpu, sharing, workers)
+def _measure_memory_there(_: dict[str, Any], on_gpu: bool, workers_per_device: int, workers: int) -> WorkerMemory:
+    return measure_worker_memory(on_gpu, workers_per_device, workers)
 
 
-def sharers(workers: WorkersConfig, count: int) -> int:
+def count_workers_per_device(workers: WorkersConfig, count: int) -> int:
     """How many of so many workers may find themselves on one device, or without GPUs on one node."""
     if workers.gpus:
         return max(1, int(1 / workers.gpus))
@@ -273,7 +274,7 @@ def _in_our_words(error: Exception, run: Place) -> CryoFormerError:
 
 
 @contextmanager
-def _following(run: RunFolder, on_record: OnRecord, elsewhere: bool = False) -> Iterator[None]:
+def _following(run: WorkingFolder, on_record: OnRecord, elsewhere: bool = False) -> Iterator[None]:
     """Tell of every record that the leader adds to ``metrics.jsonl`` while training runs.
 
     Parameters
@@ -283,7 +284,7 @@ def _following(run: RunFolder, on_record: OnRecord, elsewhere: bool = False) -> 
     """
     stop = threading.Event()
     # Looked at before the thread starts: what comes in between is new.
-    before = max((record["step"] for record in read_metrics(run.folder)), default=-1)
+    before = max((record["step"] for record in read_training_log(run.folder)), default=-1)
     pause = _FETCH_SECONDS if elsewhere and run.is_copy else _POLL_SECONDS
 
     def records() -> list[dict[str, Any]]:
@@ -291,7 +292,7 @@ def _following(run: RunFolder, on_record: OnRecord, elsewhere: bool = False) -> 
         with suppress(OSError, *client_errors()):
             if elsewhere:
                 run.fetch(METRICS)
-            return read_metrics(run.folder)
+            return read_training_log(run.folder)
         return []
 
     def follow() -> None:

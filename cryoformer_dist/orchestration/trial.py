@@ -18,15 +18,12 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.errors import CryoFormerError
 from cryoformer_dist.orchestration.steps import open_posed
-from cryoformer_dist.orchestration.train import smallest_room, train_here, train_with_ray
-from cryoformer_dist.storage.run_folder import RunFolder
-from cryoformer_dist.training.checkpoint import latest_checkpoint
-from cryoformer_dist.training.machine import room_here, worker_threads
-from cryoformer_dist.training.preparation import preparation_key, prepare_like, prepare_run
-from cryoformer_dist.training.run_directory import is_prepared, load_run
-from cryoformer_dist.training.trial_folder import (
+from cryoformer_dist.orchestration.train import find_smallest_memory, train_here, train_with_ray
+from cryoformer_dist.runs.checkpoint import latest_checkpoint
+from cryoformer_dist.runs.directory import is_prepared, load_run
+from cryoformer_dist.runs.trial import (
     EpochSummary,
-    Outcome,
+    TrialOutcome,
     append_epoch,
     epochs_of_run,
     held,
@@ -36,6 +33,9 @@ from cryoformer_dist.training.trial_folder import (
     take_over,
     write_outcome,
 )
+from cryoformer_dist.storage.working_folder import WorkingFolder
+from cryoformer_dist.training.machine import measure_worker_memory, worker_threads
+from cryoformer_dist.training.preparation import preparation_key, prepare_like, prepare_run
 
 
 def train_trial(tuned: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ def train_trial(tuned: dict[str, Any]) -> None:
     ----------
     tuned
         ``trial``: ``folder`` of the trial, and ``values`` of its parameters, which population based training changes;
-        ``sharing``: training processes of all trials that share a device or a node.
+        ``workers_per_device``: training processes of all trials that share a device or a node.
     """
     trial = tuned["trial"]
     folder = Path(trial["folder"])
@@ -54,30 +54,30 @@ def train_trial(tuned: dict[str, Any]) -> None:
         if read_outcome(folder) is not None:
             return
         try:
-            _run_pipeline(folder, trial["values"], tuned["sharing"])
+            _run_pipeline(folder, trial["values"], tuned["workers_per_device"])
         except CryoFormerError as error:
             # What a user must fix, another process would not.
-            write_outcome(folder, Outcome("failed", str(error)))
+            write_outcome(folder, TrialOutcome("failed", str(error)))
 
 
-def _run_pipeline(folder: Path, values: dict[str, Any], sharing: int) -> None:
+def _run_pipeline(folder: Path, values: dict[str, Any], workers_per_device: int) -> None:
     sweep = read_sweep(folder.parents[1])
     told = EpochReports(folder, sweep)
-    config = _prepared(folder, sweep, sharing)
+    config = _prepared(folder, sweep, workers_per_device)
     _adopt(folder, values)
     told.repeat()
     workers = sweep.workers
     if workers.count == 1:
-        train_here(RunFolder.on_disk(folder), told, worker_threads(config, workers.cpus), workers.gpus > 0)
+        train_here(WorkingFolder.on_disk(folder), told, worker_threads(config, workers.cpus), workers.gpus > 0)
     else:
         cluster = LocalCluster(workers=workers, max_failures=sweep.max_failures)
-        train_with_ray(RunFolder.on_disk(folder), cluster, lambda record: told.look())
+        train_with_ray(WorkingFolder.on_disk(folder), cluster, lambda record: told.look())
     make_results(folder)
     told.finish()
-    write_outcome(folder, Outcome("finished"))
+    write_outcome(folder, TrialOutcome("finished"))
 
 
-def _prepared(folder: Path, sweep: SweepConfig, sharing: int) -> RunConfig:
+def _prepared(folder: Path, sweep: SweepConfig, workers_per_device: int) -> RunConfig:
     """Make the trial's run directory; what trials have in common is made once, by the first that needs it."""
     if is_prepared(folder):
         return load_run(folder)[0]
@@ -86,12 +86,16 @@ def _prepared(folder: Path, sweep: SweepConfig, sharing: int) -> RunConfig:
     torch.set_num_threads(worker_threads(config, workers.cpus))
     store = open_posed(config.dataset.store)
     # A trial of several workers is driven from the head, which may hold none of them.
-    room = room_here(workers.gpus > 0, sharing) if workers.count == 1 else smallest_room(workers, sharing)
+    memory = (
+        measure_worker_memory(workers.gpus > 0, workers_per_device)
+        if workers.count == 1
+        else find_smallest_memory(workers, workers_per_device)
+    )
     shared = folder.parents[1] / "prepared" / preparation_key(config, store)
     with held(shared.with_suffix(".lock")):
         if not is_prepared(shared):
-            prepare_run(config, store, shared, resume=False, room=room)
-    prepare_like(config, store, folder, shared, room)
+            prepare_run(config, store, shared, resume=False, memory=memory)
+    prepare_like(config, store, folder, shared, memory)
     return load_run(folder)[0]
 
 

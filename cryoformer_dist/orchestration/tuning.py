@@ -21,7 +21,7 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.sweep import SweepConfig, Values
 from cryoformer_dist.config.trials import make_trial
 from cryoformer_dist.errors import BackendUnavailableError
-from cryoformer_dist.training.trial_folder import Outcome, folder_of_trial, read_outcome, write_outcome, write_trial
+from cryoformer_dist.runs.trial import TrialOutcome, folder_of_trial, read_outcome, write_outcome, write_trial
 
 _FOR_EVER = 10**9
 
@@ -216,7 +216,7 @@ class SweepLog(TrialProgressCallback):
         """See `ray.tune.Callback`."""
         folder = self._folder(trial)
         if read_outcome(folder) is None:
-            write_outcome(folder, Outcome("stopped"))
+            write_outcome(folder, TrialOutcome("stopped"))
         self._tell_end(folder)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -224,7 +224,7 @@ class SweepLog(TrialProgressCallback):
         folder = self._folder(trial)
         if read_outcome(folder) is None:
             error = trial.get_error()
-            write_outcome(folder, Outcome("failed", str(error) if error else "its process was lost"))
+            write_outcome(folder, TrialOutcome("failed", str(error) if error else "its process was lost"))
         self._tell_end(folder)
 
     def _tell_end(self, folder: Path) -> None:

@@ -40,8 +40,8 @@ class TrilinearSlices:
         grid = frequency_grid(box).to(voxels.device)
         radius = grid.norm(dim=-1) * box
         inside = (radius > 0) & (radius <= shell) & ~told_by_conjugate(grid)
-        self.place = torch.nonzero(inside.ravel())[:, 0]
-        self.frequency = grid.reshape(-1, 2)[self.place]
+        self.flat_index = torch.nonzero(inside.ravel())[:, 0]
+        self.frequency = grid.reshape(-1, 2)[self.flat_index]
         self._size = box * PADDING
         # Of all maps, the numbers of one frequency lie side by side: a slice gathers them together.
         self._transform = voxels.new_empty(self._size, self._size, self._size, 2 * maps)

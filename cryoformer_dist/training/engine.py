@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.errors import BackendUnavailableError, CheckpointError
+from cryoformer_dist.ranks import rank_and_world
 
 _WHOLE = "torch.pt"
 _CHECKPOINT_TAG = "engine"
@@ -83,51 +84,6 @@ class _Rates:
             group["weight_decay"] = self.weight_decay[number]
 
 
-def place_in_world() -> tuple[int, int]:
-    """Rank and world size of this process; (0, 1) outside a process group."""
-    if not torch.distributed.is_initialized():
-        return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
-def gather_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and values of all ranks, in rank order; each rank brings equally many."""
-    world = place_in_world()[1]
-    if world == 1:
-        return rows, values
-    all_rows = [torch.empty_like(rows) for _ in range(world)]
-    all_values = [torch.empty_like(values) for _ in range(world)]
-    torch.distributed.all_gather(all_rows, rows.contiguous())
-    torch.distributed.all_gather(all_values, values.contiguous())
-    return torch.cat(all_rows), torch.cat(all_values)
-
-
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """Element-wise sum over ranks."""
-    values = values.clone()
-    if place_in_world()[1] > 1:
-        torch.distributed.all_reduce(values)
-    return values
-
-
-def gather_objects(value: T) -> list[T]:
-    """Small plain objects of all ranks, in rank order."""
-    world = place_in_world()[1]
-    if world == 1:
-        return [value]
-    gathered: list[Any] = [None] * world
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered
-
-
-def of_leader(values: Tensor) -> Tensor:
-    """The leader's values, on every rank."""
-    values = values.clone()
-    if place_in_world()[1] > 1:
-        torch.distributed.broadcast(values, 0)
-    return values
-
-
 def _save_whole(folder: Path, module: nn.Module, optimizer: Any) -> None:
     """State that every rank holds whole: any engine may go on with it, on any number of ranks."""
     # Not those above it: where storage is away, they would be made in its place.
@@ -161,7 +117,7 @@ class TorchEngine:
     """
 
     def __init__(self, module: nn.Module, config: TrainingConfig, device: torch.device) -> None:
-        self.rank, self.world = place_in_world()
+        self.rank, self.world = rank_and_world()
         self.device = device
         self._module = module
         self._optimizer = _optimizer(module, config)
@@ -257,7 +213,7 @@ class DeepSpeedEngine:
         writer.save, writer.makedirs = self._hold_back(writer.save), self._hold_back(_make_one_folder)
         # A script that joins ZeRO's files: DeepSpeed has it installed, and copies it where no error is caught.
         self._engine._copy_recovery_script = lambda folder: None
-        self.rank, self.world = place_in_world()
+        self.rank, self.world = rank_and_world()
         self.device = device
 
     def forward(self, *arguments: Any) -> Any:

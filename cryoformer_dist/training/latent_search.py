@@ -23,7 +23,7 @@ from cryoformer_dist.physics.fourier import crop_half_plane, crop_volume, image_
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.projection import magnification
 from cryoformer_dist.physics.slices import TrilinearSlices
-from cryoformer_dist.training.engine import gather_rows, of_leader, sum_over_ranks
+from cryoformer_dist.ranks import broadcast_from_leader, gather_rows, sum_over_ranks
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.stages import Stage
@@ -41,7 +41,7 @@ _CLUSTERING_ROUNDS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Conformations:
+class ConformationMixture:
     """Representatives of a latent cloud, their maps as mixtures of a few.
 
     Attributes
@@ -77,7 +77,9 @@ class Conformations:
 
         Projection is linear: only the few principal maps are projected, however many conformations there are.
         """
-        images = crop_half_plane(image_to_fourier(batch.images), self.compared_box).flatten(1)[:, self.slices.place]
+        images = crop_half_plane(image_to_fourier(batch.images), self.compared_box).flatten(1)[
+            :, self.slices.flat_index
+        ]
         predicted = self._predicted(batch, pose)
         # A coefficient's variance is the number of pixels. Half of the plane is listed, which makes up for the half
         # before the squared error.
@@ -99,7 +101,7 @@ class Conformations:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundLatents:
+class LatentSearchResult:
     """What a search of all particles has found.
 
     Attributes
@@ -129,7 +131,7 @@ def search_latents(
     trained: Rows,
     batches: Iterator[ParticleBatch],
     draws: Float[Tensor, " rows"] | None,
-) -> FoundLatents:
+) -> LatentSearchResult:
     """Look for every trained particle's latent by its probabilities of all conformations; every rank finds all of them.
 
     Parameters
@@ -149,24 +151,28 @@ def search_latents(
     """
     latents = learner.tables["latent"].values
     cloud = latents[torch.from_numpy(trained).to(latents.device)]
-    found = conformations(learner.objectives, cloud, learner.is_coarse(stage, epoch), learner.config.seed)
+    found = build_conformations(learner.objectives, cloud, learner.is_coarse(stage, epoch), learner.config.seed)
     information = torch.zeros(2, device=learner.device)
     dealt = []
     for batch in batches:
         inputs = learner.inputs(stage, batch, epoch)
         pose, _ = learner.objectives.encode_missing(batch, inputs.pose, inputs.latent)
         posterior = found.posterior(batch, pose)
-        chosen = posterior @ found.latent if draws is None else found.latent[drawn(posterior, draws[batch.row])]
+        chosen = (
+            posterior @ found.latent if draws is None else found.latent[draw_conformations(posterior, draws[batch.row])]
+        )
         dealt.append(gather_rows(batch.row, chosen))
         # Conformations that are offered to nobody, and products that underflow, add nothing.
         gain = torch.xlogy(posterior, posterior / found.log_share.exp().clamp_min(1e-30)).sum()
         information += torch.stack([gain, gain.new_tensor(len(batch))])
     nats, particles = sum_over_ranks(information)
     rows, found_latents = (torch.cat(parts) for parts in zip(*dealt, strict=True))
-    return FoundLatents(rows, found_latents, float(nats / particles))
+    return LatentSearchResult(rows, found_latents, float(nats / particles))
 
 
-def drawn(posterior: Float[Tensor, "particles conformations"], draws: Float[Tensor, " particles"]) -> Tensor:
+def draw_conformations(
+    posterior: Float[Tensor, "particles conformations"], draws: Float[Tensor, " particles"]
+) -> Tensor:
     """One conformation per particle: where its number falls among the cumulated probabilities."""
     passed = (posterior.cumsum(dim=1) <= draws[:, None]).sum(dim=1)
     # Rounding may leave the last sum below one.
@@ -174,9 +180,9 @@ def drawn(posterior: Float[Tensor, "particles conformations"], draws: Float[Tens
 
 
 @torch.no_grad()
-def conformations(
+def build_conformations(
     objectives: Objectives, latents: Float[Tensor, "rows dimensions"], coarse: bool, seed: int
-) -> Conformations:
+) -> ConformationMixture:
     """Representatives of a latent cloud as the network sees them.
 
     Parameters
@@ -195,7 +201,7 @@ def conformations(
     learned = objectives.coarse.box if coarse and objectives.coarse is not None else box
     compared = min(learned, LARGEST_BOX)
     mixture, voxels = _principal_maps(objectives, latent, share, compared)
-    return Conformations(
+    return ConformationMixture(
         latent=latent,
         log_share=share.log(),
         mixture=mixture,
@@ -217,7 +223,7 @@ def _representatives(latents: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         centres, label = kmeans2(sample, count, iter=_CLUSTERING_ROUNDS, minit="++", rng=np.random.default_rng(seed))
     share = np.bincount(label, minlength=count) / len(label)
     centre, weight = (torch.from_numpy(values).float().to(latents.device) for values in (centres, share))
-    return of_leader(centre), of_leader(weight)
+    return broadcast_from_leader(centre), broadcast_from_leader(weight)
 
 
 def _principal_maps(

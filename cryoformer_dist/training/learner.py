@@ -11,10 +11,10 @@ from cryoformer_dist.config.schema import LearningRates, RunConfig
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.errors import CheckpointError
+from cryoformer_dist.physics.lattice import Lattice, mask_of
 from cryoformer_dist.physics.pose import Pose, rotation_from_6d, sixd_from_rotation
-from cryoformer_dist.training.engine import gather_rows
+from cryoformer_dist.ranks import gather_rows
 from cryoformer_dist.training.objectives import Objectives
-from cryoformer_dist.training.occupancy import Lattice, mask_of
 from cryoformer_dist.training.stages import Stage
 from cryoformer_dist.training.tables import RowTable
 

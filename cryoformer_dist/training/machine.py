@@ -13,7 +13,7 @@ _SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class WorkerMemory:
     """Where a run's workers live.
 
     Attributes
@@ -31,20 +31,20 @@ class Room:
     on_gpu: bool = False
 
 
-def room_here(on_gpu: bool, sharing: int = 1, workers: int = 1) -> Room:
-    """Room of a worker that would run in this process.
+def measure_worker_memory(on_gpu: bool, workers_per_device: int = 1, workers: int = 1) -> WorkerMemory:
+    """WorkerMemory of a worker that would run in this process.
 
     Parameters
     ----------
     on_gpu
         Whether it trains on the GPU.
-    sharing
+    workers_per_device
         Workers on the same GPU, or, without one, on the same machine.
     workers
-        See `Room`.
+        See `WorkerMemory`.
     """
     free = torch.cuda.mem_get_info()[0] if on_gpu else free_bytes()
-    return Room(int(_SHARE * free / sharing), workers, on_gpu)
+    return WorkerMemory(int(_SHARE * free / workers_per_device), workers, on_gpu)
 
 
 def usable_cores() -> int:

@@ -18,7 +18,7 @@ from cryoformer_dist.model.hash_grid import operator_bytes_per_point
 from cryoformer_dist.physics.slices import PADDING
 from cryoformer_dist.physics.splat import CACHED_POINTS
 from cryoformer_dist.training.latent_search import LARGEST_BOX, MOST_PRINCIPAL_MAPS, REPRESENTATIVES
-from cryoformer_dist.training.machine import Room
+from cryoformer_dist.training.machine import WorkerMemory
 from cryoformer_dist.training.objectives import keeps_operators
 
 # An interpreter with torch, DeepSpeed and Ray loaded.
@@ -146,7 +146,7 @@ def parameter_count(model: ModelConfig, box: int) -> int:
         return sum(parameter.numel() for parameter in CryoFormer(counted, box).parameters())
 
 
-def settle_batch_size(config: RunConfig, work: Workload, room: Room) -> RunConfig:
+def settle_batch_size(config: RunConfig, work: Workload, memory: WorkerMemory) -> RunConfig:
     """The configuration with a number for ``training.global_batch_size``, one that fits.
 
     ``auto`` becomes the largest power of two per worker that fits, at most 64, with at least 200 steps to an epoch.
@@ -158,18 +158,18 @@ def settle_batch_size(config: RunConfig, work: Workload, room: Room) -> RunConfi
     """
     wanted = config.training.global_batch_size
     if wanted != "auto":
-        refuse_too_large(config, work, room)
+        refuse_too_large(config, work, memory)
         return config
     largest = LARGEST_BATCH_PER_WORKER
-    while largest > 1 and largest * room.workers * FEWEST_STEPS_PER_EPOCH > work.trained:
+    while largest > 1 and largest * memory.workers * FEWEST_STEPS_PER_EPOCH > work.trained:
         largest //= 2
-    batch = _largest_that_fits(config, work, room, largest)
+    batch = _largest_that_fits(config, work, memory, largest)
     if batch is None:
-        raise ConfigError(_too_large(config, work, room, 1))
-    return with_batch_size(config, batch * room.workers)
+        raise ConfigError(_too_large(config, work, memory, 1))
+    return with_batch_size(config, batch * memory.workers)
 
 
-def refuse_too_large(config: RunConfig, work: Workload, room: Room) -> None:
+def refuse_too_large(config: RunConfig, work: Workload, memory: WorkerMemory) -> None:
     """See that a run fits its workers' memory.
 
     Raises
@@ -178,9 +178,9 @@ def refuse_too_large(config: RunConfig, work: Workload, room: Room) -> None:
         If it does not, with its largest parts and what would make it fit.
     """
     wanted = config.training.global_batch_size
-    batch = 1 if wanted == "auto" else -(-wanted // room.workers)
-    if plan_memory(config, work, batch, room.on_gpu).peak > room.bytes:
-        raise ConfigError(_too_large(config, work, room, batch))
+    batch = 1 if wanted == "auto" else -(-wanted // memory.workers)
+    if plan_memory(config, work, batch, memory.on_gpu).peak > memory.bytes:
+        raise ConfigError(_too_large(config, work, memory, batch))
 
 
 def refuse_preparation(box: int, free: int) -> None:
@@ -211,20 +211,20 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def _largest_that_fits(config: RunConfig, work: Workload, room: Room, largest: int) -> int | None:
+def _largest_that_fits(config: RunConfig, work: Workload, memory: WorkerMemory, largest: int) -> int | None:
     """Power of two per worker, at most ``largest``."""
     batch = largest
-    while batch and plan_memory(config, work, batch, room.on_gpu).peak > room.bytes:
+    while batch and plan_memory(config, work, batch, memory.on_gpu).peak > memory.bytes:
         batch //= 2
     return batch or None
 
 
-def _too_large(config: RunConfig, work: Workload, room: Room, batch: int) -> str:
-    plan = plan_memory(config, work, batch, room.on_gpu)
-    smaller = _largest_that_fits(config, work, room, 2 ** (batch.bit_length() - 1))
+def _too_large(config: RunConfig, work: Workload, memory: WorkerMemory, batch: int) -> str:
+    plan = plan_memory(config, work, batch, memory.on_gpu)
+    smaller = _largest_that_fits(config, work, memory, 2 ** (batch.bit_length() - 1))
     advice = []
     if smaller is not None:
-        advice.append(f"set training.global_batch_size to {smaller * room.workers} or to auto")
+        advice.append(f"set training.global_batch_size to {smaller * memory.workers} or to auto")
     if config.dataset.loader == "resident":
         advice.append("set dataset.loader to local")
     if config.training.projection == "rays":
@@ -233,13 +233,13 @@ def _too_large(config: RunConfig, work: Workload, room: Room, batch: int) -> str
         advice.append("set training.occupancy to data")
     if plan.kept["lattice"] > plan.peak / 4:
         advice.append("lower training.jitter_lattices")
-    advice.append("start fewer workers on a machine" if room.workers > 1 else "use a machine with more memory")
+    advice.append("start fewer workers on a machine" if memory.workers > 1 else "use a machine with more memory")
     advice.append("convert the particles with a smaller --box")
     share = work.points / work.box**3
     points = f"{work.points} points, {share:.0%} of the box" if work.points else "however few points"
-    place = " on its GPU" if room.on_gpu else ""
+    place = " on its GPU" if memory.on_gpu else ""
     return (
-        f"a worker needs about {gib(plan.peak)} and has {gib(room.bytes)}{place} "
+        f"a worker needs about {gib(plan.peak)} and has {gib(memory.bytes)}{place} "
         f"(box {work.box}, {points}, {batch} particles a step): {plan}; {', or '.join(advice)}"
     )
 

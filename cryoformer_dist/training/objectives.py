@@ -21,9 +21,9 @@ from cryoformer_dist.physics.fourier import (
     shifted,
 )
 from cryoformer_dist.physics.grids import frequency_grid
+from cryoformer_dist.physics.lattice import Lattice
 from cryoformer_dist.physics.pose import Pose, turned_in_plane
 from cryoformer_dist.physics.projection import magnification, project_points, project_rays, project_slices
-from cryoformer_dist.training.occupancy import Lattice
 from cryoformer_dist.training.stages import StageKind
 
 # Operators of all jittered copies of a lattice together: beyond, memory is worth more than their speed.
@@ -123,12 +123,12 @@ class Objectives(nn.Module):
         """Half-plane transform of model minus data, as finely as ``coarse`` says; arguments as in `forward`."""
         sampling = self._sampling(coarse)
         images = crop_half_plane(image_to_fourier(batch.images), sampling.box)
-        return self.render(latent, pose, batch, copy, sampling) * self._transfer(batch, sampling) - images
+        return self.project(latent, pose, batch, copy, sampling) * self._transfer(batch, sampling) - images
 
     def _sampling(self, coarse: bool) -> "_Sampling":
         return self.coarse if coarse and self.coarse is not None else self.fine
 
-    def render(
+    def project(
         self, latent: Tensor, pose: Pose, batch: ParticleBatch, copy: int, sampling: "_Sampling | None" = None
     ) -> Tensor:
         """Half-plane transform of each particle's projection, before the CTF."""
@@ -204,7 +204,7 @@ class Objectives(nn.Module):
         """
         with torch.no_grad():
             latent = latent.roll(1, 0)
-            rendered = self.render(latent, pose, batch, copy) * self._transfer(batch)
+            rendered = self.project(latent, pose, batch, copy) * self._transfer(batch)
             generator = torch.Generator(latent.device).manual_seed(noise_seed)
             noise = torch.randn(batch.images.shape, generator=generator, device=latent.device)
             images = fourier_to_image(rendered, self.box) + noise
@@ -218,7 +218,7 @@ class Objectives(nn.Module):
         return transfer_at(batch.ctf, (sampling or self.fine).frequency, batch.pixel_size_angstrom)
 
     def _encoder_input(self, batch: ParticleBatch) -> Tensor:
-        """Phase-flipped images of unit variance: an MLP should not have to learn the microscope."""
+        """ConsumedRows-flipped images of unit variance: an MLP should not have to learn the microscope."""
         flipped = image_to_fourier(batch.images) * self._transfer(batch).sign()
         images = fourier_to_image(flipped, self.box)
         return images / images.std(dim=(-2, -1), keepdim=True).clamp_min(1e-6)

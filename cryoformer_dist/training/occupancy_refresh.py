@@ -10,11 +10,11 @@ from torch import Tensor
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.errors import DensityMaskedAwayWarning
+from cryoformer_dist.initialization.occupancy import mask_box, missed
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.fourier import comparable_frequencies, crop_half_plane, fourier_to_image
-from cryoformer_dist.training.engine import of_leader, place_in_world, sum_over_ranks
+from cryoformer_dist.ranks import broadcast_from_leader, rank_and_world, sum_over_ranks
 from cryoformer_dist.training.learner import Learner
-from cryoformer_dist.training.occupancy import mask_box, missed
 from cryoformer_dist.training.stages import Stage
 
 # A quarter of the particles costs about a tenth of an epoch. Of igg_arc_32's lost domain (SNR 0.1, 32 pixels), 1,000
@@ -36,11 +36,11 @@ def refresh_occupancy(learner: Learner, stage: Stage, epoch: float, batches: Ite
     """
     found = missed(residual_map(learner, stage, epoch, batches), learner.mask)
     # All ranks hold the same sums, but the last bit of a transform may depend on the processor.
-    voxels = of_leader(found.voxels.to(learner.device)).cpu()
-    share = float(of_leader(torch.tensor(found.share, device=learner.device)))
+    voxels = broadcast_from_leader(found.voxels.to(learner.device)).cpu()
+    share = float(broadcast_from_leader(torch.tensor(found.share, device=learner.device)))
     grown = learner.allow(learner.mask | voxels)
     earlier, learner.residual_outside = learner.residual_outside or 0.0, share
-    if min(earlier, share) > _MUCH and place_in_world()[0] == 0:
+    if min(earlier, share) > _MUCH and rank_and_world()[0] == 0:
         warnings.warn(
             f"after {epoch:.0f} epochs {share:.0%} of the residual lies where the occupancy mask allowed no density, "
             f"{earlier:.0%} at the refresh before; the mask was enlarged accordingly. If this warning repeats, look at "

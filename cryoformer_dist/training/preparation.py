@@ -16,29 +16,20 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, SlowEncodingWarning, SmallSampleWarning, StoreError
-from cryoformer_dist.model.kernels.sizes import refuse_sizes_without_kernel
-from cryoformer_dist.physics.pose import Pose
-from cryoformer_dist.progress import StagedProgress, silent
-from cryoformer_dist.training.consensus import back_project
-from cryoformer_dist.training.linear_start import linear_latents, principal_maps
-from cryoformer_dist.training.machine import Room, free_bytes, room_here
-from cryoformer_dist.training.memory import (
-    Workload,
-    refuse_preparation,
-    refuse_too_large,
-    settle_batch_size,
-    with_batch_size,
-)
-from cryoformer_dist.training.objectives import keeps_operators
-from cryoformer_dist.training.occupancy import occupied, sphere
-from cryoformer_dist.training.pose_search import (
+from cryoformer_dist.initialization.consensus import back_project
+from cryoformer_dist.initialization.linear_model import linear_latents, principal_maps
+from cryoformer_dist.initialization.occupancy import occupied, sphere
+from cryoformer_dist.initialization.pose_search import (
     ROUNDS_BY_CONFORMATION,
-    Conformations,
-    FoundPoses,
+    LinearConformations,
+    PoseSearchResult,
     search_poses,
     search_poses_by_conformation,
 )
-from cryoformer_dist.training.run_directory import (
+from cryoformer_dist.model.kernels.sizes import refuse_sizes_without_kernel
+from cryoformer_dist.physics.pose import Pose
+from cryoformer_dist.progress import StagedProgress, silent
+from cryoformer_dist.runs.directory import (
     PREPARED,
     begin_run,
     is_prepared,
@@ -51,6 +42,15 @@ from cryoformer_dist.training.run_directory import (
     write_manifest,
     write_maps,
 )
+from cryoformer_dist.training.machine import WorkerMemory, free_bytes, measure_worker_memory
+from cryoformer_dist.training.memory import (
+    Workload,
+    refuse_preparation,
+    refuse_too_large,
+    settle_batch_size,
+    with_batch_size,
+)
+from cryoformer_dist.training.objectives import keeps_operators
 
 # Fewer have hardly a mean and a spread.
 _FEWEST_NORMALISED = 8
@@ -62,7 +62,7 @@ def prepare_run(
     run: Path,
     resume: bool,
     progress: StagedProgress = silent,
-    room: Room | None = None,
+    memory: WorkerMemory | None = None,
 ) -> None:
     """Make a run directory ready for workers: configuration, manifest, consensus map, occupancy.
 
@@ -78,7 +78,7 @@ def prepare_run(
         Go on with the run that is there.
     progress
         Called with (stage, done, in all).
-    room
+    memory
         Where it will be trained; in this process when ``None``.
 
     Raises
@@ -87,24 +87,24 @@ def prepare_run(
         If the folder holds a run and ``resume`` is not asked for, or the run there is another one, or it does not fit
         the workers' memory, their GPUs' kernels or the store's box: then nothing is written.
     """
-    room = room or room_here(on_gpu=torch.cuda.is_available())
-    _refuse_sizes(config, store, room)
+    memory = memory or measure_worker_memory(on_gpu=torch.cuda.is_available())
+    _refuse_sizes(config, store, memory)
     if is_prepared(run):
         if not resume:
             raise ConfigError(f"{run}: holds a run already; --resume goes on with it, --name NAME starts another")
         _refuse_other_run(config, store, run)
         earlier, _ = load_run(run)
-        refuse_too_large(earlier, _workload(earlier, store, len(load_lattice(earlier, run).flat_index)), room)
+        refuse_too_large(earlier, _workload(earlier, store, len(load_lattice(earlier, run).flat_index)), memory)
         return
     # What the data's occupancy will be nobody knows yet; all the rest must fit.
     by_data = config.training.occupancy == "data"
-    refuse_too_large(config, _workload(config, store, 0 if by_data else int(sphere(store.box_size).sum())), room)
+    refuse_too_large(config, _workload(config, store, 0 if by_data else int(sphere(store.box_size).sum())), memory)
     refuse_preparation(store.box_size, free_bytes())
     rows = selected_rows(config, store)
     store, found = _searched_poses(config, store, rows, progress)
     consensus = back_project(store, rows, progress=partial(progress, "consensus map"))
     mask = _occupancy(config, store, consensus.voxels)
-    config = _begin(config, store, run, mask, room)
+    config = _begin(config, store, run, mask, memory)
     if found is not None:
         write_first_poses(run, rows, found)
     write_maps(run, consensus, mask, store.pixel_size_angstrom)
@@ -113,7 +113,7 @@ def prepare_run(
     write_manifest(run, config, store)
 
 
-def prepare_like(config: RunConfig, store: ParticleStore, run: Path, other: Path, room: Room) -> None:
+def prepare_like(config: RunConfig, store: ParticleStore, run: Path, other: Path, memory: WorkerMemory) -> None:
     """Make a run directory as `prepare_run` does, from a prepared run of the same `preparation_key`.
 
     Raises
@@ -121,28 +121,33 @@ def prepare_like(config: RunConfig, store: ParticleStore, run: Path, other: Path
     ConfigError
         If it does not fit the workers' memory, their GPUs' kernels or the store's box: then nothing is written.
     """
-    _refuse_sizes(config, store, room)
-    config = _begin(config, store, run, load_mask(other), room)
+    _refuse_sizes(config, store, memory)
+    config = _begin(config, store, run, load_mask(other), memory)
     for name in PREPARED:
         if (other / name).is_file():
             shutil.copyfile(other / name, run / name)
     write_manifest(run, config, store)
 
 
-def _begin(config: RunConfig, store: ParticleStore, run: Path, mask: Tensor, room: Room) -> RunConfig:
+def _begin(config: RunConfig, store: ParticleStore, run: Path, mask: Tensor, memory: WorkerMemory) -> RunConfig:
     """Begin a run's folder with the batch that fits."""
     points = int(mask.sum())
-    config = settle_batch_size(config, _workload(config, store, points), room)
-    _warn_of_slow_encoding(config, points, room)
-    _warn_of_small_batches(config, room)
+    config = settle_batch_size(config, _workload(config, store, points), memory)
+    _warn_of_slow_encoding(config, points, memory)
+    _warn_of_small_batches(config, memory)
     begin_run(run, config)
     return config
 
 
-def _warn_of_slow_encoding(config: RunConfig, points: int, room: Room) -> None:
+def _warn_of_slow_encoding(config: RunConfig, points: int, memory: WorkerMemory) -> None:
     """Thousands of small launches a step are nothing to a CPU, and most of a step to a GPU."""
     by_lattice = config.training.projection == "lattice" and config.model.domain == "real"
-    if room.on_gpu and by_lattice and config.model.hash_grid.backend == "torch" and not keeps_operators(config, points):
+    if (
+        memory.on_gpu
+        and by_lattice
+        and config.model.hash_grid.backend == "torch"
+        and not keeps_operators(config, points)
+    ):
         warnings.warn(
             f"{points} points are too many for stored operators of the hash grid: torch hashes them again at every "
             "step, which takes a GPU longer than all the rest; set model.hash_grid.backend: triton",
@@ -151,13 +156,14 @@ def _warn_of_slow_encoding(config: RunConfig, points: int, room: Room) -> None:
         )
 
 
-def _warn_of_small_batches(config: RunConfig, room: Room) -> None:
+def _warn_of_small_batches(config: RunConfig, memory: WorkerMemory) -> None:
     """The paper's encoder normalises its latents over the images that a worker sees at a time."""
     size = config.training.global_batch_size
-    if config.model.latent.form == "encoder" and size != "auto" and size // room.workers < _FEWEST_NORMALISED:
+    if config.model.latent.form == "encoder" and size != "auto" and size // memory.workers < _FEWEST_NORMALISED:
         warnings.warn(
-            f"model.latent.form: encoder normalises latents over the {size // room.workers} images of a worker's step: "
-            f"take a training.global_batch_size of {_FEWEST_NORMALISED} or more for each of {room.workers} workers",
+            f"model.latent.form: encoder normalises latents over the {size // memory.workers} images of a worker's "
+            f"step: take a training.global_batch_size of {_FEWEST_NORMALISED} or more for each of {memory.workers} "
+            "workers",
             SmallSampleWarning,
             stacklevel=2,
         )
@@ -178,9 +184,9 @@ def preparation_key(config: RunConfig, store: ParticleStore) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _refuse_sizes(config: RunConfig, store: ParticleStore, room: Room) -> None:
+def _refuse_sizes(config: RunConfig, store: ParticleStore, memory: WorkerMemory) -> None:
     """Refuse what the first step would stumble over."""
-    if room.on_gpu:
+    if memory.on_gpu:
         refuse_sizes_without_kernel(config.model)
     coarse_box = config.training.coarse_box or 0
     if coarse_box > store.box_size:
@@ -218,7 +224,7 @@ def _workload(config: RunConfig, store: ParticleStore, points: int) -> Workload:
 
 def _searched_poses(
     config: RunConfig, store: ParticleStore, rows: Rows, progress: StagedProgress
-) -> tuple[ParticleStore, FoundPoses | None]:
+) -> tuple[ParticleStore, PoseSearchResult | None]:
     """The store at poses searched for around the given ones, if they are to be refined per particle."""
     if not _poses_are_searched(config):
         return store, None
@@ -240,7 +246,7 @@ def _poses_by_conformation(
         latents = linear_latents(
             here, rows, mask, _linear_dimensions(config), seed, partial(progress, "conformations for the poses")
         )
-        conformations = Conformations(latents, principal_maps(here, rows, mask, latents))
+        conformations = LinearConformations(latents, principal_maps(here, rows, mask, latents))
         report = partial(progress, "pose search by conformation")
         pose = search_poses_by_conformation(store, rows, pose, conformations, rounds, seed, report)
     return pose

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from simulated_particles import source_images, write_particles, write_stack
+from support.simulated_particles import source_images, write_particles, write_stack
 
 from cryoformer_dist.analysis import check
 from cryoformer_dist.analysis.check import CheckReport, check_store

@@ -2,7 +2,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from rotating_blobs import BOX, blobs, circle_truth, decode_circle, on_circle
+from support.rotating_blobs import BOX, blobs, circle_truth, decode_circle, on_circle
 
 from cryoformer_dist.analysis.cryobench import ShellCorrelator, per_image_fsc, perfect_area, sampled_particles
 from cryoformer_dist.analysis.masks import solvent_mask

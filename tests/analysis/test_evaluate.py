@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rotating_blobs import blobs, decode_circle
+from support.rotating_blobs import blobs, decode_circle
 
 from cryoformer_dist.analysis.evaluate import Estimate, evaluate, pose_errors
 from cryoformer_dist.analysis.map_scores import map_variation, score_maps

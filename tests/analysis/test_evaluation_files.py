@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from rotating_blobs import VOXEL_SIZE_ANGSTROM, blobs, write_run, write_truth
+from support.rotating_blobs import VOXEL_SIZE_ANGSTROM, blobs, write_run, write_truth
 
 from cryoformer_dist.analysis.evaluate import Evaluation
 from cryoformer_dist.analysis.evaluation_files import write_evaluation

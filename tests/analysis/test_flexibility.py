@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from rotating_blobs import BOX, VOXEL_SIZE_ANGSTROM, blobs
-from tiny_runs import tiny_config, train, write_set
+from support.rotating_blobs import BOX, VOXEL_SIZE_ANGSTROM, blobs
+from support.tiny_runs import tiny_config, train, write_set
 
 from cryoformer_dist.analysis.flexibility import (
     Flexibility,
@@ -18,10 +18,10 @@ from cryoformer_dist.analysis.flexibility import (
     summarise,
     write_flexibility,
 )
-from cryoformer_dist.analysis.rendering import VALUE_STOPS
 from cryoformer_dist.analysis.results import reconstruct_run
 from cryoformer_dist.analysis.trained import DecodedState, load_trained
 from cryoformer_dist.errors import StoreError
+from cryoformer_dist.figures.surfaces import VALUE_STOPS
 from cryoformer_dist.io.mrc import read_volume
 
 ANGLES = np.arange(0.0, 360.0, 30.0)

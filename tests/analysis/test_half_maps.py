@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rotating_blobs import BOX, blobs
-from tiny_runs import tiny_config, train, write_set
+from support.rotating_blobs import BOX, blobs
+from support.tiny_runs import tiny_config, train, write_set
 
 from cryoformer_dist.analysis.half_maps import HalfRun, compare_half_runs, compare_halves, match_maps, write_half_maps
 from cryoformer_dist.analysis.map_fsc import compare_maps

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rotating_blobs import blobs
+from support.rotating_blobs import blobs
 
 from cryoformer_dist.analysis.map_fsc import (
     average_comparison,

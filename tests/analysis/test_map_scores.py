@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from rotating_blobs import blobs
+from support.rotating_blobs import blobs
 
 from cryoformer_dist.analysis.map_scores import score_maps, score_region
 from cryoformer_dist.analysis.masks import moving_voxels, soften

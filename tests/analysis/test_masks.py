@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rotating_blobs import BOX, VOXEL_SIZE_ANGSTROM, blobs
+from support.rotating_blobs import BOX, VOXEL_SIZE_ANGSTROM, blobs
 
 from cryoformer_dist.analysis.masks import moving_voxels, read_mask, soft_mask, soften, solvent_mask
 from cryoformer_dist.errors import ConfigError, StoreError

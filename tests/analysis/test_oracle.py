@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rotating_blobs import BOX, VOXEL_SIZE_ANGSTROM, blobs, circle_truth
+from support.rotating_blobs import BOX, VOXEL_SIZE_ANGSTROM, blobs, circle_truth
 
 from cryoformer_dist.analysis.oracle import (
     Likelihood,

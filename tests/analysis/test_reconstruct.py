@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from rotating_blobs import VOXEL_SIZE_ANGSTROM, blobs, decode_circle
+from support.rotating_blobs import VOXEL_SIZE_ANGSTROM, blobs, decode_circle
 
 from cryoformer_dist.analysis.reconstruct import SeriesPlan, choose_latents, reconstruct, write_series
 from cryoformer_dist.errors import StoreError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rotating_blobs import write_run, write_truth
+from support.rotating_blobs import write_run, write_truth
 
 from cryoformer_dist.analysis import report
 from cryoformer_dist.analysis.report import read_run, write_report

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
-from rotating_blobs import BOX, VOXEL_SIZE_ANGSTROM, blobs, write_run, write_truth
+from support.rotating_blobs import BOX, VOXEL_SIZE_ANGSTROM, blobs, write_run, write_truth
 
 from cryoformer_dist.analysis import report
 from cryoformer_dist.analysis.flexibility import measure_flexibility, write_flexibility
-from cryoformer_dist.analysis.rendering import best_view, common_level
 from cryoformer_dist.analysis.report_sections import cluster_section, flexibility_section
 from cryoformer_dist.analysis.trained import DecodedState
+from cryoformer_dist.figures.surfaces import best_view, common_level
 
 TRUTH = blobs(np.arange(0.0, 360.0, 30.0))
 VIEW = best_view(TRUTH, common_level(TRUTH))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_runs import tiny_config, train, write_set
+from support.tiny_runs import tiny_config, train, write_set
 
 from cryoformer_dist.analysis.results import MaskFiles, evaluate_run, reconstruct_run
 from cryoformer_dist.analysis.trained import TrainedRun, load_trained

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from tiny_runs import tiny_config
+from support.tiny_runs import tiny_config
 
 from cryoformer_dist.analysis.results import report_run
 from cryoformer_dist.analysis.sweep_report import write_sweep_report
@@ -16,7 +16,7 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.config.trials import Trial, plan_trials
 from cryoformer_dist.errors import ConfigError
-from cryoformer_dist.training.trial_folder import Outcome, append_epoch, write_outcome, write_trial
+from cryoformer_dist.runs.trial import TrialOutcome, append_epoch, write_outcome, write_trial
 
 RATE = "training.learning_rates.network"
 ABLATION: dict[str, Any] = {
@@ -52,7 +52,7 @@ def _finish(folder: Path, trial: Trial, score: float, epochs: int, of: int = 4) 
     (folder / "manifest.json").write_text("{}")
     if epochs == of:
         (folder / "metrics.json").write_text(json.dumps(_metrics(score)))
-    write_outcome(folder, Outcome("finished" if epochs == of else "stopped"))
+    write_outcome(folder, TrialOutcome("finished" if epochs == of else "stopped"))
 
 
 def _sweep(folder: Path, values: dict[str, Any]) -> list[tuple[Path, Trial]]:
@@ -75,7 +75,7 @@ def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if trial.variant in scores:
             _finish(place, trial, scores[trial.variant] + 0.05 * trial.seed, 4)
         else:
-            write_outcome(place, Outcome("failed", "worker 0 failed: out of memory <here>"))
+            write_outcome(place, TrialOutcome("failed", "worker 0 failed: out of memory <here>"))
     write_sweep_report(folder)
     return folder
 

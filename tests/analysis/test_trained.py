@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import Listener, Stop, tiny_config, train
+from support.tiny_runs import Listener, Stop, tiny_config, train
 
 from cryoformer_dist.analysis.trained import TrainedRun, load_trained, with_weight_at_refined_poses
 from cryoformer_dist.data.batch import ImageBlock, make_batch
@@ -15,9 +15,8 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.physics.fourier import spectrum
 from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from_6d
-from cryoformer_dist.training.consensus import load_shell_weight
+from cryoformer_dist.runs.directory import load_run, load_shell_weight
 from cryoformer_dist.training.preparation import prepare_run
-from cryoformer_dist.training.run_directory import load_run
 
 KEPT_OUT = 8
 DISTILLED = {

@@ -1,5 +1,5 @@
 import numpy as np
-from rotating_blobs import blobs, circle_truth
+from support.rotating_blobs import blobs, circle_truth
 
 from cryoformer_dist.analysis.truth import Truth, nearest_reference, state_distance
 

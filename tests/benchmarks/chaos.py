@@ -23,12 +23,12 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from raylets import Raylets, raylets
-from tiny_runs import tiny_settings, write_set
+from support.ray_nodes import RayNodes, ray_nodes
+from support.tiny_runs import tiny_settings, write_set
 
 from cryoformer_dist.io.mrc import read_volume
-from cryoformer_dist.training.checkpoint import checkpoints
-from cryoformer_dist.training.progress import read_metrics
+from cryoformer_dist.runs.checkpoint import checkpoints
+from cryoformer_dist.runs.training_log import read_training_log
 
 NODES = 2
 # Until a replacement has joined, the workers are up and the first report has come.
@@ -47,7 +47,7 @@ class Kill:
 class Run:
     """A run launched on raylets, seen through its run directory."""
 
-    def __init__(self, name: str, work: Path, cluster: Raylets, cluster_file: Path) -> None:
+    def __init__(self, name: str, work: Path, cluster: RayNodes, cluster_file: Path) -> None:
         self.name, self._cluster, self._file = name, cluster, cluster_file
         self.folder = work / "runs" / name
         self._environment = os.environ | {"XDG_STATE_HOME": str(work / "state")}
@@ -66,7 +66,7 @@ class Run:
         return done.stdout
 
     def step(self) -> int:
-        return max((record["step"] for record in read_metrics(self.folder)), default=0)
+        return max((record["step"] for record in read_training_log(self.folder)), default=0)
 
     def wait_beyond(self, step: int) -> float:
         """Seconds until a later step is reported."""
@@ -84,7 +84,7 @@ class Run:
             raise SystemExit(f"{self.name}: {state}{self.command('logs')}")
 
 
-def kill_worker(run: Run, cluster: Raylets, chance: random.Random) -> None:
+def kill_worker(run: Run, cluster: RayNodes, chance: random.Random) -> None:
     """One training process, outright."""
     # None while they are being replaced for another reason.
     while not (
@@ -94,13 +94,13 @@ def kill_worker(run: Run, cluster: Raylets, chance: random.Random) -> None:
     os.kill(chance.choice(sorted(workers)), signal.SIGKILL)
 
 
-def kill_node(run: Run, cluster: Raylets, chance: random.Random) -> None:
+def kill_node(run: Run, cluster: RayNodes, chance: random.Random) -> None:
     """A raylet with all its workers; a new one joins at once."""
     cluster.kill_node(chance.choice(cluster.processes[1:]))
     cluster.start_node(1)
 
 
-def kill_driver(run: Run, cluster: Raylets, chance: random.Random) -> None:
+def kill_driver(run: Run, cluster: RayNodes, chance: random.Random) -> None:
     """The process that drives the run; resumed by hand as soon as the cluster says that it failed."""
     (driver,) = (number for number, words in processes(cluster) if {"cryoformer_dist.cli", "drive"} <= set(words))
     os.kill(driver, signal.SIGKILL)
@@ -109,7 +109,7 @@ def kill_driver(run: Run, cluster: Raylets, chance: random.Random) -> None:
     run.command("resume", "--detach")
 
 
-def processes(cluster: Raylets) -> list[tuple[int, list[str]]]:
+def processes(cluster: RayNodes) -> list[tuple[int, list[str]]]:
     """Number and command line of everything that runs on the cluster, and of nothing else on this machine."""
     found = []
     for raylet in cluster.processes:
@@ -119,14 +119,14 @@ def processes(cluster: Raylets) -> list[tuple[int, list[str]]]:
     return found
 
 
-KINDS: dict[str, Callable[[Run, Raylets, random.Random], None]] = {
+KINDS: dict[str, Callable[[Run, RayNodes, random.Random], None]] = {
     "worker": kill_worker,
     "node": kill_node,
     "driver": kill_driver,
 }
 
 
-def chaos(run: Run, cluster: Raylets, kills: int, seed: int) -> list[Kill]:
+def chaos(run: Run, cluster: RayNodes, kills: int, seed: int) -> list[Kill]:
     """Kill at random times until enough."""
     chance = random.Random(seed)
     # The same share of each kind, in random order.
@@ -152,7 +152,7 @@ def chaos(run: Run, cluster: Raylets, kills: int, seed: int) -> list[Kill]:
 
 def differences(run: Path, other: Path) -> dict[str, float]:
     """Largest differences between two runs: in any record, and in any map relative to the map's largest value."""
-    records, others = read_metrics(run), read_metrics(other)
+    records, others = read_training_log(run), read_training_log(other)
     if [record["step"] for record in records] != [record["step"] for record in others]:
         raise SystemExit(f"{run.name} and {other.name} did not report the same steps")
     loss = max(abs(record["loss"] - twin["loss"]) for record, twin in zip(records, others, strict=True))
@@ -191,7 +191,7 @@ def main() -> None:
     }
     settings = tiny_settings(store, {**changes, "dataset.loader": "ray", "model.pose.form": "table"})
     (work / "run.yaml").write_text(yaml.safe_dump(settings))
-    with raylets(NODES, cpus=1, head_cpus=1) as cluster:
+    with ray_nodes(NODES, cpus=1, head_cpus=1) as cluster:
         file = work / "cluster.yaml"
         values = {"provider": "existing", "address": cluster.job_server, "token_file": str(cluster.token_file)}
         values |= {"python": sys.executable, "storage": "runs", "run": "run.yaml", "max_failures": given.kills}

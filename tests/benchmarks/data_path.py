@@ -47,8 +47,8 @@ def _measured(path: Path, with_ray: bool, rounds: int) -> tuple[str, list[dict[s
     images = len(store) * epochs
 
     def bare() -> Iterator[object]:
-        for piece in order.pieces(0, 1):
-            yield store.read_images(piece.rows)
+        for read in order.reads(0, 1):
+            yield store.read_images(read.rows)
 
     loaders: dict[str, Callable[[], Iterator[object]]] = {
         "bare loop over the store": bare,

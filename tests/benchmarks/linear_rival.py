@@ -16,8 +16,8 @@ from cpu_clock import CpuClock
 from particle_set import Contender, ParticleSet, Snapshot
 
 from cryoformer_dist.data.cropped_images import CroppedImages
+from cryoformer_dist.initialization.linear_model import LinearModel, whitened
 from cryoformer_dist.physics.grids import lattice_points
-from cryoformer_dist.training.linear_start import LinearModel, whitened
 
 
 def linear(data: ParticleSet, maps: int) -> Contender:

@@ -23,7 +23,7 @@ from cryoformer_dist.config.loading import parse_overrides
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.physics import splat
 from cryoformer_dist.training import objectives
-from cryoformer_dist.training.rehearsal import Rehearsal, ball
+from cryoformer_dist.training.step_benchmark import StepBenchmark, ball
 
 
 class LiveBytes(TorchDispatchMode):
@@ -80,7 +80,7 @@ def main() -> None:
     overrides = ["dataset.store=none", "training.engine=torch"]
     config = parse_overrides([*overrides, *options.set], RunConfig, "memory")
     # What the first step loads is not the run's.
-    Rehearsal.of(config, ball(16, 0.2), 2, torch.device("cpu")).step(0)
+    StepBenchmark.of(config, ball(16, 0.2), 2, torch.device("cpu")).step(0)
     mask = ball(options.box, options.occupancy)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
@@ -96,7 +96,7 @@ def run(
 ) -> None:
     steps = options.steps
     start = time.perf_counter()
-    rehearsal = Rehearsal.of(config, mask, options.batch, torch.device("cpu"))
+    rehearsal = StepBenchmark.of(config, mask, options.batch, torch.device("cpu"))
     result["setup_s"] = time.perf_counter() - start
     result["setup_peak_mib"] = (resident("VmHWM") - before) / 2**20
     result["setup_mib"] = (resident("VmRSS") - before) / 2**20

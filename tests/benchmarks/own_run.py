@@ -10,9 +10,9 @@ from cpu_clock import CpuClock, run_timed
 from particle_set import Contender, ParticleSet, Snapshot
 
 from cryoformer_dist.analysis.trained import load_trained
-from cryoformer_dist.training.checkpoint import Checkpoint, checkpoints
-from cryoformer_dist.training.progress import read_metrics
-from cryoformer_dist.training.run_directory import is_prepared, selected_rows
+from cryoformer_dist.runs.checkpoint import Checkpoint, checkpoints
+from cryoformer_dist.runs.directory import is_prepared, selected_rows
+from cryoformer_dist.runs.training_log import read_training_log
 
 
 def ours(data: ParticleSet, epochs: int) -> Contender:
@@ -70,7 +70,7 @@ def _train(data: ParticleSet, run: Path, epochs: int) -> None:
 
 
 def _logged_seconds(data: ParticleSet, run: Path) -> dict[int, float]:
-    records = read_metrics(run)
+    records = read_training_log(run)
     measured = CpuClock(run).read()
     seconds = {
         epoch: max(record["seconds"] for record in records if record["step"] <= found.position.step)

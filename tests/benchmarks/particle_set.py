@@ -11,15 +11,15 @@ import torch
 from cpu_clock import CpuClock
 
 from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.data.simulate import TRUTH_FOLDER
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
-from cryoformer_dist.orchestration.run_files import read_run_file
+from cryoformer_dist.initialization.consensus import back_project
+from cryoformer_dist.initialization.occupancy import occupied
+from cryoformer_dist.orchestration.config_files import read_run_file
 from cryoformer_dist.physics.fourier import weighted_shells
 from cryoformer_dist.physics.volume import Volume
-from cryoformer_dist.training.consensus import SHELL_WEIGHT, back_project, load_consensus, load_shell_weight
-from cryoformer_dist.training.occupancy import occupied
-from cryoformer_dist.training.run_directory import load_mask, write_maps
+from cryoformer_dist.runs.directory import SHELL_WEIGHT, load_consensus, load_mask, load_shell_weight, write_maps
+from cryoformer_dist.simulation.simulate import TRUTH_FOLDER
 
 
 @dataclass(frozen=True)

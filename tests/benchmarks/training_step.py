@@ -19,11 +19,12 @@ from cryoformer_dist.config.schema import (
 )
 from cryoformer_dist.data.batch import ImageBlock, make_batch
 from cryoformer_dist.data.stored_particles import StoredParticles
+from cryoformer_dist.initialization.occupancy import sphere
 from cryoformer_dist.physics.grids import radius_grid
+from cryoformer_dist.physics.lattice import Lattice
 from cryoformer_dist.physics.pose import random_rotations
 from cryoformer_dist.training.engine import TorchEngine
 from cryoformer_dist.training.learner import Learner
-from cryoformer_dist.training.occupancy import Lattice, sphere
 from cryoformer_dist.training.stages import Stage
 
 PIXEL_ANGSTROM = 3.0

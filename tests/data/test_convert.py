@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from simulated_particles import PIXEL_SIZE_ANGSTROM, source_images, write_particles
+from support.simulated_particles import PIXEL_SIZE_ANGSTROM, source_images, write_particles
 
 from cryoformer_dist.data.convert import (
     ConversionOptions,

@@ -9,8 +9,8 @@ import torch
 
 from cryoformer_dist.data import dataset
 from cryoformer_dist.data.batch import local_batches
-from cryoformer_dist.data.dataset import PieceDatasource, ray_batches
-from cryoformer_dist.data.order import ParticleOrder, Phase
+from cryoformer_dist.data.dataset import ShardReadDatasource, ray_batches
+from cryoformer_dist.data.order import ConsumedRows, ParticleOrder
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.orchestration.cluster import running_ray
 
@@ -25,16 +25,17 @@ def _ray() -> Iterator[None]:
     gc.collect()
 
 
-def _order(store: ParticleStore, epochs: int = 1, consumed: tuple[Phase, ...] = ()) -> ParticleOrder:
+def _order(store: ParticleStore, epochs: int = 1, consumed: tuple[ConsumedRows, ...] = ()) -> ParticleOrder:
     return ParticleOrder(np.arange(len(store)), store.shard_size, (5, 0), epochs, consumed)
 
 
 @pytest.mark.usefixtures("_ray")
 @pytest.mark.parametrize(
-    ("rank", "world", "consumed"), [(0, 1, ()), (1, 2, (Phase(2, 12),)), (0, 2, (Phase(1, 20), Phase(2, 6)))]
+    ("rank", "world", "consumed"),
+    [(0, 1, ()), (1, 2, (ConsumedRows(2, 12),)), (0, 2, (ConsumedRows(1, 20), ConsumedRows(2, 6)))],
 )
 def test_ray_gives_exactly_the_batches_of_the_local_reader_in_their_order(
-    tiny_store: Path, monkeypatch: pytest.MonkeyPatch, rank: int, world: int, consumed: tuple[Phase, ...]
+    tiny_store: Path, monkeypatch: pytest.MonkeyPatch, rank: int, world: int, consumed: tuple[ConsumedRows, ...]
 ) -> None:
     # Several executions must follow one another without a seam.
     monkeypatch.setattr(dataset, "_PIECES_PER_EXECUTION", 5)
@@ -76,10 +77,10 @@ def test_tasks_read_consecutive_pieces_up_to_a_size_one_block_each(
 ) -> None:
     monkeypatch.setattr(dataset, "_TASK_BYTES", task_bytes)
     store = ParticleStore.open(tiny_store)
-    pieces = list(_order(store).pieces(0, 1))
-    source = PieceDatasource(store, pieces)
+    reads = list(_order(store).reads(0, 1))
+    source = ShardReadDatasource(store, reads)
     made = source.get_read_tasks(parallelism=1)
     assert len(made) == source.task_count == tasks
     blocks = [block["row"].to_pylist() for task in made for block in task()]
-    assert blocks == [piece.rows.tolist() for piece in pieces]
+    assert blocks == [read.rows.tolist() for read in reads]
     assert source.estimate_inmemory_data_size() == 64 * (16 * 16 * 2 + 16)

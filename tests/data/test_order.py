@@ -3,20 +3,22 @@ import itertools
 import numpy as np
 import pytest
 
-from cryoformer_dist.data.order import ParticleOrder, Phase
+from cryoformer_dist.data.order import ConsumedRows, ParticleOrder
 
 SIZES = [(1, 1), (5, 8), (16, 8), (37, 8), (64, 16), (100, 7), (129, 64)]
 WORLDS = [1, 2, 3, 5]
 CASES = [(n, shard, world) for n, shard in SIZES for world in WORLDS if n >= world]
 
 
-def _order(n: int, shard: int, epochs: int = 3, seed: int = 0, consumed: tuple[Phase, ...] = ()) -> ParticleOrder:
+def _order(
+    n: int, shard: int, epochs: int = 3, seed: int = 0, consumed: tuple[ConsumedRows, ...] = ()
+) -> ParticleOrder:
     return ParticleOrder(np.arange(n), shard, (seed, 0), epochs, consumed)
 
 
 def _stream(order: ParticleOrder, rank: int, world: int) -> np.ndarray:
     """Rows of one rank with their epoch, `(rows, 2)`."""
-    parts = [np.stack([piece.rows, np.full(len(piece.rows), piece.epoch)], 1) for piece in order.pieces(rank, world)]
+    parts = [np.stack([read.rows, np.full(len(read.rows), read.epoch)], 1) for read in order.reads(rank, world)]
     return np.concatenate(parts) if parts else np.empty((0, 2), np.int64)
 
 
@@ -71,9 +73,9 @@ def test_rows_that_did_not_divide_come_first_in_the_next_epoch() -> None:
 @pytest.mark.parametrize(("n", "shard"), SIZES)
 def test_a_piece_is_never_empty_and_never_leaves_its_shard(n: int, shard: int) -> None:
     for world, rank in [(1, 0), (2, 1), (3, 0)]:
-        for piece in _order(n, shard).pieces(rank, world):
-            assert len(piece.rows)
-            assert set(piece.rows // shard) == {piece.shard}
+        for read in _order(n, shard).reads(rank, world):
+            assert len(read.rows)
+            assert set(read.rows // shard) == {read.shard}
 
 
 def test_only_the_given_rows_are_dealt() -> None:
@@ -85,7 +87,7 @@ def test_only_the_given_rows_are_dealt() -> None:
 def test_a_rank_reads_few_shards_and_its_rows_are_shuffled_within_and_across_them() -> None:
     order = _order(160, 16, epochs=1)
     for rank in range(2):
-        shards = [piece.shard for piece in order.pieces(rank, 2)]
+        shards = [read.shard for read in order.reads(rank, 2)]
         assert len(shards) == len(set(shards)) == 5
     rows = _stream(order, 0, 1)[:, 0]
     shards = rows[::16] // 16
@@ -121,7 +123,7 @@ def test_resumed_at_the_same_world_the_rest_follows_exactly(n: int, shard: int, 
 def test_two_interruptions_at_the_same_world_add_up() -> None:
     once = _order(37, 8).after(2, 9)
     again = _order(37, 8, consumed=once).after(2, 5)
-    assert again == (Phase(2, 14),)
+    assert again == (ConsumedRows(2, 14),)
 
 
 @pytest.mark.parametrize("worlds", [(2, 1), (1, 2), (3, 2), (2, 1, 3), (1, 3, 2, 5), (2, 3, 2)])
@@ -130,7 +132,7 @@ def test_resumed_at_other_worlds_nothing_is_lost_or_repeated(worlds: tuple[int, 
     epochs = 3
     rng = np.random.default_rng([*worlds, n])
     for _ in range(8):
-        consumed: tuple[Phase, ...] = ()
+        consumed: tuple[ConsumedRows, ...] = ()
         seen = np.zeros(n, np.int64)
         for world in worlds[:-1]:
             order = _order(n, shard, epochs, consumed=consumed)

@@ -5,13 +5,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from tiny_runs import assert_same_end, tiny_settings
+from support.command_line import run_command, running, train_command
+from support.tiny_runs import assert_same_end, tiny_settings
 
-from cryoformer_dist.training.progress import read_metrics
+from cryoformer_dist.runs.training_log import read_training_log
 
 # Long enough to be killed in: some seconds of steps, a report at each second one.
 CHANGES = {
@@ -24,44 +24,15 @@ CHANGES = {
 }
 
 
-def _command(run_file: Path, storage: Path, name: str, *options: str) -> list[str]:
-    program = [sys.executable, "-m", "cryoformer_dist.cli", "train", str(run_file)]
-    return [*program, "--storage", str(storage), "--name", name, *options]
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
-
-
 def _wait_for_step(run: Path, step: int, process: subprocess.Popen[str], seconds: float = 100) -> None:
     """Until the run has reported a step, while it is still training."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert process.poll() is None, f"training ended before step {step}: {process.communicate()[0]}"
-        if any(record["step"] >= step for record in read_metrics(run)):
+        if any(record["step"] >= step for record in read_training_log(run)):
             return
         time.sleep(0.01)
     pytest.fail(f"no report of step {step} within {seconds} s")
-
-
-@contextlib.contextmanager
-def _started(command: list[str], log: Path) -> Any:
-    with log.open("w+") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, text=True, env=_environment(), start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=_environment(), check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture
@@ -73,16 +44,16 @@ def run_file(tiny_store: Path, tmp_path: Path) -> Path:
 
 def test_a_run_killed_outright_and_resumed_ends_as_if_nothing_had_happened(run_file: Path, tmp_path: Path) -> None:
     storage = tmp_path / "runs"
-    undisturbed = _started(_command(run_file, storage, "whole", "--local"), tmp_path / "whole.log")
+    undisturbed = running(train_command(run_file, storage, "whole", "--local"), tmp_path / "whole.log")
     with undisturbed as whole:
-        with _started(_command(run_file, storage, "killed", "--local"), tmp_path / "killed.log") as process:
+        with running(train_command(run_file, storage, "killed", "--local"), tmp_path / "killed.log") as process:
             _wait_for_step(storage / "killed", 20, process)
             os.kill(process.pid, signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
-        assert read_metrics(storage / "killed")[-1]["step"] < 64
-        _run(_command(run_file, storage, "killed", "--local", "--resume"))
+        assert read_training_log(storage / "killed")[-1]["step"] < 64
+        run_command(train_command(run_file, storage, "killed", "--local", "--resume"))
         assert whole.wait(timeout=100) == 0, (tmp_path / "whole.log").read_text()
-    assert read_metrics(storage / "whole")[-1]["step"] == 64
+    assert read_training_log(storage / "whole")[-1]["step"] == 64
     assert_same_end(storage / "killed", storage / "whole")
     assert (storage / "killed" / "report.html").is_file()
 
@@ -126,13 +97,13 @@ def test_a_ray_worker_that_is_lost_is_replaced_and_the_run_ends_the_same(
         )
     )
     launch = [sys.executable, "-m", "cryoformer_dist.cli", "launch", str(cluster), "--name"]
-    _run([*launch, "whole"])
+    run_command([*launch, "whole"])
     log = tmp_path / "log"
-    with _started([*launch, "disturbed"], log) as process:
+    with running([*launch, "disturbed"], log) as process:
         _wait_for_step(storage / "disturbed", 14, process)
         found = _training_workers(process.pid)
         assert len(found) == 2, log.read_text()
         os.kill(found[-1], fault)
-        assert read_metrics(storage / "disturbed")[-1]["step"] < 40
+        assert read_training_log(storage / "disturbed")[-1]["step"] < 40
         assert process.wait(timeout=280) == 0, log.read_text()
     assert_same_end(storage / "disturbed", storage / "whole")

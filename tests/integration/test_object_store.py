@@ -13,9 +13,9 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 import yaml
-from object_store import KEY, SECRET
-from test_kill_and_resume import _command, _run, _started
-from tiny_runs import CPU, SHARD_ROWS, Listener, assert_same_end, tiny_config, tiny_settings, train
+from support.command_line import run_command, running, train_command
+from support.object_store import KEY, SECRET
+from support.tiny_runs import CPU, SHARD_ROWS, Listener, assert_same_end, tiny_config, tiny_settings, train
 from upath import UPath
 
 from cryoformer_dist.data.batch import local_batches
@@ -29,10 +29,10 @@ from cryoformer_dist.data.convert import (
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.reading import read_particles
-from cryoformer_dist.training.checkpoint import fetch_latest, latest_checkpoint
+from cryoformer_dist.runs.checkpoint import fetch_latest, latest_checkpoint
+from cryoformer_dist.runs.directory import open_run_directory, send_run
 from cryoformer_dist.training.preparation import prepare_run
-from cryoformer_dist.training.run_directory import opened_run, send_run
-from cryoformer_dist.training.session import train_rank
+from cryoformer_dist.training.worker import train_rank
 
 CHANGES = {
     "training.epochs": 6,
@@ -111,15 +111,15 @@ def test_convert_train_kill_resume_and_report_on_an_object_store_end_as_on_a_dis
     settings = tiny_settings(tiny_store, CHANGES)
     settings["dataset"]["store"] = stored
     run_file.write_text(yaml.safe_dump(settings))
-    command = _command(run_file, bucket / "runs", "killed", "--local")  # type: ignore[arg-type]
-    with _started(command, tmp_path / "killed.log") as process:
+    command = train_command(run_file, bucket / "runs", "killed", "--local")  # type: ignore[arg-type]
+    with running(command, tmp_path / "killed.log") as process:
         train(tiny_config(tiny_store, CHANGES), tmp_path / "whole")
         _wait_for_checkpoint(run, 12, process)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     assert max(_complete_steps(run)) < 32
-    assert f"{run}/report.html" in _run([*command, "--resume"]).replace("\n", "")
-    with opened_run(run) as killed:
+    assert f"{run}/report.html" in run_command([*command, "--resume"]).replace("\n", "")
+    with open_run_directory(run) as killed:
         fetch_latest(killed)
         assert_same_end(killed.folder, tmp_path / "whole")
         assert (killed.folder / "report.html").is_file()
@@ -145,7 +145,7 @@ def _zero_rank(rank: int, meeting_point: str, home: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2"}
     try:
-        with opened_run(home) as run:
+        with open_run_directory(home) as run:
             train_rank(run, Listener(), local_batches, CPU)
     finally:
         torch.distributed.destroy_process_group()
@@ -158,11 +158,11 @@ def test_two_ranks_under_zero_send_their_own_files_and_end_as_on_a_disk(
     changes = CHANGES | {"training.epochs": 2, "training.engine": "deepspeed", "training.zero_stage": 1}
     config = tiny_config(tiny_store, changes)
     for number, home in enumerate((str(tmp_path / "run"), str(bucket / "runs" / "zero"))):
-        with opened_run(home) as run:
+        with open_run_directory(home) as run:
             prepare_run(config, ParticleStore.open(tiny_store), run.folder, resume=False)
             send_run(run)
         torch.multiprocessing.spawn(_zero_rank, (str(tmp_path / f"meeting-{number}"), home), nprocs=2)
-    with opened_run(bucket / "runs" / "zero") as run:
+    with open_run_directory(bucket / "runs" / "zero") as run:
         fetch_latest(run)
         found = latest_checkpoint(run.folder)
         assert found is not None
@@ -176,7 +176,7 @@ def test_a_ray_worker_trains_on_an_object_store(bucket: UPath, stored: str, tmp_
     settings["dataset"]["store"] = stored
     run_file, run = tmp_path / "run.yaml", bucket / "runs" / "ray"
     run_file.write_text(yaml.safe_dump(settings))
-    _run(_command(run_file, bucket / "runs", "ray"))  # type: ignore[arg-type]
+    run_command(train_command(run_file, bucket / "runs", "ray"))  # type: ignore[arg-type]
     assert (run / "report.html").is_file()
     assert list((run / "ray").iterdir())
     for name, content in _objects(bucket).items():

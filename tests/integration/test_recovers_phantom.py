@@ -3,7 +3,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from tiny_runs import tiny_config, train, write_set
+from support.tiny_runs import tiny_config, train, write_set
 
 from cryoformer_dist.analysis.map_scores import map_variation
 from cryoformer_dist.analysis.results import evaluate_run

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import Listener, final_state, tiny_config, train
+from support.tiny_runs import Listener, final_state, tiny_config, train
 
 from cryoformer_dist.errors import CheckpointNotWrittenError, StorageTroubleWarning
-from cryoformer_dist.training.progress import read_metrics
+from cryoformer_dist.runs.training_log import read_training_log
 
 CHANGES = {"training.epochs": 2, "training.storage_patience_seconds": 60.0}
 
@@ -68,8 +68,12 @@ def whole(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _assert_same_end(run: Path, other: Path) -> None:
-    assert [record["step"] for record in read_metrics(run)] == [record["step"] for record in read_metrics(other)]
-    assert [record["loss"] for record in read_metrics(run)] == [record["loss"] for record in read_metrics(other)]
+    assert [record["step"] for record in read_training_log(run)] == [
+        record["step"] for record in read_training_log(other)
+    ]
+    assert [record["loss"] for record in read_training_log(run)] == [
+        record["loss"] for record in read_training_log(other)
+    ]
     state, other_state = final_state(run), final_state(other)
     for name, value in state.items():
         assert torch.equal(value, other_state[name]), name

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
-from raylets import raylets
-from tiny_runs import tiny_settings
+from support.ray_nodes import ray_nodes
+from support.tiny_runs import tiny_settings
 
 from cryoformer_dist.analysis.sweep_folder import TrialResult, read_trials
-from cryoformer_dist.training.run_directory import load_run
+from cryoformer_dist.runs.directory import load_run
 
 pytestmark = pytest.mark.slow
 
@@ -153,7 +153,7 @@ def test_optuna_proposes_every_trial(tiny_store: Path, tmp_path: Path) -> None:
 ON_A_CLUSTER = """
 import sys
 from pathlib import Path
-from cryoformer_dist import terminal
+from cryoformer_dist.cli import terminal
 from cryoformer_dist.config.cluster import ExistingCluster
 from cryoformer_dist.orchestration.environment import prepare_environment
 prepare_environment()
@@ -170,7 +170,7 @@ def test_trials_spread_over_the_nodes_of_a_cluster(tiny_store: Path, tmp_path: P
     sweep = _sweep_file(tmp_path, tiny_store, name="spread", seeds=[0, 1, 2])
     trials = tmp_path / "runs" / "spread" / "trials"
     environment = {name: value for name, value in _environment().items() if name != "RAY_AUTH_TOKEN"}
-    with raylets(3, cpus=1) as cluster, (tmp_path / "log").open("w") as log:
+    with ray_nodes(3, cpus=1) as cluster, (tmp_path / "log").open("w") as log:
         place = (cluster.address, str(cluster.token_file), str(tmp_path / "runs"))
         command = [sys.executable, "-c", ON_A_CLUSTER, str(sweep), *place]
         with subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process:

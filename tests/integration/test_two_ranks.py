@@ -5,18 +5,18 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
-from tiny_runs import CPU, Listener, Stop, final_state, prepare_from_mask, tiny_config, train
+from support.tiny_runs import CPU, Listener, Stop, final_state, prepare_from_mask, tiny_config, train
 
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import local_batches
-from cryoformer_dist.data.order import Phase
+from cryoformer_dist.data.order import ConsumedRows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.grids import radius_grid
 from cryoformer_dist.physics.pose import rotation_angle_deg, rotation_from_6d
-from cryoformer_dist.storage.run_folder import RunFolder
-from cryoformer_dist.training import session
-from cryoformer_dist.training.checkpoint import latest_checkpoint
-from cryoformer_dist.training.progress import read_metrics
+from cryoformer_dist.runs.checkpoint import latest_checkpoint
+from cryoformer_dist.runs.training_log import read_training_log
+from cryoformer_dist.storage.working_folder import WorkingFolder
+from cryoformer_dist.training import worker as session
 
 CHANGES = {
     "model.pose.form": "table",
@@ -42,7 +42,7 @@ def _rank(rank: int, world: int, meeting_point: str, run: str, stop_at: int | No
     session.run_training = run_training
     listener = Listener(stop_at)
     try:
-        session.train_rank(RunFolder.on_disk(Path(run)), listener, local_batches, CPU)
+        session.train_rank(WorkingFolder.on_disk(Path(run)), listener, local_batches, CPU)
     except Stop:
         return
     finally:
@@ -77,8 +77,8 @@ def test_two_ranks_learn_the_same_in_the_same_mask_and_the_checkpoint_is_what_bo
             assert torch.equal(rank["state"][name], value), name
     # Each saw its own half, both report the whole.
     assert [one["loss"] for one in ranks[0]["records"]] == [one["loss"] for one in ranks[1]["records"]]
-    assert {record["workers"] for record in read_metrics(run)} == {2}
-    assert read_metrics(run)[-1]["step"] == 8
+    assert {record["workers"] for record in read_training_log(run)} == {2}
+    assert read_training_log(run)[-1]["step"] == 8
     visits = saved["latent.visits"]
     assert visits.min() >= 1
     assert int(visits.sum()) == 2 * 64
@@ -121,10 +121,10 @@ def test_a_run_of_two_ranks_goes_on_alone_with_what_was_left(tiny_store: Path, t
     train(config, run)
     found = latest_checkpoint(run)
     assert found is not None
-    assert found.position.consumed == (Phase(2, 32), Phase(1, 64))
+    assert found.position.consumed == (ConsumedRows(2, 32), ConsumedRows(1, 64))
     assert found.position.step == 8
     assert final_state(run)["latent.visits"].tolist() == pytest.approx([2] * 64)
-    records = read_metrics(run)
+    records = read_training_log(run)
     assert [(record["step"], record["workers"]) for record in records] == [(2, 2), (4, 2), (6, 1), (8, 1)]
 
 
@@ -144,7 +144,7 @@ def test_from_two_ranks_to_one_to_three_the_loss_falls_along_one_curve(tiny_stor
     _train_on_two(config, moved, stop_at=50)
     _train_on(1, moved, stop_at=100)
     _train_on(3, moved)
-    losses = [np.array([record["loss"] for record in read_metrics(run)]) for run in (whole, moved)]
-    assert [record["workers"] for record in read_metrics(moved)] == [2] * 10 + [1] * 10 + [3] * 10
+    losses = [np.array([record["loss"] for record in read_training_log(run)]) for run in (whole, moved)]
+    assert [record["workers"] for record in read_training_log(moved)] == [2] * 10 + [1] * 10 + [3] * 10
     fall = losses[0][0] - losses[0][-1]
     assert np.abs(losses[1] - losses[0]).max() < 0.1 * fall, (losses, fall)

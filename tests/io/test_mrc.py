@@ -8,7 +8,7 @@ import mrcfile
 import numpy as np
 import pytest
 import torch
-from simulated_particles import write_stack
+from support.simulated_particles import write_stack
 
 from cryoformer_dist.errors import ParticleFormatError, PixelSizeConflictWarning
 from cryoformer_dist.io.mrc import (

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from phantoms import blobs, points_within
+from support.blobs import blobs, points_within
 
 from cryoformer_dist.config.schema import (
     DecoderConfig,

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from phantoms import points_within
+from support.blobs import points_within
 
 from cryoformer_dist.config.schema import HashGridConfig
 from cryoformer_dist.model import feature_volume

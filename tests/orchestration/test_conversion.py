@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from simulated_particles import write_particles
+from support.simulated_particles import write_particles
 
 from cryoformer_dist.data.convert import ConversionOptions, ConversionPlan, convert_serially, plan_conversion
 from cryoformer_dist.data.store import ParticleStore

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_runs import tiny_settings
+from support.tiny_runs import tiny_settings
 
 from cryoformer_dist.config.cluster import LocalCluster
 from cryoformer_dist.errors import ClusterError, ClusterUnreachableWarning, ConfigError

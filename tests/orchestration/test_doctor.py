@@ -5,7 +5,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cryoformer_dist import cli
+from cryoformer_dist.cli import main as cli
 from cryoformer_dist.orchestration import doctor
 from cryoformer_dist.orchestration.doctor import Finding
 
@@ -68,7 +68,7 @@ def test_a_benchmark_that_fails_is_told_and_does_not_end_the_examination(monkeyp
     def of(*arguments: object) -> None:
         raise RuntimeError("out of memory\nlong story")
 
-    monkeypatch.setattr(doctor.Rehearsal, "of", of)
+    monkeypatch.setattr(doctor.StepBenchmark, "of", of)
     found = list(doctor.benchmark(1.0))
     assert [finding.state for finding in found] == ["broken"] * len(found)
     assert found[0].detail.endswith("out of memory")

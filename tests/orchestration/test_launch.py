@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_runs import tiny_config, tiny_settings
+from support.tiny_runs import tiny_config, tiny_settings
 
 from cryoformer_dist.analysis import results
 from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
@@ -17,9 +17,9 @@ from cryoformer_dist.data import convert
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, StoreError, StoreNotFoundError
 from cryoformer_dist.orchestration import steps
+from cryoformer_dist.orchestration.config_files import read_cluster_file, read_run_file
 from cryoformer_dist.orchestration.pipeline import run_pipeline
 from cryoformer_dist.orchestration.request import Console, Request
-from cryoformer_dist.orchestration.run_files import read_cluster_file, read_run_file
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -113,7 +113,7 @@ def test_a_launch_cut_while_it_made_the_particles_goes_on(
     config = tiny_config(tmp_path / "s.zarr", SIMULATED)
     with monkeypatch.context() as patch:
         if cut == "simulate":
-            patch.setattr("cryoformer_dist.data.simulate._write_particles", fail)
+            patch.setattr("cryoformer_dist.simulation.simulate._write_particles", fail)
         else:
             patch.setattr(convert, "convert_shard", fail)
         with pytest.raises(KeyboardInterrupt):

@@ -4,13 +4,13 @@ from typing import Any
 import pytest
 import ray
 import yaml
-from tiny_runs import tiny_settings
+from support.tiny_runs import tiny_settings
 
 from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
 from cryoformer_dist.errors import ClusterError, ConfigError
 from cryoformer_dist.orchestration import sweep
 from cryoformer_dist.orchestration.sweep import SweepRequest, read_sweep_request, trials_at_once
-from cryoformer_dist.training.trial_folder import Outcome, read_outcome, trial_folders, write_outcome
+from cryoformer_dist.runs.trial import TrialOutcome, read_outcome, trial_folders, write_outcome
 
 
 def _file(folder: Path, store: Path, **values: Any) -> Path:
@@ -52,9 +52,9 @@ def test_a_sweep_that_is_there_is_gone_on_with_only_when_asked(tiny_store: Path,
     (folder,) = trial_folders(request.folder)
     with pytest.raises(ConfigError, match="--resume goes on with it"):
         sweep._lay_out(request)
-    write_outcome(folder, Outcome("failed", "no memory"))
+    write_outcome(folder, TrialOutcome("failed", "no memory"))
     sweep._lay_out(read_sweep_request(path, ["seeds=[0, 1]"], resume=True))
-    assert read_outcome(folder) == Outcome("failed", "no memory")
+    assert read_outcome(folder) == TrialOutcome("failed", "no memory")
     assert len(trial_folders(request.folder)) == 2
     sweep._lay_out(read_sweep_request(path, ["seeds=[0, 1]"], resume=True, retry_failed=True))
     assert read_outcome(folder) is None

@@ -4,16 +4,16 @@ from typing import Any
 import pytest
 import ray
 import ray.train
-from tiny_runs import tiny_config
+from support.tiny_runs import tiny_config
 
 from cryoformer_dist.config.cluster import ExistingCluster, LocalCluster, WorkersConfig
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ClusterError, StoreError, TrainingError
 from cryoformer_dist.orchestration import train
-from cryoformer_dist.storage.run_folder import RunFolder
-from cryoformer_dist.training.machine import Room, room_here
+from cryoformer_dist.runs.training_log import TrainingLog, read_training_log
+from cryoformer_dist.storage.working_folder import WorkingFolder
+from cryoformer_dist.training.machine import WorkerMemory, measure_worker_memory
 from cryoformer_dist.training.preparation import prepare_run
-from cryoformer_dist.training.progress import MetricsFile, read_metrics
 
 
 def _cluster(**workers: Any) -> LocalCluster:
@@ -63,10 +63,10 @@ def test_any_other_loss_of_a_worker_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_every_new_record_is_told_once_and_old_ones_not(tmp_path: Path) -> None:
-    metrics = MetricsFile(RunFolder.on_disk(tmp_path), 0)
+    metrics = TrainingLog(WorkingFolder.on_disk(tmp_path), 0)
     metrics.append({"step": 2, "seconds": 1.0})
     told: list[int] = []
-    with train._following(RunFolder.on_disk(tmp_path), lambda record: told.append(record["step"])):
+    with train._following(WorkingFolder.on_disk(tmp_path), lambda record: told.append(record["step"])):
         metrics.append({"step": 4, "seconds": 2.0})
         metrics.append({"step": 6, "seconds": 3.0})
     assert told == [4, 6]
@@ -76,7 +76,7 @@ def test_following_ends_with_an_error_too(tmp_path: Path) -> None:
     import threading
 
     def fail() -> None:
-        with train._following(RunFolder.on_disk(tmp_path), lambda record: None):
+        with train._following(WorkingFolder.on_disk(tmp_path), lambda record: None):
             raise TrainingError("stopped")
 
     with pytest.raises(TrainingError, match="stopped"):
@@ -92,8 +92,8 @@ def test_training_without_ray_tells_every_report(
     monkeypatch.setattr(train, "set_threads", lambda count: None)
     prepare_run(tiny_config(tiny_store), ParticleStore.open(tiny_store), tmp_path, resume=False)
     told: list[dict[str, Any]] = []
-    train.train_locally(RunFolder.on_disk(tmp_path), told.append)
-    assert told == read_metrics(tmp_path)
+    train.train_locally(WorkingFolder.on_disk(tmp_path), told.append)
+    assert told == read_training_log(tmp_path)
     assert told[-1]["step"] == told[-1]["steps"] == 11
     assert not ray.is_initialized()
 
@@ -101,9 +101,9 @@ def test_training_without_ray_tells_every_report(
 def test_workers_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}] * 2)
-    room = train.worker_room(_cluster(count=2, cpus=0.9))
-    assert (room.workers, room.on_gpu) == (2, False)
-    assert room.bytes == pytest.approx(room_here(on_gpu=False).bytes / 2, rel=0.3)
+    memory = train.measure_cluster_memory(_cluster(count=2, cpus=0.9))
+    assert (memory.workers, memory.on_gpu) == (2, False)
+    assert memory.bytes == pytest.approx(measure_worker_memory(on_gpu=False).bytes / 2, rel=0.3)
 
 
 def test_on_a_cluster_a_worker_has_the_memory_of_the_smallest_node_that_could_hold_it(
@@ -116,17 +116,19 @@ def test_on_a_cluster_a_worker_has_the_memory_of_the_smallest_node_that_could_ho
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     gib = {"id1": 80, "id2": 40}
 
-    def on_nodes(asked: list[dict[str, Any]], function: Any, on_gpu: bool, sharing: int, workers: int) -> list[Room]:
-        return [Room(gib[node["NodeID"]] * 2**30 // sharing, workers, on_gpu) for node in asked]
+    def on_nodes(
+        asked: list[dict[str, Any]], function: Any, on_gpu: bool, workers_per_device: int, workers: int
+    ) -> list[WorkerMemory]:
+        return [WorkerMemory(gib[node["NodeID"]] * 2**30 // workers_per_device, workers, on_gpu) for node in asked]
 
     monkeypatch.setattr(train, "on_nodes", on_nodes)
     cluster = ExistingCluster(
         provider="existing", address="auto", storage="/nowhere", workers=WorkersConfig(count=8, gpus=1)
     )
-    assert train.worker_room(cluster) == Room(40 * 2**30, 8, on_gpu=True)
+    assert train.measure_cluster_memory(cluster) == WorkerMemory(40 * 2**30, 8, on_gpu=True)
     # The batch is shared out among those that are left.
     elastic = cluster.model_copy(update={"workers": WorkersConfig(count="2..8", gpus=1)})
-    assert train.worker_room(elastic) == Room(40 * 2**30, 2, on_gpu=True)
+    assert train.measure_cluster_memory(elastic) == WorkerMemory(40 * 2**30, 2, on_gpu=True)
 
 
 def test_resident_images_train_to_the_same_losses(
@@ -138,6 +140,6 @@ def test_resident_images_train_to_the_same_losses(
     for name in ("local", "resident"):
         changes = {"dataset.loader": name, "training.epochs": 1}
         prepare_run(tiny_config(tiny_store, changes), ParticleStore.open(tiny_store), tmp_path / name, resume=False)
-        train.train_locally(RunFolder.on_disk(tmp_path / name), lambda record: None)
-        losses.append([record["loss"] for record in read_metrics(tmp_path / name)])
+        train.train_locally(WorkingFolder.on_disk(tmp_path / name), lambda record: None)
+        losses.append([record["loss"] for record in read_training_log(tmp_path / name)])
     assert losses[0] == losses[1]

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import tiny_config
+from support.tiny_runs import tiny_config
 
 from cryoformer_dist.analysis import report
 from cryoformer_dist.analysis.results import evaluate_run
@@ -12,8 +12,8 @@ from cryoformer_dist.config.loading import dump_config, parse_config
 from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.config.trials import Trial, plan_trials
 from cryoformer_dist.orchestration import train, trial
-from cryoformer_dist.training.progress import read_metrics
-from cryoformer_dist.training.trial_folder import Outcome, read_epochs, read_outcome, write_trial
+from cryoformer_dist.runs.training_log import read_training_log
+from cryoformer_dist.runs.trial import TrialOutcome, read_epochs, read_outcome, write_trial
 
 # Few particles stand for each state of so small a set.
 pytestmark = pytest.mark.filterwarnings("ignore::cryoformer_dist.errors.SmallSampleWarning")
@@ -61,7 +61,7 @@ def _lay_out(folder: Path, store: Path, changes: dict[str, Any] | None = None, *
 
 def _run(folder: Path, name: str) -> Path:
     place = folder / "trials" / name
-    trial.train_trial({"trial": {"folder": str(place), "values": {}}, "sharing": 1})
+    trial.train_trial({"trial": {"folder": str(place), "values": {}}, "workers_per_device": 1})
     return place
 
 
@@ -72,7 +72,7 @@ def test_a_trial_is_an_ordinary_run_with_its_results_and_tells_of_each_epoch_onc
     monkeypatch.setattr(report, "_SMALL", 40)
     _lay_out(tmp_path, tiny_store, {"training.epochs": 3})
     run = _run(tmp_path, "seed0")
-    assert read_outcome(run) == Outcome("finished")
+    assert read_outcome(run) == TrialOutcome("finished")
     assert {"manifest.json", "metrics.json", "report.html", "volumes"} <= {path.name for path in run.iterdir()}
     assert [told["epoch"] for told in heard.told] == [1, 2, 3]
     # The last word is that of the run's own verdict.
@@ -100,7 +100,9 @@ def test_a_trial_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     killed = _run(tmp_path / "killed", "seed0")
     # A scheduler that was killed with it hears of all epochs again.
     assert heard.told == undisturbed
-    assert [record["loss"] for record in read_metrics(killed)] == [record["loss"] for record in read_metrics(whole)]
+    assert [record["loss"] for record in read_training_log(killed)] == [
+        record["loss"] for record in read_training_log(whole)
+    ]
     assert read_result(killed).scores == read_result(whole).scores
 
 

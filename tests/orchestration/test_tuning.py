@@ -6,7 +6,7 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
-from tiny_runs import tiny_config
+from support.tiny_runs import tiny_config
 
 from cryoformer_dist.analysis.sweep_folder import TrialResult, read_trials
 from cryoformer_dist.config.loading import parse_config
@@ -14,7 +14,7 @@ from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.errors import BackendUnavailableError
 from cryoformer_dist.orchestration import tuning
 from cryoformer_dist.orchestration.tuning import OptunaProposals, Past, SweepLog, scheduler_of
-from cryoformer_dist.training.trial_folder import Outcome, read_outcome, trial_folders, write_outcome
+from cryoformer_dist.runs.trial import TrialOutcome, read_outcome, trial_folders, write_outcome
 
 RATE = "training.learning_rates.network"
 
@@ -89,13 +89,13 @@ def test_a_trial_whose_process_could_not_say_how_it_ended_is_written_down_by_the
     }
     for name in trials:
         (tmp_path / name).mkdir()
-    write_outcome(tmp_path / "finished", Outcome("finished"))
+    write_outcome(tmp_path / "finished", TrialOutcome("finished"))
     log.on_trial_complete(0, [], trials["stopped"])
     log.on_trial_complete(0, [], trials["finished"])
     log.on_trial_error(0, [], trials["lost"])
-    assert read_outcome(tmp_path / "stopped") == Outcome("stopped")
-    assert read_outcome(tmp_path / "finished") == Outcome("finished")
-    assert read_outcome(tmp_path / "lost") == Outcome("failed", "out of memory")
+    assert read_outcome(tmp_path / "stopped") == TrialOutcome("stopped")
+    assert read_outcome(tmp_path / "finished") == TrialOutcome("finished")
+    assert read_outcome(tmp_path / "lost") == TrialOutcome("failed", "out of memory")
     assert said[-1] == "lost  failed: out of memory"
 
 
@@ -131,7 +131,7 @@ def test_proposals_go_on_with_trials_that_were_interrupted(optuna_sweep: SweepCo
     base = tiny_config(tmp_path)
     first = OptunaProposals(optuna_sweep, base, tmp_path)
     begun = [first.suggest(str(number))["trial"]["folder"] for number in range(3)]
-    write_outcome(Path(begun[0]), Outcome("failed", "no memory"))
+    write_outcome(Path(begun[0]), TrialOutcome("failed", "no memory"))
     again = OptunaProposals(optuna_sweep, base, tmp_path)
     assert {again.suggest(name)["trial"]["folder"] for name in "ab"} == set(begun[1:])
     assert again.suggest("c")["trial"]["folder"] not in begun

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from phantoms import Blobs, blobs, correlation, microscope, no_shift
+from support.blobs import Blobs, blobs, correlation, microscope, no_shift
 
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function

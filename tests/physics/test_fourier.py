@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from phantoms import blobs
+from support.blobs import blobs
 
 from cryoformer_dist.io.relion import read_blocks
 from cryoformer_dist.physics.fourier import (

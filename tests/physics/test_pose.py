@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from phantoms import blobs, correlation, no_shift
 from scipy.spatial.transform import Rotation
+from support.blobs import blobs, correlation, no_shift
 
 from cryoformer_dist.physics.pose import (
     Pose,

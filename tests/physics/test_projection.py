@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from phantoms import Blobs, blobs, correlation, no_shift, relative_error, rotations
+from support.blobs import Blobs, blobs, correlation, no_shift, relative_error, rotations
 
 from cryoformer_dist.io.mrc import open_stack, read_volume
 from cryoformer_dist.io.relion import read_star

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from phantoms import blobs, relative_error, rotations
+from support.blobs import blobs, relative_error, rotations
 
 from cryoformer_dist.physics.grids import frequency_grid, half_plane_weight, lattice_points
 from cryoformer_dist.physics.projection import project_points
@@ -11,11 +11,11 @@ def test_a_slice_is_the_transform_of_the_projected_map() -> None:
     voxels, rotation = torch.stack([blobs().voxels(32), blobs(2.0).voxels(32)]), rotations()
     slices = TrilinearSlices(voxels, shell=13)
     found = slices.at(rotation)
-    assert found.shape == (2, len(rotation), len(slices.place))
+    assert found.shape == (2, len(rotation), len(slices.flat_index))
     for one, everywhere in zip(found, voxels.reshape(2, 1, -1), strict=True):
         density = everywhere.expand(len(rotation), -1)
         projected = project_points(density, lattice_points(32), rotation, torch.zeros(len(rotation), 2), 32)
-        expected = projected.flatten(1)[:, slices.place]
+        expected = projected.flatten(1)[:, slices.flat_index]
         assert max(relative_error(seen, other) for seen, other in zip(one, expected, strict=True)) < 0.03
         assert relative_error(one.roll(1, 0), expected) > 0.3
 

@@ -9,17 +9,10 @@ from torch import Tensor, nn
 
 from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.errors import BackendUnavailableError, CheckpointError
+from cryoformer_dist.ranks import gather_rows, rank_and_world, sum_over_ranks
 from cryoformer_dist.training import engine as engine_module
-from cryoformer_dist.training.engine import (
-    DeepSpeedEngine,
-    Engine,
-    TorchEngine,
-    gather_rows,
-    parameter_groups,
-    place_in_world,
-    sum_over_ranks,
-)
-from cryoformer_dist.training.session import join_world_of_one
+from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine, parameter_groups
+from cryoformer_dist.training.worker import join_world_of_one
 
 CPU = torch.device("cpu")
 NAMES = ("hash_grid", "network", "encoder")
@@ -312,7 +305,7 @@ def test_deepspeed_is_held_to_the_device_that_the_worker_was_given(monkeypatch: 
 
 
 def test_alone_gathering_and_summing_change_nothing() -> None:
-    assert place_in_world() == (0, 1)
+    assert rank_and_world() == (0, 1)
     rows, values = torch.tensor([3, 1]), torch.randn(2, 4)
     gathered = gather_rows(rows, values)
     assert torch.equal(gathered[0], rows)

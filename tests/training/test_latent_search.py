@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 import torch
-from phantoms import Blobs, blobs, microscope, rotations
+from support.blobs import Blobs, blobs, microscope, rotations
 
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.physics.ctf import contrast_transfer_function
@@ -15,7 +15,7 @@ from cryoformer_dist.physics.fourier import fourier_to_image
 from cryoformer_dist.physics.grids import frequency_grid, half_plane_weight
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.training import latent_search
-from cryoformer_dist.training.latent_search import Conformations, conformations, drawn
+from cryoformer_dist.training.latent_search import ConformationMixture, build_conformations, draw_conformations
 from cryoformer_dist.training.objectives import Objectives
 
 BOX, PIXEL_ANGSTROM = 32, 4.0
@@ -50,8 +50,8 @@ def _cloud() -> torch.Tensor:
     return corners.repeat_interleave(torch.tensor([5, 1, 2, 2]), dim=0)
 
 
-def _found(coarse_box: int | None = None, coarse: bool = False, device: str = "cpu") -> Conformations:
-    found = conformations(_objectives(coarse_box), _cloud().to(device), coarse, seed=0)
+def _found(coarse_box: int | None = None, coarse: bool = False, device: str = "cpu") -> ConformationMixture:
+    found = build_conformations(_objectives(coarse_box), _cloud().to(device), coarse, seed=0)
     # In the order of the cloud.
     assert {tuple(row) for row in found.latent.tolist()} == {tuple(row) for row in _cloud().tolist()}
     return found
@@ -81,7 +81,7 @@ def _batch(planes: torch.Tensor) -> ParticleBatch:
     return ParticleBatch(images, torch.arange(COUNT), POSE, CTF, PIXELS, 0)
 
 
-def _expected(batch: ParticleBatch, found: Conformations, shell: int) -> torch.Tensor:
+def _expected(batch: ParticleBatch, found: ConformationMixture, shell: int) -> torch.Tensor:
     """Half the squared error of exact images, over the frequencies within a shell."""
     radius = frequency_grid(BOX).norm(dim=-1) * BOX
     weight = half_plane_weight(BOX) * ((radius > 0) & (radius <= shell))
@@ -130,7 +130,7 @@ def test_while_low_frequencies_are_learned_only_those_are_compared() -> None:
 def test_all_maps_are_mixtures_of_a_few() -> None:
     # Linear in two coordinates: so are the maps.
     assert _found().mixture.shape == (4, 2)
-    one = conformations(_objectives(), torch.zeros(5, 2), False, seed=0)
+    one = build_conformations(_objectives(), torch.zeros(5, 2), False, seed=0)
     assert one.mixture.shape == (1, 1)
     assert torch.isfinite(one.posterior(_batch(_exact(torch.zeros(2))), POSE)).all()
 
@@ -138,7 +138,7 @@ def test_all_maps_are_mixtures_of_a_few() -> None:
 @pytest.mark.parametrize(("particles", "expected"), [(12, 12), (100, 16), (800, 50), (6_000, 256)])
 def test_a_representative_stands_for_several_particles(particles: int, expected: int) -> None:
     latents = torch.randn(particles, 2, generator=torch.Generator().manual_seed(0))
-    found = conformations(_objectives(), latents, False, seed=0)
+    found = build_conformations(_objectives(), latents, False, seed=0)
     assert len(found.latent) == expected
     assert float(found.log_share.exp().sum()) == pytest.approx(1)
 
@@ -146,7 +146,7 @@ def test_a_representative_stands_for_several_particles(particles: int, expected:
 def test_draws_follow_the_probabilities() -> None:
     posterior = torch.tensor([[0.2, 0.0, 0.5, 0.3]]).expand(10_000, -1)
     draws = torch.linspace(0, 1 - 1e-6, 10_000)
-    counts = torch.bincount(drawn(posterior, draws), minlength=4) / 10_000
+    counts = torch.bincount(draw_conformations(posterior, draws), minlength=4) / 10_000
     assert torch.allclose(counts, posterior[0], atol=2e-4)
     # Sums of many small probabilities may end just below one.
-    assert int(drawn(torch.full((1, 3), 0.333), torch.tensor([0.9999999]))[0]) == 2
+    assert int(draw_conformations(torch.full((1, 3), 0.333), torch.tensor([0.9999999]))[0]) == 2

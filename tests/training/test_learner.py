@@ -4,15 +4,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import CPU, final_state, tiny_config, train
+from support.tiny_runs import CPU, final_state, tiny_config, train
 
 from cryoformer_dist.config.schema import LearningRates
 from cryoformer_dist.data.batch import ImageBlock, ParticleBatch, make_batch
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError
+from cryoformer_dist.initialization.occupancy import sphere
+from cryoformer_dist.physics.lattice import Lattice
 from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from_6d
 from cryoformer_dist.training.learner import Inputs, Learner, table_rate
-from cryoformer_dist.training.occupancy import Lattice, sphere
 from cryoformer_dist.training.stages import Stage, StageKind
 
 ALL_FORMS = {

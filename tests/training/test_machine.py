@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
-from tiny_runs import tiny_config
+from support.tiny_runs import tiny_config
 
-from cryoformer_dist.training.machine import free_bytes, room_here, worker_threads
+from cryoformer_dist.training.machine import free_bytes, measure_worker_memory, worker_threads
 
 MIB = 2**20
 
@@ -44,7 +44,10 @@ def test_free_memory_is_the_least_of_machine_and_containers(
 
 
 def test_workers_share_what_is_free() -> None:
-    alone, four = room_here(on_gpu=False), room_here(on_gpu=False, sharing=4, workers=8)
+    alone, four = (
+        measure_worker_memory(on_gpu=False),
+        measure_worker_memory(on_gpu=False, workers_per_device=4, workers=8),
+    )
     assert four.bytes == pytest.approx(alone.bytes / 4, rel=0.2)
     assert four.workers == 8
 

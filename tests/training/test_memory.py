@@ -3,13 +3,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import tiny_config
+from support.tiny_runs import tiny_config
 
 from cryoformer_dist.config.schema import DatasetConfig, RunConfig, TrainingConfig
 from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.model.cryoformer import CryoFormer
 from cryoformer_dist.training import objectives
-from cryoformer_dist.training.machine import Room
+from cryoformer_dist.training.machine import WorkerMemory
 from cryoformer_dist.training.memory import (
     Workload,
     parameter_count,
@@ -63,24 +63,24 @@ def test_auto_takes_the_largest_batch_that_fits(on_gpu: bool, workers: int) -> N
     config = _config(global_batch_size="auto")
     # Too many points for operators, whose making would be the peak.
     work = replace(WORK, points=600_000)
-    room = Room((_peak(work, 8, on_gpu) + _peak(work, 16, on_gpu)) // 2, workers, on_gpu)
-    settled = settle_batch_size(config, work, room)
+    memory = WorkerMemory((_peak(work, 8, on_gpu) + _peak(work, 16, on_gpu)) // 2, workers, on_gpu)
+    settled = settle_batch_size(config, work, memory)
     assert settled.training.global_batch_size == 8 * workers
-    refuse_too_large(settled, work, room)
+    refuse_too_large(settled, work, memory)
     doubled = _config(global_batch_size=16 * workers)
     with pytest.raises(ConfigError, match=rf"set training\.global_batch_size to {8 * workers} or to auto"):
-        refuse_too_large(doubled, work, room)
+        refuse_too_large(doubled, work, memory)
 
 
 @pytest.mark.parametrize(("trained", "workers", "size"), [(10**6, 1, 64), (10**6, 4, 256), (4000, 1, 16), (50, 2, 2)])
 def test_auto_is_bounded_by_what_still_learns_well(trained: int, workers: int, size: int) -> None:
-    room = Room(10**15, workers)
-    settled = settle_batch_size(_config(global_batch_size="auto"), replace(WORK, trained=trained), room)
+    memory = WorkerMemory(10**15, workers)
+    settled = settle_batch_size(_config(global_batch_size="auto"), replace(WORK, trained=trained), memory)
     assert settled.training.global_batch_size == size
 
 
 def test_a_number_stays_as_it_is() -> None:
-    assert settle_batch_size(_config(global_batch_size=48), WORK, Room(10**15)).training.global_batch_size == 48
+    assert settle_batch_size(_config(global_batch_size=48), WORK, WorkerMemory(10**15)).training.global_batch_size == 48
 
 
 @pytest.mark.parametrize("size", ["auto", 64])
@@ -89,7 +89,7 @@ def test_what_cannot_fit_is_refused_with_numbers_and_a_way_out(size: Any) -> Non
     config = _config(global_batch_size=size, occupancy="sphere")
     config = config.model_copy(update={"dataset": DatasetConfig(store="s", loader="resident")})
     with pytest.raises(ConfigError) as refused:
-        settle_batch_size(config, sphere, Room(GIB // 2))
+        settle_batch_size(config, sphere, WorkerMemory(GIB // 2))
     message = str(refused.value)
     for part in ("has 0.5 GiB", "box 256, 8600000 points, 51% of the box", "resident images 6.1 GiB", "points"):
         assert part in message

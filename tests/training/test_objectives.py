@@ -4,15 +4,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from phantoms import blobs, correlation, microscope
-from tiny_runs import tiny_config
+from support.blobs import blobs, correlation, microscope
+from support.tiny_runs import tiny_config
 
 from cryoformer_dist.data.batch import ImageBlock, ParticleBatch, make_batch
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError
+from cryoformer_dist.initialization.consensus import back_project
+from cryoformer_dist.initialization.occupancy import sphere
 from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import crop_half_plane, fourier_to_image
 from cryoformer_dist.physics.grids import frequency_grid
+from cryoformer_dist.physics.lattice import Lattice
 from cryoformer_dist.physics.pose import (
     Pose,
     random_rotations,
@@ -20,9 +23,7 @@ from cryoformer_dist.physics.pose import (
     rotation_from_relion_euler,
 )
 from cryoformer_dist.training import objectives as module
-from cryoformer_dist.training.consensus import back_project
 from cryoformer_dist.training.objectives import Objectives, pose_loss
-from cryoformer_dist.training.occupancy import Lattice, sphere
 
 BOX = 16
 SMOOTH = {
@@ -55,7 +56,7 @@ def _latent(particles: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _images(objectives: Objectives, batch: ParticleBatch, copy: int = 0) -> torch.Tensor:
-    return fourier_to_image(objectives.render(_latent(len(batch)), batch.pose, batch, copy), BOX)
+    return fourier_to_image(objectives.project(_latent(len(batch)), batch.pose, batch, copy), BOX)
 
 
 def _both(store: ParticleStore) -> tuple[Objectives, Objectives]:
@@ -67,7 +68,7 @@ def _both(store: ParticleStore) -> tuple[Objectives, Objectives]:
 def _low_frequencies(objectives: Objectives, batch: ParticleBatch) -> torch.Tensor:
     """Transforms up to shell 3: two quadratures of one density differ only beyond."""
     low = frequency_grid(BOX).norm(dim=-1) * BOX < 3.01
-    return objectives.render(_latent(len(batch)), batch.pose, batch, 0) * low
+    return objectives.project(_latent(len(batch)), batch.pose, batch, 0) * low
 
 
 def _relative(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -153,7 +154,7 @@ def test_the_loss_of_what_is_rendered_is_zero_and_of_an_empty_image_its_power(
     store: ParticleStore, batch: ParticleBatch
 ) -> None:
     objectives = _objectives(store)
-    transform = objectives.render(_latent(6), batch.pose, batch, 0).detach()
+    transform = objectives.project(_latent(6), batch.pose, batch, 0).detach()
     frequency = frequency_grid(BOX)[None] / batch.pixel_size_angstrom[:, None, None, None]
     images = fourier_to_image(transform * contrast_transfer_function(batch.ctf, frequency), BOX)
     perfect, latent = objectives("reconstruction", replace(batch, images=images + 7.0), _latent(6), batch.pose, 0)
@@ -226,7 +227,7 @@ def test_a_coarser_pixel_scales_a_transform_as_it_scales_a_density(store: Partic
     coarse = replace(batch, pixel_size_angstrom=batch.pixel_size_angstrom * 1.25)
     still = [_with_pose(one, torch.eye(3).expand(6, 3, 3), torch.zeros(6, 2)) for one in (batch, coarse)]
     with torch.no_grad():
-        fine_sum, coarse_sum = (objectives.render(_latent(6), one.pose, one, 0)[:, 0, 0] for one in still)
+        fine_sum, coarse_sum = (objectives.project(_latent(6), one.pose, one, 0)[:, 0, 0] for one in still)
     # The sum over an image: the same line integrals, in less noise, on fewer pixels.
     assert float(fine_sum.abs().min()) > 0
     torch.testing.assert_close(coarse_sum / fine_sum, torch.full((6,), 1 / 1.25 + 0j))
@@ -284,14 +285,14 @@ def test_distillation_asks_for_the_latents_that_the_images_were_rendered_at(
 ) -> None:
     objectives = _distilling(store)
     rendered: list[torch.Tensor] = []
-    original = objectives.render
+    original = objectives.project
 
-    def render(latent: torch.Tensor, pose: Pose, *rest: object) -> torch.Tensor:
+    def project(latent: torch.Tensor, pose: Pose, *rest: object) -> torch.Tensor:
         rendered.append(latent)
         assert pose is batch.pose
         return original(latent, pose, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(objectives, "render", render)
+    monkeypatch.setattr(objectives, "project", project)
     monkeypatch.setattr(objectives, "encode_latent", lambda _, pose: torch.full((6, 2), 0.5))
     loss = _distilled(objectives, batch, 0)
     torch.testing.assert_close(loss, (rendered[0] - 0.5).square().mean(1))
@@ -354,8 +355,8 @@ def test_a_coarse_step_sees_the_low_frequencies_of_the_same_images(store: Partic
     objectives = _objectives(store, {"training.coarse_epochs": 1, "training.coarse_box": 12})
     assert objectives.coarse is not None
     with torch.no_grad():
-        fine = crop_half_plane(objectives.render(_latent(6), batch.pose, batch, 0), 12)
-        coarse = objectives.render(_latent(6), batch.pose, batch, 0, objectives.coarse)
+        fine = crop_half_plane(objectives.project(_latent(6), batch.pose, batch, 0), 12)
+        coarse = objectives.project(_latent(6), batch.pose, batch, 0, objectives.coarse)
     low = (frequency_grid(12) * 12).norm(dim=-1) <= 3
     # The sphere's face is drawn more coarsely too.
     assert _relative(coarse[:, low], fine[:, low]) < 0.15

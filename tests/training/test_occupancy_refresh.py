@@ -3,15 +3,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import CPU, prepare_from_mask, tiny_config, train, write_set
+from support.tiny_runs import CPU, prepare_from_mask, tiny_config, train, write_set
 
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import DensityMaskedAwayWarning
+from cryoformer_dist.initialization.occupancy import missed, sphere
 from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.physics.lattice import Lattice, mask_of
+from cryoformer_dist.runs.checkpoint import checkpoints
 from cryoformer_dist.training import occupancy_refresh
-from cryoformer_dist.training.checkpoint import checkpoints
 from cryoformer_dist.training.learner import Learner
-from cryoformer_dist.training.occupancy import Lattice, mask_of, missed, sphere
 from cryoformer_dist.training.occupancy_refresh import refresh_occupancy, refresh_sample
 from cryoformer_dist.training.stages import Stage
 

@@ -6,24 +6,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import tiny_config, write_set
+from support.tiny_runs import tiny_config, write_set
 
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, SlowEncodingWarning, SmallSampleWarning, StoreError
+from cryoformer_dist.initialization.consensus import Consensus
+from cryoformer_dist.initialization.pose_search import PoseSearchResult
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.pose import Pose
-from cryoformer_dist.training import objectives, preparation
-from cryoformer_dist.training.consensus import Consensus
-from cryoformer_dist.training.machine import Room
-from cryoformer_dist.training.pose_search import FoundPoses
-from cryoformer_dist.training.preparation import preparation_key, prepare_like, prepare_run
-from cryoformer_dist.training.run_directory import (
+from cryoformer_dist.runs.directory import (
     load_first_latents,
     load_lattice,
     load_run,
     selected_rows,
     store_at_first_poses,
 )
+from cryoformer_dist.training import objectives, preparation
+from cryoformer_dist.training.machine import WorkerMemory
+from cryoformer_dist.training.preparation import preparation_key, prepare_like, prepare_run
 
 
 def _prepared(store: ParticleStore, run: Path, **changes: object) -> Path:
@@ -133,7 +133,7 @@ def test_resuming_with_other_particles_held_out_is_refused_by_name(store: Partic
             prepare_run(tiny_config(store.path, {"dataset.hold_out": kept}), store, run, resume=True)
 
 
-def _found(store: ParticleStore, kept: bool = False) -> Callable[..., FoundPoses]:
+def _found(store: ParticleStore, kept: bool = False) -> Callable[..., PoseSearchResult]:
     """A search that puts every particle it is asked for at one and the same pose."""
 
     def search_poses(searched: ParticleStore, rows: np.ndarray, seed: int, progress: Callable[[int, int], None]) -> Any:
@@ -142,7 +142,7 @@ def _found(store: ParticleStore, kept: bool = False) -> Callable[..., FoundPoses
         assert seed in (3, 3 + 10**9)
         progress(len(rows), len(rows))
         pose = Pose(torch.eye(3).expand(len(rows), 3, 3), torch.full((len(rows), 2), 8.0))
-        return FoundPoses(pose, 0.25, 0.125 if kept else 0.5)
+        return PoseSearchResult(pose, 0.25, 0.125 if kept else 0.5)
 
     return search_poses
 
@@ -229,7 +229,7 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_written(
 ) -> None:
     config = tiny_config(store.path, {"training.occupancy": occupancy})
     with pytest.raises(ConfigError, match=r"a worker needs about .* and has 0\.0 GiB"):
-        prepare_run(config, store, tmp_path / "run", resume=False, room=Room(2**20))
+        prepare_run(config, store, tmp_path / "run", resume=False, memory=WorkerMemory(2**20))
     assert not (tmp_path / "run").exists()
 
 
@@ -247,33 +247,33 @@ def test_a_run_whose_maps_do_not_fit_the_driver_is_refused_before_anything_is_wr
 def test_sizes_without_a_kernel_are_refused_on_a_gpu_before_anything_is_written(
     store: ParticleStore, tmp_path: Path
 ) -> None:
-    gpu, changes = Room(2**40, on_gpu=True), {"model.decoder.queries": 24}
+    gpu, changes = WorkerMemory(2**40, on_gpu=True), {"model.decoder.queries": 24}
     with pytest.raises(ConfigError, match=r"not 16, 24 and 16; take those, or set model\.kernels: torch"):
-        prepare_run(tiny_config(store.path, changes), store, tmp_path / "run", resume=False, room=gpu)
+        prepare_run(tiny_config(store.path, changes), store, tmp_path / "run", resume=False, memory=gpu)
     assert not (tmp_path / "run").exists()
     needs_none = {"model.kernels": "torch", "model.domain": "fourier", "model.decoder.form": "concatenation"}
     for key, value in needs_none.items():
-        prepare_run(tiny_config(store.path, changes | {key: value}), store, tmp_path / key, resume=False, room=gpu)
+        prepare_run(tiny_config(store.path, changes | {key: value}), store, tmp_path / key, resume=False, memory=gpu)
 
 
 def test_points_that_a_gpu_would_hash_by_torch_at_every_step_are_told_with_the_remedy(
     store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objectives, "_KEPT_OPERATORS_BYTES", 0)
-    gpu = Room(2**40, on_gpu=True)
+    gpu = WorkerMemory(2**40, on_gpu=True)
     with pytest.warns(SlowEncodingWarning, match=r"set model\.hash_grid\.backend: triton"):
-        prepare_run(tiny_config(store.path), store, tmp_path / "slow", resume=False, room=gpu)
+        prepare_run(tiny_config(store.path), store, tmp_path / "slow", resume=False, memory=gpu)
     # No warning: they would be errors.
     changes = {"model.hash_grid.backend": "triton"}
-    prepare_run(tiny_config(store.path, changes), store, tmp_path / "fast", resume=False, room=gpu)
-    prepare_run(tiny_config(store.path), store, tmp_path / "cpu", resume=False, room=Room(2**40))
+    prepare_run(tiny_config(store.path, changes), store, tmp_path / "fast", resume=False, memory=gpu)
+    prepare_run(tiny_config(store.path), store, tmp_path / "cpu", resume=False, memory=WorkerMemory(2**40))
 
 
 def test_an_encoder_that_would_normalise_over_a_few_images_is_told_of(store: ParticleStore, tmp_path: Path) -> None:
     config = tiny_config(store.path, {"model.latent.form": "encoder"})
     with pytest.warns(SmallSampleWarning, match=r"over the 3 images .* 8 or more for each of 4 workers"):
-        prepare_run(config, store, tmp_path / "few", resume=False, room=Room(2**40, workers=4))
-    prepare_run(config, store, tmp_path / "enough", resume=False, room=Room(2**40))
+        prepare_run(config, store, tmp_path / "few", resume=False, memory=WorkerMemory(2**40, workers=4))
+    prepare_run(config, store, tmp_path / "enough", resume=False, memory=WorkerMemory(2**40))
 
 
 def test_a_coarse_box_larger_than_the_store_s_is_refused_before_anything_is_written(
@@ -299,7 +299,7 @@ def test_an_automatic_batch_becomes_a_number_and_resumes_with_it(store: Particle
 def test_a_run_is_not_resumed_where_it_does_not_fit(store: ParticleStore, tmp_path: Path) -> None:
     run = _prepared(store, tmp_path / "run")
     with pytest.raises(ConfigError, match="a worker needs about"):
-        prepare_run(tiny_config(store.path), store, run, resume=True, room=Room(2**20))
+        prepare_run(tiny_config(store.path), store, run, resume=True, memory=WorkerMemory(2**20))
 
 
 def test_a_run_prepared_like_another_of_its_key_is_the_one_it_would_have_been(
@@ -312,7 +312,7 @@ def test_a_run_prepared_like_another_of_its_key_is_the_one_it_would_have_been(
     prepare_run(other, store, tmp_path / "other", resume=False)
     for name in ("back_project", "_searched_poses", "_first_latents"):
         monkeypatch.delattr(preparation, name)
-    prepare_like(config, store, tmp_path / "like", tmp_path / "other", Room(2**40))
+    prepare_like(config, store, tmp_path / "like", tmp_path / "other", WorkerMemory(2**40))
     names = sorted(path.name for path in (tmp_path / "alone").iterdir())
     assert "first_latents.npy" in names
     assert names == sorted(path.name for path in (tmp_path / "like").iterdir())

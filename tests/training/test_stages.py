@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from tiny_runs import tiny_config
+from support.tiny_runs import tiny_config
 
 from cryoformer_dist.training.stages import Stage, stages
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import CPU, Listener, Stop, tiny_config, train
+from support.tiny_runs import CPU, Listener, Stop, tiny_config, train
 
 # Full precision, as a CPU has.
 _EXACT = {"model.decoder.products": "ieee"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_runs import tiny_config
+from support.tiny_runs import tiny_config
 
 from cryoformer_dist.config.cluster import LocalCluster
 from cryoformer_dist.errors import ClusterError

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import tiny_settings
+from support.tiny_runs import tiny_settings
 
 from cryoformer_dist.config.cluster import SlurmCluster
 from cryoformer_dist.config.loading import dump_yaml

@@ -1,0 +1,1 @@
+"""Commands, and what the terminal shows."""

@@ -1,0 +1,349 @@
+"""Commands: options to configuration, one call, its result printed.
+
+Heavy imports happen inside commands, so that help appears at once.
+"""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cryoformer_dist.cli import clusters, sweeps, terminal
+from cryoformer_dist.errors import CryoFormerError, CryoFormerWarning
+from cryoformer_dist.orchestration.environment import prepare_environment
+
+if TYPE_CHECKING:
+    from cryoformer_dist.config.cluster import ClusterConfig
+    from cryoformer_dist.config.schema import RunConfig
+
+app = typer.Typer(
+    name="cryoformer-dist",
+    help="Continuous heterogeneous cryo-EM reconstruction with CryoFormer, on one machine or many.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a value of the file: dotted.key=value. May be repeated."),
+]
+RunDirectory = Annotated[str, typer.Argument(help="Run directory, as printed by train or launch.")]
+Name = Annotated[str | None, typer.Option(help="Name of the run directory; the run file's name when left out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is there.")]
+
+
+@app.command(epilog="Example: `cryoformer-dist init my-project`")
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to put `cluster/` and `configs/`.")],
+) -> None:
+    """Write starter cluster and run files, to be edited."""
+    from cryoformer_dist.cli.starter import write_starter_files
+
+    for path in write_starter_files(folder):
+        terminal.say(f"wrote {path}")
+    terminal.say(f"next: cryoformer-dist launch {folder / 'cluster' / 'local.yaml'}")
+
+
+@app.command(epilog="Example: `cryoformer-dist doctor`")
+def doctor(
+    storage: Annotated[Path, typer.Option(help="Where run directories are to go.")] = Path("runs"),
+    seconds: Annotated[float, typer.Option(min=0, help="Length of the benchmark; 0 leaves it out.")] = 20.0,
+) -> None:
+    """See what this machine has, which backends load and why others do not, and how fast it trains."""
+    from cryoformer_dist.orchestration import doctor as examine
+
+    findings: list[examine.Finding] = []
+    parts = {
+        "devices": examine.devices(),
+        "versions": examine.versions(),
+        "backends": examine.backends(),
+        "storage": iter([examine.storage(storage)]),
+        "training": examine.benchmark(seconds) if seconds else iter(()),
+    }
+    for title, part in parts.items():
+        found = list(part)
+        terminal.findings(title, [(finding.name, finding.state, finding.detail) for finding in found])
+        findings += found
+    terminal.say(f"next: {examine.advice(findings)}")
+    if any(finding.state == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: `cryoformer-dist simulate --output set --set particles=1000 --set snr=0.1`")
+def simulate(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for stacks, particles.star and truth/.")],
+    config: Annotated[Path | None, typer.Argument(help="Simulation file; the built-in molecule when left out.")] = None,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a set that is already there.")] = False,
+) -> None:
+    """Make particle images with known states, poses and volumes."""
+    from cryoformer_dist.config.loading import load_config, parse_overrides
+    from cryoformer_dist.config.simulation import SimulationConfig
+    from cryoformer_dist.simulation.simulate import simulate as make
+
+    if config is None:
+        settings = parse_overrides(overrides or [], SimulationConfig, "simulate")
+    else:
+        settings = load_config(config, SimulationConfig, overrides or []).with_paths_from(config.resolve().parent)
+    with terminal.progress("simulating particles") as progress:
+        made = make(settings, output, progress, overwrite=overwrite)
+    terminal.say(f"particles  {made.star}")
+    terminal.say(f"truth      {made.truth}")
+    terminal.say(f"next: cryoformer-dist convert {made.star} -o {output / 'particles.zarr'}")
+
+
+@app.command(epilog="Example: `cryoformer-dist convert run_data.star -o particles.zarr --box 128`")
+def convert(
+    particles: Annotated[Path, typer.Argument(help="RELION .star, cryoSPARC .cs, or a stack with --poses and --ctf.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Particle store to write (.zarr): a folder, or s3://bucket/prefix.")
+    ],
+    box: Annotated[int | None, typer.Option(help="Fourier-crop to this even box, pixels.")] = None,
+    datadir: Annotated[Path | None, typer.Option(help="Where the stacks lie, if not where the file says.")] = None,
+    passthrough: Annotated[list[Path] | None, typer.Option(help="cryoSPARC passthrough .cs. May be repeated.")] = None,
+    poses: Annotated[Path | None, typer.Option(help="cryoDRGN poses.pkl.")] = None,
+    ctf: Annotated[Path | None, typer.Option(help="cryoDRGN ctf.pkl.")] = None,
+    indices: Annotated[Path | None, typer.Option("--ind", help="cryoDRGN ind.pkl: keep these rows.")] = None,
+    contrast: Annotated[
+        Literal["auto", "light", "dark"], typer.Option(help="Is protein light or dark in the images?")
+    ] = "auto",
+    particle_diameter: Annotated[
+        float | None, typer.Option(help="Background is outside this diameter, angstrom.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of particles in the store.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Shards converted at a time; all CPUs when left out.")] = None,
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the store that is there.")] = False,
+) -> None:
+    """Convert particles to a checked, sharded Zarr store. Interrupted? Run the same command again."""
+    from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
+    from cryoformer_dist.io.reading import read_particles
+
+    options = ConversionOptions(
+        box_size=box,
+        contrast=contrast,
+        particle_diameter_angstrom=particle_diameter,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    table = read_particles(
+        particles,
+        datadir=datadir,
+        passthrough=passthrough or (),
+        poses=poses,
+        ctf=ctf,
+        indices=indices,
+    )
+    plan = plan_conversion(table, output, options)
+    terminal.say(f"particles  {len(table)} in {len(table.stack_paths)} stacks")
+    terminal.say(f"contrast   {plan.contrast}")
+    with terminal.progress("converting to Zarr") as progress:
+        if local:
+            store = convert_serially(plan, progress)
+        else:
+            from cryoformer_dist.orchestration.conversion import convert_particles
+
+            store = convert_particles(plan, workers, progress)
+    terminal.say(f"store      {store.path}: box {store.box_size} at {store.pixel_size_angstrom:.4g} A")
+    terminal.say(f"next: cryoformer-dist check {output}")
+
+
+@app.command(epilog="Example: `cryoformer-dist check particles.zarr`")
+def check(
+    store: Annotated[str, typer.Argument(help="Particle store (.zarr): a folder, or s3://bucket/prefix.")],
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="Folder for maps and picture; <store>.check when left out."),
+    ] = None,
+    sample: Annotated[int, typer.Option(min=2, help="Particles to back-project.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+) -> None:
+    """Verify every chunk, then back-project a sample to see whether signs, shifts and rotations are right."""
+    from cryoformer_dist.analysis.check import check_store
+    from cryoformer_dist.data.store import ParticleStore
+    from cryoformer_dist.storage.places import place_at
+    from cryoformer_dist.storage.working_folder import open_working_folder
+
+    place = place_at(output) if output else place_at(store).with_suffix(".check")
+    with open_working_folder(place) as folder:
+        with terminal.staged_progress() as progress:
+            report = check_store(ParticleStore.open(store), folder.folder, sample, seed, progress)
+        folder.send_changes()
+    terminal.say(str(report))
+    terminal.say(f"next: look at {place / 'check.png'}, then cryoformer-dist launch cluster/local.yaml --run RUN.yaml")
+
+
+@app.command(epilog="Example: `cryoformer-dist train configs/demo.yaml --local`")
+def train(
+    config: Annotated[Path, typer.Argument(help="Run file.")],
+    storage: Annotated[str, typer.Option(help="Where run directories go: a folder, or s3://bucket/prefix.")] = "runs",
+    name: Name = None,
+    resume: Resume = False,
+    workers: Annotated[int, typer.Option(min=1, help="Training processes.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs per training process.")] = 0,
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Train on this machine and write volumes, latents, verdict and report."""
+    from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
+    from cryoformer_dist.orchestration.config_files import read_run_file
+    from cryoformer_dist.storage.places import placed_from
+
+    settings = read_run_file(config, overrides or [])
+    storage = placed_from(Path.cwd(), storage)
+    cluster = None
+    if not local:
+        cluster = LocalCluster(storage=storage, workers=WorkersConfig(count=workers, gpus=gpus))
+    _run_pipeline(settings, cluster, storage, name, resume)
+
+
+app.add_typer(clusters.app)
+app.add_typer(sweeps.app)
+
+
+@app.command(epilog="Example: `cryoformer-dist reconstruct runs/demo`")
+def reconstruct(run: RunDirectory) -> None:
+    """Write volumes at cluster centres and along the principal axes, the latent table and refined poses."""
+    from cryoformer_dist.analysis.results import open_results, reconstruct_run
+
+    with open_results(run) as folder:
+        written = reconstruct_run(folder.folder)
+    terminal.say(f"{len(written)} files in {run}")
+    terminal.say(f"next: cryoformer-dist evaluate {run}")
+
+
+@app.command(epilog="Example: `cryoformer-dist evaluate runs/demo --truth runs/demo-data/particles/truth`")
+def evaluate(
+    run: RunDirectory,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="Truth folder of a simulation; the one beside its particles when left out."),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Region (.mrc) in which to judge the motion; where the truth moves when left out."),
+    ] = None,
+    solvent_mask: Annotated[
+        Path | None,
+        typer.Option(help="Mask (.mrc) of the per-image FSC; round the true maps when left out."),
+    ] = None,
+) -> None:
+    """Judge a run: against the truth where there is one, with the consensus map as the floor."""
+    import json
+
+    from cryoformer_dist.analysis.results import MaskFiles, evaluate_run, open_results
+    from cryoformer_dist.analysis.verdict import summary_lines
+
+    with open_results(run) as folder:
+        path = evaluate_run(folder.folder, truth, masks=MaskFiles(mask, solvent_mask))
+        for line in summary_lines(json.loads(path.read_text())):
+            terminal.say(line)
+        terminal.say(f"all measures  {folder.at_home(path)}")
+
+
+@app.command(epilog="Example: `cryoformer-dist fsc half1.mrc half2.mrc --mask mask.mrc --output fsc.csv`")
+def fsc(
+    first: Annotated[Path, typer.Argument(help="Map (.mrc) of any program.")],
+    second: Annotated[Path, typer.Argument(help="Map on the same grid.")],
+    mask: Annotated[Path | None, typer.Option(help="Mask (.mrc); adds the masked and the corrected curve.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Table of the curves (.csv).")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Picture of the curves (.png, .svg or .pdf).")] = None,
+) -> None:
+    """Compare two maps: FSC unmasked, masked, and corrected for the mask by phase randomisation."""
+    from cryoformer_dist.analysis.map_fsc import describe, read_and_compare, write_curves
+    from cryoformer_dist.figures.fsc import draw_fsc
+
+    comparison, volume = read_and_compare(first, second, mask)
+    name = "none" if mask is None else str(mask)
+    for line in describe(comparison, name):
+        terminal.say(line)
+    if output is not None:
+        terminal.say(f"table       {write_curves(output, comparison.curves)}")
+    if figure is not None:
+        title = f"{first.name} and {second.name} · {volume.voxel_size_angstrom:.4g} Å per voxel · mask {name}"
+        terminal.say(f"figure      {draw_fsc(figure, comparison.curves, title)}")
+
+
+@app.command(epilog="Example: `cryoformer-dist halves runs/half1 runs/half2`")
+def halves(
+    first: Annotated[str, typer.Argument(help="Run trained with --set dataset.half=1.")],
+    second: Annotated[str, typer.Argument(help="Run trained with --set dataset.half=2.")],
+    mask: Annotated[Path | None, typer.Option(help="Mask (.mrc); made from the maps when left out.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for table, picture and maps; RUN1/halves.")
+    ] = None,
+) -> None:
+    """Compare two runs trained apart on the two half-sets: in their maps and their motion."""
+    from cryoformer_dist.analysis.half_maps import compare_halves, write_half_maps
+    from cryoformer_dist.analysis.map_fsc import describe
+    from cryoformer_dist.analysis.results import open_results
+
+    with open_results(first) as one, open_results(second) as other:
+        found = compare_halves(one.folder, other.folder, mask)
+        written = write_half_maps(output or one.folder / "halves", found, (one.home, other.home))
+        place = written if output else one.at_home(written)
+    terminal.say(f"motion      correlation {found.matched.correlation:.3f} between the halves")
+    for line in describe(found.average, found.mask_name, f"mean of {len(found.pairs)} pairs"):
+        terminal.say(line)
+    terminal.say(f"written     {place}")
+
+
+@app.command(epilog="Example: `cryoformer-dist report runs/demo`")
+def report(run: RunDirectory) -> None:
+    """Write report.html anew from the files of a run or a sweep."""
+    from cryoformer_dist.analysis.results import open_results, report_run
+
+    with open_results(run) as folder:
+        terminal.say(f"report  {folder.at_home(report_run(folder.folder))}")
+
+
+def main() -> None:
+    """Run the command line: one red line and exit code 2 for what a user can fix, a traceback for what we must."""
+    prepare_environment()
+    with _spoken_warnings():
+        try:
+            app()
+        except CryoFormerError as error:
+            terminal.fail(str(error))
+            sys.exit(2)
+
+
+@contextmanager
+def _spoken_warnings() -> Iterator[None]:
+    """Our own warnings as one line each, without the place in the source that raised them."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message, category, *rest, **named):  # type: ignore[no-untyped-def]
+            if issubclass(category, CryoFormerWarning):
+                terminal.warn(str(message))
+            else:
+                shown(message, category, *rest, **named)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", CryoFormerWarning)
+        yield
+
+
+def _run_pipeline(
+    settings: "RunConfig", cluster: "ClusterConfig | None", storage: str, name: str | None, resume: bool
+) -> None:
+    from cryoformer_dist.orchestration.pipeline import run_pipeline
+    from cryoformer_dist.orchestration.request import Console, Request
+    from cryoformer_dist.storage.places import place_at
+
+    run = place_at(storage) / (name or settings.name)
+    terminal.say(f"run directory  {run}")
+    console = Console(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
+    report = run_pipeline(Request(settings, cluster, run, resume), console)
+    terminal.say(f"report         {report}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Commands of sweeps."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cryoformer_dist.cli import terminal
+
+if TYPE_CHECKING:
+    from cryoformer_dist.config.cluster import ClusterConfig
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: `cryoformer-dist tune configs/sweeps/ablation_table2.yaml`")
+def tune(
+    sweep: Annotated[Path, typer.Argument(help="Sweep file.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep that is there.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With --resume: have failed trials go on, too.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the files and list the trials.")] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a value of the sweep file: dotted.key=value. May be repeated."),
+    ] = None,
+) -> None:
+    """Train one run file many times with other values, and rank what comes of it."""
+    make_sweep(sweep, overrides or [], None, resume, retry_failed, dry_run)
+
+
+def make_sweep(
+    file: Path,
+    overrides: list[str],
+    cluster: "ClusterConfig | None",
+    resume: bool,
+    retry_failed: bool,
+    dry_run: bool,
+) -> None:
+    """Make the sweep of a file, on this machine or on the cluster that named it."""
+    from cryoformer_dist.orchestration.sweep import read_sweep_request
+
+    request = read_sweep_request(file, overrides, cluster, resume=resume, retry_failed=retry_failed)
+    if dry_run:
+        for trial in request.trials:
+            terminal.say(trial.name)
+        terminal.say(f"{len(request.trials) or request.sweep.samples} trials for {request.folder}")
+        return
+    from cryoformer_dist.orchestration.request import Console
+    from cryoformer_dist.orchestration.sweep import carry_out_sweep
+
+    terminal.say(f"sweep          {request.folder}")
+    console = Console(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
+    report = carry_out_sweep(request, console)
+    terminal.say(f"report         {report}")
+    if (request.folder / "best.yaml").is_file():
+        best = request.folder / "best.yaml"
+        terminal.say(f"next: cryoformer-dist launch cluster/local.yaml --run {best}")

@@ -1,0 +1,111 @@
+"""What the terminal shows: one bar for the driver's own work, one line per report of training."""
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+_LINE_EVERY_SECONDS = 10.0
+# As `describe` writes it.
+_REPORT = re.compile(r"[a-z ]+ \d+/\d+  step \d+/\d+ ")
+_STATE_STYLES = {"ok": "green", "absent": "yellow", "broken": "red"}
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print one line as it is."""
+    console.print(text, markup=False)
+
+
+def findings(title: str, rows: Sequence[tuple[str, str, str]]) -> None:
+    """A table of what was looked at, its state (ok, absent or broken) and the details."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, state, detail in rows:
+        table.add_row(escape(name), f"[{_STATE_STYLES[state]}]{state}[/]", escape(detail))
+    if rows:
+        console.print(table)
+        console.print()
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, a line now and then elsewhere; yields a callback (done, in all)."""
+    with staged_progress() as update:
+        # Shown, and timed, from here on.
+        update(title, 0, 1)
+        yield lambda done, total: update(title, done, total)
+
+
+@contextmanager
+def staged_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """One bar for work in stages; yields a callback (stage, done, in all)."""
+    if not sys.stdout.isatty():
+        yield _LineProgress().update
+        return
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
+
+
+class _LineProgress:
+    """Progress for logs: a line when a stage ends, and now and then before."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._start = self._last = time.monotonic()
+        self._ended = False
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._start, self._last, self._ended = stage, now, now, False
+        if done >= total and not self._ended:
+            self._ended = True
+            say(f"{stage}  {done}/{total}  {now - self._start:.1f} s")
+        elif not self._ended and now - self._last > _LINE_EVERY_SECONDS:
+            self._last = now
+            say(f"{stage}  {done}/{total}")
+
+
+def record_line(record: dict[str, Any]) -> None:
+    """One report of training."""
+    from cryoformer_dist.runs.training_log import describe
+
+    say(describe(record))
+
+
+def follow(lines: Iterable[str]) -> None:
+    """Print lines of a log as they come; on a terminal, reports of training are one line, kept up to date."""
+    if not sys.stdout.isatty():
+        for line in lines:
+            say(line)
+        return
+    with console.status("") as latest:
+        for line in lines:
+            if _REPORT.match(line):
+                latest.update(escape(line))
+            else:
+                say(line)
+
+
+def fail(message: str) -> None:
+    """One message in red on the error stream."""
+    errors.print(f"error: {message}", style="red", markup=False)
+
+
+def warn(message: str) -> None:
+    """One warning in yellow on the error stream."""
+    errors.print(f"warning: {message}", style="yellow", markup=False)

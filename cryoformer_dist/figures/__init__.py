@@ -1,0 +1,1 @@
+"""Pictures and pages: surfaces, plots, the HTML of reports."""

@@ -1,0 +1,95 @@
+"""The picture of `check`: what the particles and their back-projection look like."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from cryoformer_dist.figures.fsc import plot_curves
+from cryoformer_dist.physics.fourier import FSCCurve, crop_images
+from cryoformer_dist.physics.volume import Volume
+
+_LOW_PASS_ANGSTROM = 20.0
+_COLUMNS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CheckPicture:
+    """What is drawn.
+
+    Attributes
+    ----------
+    images
+        `(up to 8, box, box)` stored images.
+    findings
+        Sentences, written below the pictures.
+    volume, fsc
+        The back-projection; absent when there are no poses.
+    """
+
+    images: NDArray[np.float32]
+    image_pixel_size_angstrom: float
+    findings: Sequence[str]
+    volume: Volume | None = None
+    fsc: FSCCurve | None = None
+
+
+def draw_check(path: Path, picture: CheckPicture) -> None:
+    """Draw central slices, projections, the FSC, and images raw and low-passed, as a PNG file."""
+    text_height = 0.25 * len(picture.findings) + 0.3
+    map_rows = 0 if picture.volume is None else 2
+    heights = [3.0] * map_rows + [1.6, 1.6, text_height]
+    figure = Figure(figsize=(13.0, sum(heights) + 0.25 * len(heights)), dpi=100, layout="constrained")
+    grid = figure.add_gridspec(len(heights), _COLUMNS, height_ratios=heights)
+    if picture.volume is not None and picture.fsc is not None:
+        _draw_maps(figure, grid, picture.volume)
+        plot_curves(figure.add_subplot(grid[0:2, 6:]), {"half maps": picture.fsc})
+    _draw_images(figure, grid, map_rows, picture)
+    words = figure.add_subplot(grid[-1, :])
+    words.set_axis_off()
+    words.text(0.0, 1.0, "\n".join(f"- {finding}" for finding in picture.findings), va="top", fontsize=9)
+    figure.savefig(path, format="png")
+
+
+def _draw_maps(figure: Figure, grid: Any, volume: Volume) -> None:
+    """Central slices above, projections below, along z, y and x."""
+    voxels = volume.voxels.numpy()
+    middle = voxels.shape[0] // 2
+    # Rows of each picture run along the first axis named in the title, columns along the second.
+    titles = ("y, x (along z)", "z, x (along y)", "z, y (along x)")
+    for axis, title in enumerate(titles):
+        _show(figure.add_subplot(grid[0, 2 * axis : 2 * axis + 2]), voxels.take(middle, axis), f"slice {title}")
+        _show(figure.add_subplot(grid[1, 2 * axis : 2 * axis + 2]), voxels.sum(axis), f"projection {title}")
+
+
+def _draw_images(figure: Figure, grid: Any, row: int, picture: CheckPicture) -> None:
+    """Draw stored images, and the same without their high frequencies."""
+    box = picture.images.shape[-1]
+    field_angstrom = box * picture.image_pixel_size_angstrom
+    # Coarse pixels need a coarser filter for it to be seen.
+    wanted = max(_LOW_PASS_ANGSTROM, 4 * picture.image_pixel_size_angstrom)
+    low_box = min(box, max(8, 2 * round(field_angstrom / wanted)))
+    low = crop_images(torch.from_numpy(picture.images), low_box).numpy()
+    limit = 2 * field_angstrom / low_box
+    for column, (image, smooth) in enumerate(zip(picture.images, low, strict=True)):
+        _show(figure.add_subplot(grid[row, column]), image, "as stored" if column == 0 else "")
+        _show(
+            figure.add_subplot(grid[row + 1, column]),
+            smooth,
+            f"to {limit:.0f} A" if column == 0 else "",
+            "bicubic",
+        )
+
+
+def _show(axes: Any, image: NDArray[np.float32], title: str, interpolation: str = "nearest") -> None:
+    """One picture, bright is dense, grey range from the 0.5th to the 99.8th percentile."""
+    low, high = np.percentile(image, [0.5, 99.8])
+    axes.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation=interpolation)
+    axes.set_axis_off()
+    if title:
+        axes.set_title(title, fontsize=9)

@@ -1,0 +1,1 @@
+"""First estimates from the particles: consensus, occupancy, linear model, poses; no files."""

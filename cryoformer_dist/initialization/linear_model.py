@@ -1,0 +1,193 @@
+"""First latents from a linear model: a mean map plus a few principal maps, fitted at low resolution.
+
+From random latents the network must break a symmetry, and how soon it does depends on the seed. A linear model (3DVA
+and RECOVAR in spirit; probabilistic PCA without the posterior's covariance) finds the leading motions in seconds by
+alternating least squares; its coordinates are where the latent table starts.
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cryoformer_dist.data.cropped_images import CroppedImages
+from cryoformer_dist.data.order import Rows
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.physics.fourier import comparable_frequencies
+from cryoformer_dist.physics.grids import half_plane_weight
+from cryoformer_dist.physics.lattice import Lattice
+from cryoformer_dist.physics.projection import project_points
+from cryoformer_dist.progress import Progress
+
+_PIXEL_ANGSTROM = 14.0
+_SMALLEST_BOX = 16
+_SAMPLE = 10_000
+_ROUNDS = 6
+_DESCENTS = 3
+# Density values per block of a fit: blocks that leave the processor's cache take twice as long per image.
+_BLOCK_VALUES = 2**17
+
+
+def linear_latents(
+    store: ParticleStore,
+    rows: Rows,
+    mask: Bool[Tensor, "box box box"],
+    dimensions: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> Float[Tensor, "particles dimensions"]:
+    """Coordinates of particles along the principal maps of their differences, uncorrelated and of unit variance.
+
+    Parameters
+    ----------
+    store
+        Particle store, with poses.
+    rows
+        Particles; the maps are fitted to 10,000 of them, at most twice as many.
+    mask
+        Where there may be density.
+    dimensions
+        How many principal maps.
+    seed
+        Of the first, random coordinates.
+    progress
+        Called with steps done and in all: rounds, then blocks of particles.
+    """
+    box = _coarse_box(store)
+    model = LinearModel(_coarse_lattice(mask, box).points_pixels, box)
+    sample = CroppedImages.of(store, rows[:: _sampling(rows)], box)
+    latent = torch.randn(len(sample.rotation), dimensions, generator=torch.Generator().manual_seed(seed))
+    maps = model.no_maps(dimensions)
+    # Once the maps are there, all particles in blocks: their images do not fit in memory together.
+    parts = [rows[start : start + _SAMPLE] for start in range(0, len(rows), _SAMPLE)]
+    steps = _ROUNDS + len(parts)
+    for done in range(_ROUNDS):
+        maps = model.fit_maps(sample, latent, maps)
+        latent = whitened(model.fit_latents(sample, maps))
+        if progress is not None:
+            progress(done + 1, steps)
+    maps = model.fit_maps(sample, latent, maps)
+    latents = []
+    for done, part in enumerate(parts, _ROUNDS):
+        latents.append(model.fit_latents(CroppedImages.of(store, part, box), maps))
+        if progress is not None:
+            progress(done + 1, steps)
+    return whitened(torch.cat(latents))
+
+
+def principal_maps(
+    store: ParticleStore, rows: Rows, mask: Bool[Tensor, "box box box"], latents: Float[Tensor, "particles dimensions"]
+) -> Float[Tensor, "maps coarse coarse coarse"]:
+    """The mean map and the change per unit of each coordinate, given everybody's coordinates.
+
+    Parameters
+    ----------
+    store, rows, mask
+        As of `linear_latents`.
+    latents
+        Coordinates of the same particles.
+    """
+    box = _coarse_box(store)
+    lattice = _coarse_lattice(mask, box)
+    model = LinearModel(lattice.points_pixels, box)
+    step = _sampling(rows)
+    maps = model.fit_maps(CroppedImages.of(store, rows[::step], box), latents[::step], model.no_maps(latents.shape[1]))
+    voxels = torch.zeros(len(maps), box**3)
+    voxels[:, lattice.flat_index] = maps
+    return voxels.reshape(-1, box, box, box)
+
+
+class LinearModel:
+    """Images as ``CTF * projection(maps[0] + latent @ maps[1:])``.
+
+    Parameters
+    ----------
+    points
+        ``(points, 3)`` pixels about the centre: where maps may have density.
+    box
+        Side of the images in pixels.
+    """
+
+    def __init__(self, points: Tensor, box: int) -> None:
+        self._points, self._box = points, box
+        self._block = max(4, _BLOCK_VALUES // len(points))
+        self._weight = comparable_frequencies(box) * half_plane_weight(box) / box**2
+
+    def no_maps(self, dimensions: int) -> Tensor:
+        """A mean map and so many principal maps without density."""
+        return torch.zeros(dimensions + 1, len(self._points))
+
+    def fit_maps(self, images: CroppedImages, latent: Tensor, start: Tensor) -> Tensor:
+        """Least-squares maps at given coordinates, by a few steps of conjugate gradients from ``start``."""
+        mixing = torch.nn.functional.pad(latent, (1, 0), value=1.0)
+        maps = start.clone()
+        residual = -self._gradient(images, mixing, maps, with_data=True)
+        direction = residual
+        energy = residual.square().sum()
+        for _ in range(_DESCENTS):
+            curved = self._gradient(images, mixing, direction, with_data=False)
+            step = energy / (direction * curved).sum()
+            maps = maps + step * direction
+            residual = residual - step * curved
+            previous, energy = energy, residual.square().sum()
+            direction = residual + (energy / previous) * direction
+        return maps
+
+    def fit_latents(self, images: CroppedImages, maps: Tensor) -> Tensor:
+        """Most probable coordinates of each particle at given maps, under a unit Gaussian prior."""
+        count = len(maps) - 1
+        found = []
+        for _, block in images.blocks(self._block):
+            # One map at a time: positions of all points in all images are large.
+            everyone = (len(block.rotation), -1)
+            predicted = torch.stack([self._project(block, one.expand(everyone)) for one in maps], dim=1)
+            residual = block.coefficients - predicted[:, 0]
+            modes = predicted[:, 1:]
+            weighted = modes.conj() * self._weight
+            gram = torch.einsum("bkyx,blyx->bkl", weighted, modes).real + torch.eye(count)
+            match = torch.einsum("bkyx,byx->bk", weighted, residual).real
+            found.append(torch.linalg.solve(gram, match))
+        return torch.cat(found)
+
+    def _project(self, block: CroppedImages, density: Tensor) -> Tensor:
+        projection = project_points(density, self._points, block.rotation, block.shift_pixels, self._box)
+        return projection * block.transfer
+
+    def _gradient(self, images: CroppedImages, mixing: Tensor, maps: Tensor, with_data: bool) -> Tensor:
+        """Slope of half the squared error in the maps; without data, the error's curvature applied to the maps."""
+        total = torch.zeros_like(maps)
+        for part, block in images.blocks(self._block):
+            density = (mixing[part] @ maps).requires_grad_(True)
+            difference = self._project(block, density)
+            if with_data:
+                difference = difference - block.coefficients
+            error = 0.5 * ((difference.real.square() + difference.imag.square()) * self._weight).sum()
+            (slope,) = torch.autograd.grad(error, density)
+            total += mixing[part].T @ slope
+        return total
+
+
+def _coarse_box(store: ParticleStore) -> int:
+    wanted = 2 * round(store.box_size * store.pixel_size_angstrom / _PIXEL_ANGSTROM / 2)
+    return min(store.box_size, max(_SMALLEST_BOX, wanted))
+
+
+def _coarse_lattice(mask: Tensor, box: int) -> Lattice:
+    """Places of the coarse lattice near the mask, in pixels of the coarse box."""
+    size = mask.shape[-1]
+    near = Lattice.of(mask, 1, 0).coarsened(size, box)
+    return replace(near, points_pixels=near.points_pixels * (box / size))
+
+
+def _sampling(rows: Rows) -> int:
+    """Every so many particles, maps are fitted to one."""
+    return max(1, len(rows) // _SAMPLE)
+
+
+def whitened(latent: Tensor) -> Tensor:
+    """Uncorrelated coordinates of mean 0 and variance 1, the strongest first."""
+    centred = latent - latent.mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+    white: Tensor = (centred @ vectors.flip(1)) / values.flip(0).clamp_min(1e-12).sqrt()
+    return white

@@ -1,0 +1,346 @@
+"""First poses from projection matching: each particle looks around its given pose for a better one.
+
+Gradients alone stop at the next hill: errors of 15 degrees are many hills at full resolution. A local search against a
+rigid map, from coarse to fine, brings all but a few particles within reach of them in seconds. Both halves of the
+particles are searched apart, each against its own map, so their agreement tells whether the search did any good. Of a
+molecule that moves, particles are then compared with maps of their own conformation.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy.cluster.vq import kmeans2
+from torch import Tensor
+
+from cryoformer_dist.data.cropped_images import read_cropped
+from cryoformer_dist.data.order import Rows
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.initialization.frame_alignment import align_frame
+from cryoformer_dist.initialization.occupancy import occupied
+from cryoformer_dist.initialization.projection_matching import ReferenceMap
+from cryoformer_dist.physics.backprojection import FourierAccumulator
+from cryoformer_dist.physics.ctf import transfer_at
+from cryoformer_dist.physics.fourier import (
+    crop_volume,
+    fourier_shell_correlation,
+    image_to_fourier,
+    phase_ramp,
+    upsample_volume,
+    weighted_shells,
+)
+from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from_axis_angle
+from cryoformer_dist.physics.projection import magnification
+from cryoformer_dist.progress import Progress
+
+_BLOCK = 64
+_WIENER = 0.1
+_CONFORMATIONS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One sweep over the particles.
+
+    Attributes
+    ----------
+    shell
+        Highest frequency that is compared, in Fourier shells of the box.
+    cone_deg
+        Largest rotation tried away from the pose so far.
+    candidates
+        Rotations tried.
+    shift_radius, shift_step
+        Shifts tried about the one so far, in pixels of the box cropped for ``shell``.
+    """
+
+    shell: int
+    cone_deg: float
+    candidates: int
+    shift_radius: float
+    shift_step: float
+
+    @property
+    def box(self) -> int:
+        """Smallest box that holds the shell with room to interpolate."""
+        return 2 * (self.shell + 2)
+
+
+ROUNDS = (
+    Round(8, 30.0, 100, 3.0, 0.5),
+    Round(8, 25.0, 100, 2.0, 0.5),
+    Round(10, 20.0, 100, 1.5, 0.5),
+    Round(12, 14.0, 100, 1.0, 0.33),
+    Round(14, 9.0, 60, 1.0, 0.25),
+    Round(18, 6.0, 60, 0.5, 0.25),
+    Round(22, 4.0, 40, 0.5, 0.25),
+)
+"""Coarse to fine; a step of the cone is about one radian of phase at the rim of the particle. Finer than the last round
+is left to the gradients of training."""
+
+ROUNDS_BY_CONFORMATION = (
+    (Round(14, 8.0, 60, 0.5, 0.25), Round(18, 6.0, 60, 0.5, 0.25)),
+    (Round(18, 6.0, 60, 0.5, 0.25), Round(22, 4.0, 40, 0.5, 0.25)),
+)
+"""Once more from medium to fine with maps of the conformations, which are learned anew at better poses in between."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoseSearchResult:
+    """Outcome of a search.
+
+    Attributes
+    ----------
+    pose
+        Of every row asked for: the found poses, or the given ones if those agree better.
+    agreement_given, agreement_found
+        Mean FSC between the maps of the two halves, at the given poses and at the found ones.
+    """
+
+    pose: Pose
+    agreement_given: float
+    agreement_found: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the given poses were kept."""
+        return self.agreement_found <= self.agreement_given
+
+
+@dataclass(frozen=True, slots=True)
+class LinearConformations:
+    """What a linear model knows of the motion.
+
+    Attributes
+    ----------
+    latents
+        ``(particles, dimensions)`` coordinates, mean 0.
+    maps
+        ``(1 + dimensions, coarse, coarse, coarse)``: the mean map, and the change per unit of each coordinate.
+    """
+
+    latents: Tensor
+    maps: Tensor
+
+    def differences(self, latents: Float[Tensor, "conformations dimensions"], box: int) -> list[Tensor]:
+        """Difference from the mean map at some conformations, on the lattice of a round's box."""
+        coarse = self.maps.shape[-1]
+        # Images keep the noise's standard deviation at every box, so a map's values go with the inverse square of it.
+        grown = [upsample_volume(crop_volume(one, min(coarse, box)), box) for one in self.maps[1:]]
+        weighted = torch.einsum("cd,dzyx->czyx", latents, torch.stack(grown))
+        return list(weighted * (coarse / box) ** 2)
+
+
+def search_poses(store: ParticleStore, rows: Rows, seed: int, progress: Progress | None = None) -> PoseSearchResult:
+    """Search around the given poses of some particles.
+
+    Parameters
+    ----------
+    store
+        Particle store, with poses.
+    rows
+        Particles.
+    seed
+        Of the rotations that are tried.
+    progress
+        Called with particles done and in all, over all rounds.
+    """
+    rounds = _that_fit(ROUNDS, store.box_size)
+    halves = [_Half(store, rows[first::2]) for first in (0, 1)]
+    done = 0
+    for number, sweep in enumerate(rounds):
+        for half, voxels in zip(halves, _references(halves, sweep), strict=True):
+            everyone = np.zeros(len(half.given.rotation), dtype=np.int64)
+            for block in half.search(sweep, [voxels], everyone, torch.Generator().manual_seed(seed + number)):
+                done += block
+                if progress is not None:
+                    progress(done, len(rows) * len(rounds))
+            half.pose = align_frame(half.given, half.pose)
+    given, found = [half.given for half in halves], [half.pose for half in halves]
+    before, after = _agreement(halves, given, rounds[-1]), _agreement(halves, found, rounds[-1])
+    return PoseSearchResult(_interleaved(found if after > before else given), before, after)
+
+
+def search_poses_by_conformation(
+    store: ParticleStore,
+    rows: Rows,
+    start: Pose,
+    conformations: LinearConformations,
+    rounds: Sequence[Round],
+    seed: int,
+    progress: Progress | None = None,
+) -> Pose:
+    """Search around poses with a map for each of a dozen groups of particles of like conformation.
+
+    The frame of each conformation is that of the given poses of its particles (see `molecule_frame`).
+
+    Parameters
+    ----------
+    store
+        Particle store, with the given poses.
+    rows
+        Particles.
+    start
+        Where to search around.
+    conformations
+        What is known of the motion.
+    rounds
+        One or more sweeps, those of them that the box holds.
+    seed
+        Of the rotations that are tried.
+    progress
+        Called with particles done and in all, over all rounds.
+    """
+    latents = conformations.latents
+    group, centres = _groups(latents, seed)
+    halves = [_Half(store, rows[first::2]) for first in (0, 1)]
+    for first, half in enumerate(halves):
+        half.pose = align_frame(half.given, start[torch.arange(first, len(rows), 2)], latents[first::2])
+    done = 0
+    rounds = _that_fit(rounds, store.box_size)
+    for number, sweep in enumerate(rounds):
+        differences = conformations.differences(centres, sweep.box)
+        for first, voxels in enumerate(_references(halves, sweep)):
+            half, own = halves[first], group[first::2]
+            generator = torch.Generator().manual_seed(seed + number)
+            for block in half.search(sweep, [voxels + difference for difference in differences], own, generator):
+                done += block
+                if progress is not None:
+                    progress(done, len(rows) * len(rounds))
+            half.pose = align_frame(half.given, half.pose, latents[first::2])
+    return _interleaved([half.pose for half in halves])
+
+
+def _that_fit(rounds: Sequence[Round], box: int) -> Sequence[Round]:
+    """Rounds whose shells a box holds; of a very small box one at what it holds."""
+    return [each for each in rounds if each.box <= box] or [replace(rounds[0], shell=box // 2 - 2)]
+
+
+def _interleaved(halves: Sequence[Pose]) -> Pose:
+    count = sum(len(half.rotation) for half in halves)
+    rotation, shift = torch.empty(count, 3, 3), torch.empty(count, 2)
+    for first, pose in enumerate(halves):
+        rotation[first::2], shift[first::2] = pose.rotation, pose.shift_angstrom
+    return Pose(rotation, shift)
+
+
+def _groups(latents: Tensor, seed: int) -> tuple[NDArray[np.int64], Tensor]:
+    """Group of each particle by its conformation, and the mean coordinates of each group."""
+    count = min(_CONFORMATIONS, len(latents))
+    _, label = kmeans2(latents.double().numpy(), count, minit="++", rng=seed)
+    names, label = np.unique(label, return_inverse=True)
+    return label, torch.stack([latents[torch.from_numpy(label == name)].mean(0) for name in range(len(names))])
+
+
+class _Half:
+    """Particles that share a reference map, and their poses so far."""
+
+    def __init__(self, store: ParticleStore, rows: Rows) -> None:
+        self._store, self._rows, self._particles = store, rows, store.particles()
+        self.given = self.pose = self._particles.pose(rows)
+
+    def search(
+        self, sweep: Round, maps: Sequence[Tensor], group: NDArray[np.int64], generator: torch.Generator
+    ) -> Iterator[int]:
+        """Move every particle to the most probable candidate around its pose, by its group's map; yields sizes."""
+        spread_deg = self._spread_deg(sweep)
+        shifts = _disc(sweep.shift_radius, sweep.shift_step)
+        cone = _ball(sweep.candidates, sweep.cone_deg, generator)
+        rotation, shift_angstrom = self.pose.rotation.clone(), self.pose.shift_angstrom.clone()
+        for name, voxels in enumerate(maps):
+            reference = ReferenceMap(voxels, sweep.shell)
+            members = np.flatnonzero(group == name)
+            for start in range(0, len(members), _BLOCK):
+                part = members[start : start + _BLOCK]
+                images, transfer, pixel, scale = self._block(part, sweep, reference)
+                weighted = images * transfer * phase_ramp(reference.slices.frequency, shift_angstrom[part] / pixel)
+                candidates = torch.einsum("cij,bjk->bcik", cone, rotation[part])
+                away = rotation_angle_deg(candidates, self.given.rotation[part][:, None].expand_as(candidates))
+                turn, move = reference.match(
+                    weighted,
+                    images.abs().square().sum(1),
+                    transfer,
+                    # Images of another pixel size see the map's frequencies elsewhere.
+                    candidates * scale[:, None, None],
+                    -0.5 * (away / spread_deg) ** 2,
+                    shifts,
+                )
+                rotation[part] = candidates[torch.arange(len(turn)), turn]
+                shift_angstrom[part] += shifts[move] * pixel
+                yield len(turn)
+        self.pose = Pose(rotation, shift_angstrom)
+
+    def _spread_deg(self, sweep: Round) -> float:
+        """How far the given rotations are taken to be off, about each axis: what the search has found of it so far.
+
+        Without that prior, noise draws one particle in ten of a smooth molecule to the far side of its cone, and no
+        later round brings it back. It is never narrower than a third of the cone: no round is kept from looking.
+        """
+        moved = rotation_angle_deg(self.pose.rotation, self.given.rotation)
+        return max(float((moved.square().mean() / 3).sqrt()), sweep.cone_deg / 3)
+
+    def pixel_size_at(self, sweep: Round) -> float:
+        """Voxel size of a round's maps in angstrom."""
+        return self._store.pixel_size_angstrom * self._store.box_size / sweep.box
+
+    def map(self, pose: Pose, sweep: Round) -> Tensor:
+        """Back-projection at the given poses, at the round's box."""
+        accumulator = FourierAccumulator(sweep.box, self.pixel_size_at(sweep))
+        for start in range(0, len(self._rows), 4 * _BLOCK):
+            part = slice(start, start + 4 * _BLOCK)
+            rows = self._rows[part]
+            pixel = torch.from_numpy(self._particles.pixel_size_angstrom[rows]) * (self._store.box_size / sweep.box)
+            here = Pose(pose.rotation[part], pose.shift_angstrom[part])
+            accumulator.add(read_cropped(self._store, rows, sweep.box), here, self._particles.ctf(rows), pixel)
+        return accumulator.solve(_WIENER)
+
+    def _block(self, part: NDArray[np.int64], sweep: Round, reference: ReferenceMap) -> tuple[Tensor, ...]:
+        """Transforms and transfer functions where they are compared, cropped pixel sizes and magnifications."""
+        rows = self._rows[part]
+        stored = torch.from_numpy(self._particles.pixel_size_angstrom[rows])
+        pixel = stored * (self._store.box_size / sweep.box)
+        scale = magnification(self._store.pixel_size_angstrom, stored)[:, None]
+        transfer = transfer_at(self._particles.ctf(rows), reference.slices.frequency, pixel) * scale
+        images = image_to_fourier(read_cropped(self._store, rows, sweep.box)).flatten(1)[:, reference.slices.flat_index]
+        return images, transfer, pixel[:, None], scale
+
+
+def _references(halves: Sequence[_Half], sweep: Round) -> list[Tensor]:
+    """Both halves' maps at their poses so far: inside a common mask, each shell weighted by how well the halves agree.
+
+    Noise in a map draws images of the same noise: without mask and weights a search over images whose signal is weak
+    stays at twice the error.
+    """
+    maps = [half.map(half.pose, sweep) for half in halves]
+    inside = occupied(sum(maps, torch.zeros_like(maps[0])), halves[0].pixel_size_at(sweep))
+    soft = torch.nn.functional.avg_pool3d(inside[None, None].float(), 3, 1, 1)[0, 0]
+    masked = [voxels * soft for voxels in maps]
+    agreement = fourier_shell_correlation(masked[0], masked[1], 1.0).correlation.clamp(min=0)
+    return [weighted_shells(voxels, agreement) for voxels in masked]
+
+
+def _agreement(halves: list[_Half], poses: list[Pose], sweep: Round) -> float:
+    """Mean FSC of the halves' maps up to the round's shell."""
+    first, second = (half.map(pose, sweep) for half, pose in zip(halves, poses, strict=True))
+    curve = fourier_shell_correlation(first, second, 1.0)
+    return float(curve.correlation[1 : sweep.shell + 1].mean())
+
+
+def _ball(count: int, cone_deg: float, generator: torch.Generator) -> Float[Tensor, "count 3 3"]:
+    """Rotations evenly spread up to an angle; the first is none."""
+    axis = torch.randn(count, 3, generator=generator)
+    angle = np.deg2rad(cone_deg) * torch.rand(count, 1, generator=generator) ** (1 / 3)
+    vector = axis / axis.norm(dim=1, keepdim=True) * angle
+    vector[0] = 0
+    return rotation_from_axis_angle(vector)
+
+
+def _disc(radius: float, step: float) -> Float[Tensor, "shifts 2"]:
+    """Shifts on a grid within a radius, none among them."""
+    reach = int(radius / step)
+    axis = torch.arange(-reach, reach + 1) * step
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).reshape(-1, 2)
+    return grid[grid.norm(dim=1) <= radius + 1e-6]

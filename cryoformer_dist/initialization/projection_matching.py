@@ -1,0 +1,68 @@
+"""A reference map that many images are compared with at many poses."""
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from cryoformer_dist.physics.fourier import phase_ramp
+from cryoformer_dist.physics.slices import TrilinearSlices
+
+
+class ReferenceMap:
+    """A map to be compared with at the frequencies within a shell.
+
+    Parameters
+    ----------
+    voxels
+        The map.
+    shell
+        Highest frequency, in Fourier shells of its box.
+
+    Attributes
+    ----------
+    slices
+        The map's transform.
+    """
+
+    def __init__(self, voxels: Float[Tensor, "box box box"], shell: int) -> None:
+        self.slices = TrilinearSlices(voxels[None], shell)
+
+    def match(
+        self,
+        weighted: Complex[Tensor, "particles k"],
+        energy: Float[Tensor, " particles"],
+        transfer: Float[Tensor, "particles k"],
+        rotation: Float[Tensor, "particles candidates 3 3"],
+        log_prior: Float[Tensor, "particles candidates"],
+        shifts: Float[Tensor, "shifts 2"],
+    ) -> tuple[Tensor, Tensor]:
+        """Most probable candidate rotation and shift of each particle.
+
+        Parameters
+        ----------
+        weighted
+            Images centred by their shift so far, times ``transfer``.
+        energy
+            Summed squares of each image's coefficients.
+        transfer
+            CTF, times the magnification.
+        rotation
+            Candidates.
+        log_prior
+            Of the candidate rotations, up to a constant.
+        shifts
+            Candidates, pixels; as stored shifts, what centres the image.
+        """
+        slices = self.slices.at(rotation)[0]
+        power = (slices.abs().square() * transfer[:, None].square()).sum(-1)
+        cross = slices.conj() * weighted[:, None]
+        ramp = phase_ramp(self.slices.frequency, shifts)
+        # Real part of the sum over frequencies, for all shifts at once, as two products of real matrices.
+        match = cross.real @ ramp.real.T - cross.imag @ ramp.imag.T
+        explained = 2 * match - power[..., None]
+        # What the best match leaves of these images is noise: it says how much a mismatch weighs against the prior.
+        left = (energy - explained.flatten(1).amax(1)).mean()
+        noise = torch.maximum(left, 1e-6 * energy.mean()) / len(self.slices.flat_index)
+        posterior = explained / noise + log_prior[..., None]
+        winner = posterior.flatten(1).argmax(1)
+        return winner // len(shifts), winner % len(shifts)

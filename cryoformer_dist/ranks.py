@@ -1,0 +1,54 @@
+"""What the training processes of a run (ranks) tell one another."""
+
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Rank and world size of this process; (0, 1) outside a process group."""
+    if not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def gather_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and values of all ranks, in rank order; each rank brings equally many."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return rows, values
+    all_rows = [torch.empty_like(rows) for _ in range(world)]
+    all_values = [torch.empty_like(values) for _ in range(world)]
+    torch.distributed.all_gather(all_rows, rows.contiguous())
+    torch.distributed.all_gather(all_values, values.contiguous())
+    return torch.cat(all_rows), torch.cat(all_values)
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Element-wise sum over ranks."""
+    values = values.clone()
+    if rank_and_world()[1] > 1:
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def gather_objects(value: T) -> list[T]:
+    """Small plain objects of all ranks, in rank order."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return [value]
+    gathered: list[Any] = [None] * world
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def broadcast_from_leader(values: Tensor) -> Tensor:
+    """The leader's values, on every rank."""
+    values = values.clone()
+    if rank_and_world()[1] > 1:
+        torch.distributed.broadcast(values, 0)
+    return values

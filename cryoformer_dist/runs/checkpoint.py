@@ -1,0 +1,262 @@
+"""Everything a run needs to go on as if it had never stopped, in one folder that appears whole or not at all."""
+
+import contextlib
+import json
+import pickle
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cryoformer_dist.data.order import ConsumedRows
+from cryoformer_dist.errors import CheckpointError, CheckpointNotWrittenError
+from cryoformer_dist.storage.retry import StorageRetry
+from cryoformer_dist.storage.places import Place, client_errors, remove_folder, synchronise
+from cryoformer_dist.storage.working_folder import MANIFEST, WorkingFolder
+
+SCHEMA_VERSION = 1
+_FOLDER, _ENGINE = "checkpoints", "engine"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far training has come.
+
+    Attributes
+    ----------
+    stage
+        Index into the run's stages.
+    stage_step
+        Steps done in this stage.
+    step
+        Steps done in all.
+    consumed
+        Particles consumed in this stage, per phase of equal world size.
+    """
+
+    stage: int = 0
+    stage_step: int = 0
+    step: int = 0
+    consumed: tuple[ConsumedRows, ...] = ()
+
+    def passes(self, particles: int) -> int:
+        """Whole passes over so many particles that this stage has made, over all its ranks."""
+        return sum(part.world * part.rows_per_rank for part in self.consumed) // particles
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that is complete on disk."""
+
+    folder: Path
+    position: Position
+    manifest: dict[str, Any]
+
+    @property
+    def engine_folder(self) -> Path:
+        """Where the engine keeps its state."""
+        return self.folder / _ENGINE
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's parameters, engine-independent."""
+        return _load(self.folder / "model.pt")
+
+    def tables(self) -> dict[str, Any]:
+        """Per-particle tables with their optimiser state."""
+        return _load(self.folder / "tables.pt")
+
+    def occupancy(self) -> dict[str, Any]:
+        """Where density was allowed and what was found elsewhere."""
+        return _load(self.folder / "occupancy.pt")
+
+
+def checkpoints(run: Path) -> list[Checkpoint]:
+    """Complete checkpoints of a run, oldest first; half-written ones are not among them."""
+    folders = sorted((run / _FOLDER).glob("step-*"))
+    return [_open(folder) for folder in folders if (folder / MANIFEST).is_file()]
+
+
+def latest_checkpoint(run: Path) -> Checkpoint | None:
+    """The newest complete checkpoint, if there is one."""
+    found = checkpoints(run)
+    return found[-1] if found else None
+
+
+def _open(folder: Path) -> Checkpoint:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        version = manifest["schema_version"]
+        position = dict(manifest["position"])
+        position["consumed"] = tuple(ConsumedRows(**part) for part in position["consumed"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / MANIFEST}: not readable ({error}); delete this folder to use an older one"
+        ) from error
+    if version > SCHEMA_VERSION:
+        raise CheckpointError(f"{folder}: written by a newer version (schema {version}); upgrade cryoformer-dist")
+    return Checkpoint(folder, Position(**position), manifest)
+
+
+def fetch_latest(run: WorkingFolder) -> None:
+    """Bring the newest checkpoint that is complete at home here; nothing to do where home is here."""
+    complete = _complete_at_home(run)
+    if complete:
+        run.fetch(*run.names_at_home(complete[-1]))
+
+
+def write_checkpoint(
+    run: WorkingFolder,
+    position: Position,
+    leader: bool,
+    save_engine: Callable[[Path], None],
+    states: Callable[[], dict[str, Any]],
+    keep: int,
+    retry: StorageRetry,
+) -> Path:
+    """Write a checkpoint that appears at home whole or not at all; then delete all but the newest ``keep``.
+
+    On a file system it is written under a temporary name and renamed. To an object store every rank sends its own
+    files, and the leader the manifest, last.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    position
+        How far training has come.
+    leader
+        Whether this is the rank that writes what all share.
+    save_engine
+        Writes the engine's state into a folder; called on every rank.
+    states
+        File name (without ``.pt``) to state, written by the leader.
+    keep
+        How many checkpoints stay.
+    retry
+        Waits for all ranks, and for storage that is full or away.
+
+    Raises
+    ------
+    CheckpointNotWrittenError
+        On all ranks, if storage is full or away for too long; nothing of this checkpoint is left then.
+    """
+    writing = _Writing(run, position, leader, save_engine, states)
+    try:
+        retry.run(writing.clear)
+        retry.run(writing.engine, collective=True)
+        retry.run(writing.rest)
+        retry.run(writing.appear)
+    except CheckpointNotWrittenError:
+        writing.give_up()
+        raise
+    retry.run(lambda: _keep_newest(run, keep) if leader else None)
+    return writing.final
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """A checkpoint on its way home; each step can be repeated after it has failed."""
+
+    run: WorkingFolder
+    position: Position
+    leader: bool
+    save_engine: Callable[[Path], None]
+    states: Callable[[], dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return f"{_FOLDER}/step-{self.position.step:08d}"
+
+    @property
+    def final(self) -> Path:
+        return self.run.folder / self.name
+
+    @property
+    def partial(self) -> Path:
+        # A working copy is seen by nobody: it has no need of a second name.
+        return self.final if self.run.is_copy else self.final.with_name(f".partial-{self.position.step:08d}")
+
+    def clear(self) -> None:
+        """An empty folder to write in. Nothing above the run directory is made: an absent storage must stay absent."""
+        if self.leader and self.run.is_copy:
+            remove_folder(self.run.home / self.name, first=MANIFEST)
+        if self.leader or self.run.is_copy:
+            self.partial.parent.mkdir(exist_ok=True)
+            remove_folder(self.partial)
+            self.partial.mkdir()
+
+    def engine(self) -> None:
+        self.save_engine(self.partial / _ENGINE)
+        self._deliver(self.partial.joinpath(_ENGINE).rglob("*"))
+
+    def rest(self) -> None:
+        if not self.leader:
+            return
+        for name, state in self.states().items():
+            torch.save(state, self.partial / f"{name}.pt")
+        self._deliver(self.partial.glob("*.pt"))
+
+    def appear(self) -> None:
+        if self.leader:
+            manifest = {
+                "schema_version": SCHEMA_VERSION,
+                "position": asdict(self.position),
+                "torch": torch.__version__,
+            }
+            (self.partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            self._deliver([self.partial / MANIFEST])
+            if not self.run.is_copy:
+                remove_folder(self.final, first=MANIFEST)
+                self.partial.rename(self.final)
+        self.run.forget(self.name)
+
+    def _deliver(self, paths: Iterable[Path]) -> None:
+        """See that files are at home: on a network's file system some errors are not told before."""
+        for path in sorted(paths):
+            if path.is_file():
+                synchronise(path)
+                self.run.send(path.relative_to(self.run.folder).as_posix())
+
+    def give_up(self) -> None:
+        """Leave nothing half-written, as far as storage lets us."""
+        with contextlib.suppress(OSError, *client_errors()):
+            if self.leader and self.run.is_copy:
+                remove_folder(self.run.home / self.name, first=MANIFEST)
+            if self.leader or self.run.is_copy:
+                remove_folder(self.partial)
+
+
+def _complete_at_home(run: WorkingFolder) -> list[str]:
+    """Folders of the complete checkpoints in an object store, oldest first."""
+    names = run.names_at_home(_FOLDER)
+    return sorted(name.removesuffix(f"/{MANIFEST}") for name in names if fnmatch(name, f"{_FOLDER}/step-*/{MANIFEST}"))
+
+
+def _keep_newest(run: WorkingFolder, keep: int) -> None:
+    for name in _complete_at_home(run)[:-keep]:
+        remove_folder(run.home / name, first=MANIFEST)
+    for old in checkpoints(run.folder)[:-keep]:
+        remove_folder(old.folder, first=MANIFEST)
+    for left_over in _incomplete(run):
+        remove_folder(left_over)
+
+
+def _incomplete(run: WorkingFolder) -> list[Place]:
+    """What a kill left in the middle of being written or removed; nobody writes checkpoints when this is asked."""
+    if run.is_copy:
+        names = {"/".join(name.split("/")[:2]) for name in run.names_at_home(_FOLDER)}
+        return [run.home / name for name in sorted(names - set(_complete_at_home(run)))]
+    return [folder for folder in sorted((run.folder / _FOLDER).iterdir()) if not (folder / MANIFEST).is_file()]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}); delete its folder to use an older checkpoint"
+        ) from error

@@ -1,0 +1,204 @@
+"""The folder of a run: what was asked, on which data, with what; and the maps that training starts from."""
+
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cryoformer_dist.config.loading import dump_config, load_config
+from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.data.order import Rows
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import ConfigError, StoreError
+from cryoformer_dist.io.mrc import read_volume, write_volume
+from cryoformer_dist.physics.fourier import spectrum
+from cryoformer_dist.physics.pose import Pose
+from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.storage.places import Place, write_whole
+from cryoformer_dist.storage.working_folder import MANIFEST, WorkingFolder, open_working_folder
+from cryoformer_dist.initialization.consensus import Consensus
+from cryoformer_dist.physics.lattice import Lattice
+from cryoformer_dist.initialization.pose_search import PoseSearchResult
+from cryoformer_dist.versions import decisive_versions
+
+CONSENSUS = "consensus.mrc"
+SHELL_WEIGHT = "shell_weight.npy"
+_OCCUPANCY = "occupancy.mrc"
+_FIRST_LATENTS = "first_latents.npy"
+_FIRST_POSES = "first_poses.npz"
+_SEARCH_SUMMARY = "pose_search.json"
+# Checkpoints come and go by themselves, and Ray keeps its own records.
+_LEFT_AT_HOME = ("checkpoints", "ray")
+PREPARED = (CONSENSUS, _OCCUPANCY, SHELL_WEIGHT, _FIRST_POSES, _FIRST_LATENTS, _SEARCH_SUMMARY)
+"""What training starts from; the last three not in every run."""
+
+
+def selected_rows(config: RunConfig, store: ParticleStore) -> Rows:
+    """Store rows of the half-set that the run trains on.
+
+    Raises
+    ------
+    StoreError
+        If a half-set is asked for that the store does not have.
+    """
+    half = store.particles().half_set
+    seen = len(store) - config.dataset.hold_out
+    if seen <= 0:
+        raise StoreError(
+            f"{store.path}: dataset.hold_out {config.dataset.hold_out} leaves none of {len(store)} particles"
+        )
+    if config.dataset.half == "both":
+        return np.arange(seen)
+    rows = np.flatnonzero(half[:seen] == config.dataset.half)
+    if not len(rows):
+        raise StoreError(
+            f"{store.path}: no particle belongs to half-set {config.dataset.half}; the source has no rlnRandomSubset "
+            "or alignments3D/split column: set dataset.half to both"
+        )
+    return rows
+
+
+@contextmanager
+def open_run_directory(home: str | Place) -> Iterator[WorkingFolder]:
+    """A run directory to work in: itself, or a copy of what an object store holds of it, but for checkpoints."""
+    with open_working_folder(home, _LEFT_AT_HOME) as run:
+        yield run
+
+
+def send_run(run: WorkingFolder) -> None:
+    """Send home what preparation or analysis has written."""
+    run.send_changes(_LEFT_AT_HOME)
+
+
+def is_prepared(run: Path) -> bool:
+    """Whether a folder holds a run that workers can train."""
+    return (run / MANIFEST).is_file()
+
+
+def load_run(run: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """Configuration and manifest of a run.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds no run.
+    """
+    if not is_prepared(run):
+        raise ConfigError(f"{run}: not a run directory (no {MANIFEST})")
+    return load_config(run / "config.yaml", RunConfig), json.loads((run / MANIFEST).read_text())
+
+
+def load_consensus(run: Path) -> Volume:
+    """The back-projection of a prepared run's particles."""
+    return read_volume(run / CONSENSUS)
+
+
+def write_shell_weight(run: Path, weight: Float[Tensor, " shells"]) -> None:
+    """Keep what each Fourier shell of a run's maps counts for."""
+    np.save(run / SHELL_WEIGHT, weight.numpy())
+
+
+def load_shell_weight(run: Path) -> Float[Tensor, " shells"]:
+    """What each Fourier shell of a run's maps counts for."""
+    return torch.from_numpy(np.load(run / SHELL_WEIGHT, allow_pickle=False))
+
+
+def load_lattice(config: RunConfig, run: Path) -> Lattice:
+    """The points of a prepared run; those of a checkpoint are in the checkpoint."""
+    return Lattice.of(load_mask(run), config.training.jitter_lattices, config.seed)
+
+
+def load_mask(run: Path) -> Bool[Tensor, "box box box"]:
+    """Where a prepared run allows density."""
+    return read_volume(run / _OCCUPANCY).voxels > 0.5
+
+
+def write_occupancy(run: Path, mask: Bool[Tensor, "box box box"], voxel_size_angstrom: float) -> Path:
+    """Where a run allows density, as a map."""
+    path = run / _OCCUPANCY
+    write_volume(path, Volume(mask.float(), voxel_size_angstrom), ["cryoformer-dist occupancy"])
+    return path
+
+
+def load_spectrum(config: RunConfig, run: Path) -> Tensor | None:
+    """Root-mean-square amplitude per Fourier shell of a prepared run's consensus; ``None`` where no model needs it."""
+    return None if config.model.domain == "real" else spectrum(load_consensus(run).voxels)
+
+
+def load_first_latents(run: Path) -> Tensor | None:
+    """First latents of a prepared run, if it was prepared with any."""
+    path = run / _FIRST_LATENTS
+    return torch.from_numpy(np.load(path, allow_pickle=False)) if path.is_file() else None
+
+
+def store_at_first_poses(run: Path, store: ParticleStore) -> ParticleStore:
+    """The store at the poses that training starts from: those of the search, if the run was prepared with one."""
+    path = run / _FIRST_POSES
+    if not path.is_file():
+        return store
+    with np.load(path, allow_pickle=False) as found:
+        pose = Pose(torch.from_numpy(found["rotation"]), torch.from_numpy(found["shift_angstrom"]))
+        return store.with_pose(found["rows"], pose)
+
+
+def begin_run(run: Path, config: RunConfig) -> None:
+    """Make a run's folder, and write its configuration."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(dump_config(config))
+    for left_over in PREPARED:
+        # Of a preparation that was cut short: this one may ask for less.
+        (run / left_over).unlink(missing_ok=True)
+
+
+def write_maps(run: Path, consensus: Consensus, mask: Bool[Tensor, "box box box"], pixel_size_angstrom: float) -> None:
+    """Consensus map, where there may be density, and what its Fourier shells count for."""
+    volume = Volume(consensus.voxels.float(), pixel_size_angstrom)
+    write_volume(run / CONSENSUS, volume, ["cryoformer-dist consensus"])
+    write_occupancy(run, mask, pixel_size_angstrom)
+    write_shell_weight(run, consensus.shell_weight(mask, pixel_size_angstrom))
+
+
+def write_first_poses(run: Path, rows: Rows, found: PoseSearchResult) -> None:
+    """Poses that were found, and whether the search did any good."""
+    pose = found.pose
+    np.savez(run / _FIRST_POSES, rows=rows, rotation=pose.rotation.numpy(), shift_angstrom=pose.shift_angstrom.numpy())
+    summary = {
+        "half_map_fsc_at_given_poses": found.agreement_given,
+        "half_map_fsc_after_rigid_search": found.agreement_found,
+        "given_poses_kept": found.kept,
+    }
+    (run / _SEARCH_SUMMARY).write_text(json.dumps(summary, indent=1))
+
+
+def write_first_latents(run: Path, latents: Float[Tensor, "particles dimensions"]) -> None:
+    """Latents that training starts from, of every row of the store."""
+    np.save(run / _FIRST_LATENTS, latents.numpy())
+
+
+def write_manifest(run: Path, config: RunConfig, store: ParticleStore) -> None:
+    """Written last: a folder with a manifest is ready."""
+    write_whole(run / MANIFEST, json.dumps(_manifest(config, store), indent=1))
+
+
+def _manifest(config: RunConfig, store: ParticleStore) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "name": config.name,
+        "seed": config.seed,
+        "store": str(store.path),
+        "store_fingerprint": store.fingerprint,
+        "particles": len(selected_rows(config, store)),
+        "box_size": store.box_size,
+        "pixel_size_angstrom": store.pixel_size_angstrom,
+        "backend": config.model.hash_grid.backend,
+        "engine": config.training.engine,
+        "python": platform.python_version(),
+        "versions": decisive_versions(),
+    }

@@ -1,0 +1,103 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cryoformer_dist.config.loading import load_cluster, load_config
+from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.config.simulation import PhantomSource
+from cryoformer_dist.config.sweep import SweepConfig
+from cryoformer_dist.orchestration.config_files import read_run_file
+from cryoformer_dist.orchestration.dispatch import provider_of, read_launch_spec
+from cryoformer_dist.orchestration.sweep import read_sweep_request
+
+ROOT = Path(__file__).resolve().parents[2]
+SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+RUNS = sorted(set((ROOT / "configs").rglob("*.yaml")) - set(SWEEPS))
+BENCHMARKS = sorted((ROOT / "configs" / "bench").glob("*.yaml"))
+CLUSTERS = sorted((ROOT / "cluster").rglob("*.yaml"))
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_there_are_shipped_files() -> None:
+    assert {
+        "configs/demo.yaml",
+        "cluster/local.yaml",
+        "configs/bench/igg_arc_32.yaml",
+        "configs/sweeps/ablation_table2.yaml",
+    } <= {_name(path) for path in RUNS + SWEEPS + CLUSTERS}
+    others = [_name(path) for folder in ("configs", "cluster") for path in (ROOT / folder).rglob("*.yml")]
+    # The name that Prometheus looks for.
+    assert others == ["cluster/monitoring/prometheus.yml"]
+
+
+@pytest.mark.parametrize("path", RUNS, ids=_name)
+def test_every_shipped_run_file_passes_its_schema(path: Path) -> None:
+    load_config(path, RunConfig)
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=_name)
+def test_a_benchmark_is_read_without_its_structures_and_looks_for_them_beside_itself(
+    path: Path, tmp_path: Path
+) -> None:
+    alone = tmp_path / "bench" / path.name
+    alone.parent.mkdir()
+    shutil.copyfile(path, alone)
+    config = read_run_file(alone, [])
+    assert config.name == path.stem
+    simulation = config.dataset.simulate
+    assert simulation is not None
+    source = simulation.source
+    files = [
+        value for value in (getattr(source, name) for name in type(source).model_fields) if isinstance(value, Path)
+    ]
+    assert {file.parent for file in files} == {alone.parent / "structures"}
+    # Boxes of one subject go to stores of their own.
+    assert path.stem in Path(config.dataset.store).parts
+    assert Path(config.dataset.store).is_absolute()
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=_name)
+def test_every_shipped_cluster_file_passes_its_schema_and_names_a_run_file_that_is_there(path: Path) -> None:
+    run = load_cluster(path).run
+    assert run is None or (path.parent / run).resolve() in RUNS
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=_name)
+def test_every_shipped_sweep_makes_trials_of_a_run_file_that_is_there_and_needs_no_download(path: Path) -> None:
+    request = read_sweep_request(path, [])
+    assert request.sweep.name == path.stem
+    assert Path(request.sweep.run) in RUNS
+    assert request.folder == ROOT / "runs" / path.stem
+    assert len(request.trials) > 3
+    simulation = request.base.dataset.simulate
+    assert simulation is not None
+    assert isinstance(simulation.source, PhantomSource)
+
+
+def test_the_ablation_holds_the_rows_of_the_paper_s_table_2_the_full_model_first() -> None:
+    sweep = load_config(ROOT / "configs" / "sweeps" / "ablation_table2.yaml", SweepConfig)
+    rows = ["full", "no_orientation_refinement", "no_deformation_encoder", "no_spatial_attention", "fourier_domain"]
+    assert list(sweep.variants)[:5] == rows
+    assert sweep.variants["full"] == {}
+
+
+@pytest.mark.parametrize("path", RUNS + SWEEPS + CLUSTERS, ids=_name)
+def test_every_shipped_file_begins_with_the_command_that_uses_it(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# cryoformer-dist ")
+    # Which names the file, or a cluster file that runs it.
+    run = load_cluster(ROOT / "cluster" / "local.yaml").run
+    default = run is not None and path == (ROOT / "cluster" / run).resolve()
+    assert default or _name(path) in first.split()
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=_name)
+def test_what_every_shipped_cluster_file_would_start_can_be_shown(path: Path) -> None:
+    spec = read_launch_spec(path, None, "trial", False, [])
+    preview = provider_of(spec.cluster).preview(spec)
+    assert "cryoformer_dist.cli drive" in preview
+    assert "--name trial" in preview

@@ -1,0 +1,291 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.blobs import blobs, microscope
+from support.stored_images import stored_images
+from support.tiny_runs import write_set
+
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.data.stored_particles import StoredParticles
+from cryoformer_dist.initialization import pose_search
+from cryoformer_dist.initialization.frame_alignment import align_frame
+from cryoformer_dist.initialization.linear_model import principal_maps
+from cryoformer_dist.initialization.occupancy import sphere
+from cryoformer_dist.initialization.pose_search import (
+    ROUNDS_BY_CONFORMATION,
+    LinearConformations,
+    PoseSearchResult,
+    Round,
+    _ball,
+    _disc,
+    search_poses,
+    search_poses_by_conformation,
+)
+from cryoformer_dist.initialization.projection_matching import ReferenceMap
+from cryoformer_dist.physics.pose import (
+    Pose,
+    random_rotations,
+    rotation_angle_deg,
+    rotation_from_axis_angle,
+    squared_frobenius,
+)
+
+RIGID: dict[str, Any] = {"states": {"kind": "discrete", "count": 1}, "box": 32}
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _true_pose(path: Path, particles: StoredParticles) -> Pose:
+    """Clean poses of each store row."""
+    with np.load(path.parent / "particles" / "truth" / "truth.npz") as truth:
+        row = particles.source_row
+        return Pose(
+            torch.from_numpy(truth["rotation"][row]).float(), torch.from_numpy(truth["shift_angstrom"][row]).float()
+        )
+
+
+def _medians(pose: Pose, true: Pose) -> tuple[float, float]:
+    """Squared Frobenius error and shift error (angstrom) of the particle in the middle."""
+    rotation = squared_frobenius(pose.rotation, true.rotation).median()
+    return float(rotation), float((pose.shift_angstrom - true.shift_angstrom).norm(dim=1).median())
+
+
+@pytest.fixture(scope="module")
+def astray(tmp_path_factory: pytest.TempPathFactory) -> tuple[PoseSearchResult, Pose, Pose]:
+    """Outcome, given and true poses of a rigid molecule whose poses are off as in the paper's section 5.4, halved."""
+    perturbation = {"rotation_variance": 0.047, "shift_pixels": 10}
+    path = write_set(tmp_path_factory.mktemp("astray"), particles=300, snr=20, perturbation=perturbation, **RIGID)
+    store = ParticleStore.open(path)
+    particles = store.particles()
+    return search_poses(store, np.arange(300), 0), particles.pose(), _true_pose(path, particles)
+
+
+def test_poses_fifteen_degrees_off_are_brought_near_the_truth(astray: tuple[PoseSearchResult, Pose, Pose]) -> None:
+    found, given, true = astray
+    before, after = _medians(given, true), _medians(found.pose, true)
+    assert before[0] > 0.09
+    assert before[1] > 12
+    assert after[0] < 0.2 * before[0]
+    assert after[1] < 0.25 * before[1]
+    # Most, not only the one in the middle.
+    better = squared_frobenius(found.pose.rotation, true.rotation) < squared_frobenius(given.rotation, true.rotation)
+    assert float(better.float().mean()) > 0.85
+
+
+def test_maps_of_their_own_conformations_bring_poses_nearer_than_one_rigid_map(tmp_path: Path) -> None:
+    perturbation = {"rotation_variance": 0.047, "shift_pixels": 10}
+    path = write_set(tmp_path, particles=300, snr=5, box=32, perturbation=perturbation)
+    store, rows = ParticleStore.open(path), np.arange(300)
+    true = _true_pose(path, store.particles())
+    rigid = search_poses(store, rows, 0).pose
+    with np.load(path.parent / "particles" / "truth" / "truth.npz") as truth:
+        state = torch.from_numpy(truth["state"][store.particles().source_row]).float()
+    # An arm's swing and how it curves.
+    swing = (state - state.mean()) / state.std()
+    latents = torch.stack([swing, swing.square() - swing.square().mean()], dim=1)
+    maps = principal_maps(store.with_pose(rows, rigid), rows, sphere(32), latents)
+    found = search_poses_by_conformation(
+        store, rows, rigid, LinearConformations(latents, maps), ROUNDS_BY_CONFORMATION[0], seed=0
+    )
+    before, after = (squared_frobenius(pose.rotation, true.rotation).mean() for pose in (rigid, found))
+    assert float(after) < 0.75 * float(before)
+    assert _medians(found, true)[1] < _medians(rigid, true)[1]
+
+
+def test_the_agreement_of_the_halves_tells_that_the_search_did_good(
+    astray: tuple[PoseSearchResult, Pose, Pose],
+) -> None:
+    found = astray[0]
+    assert not found.kept
+    assert found.agreement_found > found.agreement_given + 0.3
+
+
+def test_neither_half_turns_or_drifts_away_from_the_frame_of_the_given_poses(
+    astray: tuple[PoseSearchResult, Pose, Pose],
+) -> None:
+    found, _, true = astray
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        common = (true.rotation[half].mT @ found.pose.rotation[half]).mean(0)
+        # A common turn by 4 degrees, as the halves take when left alone, puts 0.07 off the diagonal.
+        assert float((common - common.mT).abs().max()) / 2 < 0.035
+        seen = found.pose.rotation[half][:, :2].reshape(-1, 3)
+        moved = (found.pose.shift_angstrom - true.shift_angstrom)[half].reshape(-1, 1)
+        assert float(torch.linalg.lstsq(seen, moved).solution.norm()) < 3.0
+
+
+def test_true_poses_are_left_where_they_are(tmp_path: Path) -> None:
+    path = write_set(tmp_path, particles=100, snr=2, **RIGID)
+    store = ParticleStore.open(path)
+    true = _true_pose(path, store.particles())
+    found = search_poses(store, np.arange(100), 0)
+    rotation, shift = _medians(found.pose, true)
+    assert rotation < 0.005
+    assert shift < 0.25 * store.pixel_size_angstrom
+
+
+def _likeness(store: ParticleStore, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Correlation of every image with the slice at its given pose, and its amplitude, as a round compares the two."""
+    seen: list[torch.Tensor] = []
+    original = ReferenceMap.match
+
+    def best(reference: ReferenceMap, weighted: Any, energy: Any, transfer: Any, rotation: Any, *rest: Any) -> Any:
+        # The first candidate is the pose itself.
+        expected = reference.slices.at(rotation[:, 0])[0]
+        match = (expected.conj() * weighted).real.sum(1)
+        power = (expected * transfer).abs().square().sum(1)
+        seen.append(torch.stack([match / (power * energy).sqrt(), match / power]))
+        return original(reference, weighted, energy, transfer, rotation, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pose_search, "ROUNDS", (Round(10, 5.0, 2, 0.0, 1.0),))
+        patch.setattr(ReferenceMap, "match", best)
+        search_poses(store, np.arange(len(store.particles().source_row)), 0)
+    likeness, amplitude = torch.cat(seen, dim=1)
+    return likeness, amplitude
+
+
+def test_images_of_another_pixel_size_are_compared_with_the_same_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    ratio, count = 1.2, 200
+    # In pairs, since every second particle goes to the other half.
+    coarse = (torch.arange(count) // 2) % 2 == 1
+    pixel_size = torch.where(coarse, 4.0 * ratio, 4.0)
+    moved = torch.randn(count, 2, generator=_generator(2)) * 1.5
+    pose = Pose(random_rotations(count, _generator(1)), -moved * pixel_size[:, None])
+    # Large and sharp: pixel sizes tell most at the rim.
+    phantom = replace(blobs().scaled(1.6), sigma=1.3)
+    images = phantom.images(pose.rotation, moved, 32)
+    images[coarse] = phantom.as_stored(1 / ratio).images(pose.rotation, moved, 32)[coarse]
+    (right, amplitude), (unknown, _) = (
+        _likeness(stored_images(images, pose, microscope(count), size), monkeypatch)
+        for size in (pixel_size, torch.full_like(pixel_size, 4.0))
+    )
+    assert len(right) == count
+    assert float(right.min()) > 0.97
+    assert float(unknown.median()) < 0.96
+    # Halves are searched one after the other, each with as many of both.
+    seen = torch.cat([coarse[0::2], coarse[1::2]])
+    assert float(amplitude[seen].mean() / amplitude[~seen].mean()) == pytest.approx(1, abs=0.05)
+
+
+def test_of_some_candidates_the_true_turn_and_shift_are_the_most_likely() -> None:
+    phantom, rotation = blobs(), random_rotations(20, _generator(3))
+    reference = ReferenceMap(phantom.voxels(32), shell=12)
+    cone, shifts = _ball(30, 25.0, _generator(4)), _disc(2.0, 1.0)
+    turn = torch.arange(20) % 30
+    move = torch.arange(20) % len(shifts)
+    # The true rotation of each is a candidate's; the stored shift centres the image.
+    images = phantom.images(cone[turn] @ rotation, -shifts[move], 32)
+    weighted = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1))).flatten(1)[:, reference.slices.flat_index]
+    candidates = torch.einsum("cij,bjk->bcik", cone, rotation)
+    energy, transfer = weighted.abs().square().sum(1), torch.ones(weighted.shape)
+    even = torch.zeros(20, len(cone))
+    found_turn, found_move = reference.match(weighted, energy, transfer, candidates, even, shifts)
+    assert torch.equal(found_turn, turn)
+    assert torch.equal(found_move, move)
+    # Of images that show next to nothing, expectation decides; of those that show something, it does not.
+    expected = even - 20 * (torch.arange(len(cone)) != 5)
+    turn_seen, _ = reference.match(weighted, energy, transfer, candidates, expected, shifts)
+    assert torch.equal(turn_seen, turn)
+    noise = torch.complex(*(energy.mean().sqrt() * torch.randn(2, *weighted.shape, generator=_generator(5))))
+    drowned = weighted + 10 * noise
+    turn_expected, _ = reference.match(drowned, drowned.abs().square().sum(1), transfer, candidates, expected, shifts)
+    assert torch.equal(turn_expected, torch.full((20,), 5))
+
+
+def test_what_all_poses_of_a_half_share_is_taken_back() -> None:
+    given = Pose(random_rotations(50, _generator(5)), 5 * torch.randn(50, 2, generator=_generator(6)))
+    turn, offset = random_rotations(1, _generator(7))[0], torch.tensor([3.0, -8.0, 5.0])
+    # The same images of a molecule whose frame is turned and whose origin lies elsewhere.
+    drifted = Pose(given.rotation @ turn, given.shift_angstrom + (given.rotation @ offset)[:, :2])
+    back = align_frame(given, drifted)
+    assert torch.allclose(back.rotation, given.rotation, atol=1e-5)
+    assert torch.allclose(back.shift_angstrom, given.shift_angstrom, atol=1e-3)
+    # What a particle has found for itself stays its own.
+    own = Pose(drifted.rotation.clone(), drifted.shift_angstrom.clone())
+    own.rotation[7] = rotation_from_axis_angle(torch.tensor([0.5, 0.0, 0.0])) @ own.rotation[7]
+    kept = squared_frobenius(align_frame(given, own).rotation, given.rotation)
+    assert float(kept[7]) == pytest.approx(8 * np.sin(0.25) ** 2, rel=0.1)
+    assert float(kept.sum() - kept[7]) < 0.02
+
+
+def test_candidates_hold_the_pose_so_far_and_keep_within_their_bounds() -> None:
+    cone = _ball(400, 20.0, _generator(8))
+    angle = rotation_angle_deg(cone, torch.eye(3).expand_as(cone))
+    assert torch.equal(cone[0], torch.eye(3))
+    assert 18 < float(angle.max()) <= 20.001
+    # Even in volume: half the radius holds an eighth.
+    assert 0.05 < float((angle < 10).float().mean()) < 0.22
+    shifts = _disc(1.0, 0.25)
+    assert [0.0, 0.0] in shifts.tolist()
+    assert float(shifts.norm(dim=1).max()) == pytest.approx(1.0)
+    assert float(shifts.sum(0).abs().max()) < 1e-5
+    assert len(shifts) == len(torch.unique(shifts, dim=0)) == 49
+    assert _disc(0.0, 1.0).tolist() == [[0.0, 0.0]]
+
+
+@pytest.fixture(scope="module")
+def turned(store: ParticleStore) -> ParticleStore:
+    """The tiny store, its poses turned by about ten degrees."""
+    given = store.particles().pose()
+    turn = rotation_from_axis_angle(0.1 * torch.randn(len(store), 3, generator=_generator(9)))
+    return store.with_pose(np.arange(len(store)), Pose(turn @ given.rotation, given.shift_angstrom))
+
+
+def test_a_seed_gives_the_same_poses_of_the_rows_asked_for_and_counts_them_all(turned: ParticleStore) -> None:
+    rows = np.arange(1, 60)
+    calls: list[tuple[int, int]] = []
+    first = search_poses(turned, rows, 0, lambda *call: calls.append(call))
+    again, other = search_poses(turned, rows, 0), search_poses(turned, rows, 5)
+    assert torch.equal(first.pose.rotation, again.pose.rotation)
+    assert torch.equal(first.pose.shift_angstrom, again.pose.shift_angstrom)
+    assert (first.agreement_given, first.agreement_found) == (again.agreement_given, again.agreement_found)
+    assert first.agreement_given == other.agreement_given
+    assert first.agreement_found != other.agreement_found
+    assert first.pose.rotation.shape == (59, 3, 3)
+    # A box too small for any round is searched once, at what it holds: 30 particles of one half, 29 of the other.
+    assert calls == [(30, 59), (59, 59)]
+
+
+def test_given_poses_are_kept_row_by_row_where_found_ones_agree_less(
+    turned: ParticleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.arange(3, 50)
+    outcomes = {}
+    for name, after in (("better", 0.9), ("worse", 0.2), ("equal", 0.5)):
+        agreement = iter((0.5, after))
+        monkeypatch.setattr(pose_search, "_agreement", lambda *_, agreement=agreement: next(agreement))
+        outcomes[name] = search_poses(turned, rows, 0)
+    assert {name: found.kept for name, found in outcomes.items()} == {"better": False, "worse": True, "equal": True}
+    given = turned.particles().pose(rows)
+    for name in ("worse", "equal"):
+        assert torch.equal(outcomes[name].pose.rotation, given.rotation)
+        assert torch.equal(outcomes[name].pose.shift_angstrom, given.shift_angstrom)
+    angle = rotation_angle_deg(outcomes["better"].pose.rotation, given.rotation)
+    assert float(angle.mean()) > 1
+    # Around the given pose of the same row: the widest cone is 30 degrees, the turn of the frame comes on top.
+    assert float(angle.max()) < 50
+
+
+def test_a_drift_that_follows_the_conformation_is_taken_back_and_what_a_particle_found_stays() -> None:
+    count = 200
+    given = Pose(random_rotations(count, _generator(8)), 5 * torch.randn(count, 2, generator=_generator(9)))
+    latents = torch.randn(count, 2, generator=_generator(10))
+    latents = latents - latents.mean(0)
+    # Turns of some degrees per unit of each coordinate, and an origin that moves with them.
+    turn = rotation_from_axis_angle(latents @ torch.tensor([[0.05, -0.02, 0.03], [0.0, 0.04, -0.01]]))
+    offset = latents @ torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 1.0]])
+    rotation = given.rotation @ turn
+    own = rotation_from_axis_angle(0.02 * torch.randn(count, 3, generator=_generator(11)))
+    drifted = Pose(own @ rotation, given.shift_angstrom + torch.einsum("pij,pj->pi", rotation, offset)[:, :2])
+    back = align_frame(given, drifted, latents)
+    error = rotation_angle_deg(back.rotation, own @ given.rotation)
+    assert float(error.mean()) < 0.1 * float(rotation_angle_deg(drifted.rotation, given.rotation).mean())
+    assert float((back.shift_angstrom - given.shift_angstrom).norm(dim=1).mean()) < 0.3
+    rigid = align_frame(given, drifted)
+    assert float(rotation_angle_deg(rigid.rotation, own @ given.rotation).mean()) > 5 * float(error.mean())

@@ -1,0 +1,137 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cryoformer_dist.data.order import ConsumedRows
+from cryoformer_dist.errors import CheckpointError
+from cryoformer_dist.storage.retry import Attempt, StorageRetry
+from cryoformer_dist.storage.working_folder import WorkingFolder
+from cryoformer_dist.runs.checkpoint import Position, checkpoints, latest_checkpoint, write_checkpoint
+
+
+def _write(run: Path, step: int, keep: int = 10, **changes: object) -> Path:
+    def save_engine(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "state").write_text(str(step))
+
+    arguments = {
+        "leader": True,
+        "save_engine": save_engine,
+        "states": lambda: {"model": {"w": torch.tensor([float(step)])}, "tables": {}},
+        "keep": keep,
+        "retry": StorageRetry(run, 0),
+    }
+    position = Position(stage=1, stage_step=step - 1, step=step, consumed=(ConsumedRows(2, 8), ConsumedRows(1, 3)))
+    return write_checkpoint(WorkingFolder.on_disk(run), position, **(arguments | changes))  # type: ignore[arg-type]
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    folder = _write(tmp_path, 7)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.folder == folder
+    assert found.position == Position(1, 6, 7, (ConsumedRows(2, 8), ConsumedRows(1, 3)))
+    assert found.weights()["w"].item() == 7
+    assert found.tables() == {}
+    assert (found.engine_folder / "state").read_text() == "7"
+
+
+def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path) is None
+    assert checkpoints(tmp_path) == []
+
+
+def test_the_newest_is_chosen_and_only_the_newest_few_stay(tmp_path: Path) -> None:
+    for step in (5, 90, 1000, 12):
+        _write(tmp_path, step)
+    assert [one.position.step for one in checkpoints(tmp_path)] == [5, 12, 90, 1000]
+    _write(tmp_path, 2000, keep=2)
+    assert [one.position.step for one in checkpoints(tmp_path)] == [1000, 2000]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00001000", "step-00002000"]
+
+
+def test_a_crash_while_writing_leaves_the_older_one_the_newest(tmp_path: Path) -> None:
+    _write(tmp_path, 4)
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for cut_short in ({"save_engine": crash}, {"states": crash}):
+        with pytest.raises(KeyboardInterrupt):
+            _write(tmp_path, 8, **cut_short)
+        found = latest_checkpoint(tmp_path)
+        assert found is not None
+        assert found.position.step == 4
+    # The next attempt is not in the way of what the crash left.
+    _write(tmp_path, 8)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000008"]
+
+
+def test_a_folder_without_a_manifest_is_never_chosen(tmp_path: Path) -> None:
+    _write(tmp_path, 4)
+    (_write(tmp_path, 8) / "manifest.json").unlink()
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.position.step == 4
+
+
+def test_what_a_kill_left_half_written_or_half_removed_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
+    (_write(tmp_path, 4) / "manifest.json").unlink()
+    (tmp_path / "checkpoints" / ".partial-00000006").mkdir()
+    _write(tmp_path, 8)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000008"]
+
+
+def test_writing_the_same_step_again_replaces_it(tmp_path: Path) -> None:
+    _write(tmp_path, 4)
+    _write(tmp_path, 4, states=lambda: {"model": {"w": torch.tensor([99.0])}})
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.weights()["w"].item() == 99
+
+
+def test_only_the_leader_writes_what_all_share_and_all_wait_for_it(tmp_path: Path) -> None:
+    waits: list[bool] = []
+    saved: list[Path] = []
+
+    def exchange(outcome: Attempt) -> list[Attempt]:
+        waits.append((tmp_path / "checkpoints").exists())
+        return [outcome, outcome]
+
+    final = _write(
+        tmp_path,
+        4,
+        leader=False,
+        save_engine=saved.append,
+        retry=StorageRetry(tmp_path, 0, leader=False, exchange=exchange),
+    )
+    assert not final.exists()
+    assert saved == [tmp_path / "checkpoints" / ".partial-00000004" / "engine"]
+    assert waits == [False] * 5
+
+
+def test_a_checkpoint_of_a_newer_program_is_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path, 4) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
+    with pytest.raises(CheckpointError, match=r"step-00000004.*schema 99.*upgrade"):
+        latest_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 1, "position": {"consumed": [3]}}'])
+def test_an_unreadable_manifest_is_named_with_the_way_out(tmp_path: Path, text: str) -> None:
+    path = _write(tmp_path, 4) / "manifest.json"
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match=r"step-00000004/manifest\.json: not readable.*delete this folder"):
+        latest_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [0, 4, 300])
+def test_damaged_weights_are_named_with_the_way_out(tmp_path: Path, cut: int) -> None:
+    path = _write(tmp_path, 4) / "model.pt"
+    path.write_bytes(path.read_bytes()[:cut])
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    with pytest.raises(CheckpointError, match=r"model\.pt: cannot be read.*older checkpoint"):
+        found.weights()

@@ -1,0 +1,74 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.tiny_runs import tiny_config
+
+from cryoformer_dist.data import convert
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import ConfigError, StoreError
+from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.physics.fourier import spectrum
+from cryoformer_dist.initialization.occupancy import sphere
+from cryoformer_dist.training.preparation import prepare_run
+from cryoformer_dist.runs.directory import load_lattice, load_run, load_spectrum, selected_rows
+
+
+def _prepared(store: ParticleStore, run: Path, **changes: object) -> Path:
+    prepare_run(tiny_config(store.path, changes), store, run, resume=False)  # type: ignore[arg-type]
+    return run
+
+
+def test_the_lattice_of_a_run_is_its_occupancy(store: ParticleStore, tmp_path: Path) -> None:
+    run = _prepared(store, tmp_path / "run")
+    lattice = load_lattice(load_run(run)[0], run)
+    assert torch.equal(lattice.flat_index, torch.nonzero(sphere(16).ravel())[:, 0])
+    assert lattice.offsets_pixels.shape == (2, 3)
+
+
+def test_half_sets_are_kept_apart(store: ParticleStore) -> None:
+    half_set = store.particles().half_set
+    rows = {half: selected_rows(tiny_config(store.path, {"dataset.half": half}), store) for half in ("both", 1, 2)}
+    assert rows["both"].tolist() == list(range(64))
+    assert (half_set[rows[1]] == 1).all()
+    assert (half_set[rows[2]] == 2).all()
+    assert sorted([*rows[1], *rows[2]]) == list(range(64))
+    assert min(len(rows[1]), len(rows[2])) > 16
+
+
+def test_a_half_set_that_the_store_does_not_know_is_refused(store: ParticleStore, tmp_path: Path) -> None:
+    from support.simulated_particles import write_particles
+
+    table = write_particles(tmp_path / "p", particles=20, box=16, half_set=False)
+    options = convert.ConversionOptions(contrast="light")
+    unknown = convert.convert_serially(convert.plan_conversion(table, tmp_path / "s.zarr", options))
+    with pytest.raises(StoreError, match=r"s\.zarr: no particle belongs to half-set 1.*dataset\.half to both"):
+        selected_rows(tiny_config(unknown.path, {"dataset.half": 1}), unknown)
+
+
+@pytest.mark.parametrize("kept", [64, 100])
+def test_holding_out_everything_is_refused(store: ParticleStore, kept: int) -> None:
+    with pytest.raises(StoreError, match=rf"dataset\.hold_out {kept} leaves none of 64 particles"):
+        selected_rows(tiny_config(store.path, {"dataset.hold_out": kept}), store)
+
+
+def test_the_spectrum_of_a_run_is_that_of_its_consensus(store: ParticleStore, tmp_path: Path) -> None:
+    run = _prepared(store, tmp_path / "run")
+    found = load_spectrum(tiny_config(store.path, {"model.domain": "fourier"}), run)
+    assert found is not None
+    assert torch.equal(found, spectrum(read_volume(run / "consensus.mrc").voxels))
+    assert float(found.max()) > 0
+    assert load_spectrum(tiny_config(store.path), run) is None
+
+
+def test_a_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a run directory"):
+        load_run(tmp_path)
+
+
+def test_the_manifest_is_plain_json(store: ParticleStore, tmp_path: Path) -> None:
+    manifest = json.loads((_prepared(store, tmp_path / "run") / "manifest.json").read_text())
+    assert manifest["schema_version"] == 1
+    assert np.isfinite(manifest["pixel_size_angstrom"])

@@ -1,0 +1,119 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from upath import UPath
+
+from cryoformer_dist.errors import ConfigError
+from cryoformer_dist.runs.checkpoint import Position, fetch_latest, latest_checkpoint, write_checkpoint
+from cryoformer_dist.storage.retry import StorageRetry
+from cryoformer_dist.storage.working_folder import WorkingFolder, open_working_folder
+
+
+@pytest.fixture(scope="module")
+def home(object_store: Callable[[], UPath]) -> UPath:
+    return object_store() / "runs" / "x"
+
+
+def test_a_folder_on_a_file_system_is_its_own_home(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    with open_working_folder(tmp_path) as run:
+        assert (run.home, run.folder, run.is_copy) == (tmp_path, tmp_path, False)
+        run.fetch("a")
+        run.send("a")
+        run.send_changes()
+        run.forget("a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_working_copy_brings_what_home_holds_and_sends_what_changed(home: UPath) -> None:
+    place = home / "changes"
+    for name in ("same", "changed", "removed", "maps/1.mrc", "ray/state"):
+        (place / name).write_text("old")
+    with open_working_folder(place, ("ray",)) as run:
+        assert run.folder.name == "changes"
+        assert sorted(run.names_at_home("maps")) == ["maps/1.mrc"]
+        assert not (run.folder / "ray").exists()
+        (place / "same").write_text("changed by others")
+        (run.folder / "changed").write_text("newer")
+        (run.folder / "removed").unlink()
+        (run.folder / "maps" / "2.mrc").write_text("new")
+        run.send_changes(("ray",))
+        assert str(run.at_home(run.folder / "maps" / "2.mrc")) == f"{place}/maps/2.mrc"
+    assert not run.folder.exists()
+    found = {str(name)[len(place.path) + 1 :]: place.fs.cat_file(name).decode() for name in place.fs.find(place.path)}
+    assert found == {
+        "same": "changed by others",
+        "changed": "newer",
+        "maps/1.mrc": "old",
+        "maps/2.mrc": "new",
+        "ray/state": "old",
+    }
+
+
+def test_errors_name_home_and_not_the_working_copy(home: UPath) -> None:
+    def fail() -> None:
+        with open_working_folder(home / "empty") as run:
+            raise ConfigError(f"{run.folder}/manifest.json: no run")
+
+    with pytest.raises(ConfigError, match=rf"^{home}/empty/manifest.json: no run$"):
+        fail()
+
+
+def _write(run: WorkingFolder, step: int, keep: int = 9) -> None:
+    def save_engine(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "state").write_text(str(step))
+
+    states = {"model": {"w": torch.tensor([float(step)])}, "tables": {}}
+    write_checkpoint(run, Position(step=step), True, save_engine, lambda: states, keep, StorageRetry(run.home, 0))
+
+
+class Cut(Exception):
+    """What ends a sending."""
+
+
+class CutShort(WorkingFolder):
+    """Sends so many files, then the process dies."""
+
+    left = 0
+
+    def send(self, *names: str) -> None:
+        for name in names:
+            if not self.left:
+                raise Cut
+            self.left -= 1
+            super().send(name)
+
+
+def test_a_half_sent_checkpoint_is_never_chosen(home: UPath, tmp_path: Path) -> None:
+    place = home / "half"
+    _write(WorkingFolder(place, tmp_path), 4)
+    for left in range(4):
+        dying = CutShort(place, tmp_path)
+        dying.left = left
+        with pytest.raises(Cut):
+            _write(dying, 8)
+        with open_working_folder(place, ("checkpoints",)) as run:
+            # A newer one lies here, complete: home does not know it.
+            fetch_latest(run)
+            found = latest_checkpoint(run.folder)
+            assert found is not None
+            assert found.position.step == 4
+            assert (found.engine_folder / "state").read_text() == "4"
+            assert found.weights()["w"].item() == 4
+    _write(WorkingFolder(place, tmp_path), 8)
+    with open_working_folder(place, ("checkpoints",)) as run:
+        fetch_latest(run)
+        found = latest_checkpoint(run.folder)
+        assert found is not None
+        assert found.position.step == 8
+
+
+def test_only_the_newest_checkpoints_stay_at_home_and_none_in_the_working_copy(home: UPath, tmp_path: Path) -> None:
+    place = home / "kept"
+    for step in (2, 4, 6):
+        _write(WorkingFolder(place, tmp_path), step, keep=2)
+    assert sorted(path.name for path in (place / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+    assert list((tmp_path / "checkpoints").iterdir()) == []

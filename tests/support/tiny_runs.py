@@ -1,0 +1,167 @@
+"""The smallest simulated set and the smallest network that go the whole way, for tests of any folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cryoformer_dist.config.loading import parse_config
+from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.config.simulation import SimulationConfig
+from cryoformer_dist.data.batch import BatchSource, local_batches
+from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.io.reading import read_particles
+from cryoformer_dist.runs.checkpoint import latest_checkpoint
+from cryoformer_dist.runs.directory import is_prepared, write_occupancy
+from cryoformer_dist.runs.training_log import read_training_log
+from cryoformer_dist.simulation.simulate import simulate
+from cryoformer_dist.storage.working_folder import WorkingFolder
+from cryoformer_dist.training.preparation import prepare_run
+from cryoformer_dist.training.worker import train_rank
+
+PARTICLES = 64
+SHARD_ROWS = 16
+CPU = torch.device("cpu")
+
+_MODEL = {
+    "hash_grid": {"levels": 2, "base_resolution": 4, "finest_resolution": 8, "log2_table_size": 10},
+    # The least that a GPU has kernels for: these runs go there too.
+    "decoder": {"queries": 16, "channels": 8, "blocks": 1, "hidden_width": 16, "density_width": 16},
+    # The linear start takes longer than all of such a run.
+    "latent": {
+        "dimensions": 2,
+        "start": "random",
+        "refinement": "gradient",
+        "encoder": {"hidden_layers": 2, "width": 16},
+    },
+    "pose": {"encoder": {"hidden_layers": 2, "width": 16}},
+}
+_TRAINING = {
+    "seed": 3,
+    "epochs": 2,
+    "pose_pretraining_epochs": 1,
+    "global_batch_size": 12,
+    "warmup_steps": 2,
+    "freeze_latent_epochs": 0,
+    "freeze_pose_epochs": 0,
+    "jitter_lattices": 2,
+    "occupancy": "sphere",
+    "engine": "torch",
+    "threads_per_worker": 1,
+    "report_every_steps": 2,
+    "checkpoint_every_steps": 4,
+    "keep_checkpoints": 10,
+}
+
+_EXACT = (
+    *("stage", "epoch", "epochs", "step", "steps", "loss", "prior", "learning_rate_factor", "workers"),
+    *("active_points", "residual_outside", "latent_information_nats"),
+)
+
+
+def write_set(folder: Path, particles: int = PARTICLES, box: int = 16, **simulation: Any) -> Path:
+    """Simulate and convert; ``folder/particles/`` and the store, which is returned."""
+    config = SimulationConfig(particles=particles, box_size=box, **simulation)
+    made = simulate(config, folder / "particles")
+    options = ConversionOptions(contrast="light", shard_rows=SHARD_ROWS, chunk_rows=8)
+    return convert_serially(plan_conversion(read_particles(made.star), folder / "particles.zarr", options)).path
+
+
+def tiny_settings(store: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Plain values of a run file, with dotted keys changed."""
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "dataset": {"store": str(store), "loader": "local"},
+        "model": {part: dict(section) for part, section in _MODEL.items()},
+        "training": dict(_TRAINING),
+        "results": {"kmeans_volumes": 2, "principal_components": 1, "volumes_per_component": 2},
+    }
+    for key, value in (changes or {}).items():
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[last] = value
+    return values
+
+
+def tiny_config(store: Path, changes: dict[str, Any] | None = None) -> RunConfig:
+    return parse_config(tiny_settings(store, changes), RunConfig, "tiny")
+
+
+class Stop(Exception):
+    """What a test ends training with."""
+
+
+@dataclass
+class Listener:
+    """Keeps every report; ends training when the step ``stop_at`` is reported."""
+
+    stop_at: int | None = None
+    records: list[dict[str, Any]] = field(default_factory=list)
+    checkpoints: list[Path] = field(default_factory=list)
+    signs_of_life: int = 0
+
+    def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
+        self.records.append(record)
+        if checkpoint is not None:
+            self.checkpoints.append(checkpoint)
+        if record["step"] == self.stop_at:
+            raise Stop
+
+    def alive(self) -> None:
+        self.signs_of_life += 1
+
+
+def train(
+    config: RunConfig,
+    run: Path,
+    listener: Listener | None = None,
+    batches_of: Callable[[ParticleStore], BatchSource] = local_batches,
+    device: torch.device = CPU,
+) -> Listener:
+    """Prepare a run, or go on with it, and train in this process."""
+    listener = listener or Listener()
+    store = ParticleStore.open(config.dataset.store)
+    prepare_run(config, store, run, resume=is_prepared(run))
+    train_rank(WorkingFolder.on_disk(run), listener, batches_of, device)
+    return listener
+
+
+def train_from_mask(config: RunConfig, run: Path, mask: torch.Tensor, listener: Listener | None = None) -> Listener:
+    """As `train`, but a run that begins allows density in a mask given by hand."""
+    if not is_prepared(run):
+        prepare_from_mask(config, run, mask)
+    return train(config, run, listener)
+
+
+def prepare_from_mask(config: RunConfig, run: Path, mask: torch.Tensor) -> None:
+    """Prepare a run that allows density in a mask given by hand."""
+    store = ParticleStore.open(config.dataset.store)
+    prepare_run(config, store, run, resume=False)
+    write_occupancy(run, mask, store.pixel_size_angstrom)
+
+
+def exact_metrics(run: Path) -> list[dict[str, Any]]:
+    """Records without clocks and memory."""
+    return [{key: record[key] for key in _EXACT} for record in read_training_log(run)]
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    """Two runs told the same on their way and hold the same bits."""
+    assert exact_metrics(run) == exact_metrics(other)
+    state, other_state = final_state(run), final_state(other)
+    assert state.keys() == other_state.keys()
+    for name, value in state.items():
+        assert torch.equal(value, other_state[name]), name
+
+
+def final_state(run: Path) -> dict[str, torch.Tensor]:
+    """Weights, tables and occupancy of the newest checkpoint, flat."""
+    checkpoint = latest_checkpoint(run)
+    assert checkpoint is not None
+    tables = {f"{name}.{key}": value for name, state in checkpoint.tables().items() for key, value in state.items()}
+    return checkpoint.weights() | tables | {"occupancy": checkpoint.occupancy()["flat_index"]}

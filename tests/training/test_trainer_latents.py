@@ -1,0 +1,137 @@
+"""Latents are searched for while a network is trained: when, of whom, and when what is found counts."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.tiny_runs import Listener, Stop, assert_same_end, final_state, tiny_config, train
+
+from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.data.batch import ParticleBatch
+from cryoformer_dist.runs.checkpoint import checkpoints
+from cryoformer_dist.training import latent_search
+from cryoformer_dist.training import trainer as loop
+from cryoformer_dist.training.latent_search import LatentSearchResult
+from cryoformer_dist.training.learner import Learner
+from cryoformer_dist.training.stages import Stage
+
+SEARCHED = {"model.latent.start": "linear", "model.latent.refinement": "search", "training.epochs": 3}
+# Of 64 tiny images nothing is to be learned.
+undecided = pytest.mark.filterwarnings("ignore::cryoformer_dist.errors.UndecidedLatentsWarning")
+
+
+@pytest.fixture(scope="module")
+def searched(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
+    """An uninterrupted run of 16 steps whose latents are looked for at steps 6, 11 and 16."""
+    config = tiny_config(tiny_store, SEARCHED)
+    run = tmp_path_factory.mktemp("searched") / "run"
+    train(config, run)
+    return config, run
+
+
+@undecided
+def test_a_rank_gives_a_sign_of_life_with_every_batch_of_a_search(tiny_store: Path, tmp_path: Path) -> None:
+    listener = train(tiny_config(tiny_store, SEARCHED | {"training.epochs": 1}), tmp_path / "run")
+    assert listener.signs_of_life == math.ceil(64 / 12)
+
+
+# Between a search and its checkpoint, and after that.
+@undecided
+@pytest.mark.parametrize("stop_at", [6, 10])
+def test_a_run_interrupted_around_a_search_of_latents_ends_bit_equal_too(
+    searched: tuple[RunConfig, Path], tmp_path: Path, stop_at: int
+) -> None:
+    config, run = searched
+    with pytest.raises(Stop):
+        train(config, tmp_path / "run", Listener(stop_at))
+    train(config, tmp_path / "run")
+    assert_same_end(tmp_path / "run", run)
+
+
+@undecided
+def test_latents_are_looked_for_after_every_epoch_and_the_last_is_trained_at_the_means(
+    searched: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = searched
+    asked: list[tuple[float, bool]] = []
+    original = loop.search_latents
+
+    def search(
+        learner: Learner, stage: Any, epoch: float, trained: Any, batches: Any, draws: Any
+    ) -> LatentSearchResult:
+        seen: list[int] = []
+
+        def counted() -> Iterator[ParticleBatch]:
+            for batch in batches:
+                seen.extend(batch.row.tolist())
+                yield batch
+
+        found = original(learner, stage, epoch, trained, counted(), draws)
+        assert sorted(seen) == list(range(64))
+        asked.append((epoch, draws is not None))
+        return found
+
+    monkeypatch.setattr(loop, "search_latents", search)
+    train(config, tmp_path / "run")
+    # The last step of each of three epochs, of which two end within a step.
+    assert [(math.ceil(epoch), draws) for epoch, draws in asked] == [(1, True), (2, False), (3, False)]
+    assert_same_end(tmp_path / "run", run)
+    # Gradients left the table alone.
+    assert not final_state(run)["latent.visits"].any()
+
+
+@undecided
+def test_particles_kept_out_are_no_part_of_the_cloud(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clouds: list[int] = []
+    original = latent_search.build_conformations
+
+    def build_conformations(objectives: Any, latents: torch.Tensor, *rest: Any) -> Any:
+        clouds.append(len(latents))
+        return original(objectives, latents, *rest)
+
+    monkeypatch.setattr(latent_search, "build_conformations", conformations)
+    train(tiny_config(tiny_store, SEARCHED | {"dataset.hold_out": 4, "training.epochs": 1}), tmp_path / "run")
+    assert clouds == [60]
+
+
+@undecided
+@pytest.mark.parametrize(
+    ("kept_epochs", "information_nats", "dealt"),
+    [(4.0, 0.05, [0, 0, 0]), (4.0, 0.2, [1, 2, 3]), (2.0, 0.05, [0, 2, 3]), (0.0, 0.05, [1, 2, 3])],
+)
+def test_maps_that_do_not_move_yet_leave_the_first_latents_alone(
+    tiny_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kept_epochs: float,
+    information_nats: float,
+    dealt: list[int],
+) -> None:
+    searches = []
+
+    def search(
+        learner: Learner, stage: Stage, epoch: float, trained: Any, batches: Any, draws: Any
+    ) -> LatentSearchResult:
+        searches.append(epoch)
+        latent = torch.full((len(trained), 2), float(len(searches)))
+        return LatentSearchResult(torch.from_numpy(trained), latent, information_nats)
+
+    monkeypatch.setattr(loop, "search_latents", search)
+    every_step = {
+        "training.report_every_steps": 1,
+        "training.checkpoint_every_steps": 1,
+        "training.keep_checkpoints": 20,
+    }
+    config = tiny_config(tiny_store, SEARCHED | every_step | {"training.freeze_latent_epochs": kept_epochs})
+    train(config, tmp_path / "run")
+    by_step = {one.position.step: one.tables()["latent"]["values"] for one in checkpoints(tmp_path / "run")}
+    # Of the linear model until a search counts.
+    assert by_step[1].std() > 0
+    for step, number in zip([6, 11, 16], dealt, strict=True):
+        expected = torch.full_like(by_step[1], number) if number else by_step[1]
+        assert torch.equal(by_step[step], expected), step
