@@ -94,7 +94,7 @@ def test_particles_kept_out_are_no_part_of_the_cloud(
         clouds.append(len(latents))
         return original(objectives, latents, *rest)
 
-    monkeypatch.setattr(latent_search, "build_conformations", conformations)
+    monkeypatch.setattr(latent_search, "build_conformations", build_conformations)
     train(tiny_config(tiny_store, SEARCHED | {"dataset.hold_out": 4, "training.epochs": 1}), tmp_path / "run")
     assert clouds == [60]
 
