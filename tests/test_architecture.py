@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "initialization": GROUND | {"physics", "data"},
     "runs": GROUND | {"config", "physics", "io.mrc", "data", "storage", "initialization"},
     "training": GROUND | {"config", "physics", "model", "data", "storage", "initialization", "runs"},
-    "figures": {"errors", "physics"},
+    "figures": {"errors", "physics", "runs"},
     "analysis": GROUND
     | {"config", "physics", "io", "model", "data", "simulation", "initialization", "runs", "training", "figures"}
     | {"storage"},

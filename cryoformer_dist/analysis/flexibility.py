@@ -220,7 +220,7 @@ def flexible_regions(
     lattice = trained.learner.objectives.lattice
     model = trained.learner.objectives.model
     flexibility = measure_flexibility(states, lattice.flat_index.numpy(), model.box)
-    voxel_size = float(trained.manifest["pixel_size_angstrom"])
+    voxel_size = trained.manifest.pixel_size_angstrom
     return write_flexibility(run, flexibility, voxel_size, truth_volumes, labels)
 
 

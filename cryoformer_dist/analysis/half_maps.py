@@ -205,8 +205,8 @@ def compare_halves(first_run: Path, second_run: Path, mask: Path | None = None) 
     """
     runs = [load_trained(path) for path in (first_run, second_run)]
     _refuse_unfit(runs, (first_run, second_run))
-    size = float(runs[0].manifest["pixel_size_angstrom"])
-    box = int(runs[0].manifest["box_size"])
+    size = runs[0].manifest.pixel_size_angstrom
+    box = runs[0].manifest.box_size
     given = None if mask is None else read_mask(mask, box, box * size)
     halves = [
         HalfRun(run.decode, run.latents, load_consensus(path).voxels.numpy(), run.region())
@@ -216,7 +216,7 @@ def compare_halves(first_run: Path, second_run: Path, mask: Path | None = None) 
 
 
 def _refuse_unfit(runs: Sequence[TrainedRun], paths: Sequence[Path]) -> None:
-    prints = {run.manifest["store_fingerprint"] for run in runs}
+    prints = {run.manifest.store_fingerprint for run in runs}
     if len(prints) > 1:
         raise StoreError(f"{paths[0]} and {paths[1]} were trained on different stores: half-sets are halves of one")
     halves = [run.config.dataset.half for run in runs]

@@ -1,8 +1,7 @@
 """One self-contained HTML page per run: what was recovered, against which floor, and how to go on."""
 
 import csv
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,10 @@ from cryoformer_dist.figures.surfaces import (
     state_colours,
 )
 from cryoformer_dist.io.mrc import read_volume
-from cryoformer_dist.runs.directory import CONSENSUS, is_prepared, load_consensus
-from cryoformer_dist.runs.training_log import read_training_log
-from cryoformer_dist.storage.working_folder import MANIFEST
+from cryoformer_dist.runs.directory import is_prepared, load_consensus
+from cryoformer_dist.runs.layout import CONSENSUS
+from cryoformer_dist.runs.manifest import RunManifest, read_manifest
+from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log
 
 _SERIES_COLOUR: Colour = (0.25, 0.50, 0.86)
 _MOST_PICTURES = 12
@@ -60,7 +60,7 @@ class RunFiles:
     path
         Run directory.
     metrics, manifest
-        Contents of metrics.json and manifest.json, empty when absent.
+        Contents of metrics.json and manifest.json, empty or ``None`` when absent.
     records
         Lines of metrics.jsonl.
     config
@@ -77,8 +77,8 @@ class RunFiles:
 
     path: Path
     metrics: dict[str, Any]
-    manifest: dict[str, Any]
-    records: list[dict[str, Any]]
+    manifest: RunManifest | None
+    records: list[TrainingRecord]
     config: str
     latent: dict[str, np.ndarray]
     fsc: dict[str, np.ndarray]
@@ -109,7 +109,7 @@ def read_run(path: Path) -> RunFiles:
     return RunFiles(
         path=path,
         metrics=read_evaluation(path),
-        manifest=json.loads((path / MANIFEST).read_text()) if is_prepared(path) else {},
+        manifest=read_manifest(path) if is_prepared(path) else None,
         records=read_training_log(path),
         config=config.read_text() if config.is_file() else "",
         latent=latent,
@@ -158,7 +158,7 @@ def write_report(run: Path, truth: Path | None = None) -> Path:
         states=found.metrics.get("states", []),
         stages=stage_rows(found.records),
         config=found.config,
-        manifest=_flatten(found.manifest),
+        manifest=_flatten(asdict(found.manifest)) if found.manifest else {},
         steps=_next_steps(found),
         **_pictures(found, known),
         **_curves(found, known),
@@ -175,8 +175,8 @@ def _facts(run: RunFiles) -> list[str]:
         facts.append(f"{metrics['particles']:,} particles")
         facts.append(f"box {metrics['box_size']} at {metrics['voxel_size_angstrom']:.2f} Å")
         facts.append(f"{metrics['latent_dimensions']} latent dimensions")
-    if manifest:
-        facts += [f"cryoformer-dist {manifest['versions']['cryoformer-dist']}", f"seed {manifest['seed']}"]
+    if manifest is not None:
+        facts += [f"cryoformer-dist {manifest.versions['cryoformer-dist']}", f"seed {manifest.seed}"]
     return facts
 
 

@@ -67,7 +67,7 @@ def reconstruct_run(run: Path, trained: TrainedRun | None = None) -> list[Path]:
         points=results.volumes_per_component,
         seed=trained.config.training.seed,
     )
-    voxel_size = float(trained.manifest["pixel_size_angstrom"])
+    voxel_size = trained.manifest.pixel_size_angstrom
     written = reconstruct(
         run, trained.decode, trained.latents, trained.source_row, voxel_size, plan, _labels(run, trained)
     )
@@ -131,7 +131,7 @@ def evaluate_run(
     fitted = _fitted(masks or MaskFiles(), trained, known is not None)
     verdict = evaluate(trained.decode, estimate, consensus, known, fitted)
     if known is not None and len(known.volumes) > 1:
-        store = ParticleStore.open(trained.manifest["store"])
+        store = ParticleStore.open(trained.manifest.store)
         oracle = oracle_metrics(store, known, trained.latents, selected_rows(trained.config, store))
         more = {"oracle": oracle, **_held_out(trained, known)}
         verdict = replace(verdict, metrics={**verdict.metrics, **more})
@@ -153,8 +153,8 @@ def _fitted(masks: MaskFiles, trained: TrainedRun, truth_known: bool) -> Masks:
     given = [path for path in (masks.region, masks.solvent) if path is not None]
     if given and not truth_known:
         raise ConfigError(f"{given[0]}: masks serve the comparison with a truth, and none is known: leave them out")
-    box = int(trained.manifest["box_size"])
-    length = box * float(trained.manifest["pixel_size_angstrom"])
+    box = trained.manifest.box_size
+    length = box * trained.manifest.pixel_size_angstrom
 
     def fitted(path: Path | None) -> np.ndarray | None:
         return None if path is None else read_mask(path, box, length)
@@ -227,7 +227,7 @@ def _write_poses(run: Path, trained: TrainedRun) -> Path:
 
 def _write_poses_of_stack(path: Path, trained: TrainedRun) -> Path:
     """A pose for every particle of the store, in the order of their source: refined, or as given where untrained."""
-    store = ParticleStore.open(trained.manifest["store"])
+    store = ParticleStore.open(trained.manifest.store)
     pose = Pose(torch.from_numpy(trained.rotation), torch.from_numpy(trained.shift_angstrom))
     particles = store.with_pose(selected_rows(trained.config, store), pose).particles()
     order = np.argsort(particles.source_row)
@@ -240,5 +240,5 @@ def _labels(run: Path, trained: TrainedRun) -> list[str]:
     step = trained.checkpoint.position.step
     return [
         f"cryoformer-dist run {run.name} step {step}",
-        f"store {trained.manifest['store_fingerprint'][:16]}",
+        f"store {trained.manifest.store_fingerprint[:16]}",
     ]

@@ -119,7 +119,7 @@ def read_result(folder: Path) -> TrialResult:
         epochs=len(done),
         of=done[-1].of if done else trial.config.training.epochs,
         # A run that was trained elsewhere tells the time of its training alone.
-        hours=_hours(lines or records[-1:], "seconds"),
+        hours=_hours(lines, "seconds") if lines else sum(record.seconds for record in records[-1:]) / 3600,
         cpu_hours=_hours(lines, "cpu_seconds"),
         gpu_hours=_hours(lines, "gpu_seconds"),
     )

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from cryoformer_dist.runs.directory import (
     selected_rows,
     write_shell_weight,
 )
+from cryoformer_dist.runs.manifest import RunManifest
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.stages import stages
 
@@ -69,7 +69,7 @@ class TrainedRun:
     """
 
     config: RunConfig
-    manifest: dict[str, Any]
+    manifest: RunManifest
     checkpoint: Checkpoint
     source: Path
     latents: Float[np.ndarray, "particles dimensions"]
@@ -127,7 +127,7 @@ class TrainedRun:
         kept = self.config.dataset.hold_out
         if not kept or not _encoder_is_trained(self.config, self.checkpoint):
             return None
-        store = ParticleStore.open(self.manifest["store"])
+        store = ParticleStore.open(self.manifest.store)
         rows = np.arange(len(store) - kept, len(store))
         particles = store.particles()
         latents = _encoded_latents(self.learner, store, rows, particles.pose(rows))
@@ -156,7 +156,7 @@ def load_trained(run: Path) -> TrainedRun:
     checkpoint = latest_checkpoint(run)
     if checkpoint is None:
         raise CheckpointError(f"{run}: no checkpoint yet; train it first, or `--resume` it")
-    store = ParticleStore.open(manifest["store"])
+    store = ParticleStore.open(manifest.store)
     particles = store.particles()
     single = _for_decoding(config)
     learner = Learner(
@@ -168,9 +168,9 @@ def load_trained(run: Path) -> TrainedRun:
         torch.device("cpu"),
         spectrum=load_spectrum(single, run),
     )
-    learner.objectives.model.load_state_dict(checkpoint.weights())
-    learner.load_table_state(checkpoint.tables())
-    learner.load_occupancy_state(checkpoint.occupancy())
+    learner.objectives.model.load_state_dict(checkpoint.read_weights())
+    learner.load_table_state(checkpoint.read_tables())
+    learner.load_occupancy_state(checkpoint.read_occupancy())
     learner.objectives.eval()
     rows = selected_rows(config, store)
     pose = _poses(learner, store, rows)
@@ -195,7 +195,7 @@ def with_weight_at_refined_poses(run: Path, trained: TrainedRun) -> TrainedRun:
     """The same run, its Fourier shells weighted by what the particles say at their refined poses; kept in the run."""
     if not trained.poses_refined:
         return trained
-    store = ParticleStore.open(trained.manifest["store"])
+    store = ParticleStore.open(trained.manifest.store)
     pose = Pose(torch.from_numpy(trained.rotation), torch.from_numpy(trained.shift_angstrom))
     rows = selected_rows(trained.config, store)
     consensus = back_project(store.with_pose(rows, pose), rows)

@@ -1,9 +1,11 @@
 """The verdict in words and tables: metrics.json and metrics.jsonl judged against floor and ceiling."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from cryoformer_dist.runs.training_log import TrainingRecord
 
 MEASURES = (
     (
@@ -38,7 +40,6 @@ MEASURES = (
         "Cross-validated linear prediction of the true state, ranked.",
     ),
 )
-
 
 # Variation of maps, relative to their mean: below the first the truth is rigid, below the second a run holds still.
 _RIGID, _HARDLY = 1e-6, 0.02
@@ -114,7 +115,7 @@ def _verdict_without_truth(metrics: Mapping[str, Any]) -> dict[str, str]:
     return {"tone": "unknown", "headline": "Look, compare, then believe", "text": text}
 
 
-def key_figures(metrics: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def key_figures(metrics: Mapping[str, Any], records: Sequence[TrainingRecord]) -> list[dict[str, Any]]:
     """Tiles of the report; ``share`` is where ours lies from floor (0) to ceiling (1), None without them."""
     tiles: list[dict[str, Any]] = []
     for key, name, _ in MEASURES:
@@ -136,7 +137,7 @@ def key_figures(metrics: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
             ("First latent axis", f"{metrics['explained_variance'][0]:.0%}", "of the latent variance"),
         )
         tiles += [{"name": n, "value": value, "note": note, "share": None} for n, value, note in alone]
-    rates = [row["particles_per_second"] for row in records if "particles_per_second" in row]
+    rates = [record.particles_per_second for record in records]
     if rates:
         value = f"{np.median(rates):,.0f}"
         tiles.append({"name": "Particles per second", "value": value, "note": "median of reports", "share": None})
@@ -277,29 +278,28 @@ def pose_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def stage_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def stage_rows(records: Sequence[TrainingRecord]) -> list[dict[str, Any]]:
     """Throughput per stage."""
     # The records' clock goes on over resumes.
-    spent = np.diff([float(record["seconds"]) for record in records], prepend=0.0)
+    spent = np.diff([float(record.seconds) for record in records], prepend=0.0)
     rows = []
-    for stage in dict.fromkeys(str(record["stage"]) for record in records):
-        at = [index for index, record in enumerate(records) if record["stage"] == stage]
+    for stage in dict.fromkeys(str(record.stage) for record in records):
+        at = [index for index, record in enumerate(records) if record.stage == stage]
         reports = [records[index] for index in at]
         rows.append(
             {
                 "stage": stage.replace("_", " "),
                 "reports": len(reports),
-                "loss": f"{float(reports[-1]['loss']):.4f}",
-                "rate": _median(reports, "particles_per_second", "{:,.0f}"),
-                "wait": _median(reports, "data_wait_share", "{:.1%}"),
-                "memory": _median(reports, "memory_gib", "{:.2f}"),
+                "loss": f"{float(reports[-1].loss):.4f}",
+                "rate": _format_median((one.particles_per_second for one in reports), "{:,.0f}"),
+                "wait": _format_median((one.data_wait_share for one in reports), "{:.1%}"),
+                "memory": _format_median((one.memory_gib for one in reports), "{:.2f}"),
                 "seconds": f"{spent[at].sum():,.0f}",
-                "workers": str(reports[-1]["workers"]),
+                "workers": str(reports[-1].workers),
             }
         )
     return rows
 
 
-def _median(reports: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
-    values = [float(row[key]) for row in reports if row.get(key) is not None]
-    return form.format(float(np.median(values))) if values else "–"
+def _format_median(values: Iterable[float], form: str) -> str:
+    return form.format(float(np.median(list(values))))

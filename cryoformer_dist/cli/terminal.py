@@ -1,20 +1,20 @@
 """What the terminal shows: one bar for the driver's own work, one line per report of training."""
 
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+if TYPE_CHECKING:
+    from cryoformer_dist.runs.training_log import TrainingRecord
+
 _LINE_EVERY_SECONDS = 10.0
-# As `describe` writes it.
-_REPORT = re.compile(r"[a-z ]+ \d+/\d+  step \d+/\d+ ")
 _STATE_STYLES = {"ok": "green", "absent": "yellow", "broken": "red"}
 
 console = Console(highlight=False, soft_wrap=True)
@@ -80,7 +80,7 @@ class _LineProgress:
             say(f"{stage}  {done}/{total}")
 
 
-def record_line(record: dict[str, Any]) -> None:
+def record_line(record: "TrainingRecord") -> None:
     """One report of training."""
     from cryoformer_dist.runs.training_log import describe
 
@@ -93,9 +93,11 @@ def follow(lines: Iterable[str]) -> None:
         for line in lines:
             say(line)
         return
+    from cryoformer_dist.runs.training_log import is_described
+
     with console.status("") as latest:
         for line in lines:
-            if _REPORT.match(line):
+            if is_described(line):
                 latest.update(escape(line))
             else:
                 say(line)

@@ -5,7 +5,6 @@ Drawn with matplotlib's objects, never through pyplot, so no global state and no
 
 import base64
 import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +30,7 @@ from cryoformer_dist.figures.surfaces import (
     state_colours,
     variation_map,
 )
+from cryoformer_dist.runs.training_log import TrainingRecord
 
 
 def png_data_uri(image: Real[np.ndarray, "height width *channels"]) -> str:
@@ -75,16 +75,16 @@ def slice_columns(
     return columns
 
 
-def loss_curves(records: Sequence[Mapping[str, Any]]) -> str:
+def loss_curves(records: Sequence[TrainingRecord]) -> str:
     """Loss against step, one panel per stage, in the order of the records."""
-    stages = list(dict.fromkeys(str(record["stage"]) for record in records))
+    stages = list(dict.fromkeys(str(record.stage) for record in records))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.8, 2.7), layout="constrained")
         panels = figure.subplots(1, len(stages), squeeze=False)[0]
         for panel, stage in zip(panels, stages, strict=True):
-            rows = [record for record in records if record["stage"] == stage]
-            loss = np.array([float(record["loss"]) for record in rows])
-            step = np.array([int(record["step"]) for record in rows])
+            rows = [record for record in records if record.stage == stage]
+            loss = np.array([float(record.loss) for record in rows])
+            step = np.array([int(record.step) for record in rows])
             panel.plot(step, loss, color=ACCENT, alpha=0.35 if len(loss) > 20 else 1.0, linewidth=1.2)
             if len(loss) > 20:
                 window = max(len(loss) // 15, 3)
@@ -243,10 +243,10 @@ def pose_histograms(pose: Mapping[str, Any]) -> str:
         return svg(figure, "Pose errors before and after refinement")
 
 
-def throughput_lines(records: Sequence[Mapping[str, Any]]) -> str:
+def throughput_lines(records: Sequence[TrainingRecord]) -> str:
     """Particles per second and the share of time spent waiting for data, report by report."""
-    rate = np.array([float(record.get("particles_per_second", math.nan)) for record in records])
-    wait = 100 * np.array([float(record.get("data_wait_share", math.nan)) for record in records])
+    rate = np.array([float(record.particles_per_second) for record in records])
+    wait = 100 * np.array([float(record.data_wait_share) for record in records])
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.8, 2.2), layout="constrained")
         panels = figure.subplots(1, 2)

@@ -4,14 +4,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from ray.util.metrics import Gauge
+
+from cryoformer_dist.runs.training_log import TrainingRecord
 
 # Ray passes a value on once and forgets it after two of its report intervals, of at least one second each: a run that
 # reports more rarely would come and go.
 _SECONDS_BETWEEN_SHOWINGS = 1.0
-Publish = Callable[[dict[str, Any]], None]
+Publish = Callable[[TrainingRecord], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,9 @@ class RunMetric:
         """As Prometheus and Grafana know it."""
         return f"ray_{self.name}"
 
-    def value(self, record: dict[str, Any]) -> float | None:
+    def value(self, record: TrainingRecord) -> float | None:
         """Taken from a record."""
-        value = record[self.key]
+        value = getattr(record, self.key)
         return None if value is None else self.scale * value
 
 
@@ -109,7 +110,7 @@ def publishing(run: str, rank: int) -> Iterator[Publish]:
     newest: dict[RunMetric, float] = {}
     stop = threading.Event()
 
-    def publish(record: dict[str, Any]) -> None:
+    def publish(record: TrainingRecord) -> None:
         newest.update({metric: value for metric in gauges if (value := metric.value(record)) is not None})
         show()
 

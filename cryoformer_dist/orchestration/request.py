@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 from cryoformer_dist.config.cluster import ClusterConfig
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.progress import Progress, StagedProgress
+from cryoformer_dist.runs.training_log import TrainingRecord
 from cryoformer_dist.storage.places import Place
 
 
@@ -30,7 +30,7 @@ class Console:
     say: Callable[[str], None]
     progress: Callable[[str], AbstractContextManager[Progress]]
     stages: Callable[[], AbstractContextManager[StagedProgress]]
-    record: Callable[[dict[str, Any]], None]
+    record: Callable[[TrainingRecord], None]
 
 
 @dataclass(frozen=True, slots=True)

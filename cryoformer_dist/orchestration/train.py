@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from cryoformer_dist.errors import CheckpointNotWrittenError, ClusterError, Conf
 from cryoformer_dist.orchestration.preflight import at_nodes, on_nodes
 from cryoformer_dist.orchestration.prometheus import Publish, publishing
 from cryoformer_dist.runs.directory import load_run, open_run_directory, selected_rows
-from cryoformer_dist.runs.training_log import METRICS, read_training_log
+from cryoformer_dist.runs.layout import TRAINING_LOG
+from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log
 from cryoformer_dist.storage.places import Place, client_errors
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.machine import WorkerMemory, measure_worker_memory, set_threads, worker_threads
@@ -35,7 +37,7 @@ from cryoformer_dist.training.worker import join_world_of_one, train_rank
 
 _POLL_SECONDS = 0.5
 _FETCH_SECONDS = 5.0
-OnRecord = Callable[[dict[str, Any]], None]
+OnRecord = Callable[[TrainingRecord], None]
 
 
 class RayReporter:
@@ -55,17 +57,17 @@ class RayReporter:
         self._run, self._silence, self._publish = run, silence_seconds, publish
         self.alive()
 
-    def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
+    def report(self, record: TrainingRecord, checkpoint: Path | None) -> None:
         """See `Reporter`."""
         self.alive()
         self._publish(record)
         if checkpoint is None:
-            ray.train.report(record)
+            ray.train.report(asdict(record))
             return
         with tempfile.TemporaryDirectory() as folder:
             pointer = {"checkpoint": str(checkpoint.relative_to(self._run))}
             (Path(folder) / "pointer.json").write_text(json.dumps(pointer))
-            ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            ray.train.report(asdict(record), checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def alive(self) -> None:
         """See `Reporter`."""
@@ -75,7 +77,7 @@ class RayReporter:
 class SilentReporter:
     """For runs whose records in ``metrics.jsonl`` are word enough."""
 
-    def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
+    def report(self, record: TrainingRecord, checkpoint: Path | None) -> None:
         """See `Reporter`."""
 
     def alive(self) -> None:
@@ -284,14 +286,14 @@ def _following(run: WorkingFolder, on_record: OnRecord, elsewhere: bool = False)
     """
     stop = threading.Event()
     # Looked at before the thread starts: what comes in between is new.
-    before = max((record["step"] for record in read_training_log(run.folder)), default=-1)
+    before = max((record.step for record in read_training_log(run.folder)), default=-1)
     pause = _FETCH_SECONDS if elsewhere and run.is_copy else _POLL_SECONDS
 
-    def records() -> list[dict[str, Any]]:
+    def records() -> list[TrainingRecord]:
         # While storage is away there is no news; that it is away is for the leader to say.
         with suppress(OSError, *client_errors()):
             if elsewhere:
-                run.fetch(METRICS)
+                run.fetch(TRAINING_LOG)
             return read_training_log(run.folder)
         return []
 
@@ -300,8 +302,8 @@ def _following(run: WorkingFolder, on_record: OnRecord, elsewhere: bool = False)
         while True:
             last_look = stop.is_set()
             for record in records():
-                if record["step"] > told:
-                    told = record["step"]
+                if record.step > told:
+                    told = record.step
                     on_record(record)
             if last_look:
                 return

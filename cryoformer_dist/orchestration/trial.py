@@ -21,6 +21,7 @@ from cryoformer_dist.orchestration.steps import open_posed
 from cryoformer_dist.orchestration.train import find_smallest_memory, train_here, train_with_ray
 from cryoformer_dist.runs.checkpoint import latest_checkpoint
 from cryoformer_dist.runs.directory import is_prepared, load_run
+from cryoformer_dist.runs.training_log import TrainingRecord
 from cryoformer_dist.runs.trial import (
     EpochSummary,
     TrialOutcome,
@@ -133,7 +134,7 @@ class EpochReports:
             for number in sorted(self._known):
                 self._tell(self._known[number])
 
-    def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
+    def report(self, record: TrainingRecord, checkpoint: Path | None) -> None:
         """See `Reporter`."""
         self.look()
 

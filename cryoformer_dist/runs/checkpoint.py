@@ -3,11 +3,12 @@
 import contextlib
 import json
 import pickle
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -16,10 +17,19 @@ from cryoformer_dist.data.order import ConsumedRows
 from cryoformer_dist.errors import CheckpointError, CheckpointNotWrittenError
 from cryoformer_dist.storage.retry import StorageRetry
 from cryoformer_dist.storage.places import Place, client_errors, remove_folder, synchronise
-from cryoformer_dist.storage.working_folder import MANIFEST, WorkingFolder
+from cryoformer_dist.runs.layout import (
+    CHECKPOINT,
+    CHECKPOINT_ENGINE,
+    CHECKPOINT_MODEL,
+    CHECKPOINT_OCCUPANCY,
+    CHECKPOINT_TABLES,
+    CHECKPOINTS,
+    MANIFEST,
+    PARTIAL_CHECKPOINT,
+)
+from cryoformer_dist.storage.working_folder import WorkingFolder
 
-SCHEMA_VERSION = 1
-_FOLDER, _ENGINE = "checkpoints", "engine"
+_SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,36 +58,69 @@ class Position:
         return sum(part.world * part.rows_per_rank for part in self.consumed) // particles
 
 
+TableStates = dict[str, dict[str, Tensor]]
+"""Table name to its values and its optimiser's state."""
+
+
+class OccupancyState(TypedDict):
+    """Where density was allowed, as places in ``volume.ravel()``, and the residual's share elsewhere."""
+
+    flat_index: Tensor
+    residual_outside: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedState:
+    """What training has learned, equal on every rank, but for the optimiser's state.
+
+    Attributes
+    ----------
+    weights
+        The network's parameters, engine-independent.
+    tables
+        Per-particle tables with their optimiser state.
+    occupancy
+        Where density is allowed.
+    """
+
+    weights: dict[str, Tensor]
+    tables: TableStates
+    occupancy: OccupancyState
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint that is complete on disk."""
 
     folder: Path
     position: Position
-    manifest: dict[str, Any]
 
     @property
     def engine_folder(self) -> Path:
         """Where the engine keeps its state."""
-        return self.folder / _ENGINE
+        return self.folder / CHECKPOINT_ENGINE
 
-    def weights(self) -> dict[str, Tensor]:
-        """The network's parameters, engine-independent."""
-        return _load(self.folder / "model.pt")
+    def read_weights(self) -> dict[str, Tensor]:
+        """See `LearnedState`."""
+        return _load(self.folder / CHECKPOINT_MODEL)  # type: ignore[no-any-return]
 
-    def tables(self) -> dict[str, Any]:
-        """Per-particle tables with their optimiser state."""
-        return _load(self.folder / "tables.pt")
+    def read_tables(self) -> TableStates:
+        """See `LearnedState`."""
+        return _load(self.folder / CHECKPOINT_TABLES)  # type: ignore[no-any-return]
 
-    def occupancy(self) -> dict[str, Any]:
-        """Where density was allowed and what was found elsewhere."""
-        return _load(self.folder / "occupancy.pt")
+    def read_occupancy(self) -> OccupancyState:
+        """See `LearnedState`."""
+        return _load(self.folder / CHECKPOINT_OCCUPANCY)  # type: ignore[no-any-return]
+
+    def read_state(self) -> LearnedState:
+        """All of it."""
+        return LearnedState(self.read_weights(), self.read_tables(), self.read_occupancy())
 
 
 def checkpoints(run: Path) -> list[Checkpoint]:
     """Complete checkpoints of a run, oldest first; half-written ones are not among them."""
-    folders = sorted((run / _FOLDER).glob("step-*"))
-    return [_open(folder) for folder in folders if (folder / MANIFEST).is_file()]
+    folders = sorted((run / CHECKPOINTS).glob("step-*"))
+    return [_read_position(folder) for folder in folders if (folder / MANIFEST).is_file()]
 
 
 def latest_checkpoint(run: Path) -> Checkpoint | None:
@@ -86,7 +129,7 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
     return found[-1] if found else None
 
 
-def _open(folder: Path) -> Checkpoint:
+def _read_position(folder: Path) -> Checkpoint:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         version = manifest["schema_version"]
@@ -96,9 +139,12 @@ def _open(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{folder / MANIFEST}: not readable ({error}); delete this folder to use an older one"
         ) from error
-    if version > SCHEMA_VERSION:
-        raise CheckpointError(f"{folder}: written by a newer version (schema {version}); upgrade cryoformer-dist")
-    return Checkpoint(folder, Position(**position), manifest)
+    if version != _SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{folder}: schema {version}, this version of cryoformer-dist reads {_SCHEMA_VERSION}; use the version that "
+            "wrote it"
+        )
+    return Checkpoint(folder, Position(**position))
 
 
 def fetch_latest(run: WorkingFolder) -> None:
@@ -113,7 +159,7 @@ def write_checkpoint(
     position: Position,
     leader: bool,
     save_engine: Callable[[Path], None],
-    states: Callable[[], dict[str, Any]],
+    learned: Callable[[], LearnedState],
     keep: int,
     retry: StorageRetry,
 ) -> Path:
@@ -132,8 +178,8 @@ def write_checkpoint(
         Whether this is the rank that writes what all share.
     save_engine
         Writes the engine's state into a folder; called on every rank.
-    states
-        File name (without ``.pt``) to state, written by the leader.
+    learned
+        Called on the leader, which writes it.
     keep
         How many checkpoints stay.
     retry
@@ -144,7 +190,7 @@ def write_checkpoint(
     CheckpointNotWrittenError
         On all ranks, if storage is full or away for too long; nothing of this checkpoint is left then.
     """
-    writing = _Writing(run, position, leader, save_engine, states)
+    writing = _Writing(run, position, leader, save_engine, learned)
     try:
         retry.run(writing.clear)
         retry.run(writing.engine, collective=True)
@@ -165,11 +211,11 @@ class _Writing:
     position: Position
     leader: bool
     save_engine: Callable[[Path], None]
-    states: Callable[[], dict[str, Any]]
+    learned: Callable[[], LearnedState]
 
     @property
     def name(self) -> str:
-        return f"{_FOLDER}/step-{self.position.step:08d}"
+        return f"{CHECKPOINTS}/{CHECKPOINT.format(step=self.position.step)}"
 
     @property
     def final(self) -> Path:
@@ -178,7 +224,7 @@ class _Writing:
     @property
     def partial(self) -> Path:
         # A working copy is seen by nobody: it has no need of a second name.
-        return self.final if self.run.is_copy else self.final.with_name(f".partial-{self.position.step:08d}")
+        return self.final if self.run.is_copy else self.final.with_name(PARTIAL_CHECKPOINT.format(step=self.position.step))
 
     def clear(self) -> None:
         """An empty folder to write in. Nothing above the run directory is made: an absent storage must stay absent."""
@@ -190,20 +236,22 @@ class _Writing:
             self.partial.mkdir()
 
     def engine(self) -> None:
-        self.save_engine(self.partial / _ENGINE)
-        self._deliver(self.partial.joinpath(_ENGINE).rglob("*"))
+        self.save_engine(self.partial / CHECKPOINT_ENGINE)
+        self._deliver(self.partial.joinpath(CHECKPOINT_ENGINE).rglob("*"))
 
     def rest(self) -> None:
         if not self.leader:
             return
-        for name, state in self.states().items():
-            torch.save(state, self.partial / f"{name}.pt")
-        self._deliver(self.partial.glob("*.pt"))
+        learned = self.learned()
+        paths = [self.partial / name for name in (CHECKPOINT_MODEL, CHECKPOINT_TABLES, CHECKPOINT_OCCUPANCY)]
+        for path, state in zip(paths, (learned.weights, learned.tables, learned.occupancy), strict=True):
+            torch.save(state, path)
+        self._deliver(paths)
 
     def appear(self) -> None:
         if self.leader:
             manifest = {
-                "schema_version": SCHEMA_VERSION,
+                "schema_version": _SCHEMA_VERSION,
                 "position": asdict(self.position),
                 "torch": torch.__version__,
             }
@@ -230,10 +278,27 @@ class _Writing:
                 remove_folder(self.partial)
 
 
+def adopt_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
+    """Have a run go on from another run's checkpoint, and from that alone; a kill leaves complete checkpoints only."""
+    name = checkpoint.folder.name
+    partial = run / CHECKPOINTS / PARTIAL_CHECKPOINT.format(step=checkpoint.position.step)
+    remove_folder(partial)
+    shutil.copytree(checkpoint.folder, partial)
+    for path in partial.rglob("*"):
+        if path.is_file():
+            synchronise(path)
+    remove_folder(run / CHECKPOINTS / name, first=MANIFEST)
+    partial.rename(run / CHECKPOINTS / name)
+    for other in checkpoints(run):
+        if other.folder.name != name:
+            remove_folder(other.folder, first=MANIFEST)
+
+
 def _complete_at_home(run: WorkingFolder) -> list[str]:
     """Folders of the complete checkpoints in an object store, oldest first."""
-    names = run.names_at_home(_FOLDER)
-    return sorted(name.removesuffix(f"/{MANIFEST}") for name in names if fnmatch(name, f"{_FOLDER}/step-*/{MANIFEST}"))
+    names = run.names_at_home(CHECKPOINTS)
+    complete = f"{CHECKPOINTS}/step-*/{MANIFEST}"
+    return sorted(name.removesuffix(f"/{MANIFEST}") for name in names if fnmatch(name, complete))
 
 
 def _keep_newest(run: WorkingFolder, keep: int) -> None:
@@ -248,14 +313,15 @@ def _keep_newest(run: WorkingFolder, keep: int) -> None:
 def _incomplete(run: WorkingFolder) -> list[Place]:
     """What a kill left in the middle of being written or removed; nobody writes checkpoints when this is asked."""
     if run.is_copy:
-        names = {"/".join(name.split("/")[:2]) for name in run.names_at_home(_FOLDER)}
+        names = {"/".join(name.split("/")[:2]) for name in run.names_at_home(CHECKPOINTS)}
         return [run.home / name for name in sorted(names - set(_complete_at_home(run)))]
-    return [folder for folder in sorted((run.folder / _FOLDER).iterdir()) if not (folder / MANIFEST).is_file()]
+    complete = {checkpoint.folder for checkpoint in checkpoints(run.folder)}
+    return [folder for folder in sorted((run.folder / CHECKPOINTS).iterdir()) if folder not in complete]
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error}); delete its folder to use an older checkpoint"

@@ -1,11 +1,9 @@
 """The folder of a run: what was asked, on which data, with what; and the maps that training starts from."""
 
 import json
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,28 +14,33 @@ from cryoformer_dist.config.loading import dump_config, load_config
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import ConfigError, StoreError
+from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.physics.fourier import spectrum
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.volume import Volume
-from cryoformer_dist.storage.places import Place, write_whole
-from cryoformer_dist.storage.working_folder import MANIFEST, WorkingFolder, open_working_folder
+from cryoformer_dist.storage.places import Place
+from cryoformer_dist.runs.layout import (
+    CHECKPOINTS,
+    CONFIG,
+    CONSENSUS,
+    FIRST_LATENTS,
+    FIRST_POSES,
+    MANIFEST,
+    OCCUPANCY,
+    POSE_SEARCH,
+    PREPARED,
+    RAY_RECORDS,
+    SHELL_WEIGHT,
+)
+from cryoformer_dist.runs.manifest import RunManifest, read_manifest
+from cryoformer_dist.storage.working_folder import WorkingFolder, open_working_folder
 from cryoformer_dist.initialization.consensus import Consensus
 from cryoformer_dist.physics.lattice import Lattice
 from cryoformer_dist.initialization.pose_search import PoseSearchResult
-from cryoformer_dist.versions import decisive_versions
 
-CONSENSUS = "consensus.mrc"
-SHELL_WEIGHT = "shell_weight.npy"
-_OCCUPANCY = "occupancy.mrc"
-_FIRST_LATENTS = "first_latents.npy"
-_FIRST_POSES = "first_poses.npz"
-_SEARCH_SUMMARY = "pose_search.json"
 # Checkpoints come and go by themselves, and Ray keeps its own records.
-_LEFT_AT_HOME = ("checkpoints", "ray")
-PREPARED = (CONSENSUS, _OCCUPANCY, SHELL_WEIGHT, _FIRST_POSES, _FIRST_LATENTS, _SEARCH_SUMMARY)
-"""What training starts from; the last three not in every run."""
+_LEFT_AT_HOME = (CHECKPOINTS, RAY_RECORDS)
 
 
 def selected_rows(config: RunConfig, store: ParticleStore) -> Rows:
@@ -74,7 +77,7 @@ def open_run_directory(home: str | Place) -> Iterator[WorkingFolder]:
 
 def send_run(run: WorkingFolder) -> None:
     """Send home what preparation or analysis has written."""
-    run.send_changes(_LEFT_AT_HOME)
+    run.send_changes(_LEFT_AT_HOME, last=MANIFEST)
 
 
 def is_prepared(run: Path) -> bool:
@@ -82,17 +85,16 @@ def is_prepared(run: Path) -> bool:
     return (run / MANIFEST).is_file()
 
 
-def load_run(run: Path) -> tuple[RunConfig, dict[str, Any]]:
+def load_run(run: Path) -> tuple[RunConfig, RunManifest]:
     """Configuration and manifest of a run.
 
     Raises
     ------
     ConfigError
-        If the folder holds no run.
+        If the folder holds no run, or one of another version.
     """
-    if not is_prepared(run):
-        raise ConfigError(f"{run}: not a run directory (no {MANIFEST})")
-    return load_config(run / "config.yaml", RunConfig), json.loads((run / MANIFEST).read_text())
+    manifest = read_manifest(run)
+    return load_config(run / CONFIG, RunConfig), manifest
 
 
 def load_consensus(run: Path) -> Volume:
@@ -117,12 +119,12 @@ def load_lattice(config: RunConfig, run: Path) -> Lattice:
 
 def load_mask(run: Path) -> Bool[Tensor, "box box box"]:
     """Where a prepared run allows density."""
-    return read_volume(run / _OCCUPANCY).voxels > 0.5
+    return read_volume(run / OCCUPANCY).voxels > 0.5
 
 
 def write_occupancy(run: Path, mask: Bool[Tensor, "box box box"], voxel_size_angstrom: float) -> Path:
     """Where a run allows density, as a map."""
-    path = run / _OCCUPANCY
+    path = run / OCCUPANCY
     write_volume(path, Volume(mask.float(), voxel_size_angstrom), ["cryoformer-dist occupancy"])
     return path
 
@@ -134,13 +136,13 @@ def load_spectrum(config: RunConfig, run: Path) -> Tensor | None:
 
 def load_first_latents(run: Path) -> Tensor | None:
     """First latents of a prepared run, if it was prepared with any."""
-    path = run / _FIRST_LATENTS
+    path = run / FIRST_LATENTS
     return torch.from_numpy(np.load(path, allow_pickle=False)) if path.is_file() else None
 
 
 def store_at_first_poses(run: Path, store: ParticleStore) -> ParticleStore:
     """The store at the poses that training starts from: those of the search, if the run was prepared with one."""
-    path = run / _FIRST_POSES
+    path = run / FIRST_POSES
     if not path.is_file():
         return store
     with np.load(path, allow_pickle=False) as found:
@@ -151,7 +153,7 @@ def store_at_first_poses(run: Path, store: ParticleStore) -> ParticleStore:
 def begin_run(run: Path, config: RunConfig) -> None:
     """Make a run's folder, and write its configuration."""
     run.mkdir(parents=True, exist_ok=True)
-    (run / "config.yaml").write_text(dump_config(config))
+    (run / CONFIG).write_text(dump_config(config))
     for left_over in PREPARED:
         # Of a preparation that was cut short: this one may ask for less.
         (run / left_over).unlink(missing_ok=True)
@@ -168,37 +170,15 @@ def write_maps(run: Path, consensus: Consensus, mask: Bool[Tensor, "box box box"
 def write_first_poses(run: Path, rows: Rows, found: PoseSearchResult) -> None:
     """Poses that were found, and whether the search did any good."""
     pose = found.pose
-    np.savez(run / _FIRST_POSES, rows=rows, rotation=pose.rotation.numpy(), shift_angstrom=pose.shift_angstrom.numpy())
+    np.savez(run / FIRST_POSES, rows=rows, rotation=pose.rotation.numpy(), shift_angstrom=pose.shift_angstrom.numpy())
     summary = {
         "half_map_fsc_at_given_poses": found.agreement_given,
         "half_map_fsc_after_rigid_search": found.agreement_found,
         "given_poses_kept": found.kept,
     }
-    (run / _SEARCH_SUMMARY).write_text(json.dumps(summary, indent=1))
+    (run / POSE_SEARCH).write_text(json.dumps(summary, indent=1))
 
 
 def write_first_latents(run: Path, latents: Float[Tensor, "particles dimensions"]) -> None:
     """Latents that training starts from, of every row of the store."""
-    np.save(run / _FIRST_LATENTS, latents.numpy())
-
-
-def write_manifest(run: Path, config: RunConfig, store: ParticleStore) -> None:
-    """Written last: a folder with a manifest is ready."""
-    write_whole(run / MANIFEST, json.dumps(_manifest(config, store), indent=1))
-
-
-def _manifest(config: RunConfig, store: ParticleStore) -> dict[str, Any]:
-    return {
-        "schema_version": 1,
-        "name": config.name,
-        "seed": config.seed,
-        "store": str(store.path),
-        "store_fingerprint": store.fingerprint,
-        "particles": len(selected_rows(config, store)),
-        "box_size": store.box_size,
-        "pixel_size_angstrom": store.pixel_size_angstrom,
-        "backend": config.model.hash_grid.backend,
-        "engine": config.training.engine,
-        "python": platform.python_version(),
-        "versions": decisive_versions(),
-    }
+    np.save(run / FIRST_LATENTS, latents.numpy())

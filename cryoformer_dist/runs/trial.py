@@ -3,7 +3,6 @@
 import fcntl
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,12 +14,11 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.trials import Trial
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.storage.places import write_whole
-from cryoformer_dist.runs.checkpoint import checkpoints, latest_checkpoint
-from cryoformer_dist.runs.training_log import METRICS, read_training_log
+from cryoformer_dist.runs.checkpoint import adopt_checkpoint, latest_checkpoint
+from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log, write_training_log
 from cryoformer_dist.runs.directory import load_run
+from cryoformer_dist.runs.layout import CONFIG, SWEEP_TRIALS, TRIAL, TRIAL_EPOCHS, TRIAL_OUTCOME, TRIAL_TAKEOVERS
 
-_TRIALS = "trials"
-_TRIAL, _OUTCOME, _EPOCHS, _TAKEOVERS = "trial.json", "outcome.json", "epochs.jsonl", "takeovers.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,7 @@ class EpochSummary:
 
 def folder_of_trial(sweep: Path, name: str) -> Path:
     """Where a sweep keeps a trial."""
-    return sweep / _TRIALS / name
+    return sweep / SWEEP_TRIALS / name
 
 
 def write_trial(folder: Path, trial: Trial) -> None:
@@ -74,65 +72,65 @@ def write_trial(folder: Path, trial: Trial) -> None:
         "parameters": dict(trial.parameters),
         "config": trial.config.model_dump(mode="json"),
     }
-    write_whole(folder / _TRIAL, json.dumps(content, indent=1))
+    write_whole(folder / TRIAL, json.dumps(content, indent=1))
 
 
 def read_trial(folder: Path) -> Trial:
     """The trial of a folder that `trial_folders` found."""
-    content = json.loads((folder / _TRIAL).read_text())
-    config = parse_config(content.pop("config"), RunConfig, str(folder / _TRIAL))
+    content = json.loads((folder / TRIAL).read_text())
+    config = parse_config(content.pop("config"), RunConfig, str(folder / TRIAL))
     return Trial(**content, config=config)
 
 
 def trial_folders(sweep: Path) -> list[Path]:
     """Folders of a sweep's trials, by name."""
-    return sorted(path.parent for path in (sweep / _TRIALS).glob(f"*/{_TRIAL}"))
+    return sorted(path.parent for path in (sweep / SWEEP_TRIALS).glob(f"*/{TRIAL}"))
 
 
 def write_outcome(folder: Path, outcome: TrialOutcome) -> None:
     """Say that a trial has ended, and how."""
-    write_whole(folder / _OUTCOME, json.dumps(asdict(outcome), indent=1))
+    write_whole(folder / TRIAL_OUTCOME, json.dumps(asdict(outcome), indent=1))
 
 
 def read_outcome(folder: Path) -> TrialOutcome | None:
     """How a trial ended; None while it has not."""
-    path = folder / _OUTCOME
+    path = folder / TRIAL_OUTCOME
     return TrialOutcome(**json.loads(path.read_text())) if path.is_file() else None
 
 
 def forget_outcome(folder: Path) -> None:
     """Have a trial go on that had ended."""
-    (folder / _OUTCOME).unlink(missing_ok=True)
+    (folder / TRIAL_OUTCOME).unlink(missing_ok=True)
 
 
-def epochs_done(records: list[dict[str, Any]]) -> list[EpochSummary]:
+def epochs_done(records: list[TrainingRecord]) -> list[EpochSummary]:
     """Whole passes of the reconstruction stage that a run's records tell of."""
     losses: dict[int, list[float]] = {}
     found: list[EpochSummary] = []
     before = done = 0
     for record in records:
-        if record["stage"] != "reconstruction":
-            before = record["steps"]
+        if record.stage != "reconstruction":
+            before = record.steps
             continue
-        passed = (record["step"] - before) / (record["steps"] - before) * record["epochs"]
+        passed = (record.step - before) / (record.steps - before) * record.epochs
         # A hair's breadth, for what is whole up to rounding.
-        losses.setdefault(math.ceil(passed - 1e-9), []).append(record["loss"])
+        losses.setdefault(math.ceil(passed - 1e-9), []).append(record.loss)
         while done < math.floor(passed + 1e-9):
             done += 1
-            seen = losses.get(done, [record["loss"]])
-            found.append(EpochSummary(done, record["epochs"], record["step"], sum(seen) / len(seen)))
+            seen = losses.get(done, [record.loss])
+            found.append(EpochSummary(done, record.epochs, record.step, sum(seen) / len(seen)))
     return found
 
 
 def append_epoch(folder: Path, line: Mapping[str, Any]) -> None:
     """Keep what an epoch came to, and what it cost."""
-    with (folder / _EPOCHS).open("a") as stream:
+    with (folder / TRIAL_EPOCHS).open("a") as stream:
         stream.write(json.dumps(line) + "\n")
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:
     """What the epochs of a trial came to, in order; an epoch that was gone through again stands there once."""
-    path = folder / _EPOCHS
+    path = folder / TRIAL_EPOCHS
     if not path.is_file():
         return []
     lines = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -150,19 +148,14 @@ def take_over(run: Path, donor: Path, values: Mapping[str, Any]) -> None:
     newest = latest_checkpoint(donor)
     if newest is None:
         raise CheckpointError(f"{donor}: no checkpoint to take over; raise scheduler.grace_epochs")
-    partial = run / "checkpoints" / ".partial-takeover"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(newest.folder, partial)
-    for old in checkpoints(run):
-        shutil.rmtree(old.folder)
-    partial.rename(run / "checkpoints" / newest.folder.name)
-    kept = [record for record in read_training_log(donor) if record["step"] <= newest.position.step]
-    write_whole(run / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
+    adopt_checkpoint(run, newest)
+    kept = [record for record in read_training_log(donor) if record.step <= newest.position.step]
+    write_training_log(run, kept)
     changed = load_run(run)[0].model_dump(mode="json")
     for key, value in values.items():
         set_value(changed, key, value)
-    write_whole(run / "config.yaml", dump_config(parse_config(changed, RunConfig, str(run))))
-    with (run / _TAKEOVERS).open("a") as stream:
+    write_whole(run / CONFIG, dump_config(parse_config(changed, RunConfig, str(run))))
+    with (run / TRIAL_TAKEOVERS).open("a") as stream:
         stream.write(json.dumps({"from": donor.name, "step": newest.position.step, "values": dict(values)}) + "\n")
 
 

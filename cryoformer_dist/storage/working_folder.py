@@ -15,9 +15,6 @@ from typing import Self
 from cryoformer_dist.errors import CryoFormerError
 from cryoformer_dist.storage.places import Place, in_reach, place_at, replaced
 
-# The file that says that a folder is whole; it is sent last and removed first.
-MANIFEST = "manifest.json"
-
 
 class WorkingFolder:
     """A folder here, and where it is at home.
@@ -79,19 +76,21 @@ class WorkingFolder:
             self.home.fs.put_file(str(self.folder / name), (self.home / name).path)
             self._note(name)
 
-    def send_changes(self, except_for: Collection[str] = ()) -> None:
+    def send_changes(self, except_for: Collection[str] = (), last: str = "") -> None:
         """Make home the same as here: what is new or changed is sent, what was removed here is removed there.
 
         Parameters
         ----------
         except_for
             Names at the top of the folder that are left alone.
+        last
+            The file that says that the folder is whole.
         """
         if isinstance(self.home, Path):
             return
         here = [name for name in _files_in(self.folder) if name.split("/")[0] not in except_for]
         changed = [name for name in here if self._same.get(name) != self._state(name)]
-        self.send(*sorted(changed, key=lambda name: (name == MANIFEST, name)))
+        self.send(*sorted(changed, key=lambda name: (name == last, name)))
         for name in set(self._same) - set(here):
             if name.split("/")[0] not in except_for:
                 (self.home / name).unlink(missing_ok=True)

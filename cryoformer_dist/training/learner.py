@@ -1,7 +1,6 @@
 """The network together with the per-particle tables: all that training changes."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +13,7 @@ from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.physics.lattice import Lattice, mask_of
 from cryoformer_dist.physics.pose import Pose, rotation_from_6d, sixd_from_rotation
 from cryoformer_dist.ranks import gather_rows
+from cryoformer_dist.runs.checkpoint import LearnedState, OccupancyState, TableStates
 from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.stages import Stage
 from cryoformer_dist.training.tables import RowTable
@@ -152,21 +152,25 @@ class Learner:
         self.objectives.use_lattice(lattice.to(self.device))
         return True
 
-    def occupancy_state(self) -> dict[str, Any]:
+    def state(self) -> LearnedState:
+        """All that training has learned so far."""
+        return LearnedState(self.objectives.model.state_dict(), self.table_state(), self.occupancy_state())
+
+    def occupancy_state(self) -> OccupancyState:
         """Points of the mask, and what the last refresh found outside it."""
         flat_index = self.objectives.lattice.flat_index
         return {"flat_index": flat_index.int(), "residual_outside": self.residual_outside}
 
-    def load_occupancy_state(self, state: dict[str, Any]) -> bool:
+    def load_occupancy_state(self, state: OccupancyState) -> bool:
         """Take over a saved mask; whether that changes anything."""
         self.residual_outside = state["residual_outside"]
         return self.allow(mask_of(state["flat_index"], self.objectives.box))
 
-    def table_state(self) -> dict[str, Any]:
+    def table_state(self) -> TableStates:
         """Tables with their optimiser state."""
         return {name: table.state_dict() for name, table in self.tables.items()}
 
-    def load_table_state(self, state: dict[str, Any]) -> None:
+    def load_table_state(self, state: TableStates) -> None:
         """Take over saved tables.
 
         Raises

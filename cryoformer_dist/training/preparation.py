@@ -30,7 +30,6 @@ from cryoformer_dist.model.kernels.sizes import refuse_sizes_without_kernel
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.progress import StagedProgress, silent
 from cryoformer_dist.runs.directory import (
-    PREPARED,
     begin_run,
     is_prepared,
     load_lattice,
@@ -39,9 +38,10 @@ from cryoformer_dist.runs.directory import (
     selected_rows,
     write_first_latents,
     write_first_poses,
-    write_manifest,
     write_maps,
 )
+from cryoformer_dist.runs.layout import PREPARED
+from cryoformer_dist.runs.manifest import RunManifest, write_manifest
 from cryoformer_dist.training.machine import WorkerMemory, free_bytes, measure_worker_memory
 from cryoformer_dist.training.memory import (
     Workload,
@@ -110,7 +110,7 @@ def prepare_run(
     write_maps(run, consensus, mask, store.pixel_size_angstrom)
     if _latents_start_linear(config):
         write_first_latents(run, _first_latents(config, store, rows, mask, progress))
-    write_manifest(run, config, store)
+    write_manifest(run, RunManifest.of(config, store, len(selected_rows(config, store))))
 
 
 def prepare_like(config: RunConfig, store: ParticleStore, run: Path, other: Path, memory: WorkerMemory) -> None:
@@ -126,7 +126,7 @@ def prepare_like(config: RunConfig, store: ParticleStore, run: Path, other: Path
     for name in PREPARED:
         if (other / name).is_file():
             shutil.copyfile(other / name, run / name)
-    write_manifest(run, config, store)
+    write_manifest(run, RunManifest.of(config, store, len(selected_rows(config, store))))
 
 
 def _begin(config: RunConfig, store: ParticleStore, run: Path, mask: Tensor, memory: WorkerMemory) -> RunConfig:
@@ -201,7 +201,7 @@ def _refuse_other_run(config: RunConfig, store: ParticleStore, run: Path) -> Non
     if config.training.global_batch_size == "auto":
         # It goes on with what it came to.
         config = with_batch_size(config, earlier.training.global_batch_size)
-    if manifest["store_fingerprint"] != store.fingerprint:
+    if manifest.store_fingerprint != store.fingerprint:
         raise ConfigError(f"{run}: was trained on another store than {store.path}; use that one, or another --name")
     changed = [
         f"{part}.{key}"

@@ -3,20 +3,33 @@
 import resource
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
+
+from cryoformer_dist.runs.training_log import TrainingRecord
 
 
 class Reporter(Protocol):
     """Receives one record per report, and the folder of a checkpoint just written; a barrier for all ranks."""
 
-    def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
+    def report(self, record: TrainingRecord, checkpoint: Path | None) -> None:
         """Take a record."""
 
     def alive(self) -> None:
         """Hear that this rank is at work, in a pass over all particles that has nothing to report yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast training goes; attributes as in `TrainingRecord`."""
+
+    particles_per_second: float
+    data_wait_share: float
+    seconds_per_step: float
+    seconds: float
 
 
 class Stopwatch:
@@ -49,16 +62,16 @@ class Stopwatch:
         self._particles += particles
         self._stretch_steps += 1
 
-    def reading(self) -> dict[str, float]:
+    def measure(self) -> Pace:
         """Throughput and waiting of this interval, pace of this stretch, and seconds since the start."""
         now = time.perf_counter()
         elapsed = max(now - self._interval, 1e-9)
-        return {
-            "particles_per_second": self._particles / elapsed,
-            "data_wait_share": self._waited / elapsed,
-            "seconds_per_step": (now - self._stretch_start) / max(self._stretch_steps, 1),
-            "seconds": now - self._start,
-        }
+        return Pace(
+            particles_per_second=self._particles / elapsed,
+            data_wait_share=self._waited / elapsed,
+            seconds_per_step=(now - self._stretch_start) / max(self._stretch_steps, 1),
+            seconds=now - self._start,
+        )
 
 
 def memory_gib(device: torch.device) -> float:

@@ -4,9 +4,8 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from cryoformer_dist.errors import ConfigError, TrainingError, UndecidedLatentsW
 from cryoformer_dist.ranks import gather_objects, gather_rows, sum_over_ranks
 from cryoformer_dist.runs.checkpoint import Checkpoint, Position, write_checkpoint
 from cryoformer_dist.runs.directory import write_occupancy
-from cryoformer_dist.runs.training_log import TrainingLog
+from cryoformer_dist.runs.training_log import TrainingLog, TrainingRecord
 from cryoformer_dist.storage.retry import StorageRetry
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.engine import Engine
@@ -111,8 +110,8 @@ def run_training(
     if resume_from is not None:
         position = resume_from.position
         engine.load(resume_from.engine_folder)
-        learner.load_table_state(resume_from.tables())
-        grown = learner.load_occupancy_state(resume_from.occupancy())
+        learner.load_table_state(resume_from.read_tables())
+        grown = learner.load_occupancy_state(resume_from.read_occupancy())
     session = _Session(learner, engine, data, reporter, run, position, grown)
     for index, stage in enumerate(stages(learner.config)):
         if index < session.position.stage:
@@ -310,31 +309,31 @@ class _Session:
     def _report(self, stage: Stage, epoch: int, steps: int) -> None:
         errors, prior, count = sum_over_ranks(self.totals).tolist()
         done_before = self.position.step - self.position.stage_step
-        reading = self.stopwatch.reading()
-        record: dict[str, Any] = {
-            "stage": stage.kind,
-            "epoch": epoch,
-            "epochs": stage.epochs,
-            "coarse": self.coarse,
-            "step": self.position.step,
-            "steps": done_before + steps,
-            "loss": errors / count,
-            "prior": prior / count,
-            "learning_rate_factor": learning_rate_factor(
+        pace = self.stopwatch.measure()
+        if self.metrics is not None:
+            pace = replace(pace, seconds=pace.seconds + self.metrics.seconds_before)
+        record = TrainingRecord(
+            stage=stage.kind,
+            epoch=epoch,
+            epochs=stage.epochs,
+            coarse=self.coarse,
+            step=self.position.step,
+            steps=done_before + steps,
+            loss=errors / count,
+            prior=prior / count,
+            learning_rate_factor=learning_rate_factor(
                 self.training, self.position.stage_step, self.position.stage_step / steps
             ),
-            "active_points": len(self.learner.objectives.lattice.points_pixels),
-            "residual_outside": self.learner.residual_outside,
-            "latent_information_nats": self.latent_information_nats,
-            "memory_gib": memory_gib(self.engine.device),
-            "workers": self.engine.world,
-            "checkpoint_seconds": self.checkpoint_seconds,
-            **reading,
-        }
+            active_points=len(self.learner.objectives.lattice.points_pixels),
+            residual_outside=self.learner.residual_outside,
+            latent_information_nats=self.latent_information_nats,
+            memory_gib=memory_gib(self.engine.device),
+            workers=self.engine.world,
+            checkpoint_seconds=self.checkpoint_seconds,
+            **asdict(pace),
+        )
         self.checkpoint_seconds = self.latent_information_nats = None
         metrics = self.metrics
-        if metrics is not None:
-            record["seconds"] += metrics.seconds_before
         self.retry.run(lambda: metrics.append(record) if metrics else None)
         # After the record: a crash in between repeats the record, the other way round it would be lost.
         due = self.position.step % self.training.checkpoint_every_steps == 0
@@ -348,19 +347,12 @@ class _Session:
         learner, metrics = self.learner, self.metrics
         self.retry.run(lambda: metrics.send() if metrics else None)
 
-        def states() -> dict[str, dict[str, Any]]:
-            return {
-                "model": learner.objectives.model.state_dict(),
-                "tables": learner.table_state(),
-                "occupancy": learner.occupancy_state(),
-            }
-
         folder = write_checkpoint(
             self.run,
             self.position,
             leader=self.engine.rank == 0,
             save_engine=self.engine.save,
-            states=states,
+            learned=learner.state,
             keep=self.training.keep_checkpoints,
             retry=self.retry,
         )

@@ -52,7 +52,7 @@ def train_rank(
     """
     fetch_latest(run)
     config, manifest = load_run(run.folder)
-    store = ParticleStore.open(manifest["store"])
+    store = ParticleStore.open(manifest.store)
     rows = selected_rows(config, store)
     particles_per_rank(config.training, rank_and_world()[1], len(rows))
     learner = Learner(

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from support.rotating_blobs import MANIFEST
 from support.tiny_runs import tiny_config
+from support.training_records import training_record
 
 from cryoformer_dist.analysis.results import report_run
 from cryoformer_dist.analysis.sweep_report import write_sweep_report
@@ -16,6 +18,8 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.config.trials import Trial, plan_trials
 from cryoformer_dist.errors import ConfigError
+from cryoformer_dist.runs.manifest import write_manifest
+from cryoformer_dist.runs.training_log import write_training_log
 from cryoformer_dist.runs.trial import TrialOutcome, append_epoch, write_outcome, write_trial
 
 RATE = "training.learning_rates.network"
@@ -41,15 +45,15 @@ def _metrics(score: float) -> dict[str, Any]:
 def _finish(folder: Path, trial: Trial, score: float, epochs: int, of: int = 4) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     records = [
-        {"stage": "reconstruction", "step": 5 * n, "steps": 5 * of, "epochs": of, "loss": 1 / (n + score), "seconds": 1}
+        training_record(step=5 * n, steps=5 * of, epochs=of, loss=1 / (n + score), seconds=1.0)
         for n in range(1, epochs + 1)
     ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_training_log(folder, records)
     for number in range(1, epochs + 1):
         told = {"difference_map_correlation": score * number / of, "seconds": 1800.0, "cpu_seconds": 900.0}
         append_epoch(folder, {"epoch": number, "epochs": of, **told, "gpu_seconds": 0.0})
     (folder / "config.yaml").write_text(dump_config(trial.config))
-    (folder / "manifest.json").write_text("{}")
+    write_manifest(folder, MANIFEST)
     if epochs == of:
         (folder / "metrics.json").write_text(json.dumps(_metrics(score)))
     write_outcome(folder, TrialOutcome("finished" if epochs == of else "stopped"))

@@ -54,7 +54,7 @@ def before_and_after(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def test_before_distillation_latents_are_the_table_s(before_and_after: tuple[Path, Path]) -> None:
     trained = load_trained(before_and_after[0])
-    table = trained.checkpoint.tables()["latent"]["values"].numpy()
+    table = trained.checkpoint.read_tables()["latent"]["values"].numpy()
     np.testing.assert_array_equal(trained.latents, table[: 64 - KEPT_OUT])
     # An encoder that nobody has trained has nothing to say about unseen particles either.
     assert trained.held_out() is None
@@ -65,7 +65,7 @@ def test_once_distilled_latents_are_what_the_encoder_sees_at_the_trained_poses(
 ) -> None:
     trained = load_trained(before_and_after[1])
     assert trained.checkpoint.position.stage == 1
-    tables = trained.checkpoint.tables()
+    tables = trained.checkpoint.read_tables()
     rows = np.arange(64 - KEPT_OUT)
     pose = Pose(rotation_from_6d(tables["rotation"]["values"]), tables["shift_angstrom"]["values"])
     some = rows[::9]
@@ -90,7 +90,7 @@ def test_held_out_particles_are_those_never_trained_on_as_the_encoder_sees_them(
     assert len(set(source_row) | set(trained.source_row)) == 64
     np.testing.assert_allclose(latents, _encoded(trained, tiny_store, rows, particles.pose(rows)), atol=1e-4)
     for name in ("latent", "rotation", "shift_angstrom"):
-        visits = trained.checkpoint.tables()[name]["visits"]
+        visits = trained.checkpoint.read_tables()[name]["visits"]
         assert (visits[rows] == 0).all()
         assert (visits[: 64 - KEPT_OUT] == 1).all()
 
@@ -174,7 +174,7 @@ def test_poses_from_an_encoder_then_a_table_are_the_table_s(tiny_store: Path, tm
     changes = {"model.pose.form": "encoder_then_table", "training.pose_encoding_epochs": 1, "training.epochs": 1}
     train(tiny_config(tiny_store, changes), tmp_path / "run")
     trained = load_trained(tmp_path / "run")
-    table = trained.checkpoint.tables()["rotation"]["values"]
+    table = trained.checkpoint.read_tables()["rotation"]["values"]
     np.testing.assert_array_equal(trained.rotation, rotation_from_6d(table).numpy())
     given = torch.from_numpy(trained.stored_rotation)
     assert float(rotation_angle_deg(torch.from_numpy(trained.rotation), given).median()) > 5

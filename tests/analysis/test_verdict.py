@@ -1,4 +1,5 @@
 import pytest
+from support.training_records import training_record
 
 from cryoformer_dist.analysis.verdict import key_figures, measure_rows, pose_rows, stage_rows, summary_lines, verdict
 
@@ -137,14 +138,9 @@ def test_the_summary_holds_plain_numbers_and_the_keys_of_the_larger_measures():
 
 def test_a_stage_s_row_holds_the_seconds_spent_in_it_and_its_medians():
     records = [
-        {
-            "stage": stage,
-            "loss": 1.0,
-            "seconds": seconds,
-            "particles_per_second": rate,
-            "data_wait_share": 0.1,
-            "workers": 2,
-        }
+        training_record(
+            stage=stage, seconds=float(seconds), particles_per_second=float(rate), data_wait_share=0.1, workers=2
+        )
         for stage, seconds, rate in [
             ("a", 10, 100),
             ("a", 20, 300),

@@ -66,7 +66,7 @@ class Run:
         return done.stdout
 
     def step(self) -> int:
-        return max((record["step"] for record in read_training_log(self.folder)), default=0)
+        return max((record.step for record in read_training_log(self.folder)), default=0)
 
     def wait_beyond(self, step: int) -> float:
         """Seconds until a later step is reported."""
@@ -153,9 +153,9 @@ def chaos(run: Run, cluster: RayNodes, kills: int, seed: int) -> list[Kill]:
 def differences(run: Path, other: Path) -> dict[str, float]:
     """Largest differences between two runs: in any record, and in any map relative to the map's largest value."""
     records, others = read_training_log(run), read_training_log(other)
-    if [record["step"] for record in records] != [record["step"] for record in others]:
+    if [record.step for record in records] != [record.step for record in others]:
         raise SystemExit(f"{run.name} and {other.name} did not report the same steps")
-    loss = max(abs(record["loss"] - twin["loss"]) for record, twin in zip(records, others, strict=True))
+    loss = max(abs(record.loss - twin.loss) for record, twin in zip(records, others, strict=True))
     maps = sorted(path.relative_to(run) for path in (run / "volumes").rglob("*.mrc"))
     if not maps or maps != sorted(path.relative_to(other) for path in (other / "volumes").rglob("*.mrc")):
         raise SystemExit(f"{run.name} and {other.name} did not write the same maps")

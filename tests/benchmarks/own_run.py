@@ -73,7 +73,7 @@ def _logged_seconds(data: ParticleSet, run: Path) -> dict[int, float]:
     records = read_training_log(run)
     measured = CpuClock(run).read()
     seconds = {
-        epoch: max(record["seconds"] for record in records if record["step"] <= found.position.step)
+        epoch: max(record.seconds for record in records if record.step <= found.position.step)
         for epoch, found in _by_epoch(data, run).items()
     }
     return measured or seconds
@@ -88,6 +88,6 @@ def _snapshot(data: ParticleSet, run: Path, epoch: int) -> Snapshot:
         return Snapshot(trained.latents, trained.decode, weighted=True)
     if trained.config.model.latent.form != "table":
         raise ValueError(f"{run}: only the last checkpoint of a run with an encoder can be judged")
-    trained.learner.objectives.model.load_state_dict(found.weights())
-    trained.learner.load_table_state(found.tables())
+    trained.learner.objectives.model.load_state_dict(found.read_weights())
+    trained.learner.load_table_state(found.read_tables())
     return Snapshot(trained.learner.tables["latent"].values.numpy(), trained.decode, weighted=True)

@@ -7,12 +7,13 @@ import matplotlib.image
 import numpy as np
 import pytest
 from support.rotating_blobs import blobs
+from support.training_records import training_record
 
 from cryoformer_dist.figures import run_plots as figures
 from cryoformer_dist.figures.surfaces import best_view, cluster_colour, common_level, state_colours
 
 RECORDS = [
-    {"stage": stage, "step": step, "loss": 1.0 / step, "particles_per_second": 100.0, "data_wait_share": 0.1}
+    training_record(stage=stage, step=step, loss=1.0 / step, data_wait_share=0.1)
     for stage, first in (("poses", 10), ("reconstruction", 70))
     for step in range(first, first + 60, 10)
 ]

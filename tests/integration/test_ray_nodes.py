@@ -54,7 +54,7 @@ def _wait(what: str, holds: Callable[[], bool]) -> None:
 
 def _workers(run: Path) -> list[int]:
     """World sizes in the order they trained."""
-    worlds = [record["workers"] for record in read_training_log(run)]
+    worlds = [record.workers for record in read_training_log(run)]
     return [world for world, before in zip(worlds, [0, *worlds], strict=False) if world != before]
 
 
@@ -83,7 +83,7 @@ def test_training_grows_with_the_cluster_and_shrinks_with_it(
     grown = _workers(run)[-1]
     cluster.kill_node(joined)
     _wait("fewer workers", lambda: _workers(run)[-1] < grown)
-    steps = [record["step"] for record in read_training_log(run)]
+    steps = [record.step for record in read_training_log(run)]
     assert steps == sorted(set(steps))
     _command(tmp_path, "stop", "tiny")
     assert "stopped" in _command(tmp_path, "status", "tiny")

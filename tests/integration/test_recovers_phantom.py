@@ -26,7 +26,7 @@ def test_a_network_without_latents_recovers_no_motion(tmp_path: Path) -> None:
     changes = {"model.latent.form": "none", "training.epochs": 8, "training.report_every_steps": 20}
     config = tiny_config(store, {**changes, "training.checkpoint_every_steps": 40})
     records = train(config, tmp_path / "run").records
-    assert records[-1]["loss"] < records[0]["loss"]
+    assert records[-1].loss < records[0].loss
     metrics = _judged(tmp_path / "run")
     assert metrics["has_truth"]
     assert abs(metrics["difference_map_correlation"]) <= 0.05

@@ -31,7 +31,7 @@ class Saboteur(Listener):
 
     def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
         super().report(record, checkpoint)
-        if record["step"] == self.at and not self.done:
+        if record.step == self.at and not self.done:
             self.done = True
             self.deed()
 
@@ -68,12 +68,8 @@ def whole(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _assert_same_end(run: Path, other: Path) -> None:
-    assert [record["step"] for record in read_training_log(run)] == [
-        record["step"] for record in read_training_log(other)
-    ]
-    assert [record["loss"] for record in read_training_log(run)] == [
-        record["loss"] for record in read_training_log(other)
-    ]
+    assert [record.step for record in read_training_log(run)] == [record.step for record in read_training_log(other)]
+    assert [record.loss for record in read_training_log(run)] == [record.loss for record in read_training_log(other)]
     state, other_state = final_state(run), final_state(other)
     for name, value in state.items():
         assert torch.equal(value, other_state[name]), name

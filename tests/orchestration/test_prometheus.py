@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import ray.train
 import yaml
 from support.tiny_runs import tiny_settings
+from support.training_records import training_record
 
 from cryoformer_dist.cli.starter import starter_folder
 from cryoformer_dist.orchestration import prometheus as metrics
@@ -24,7 +26,7 @@ from cryoformer_dist.orchestration.train import RayReporter
 MONITORING = starter_folder("cluster") / "monitoring"
 # Of Ray's own, those that the dashboard draws.
 RAYS_OWN = {"ray_node_cpu_utilization", "ray_node_gpus_utilization", "ray_node_mem_used", "ray_node_mem_total"}
-RECORD = {
+RECORD = training_record(
     **{
         "step": 50,
         "steps": 1500,
@@ -34,8 +36,8 @@ RECORD = {
         "data_wait_share": 0.02,
     },
     **{"memory_gib": 1.5, "active_points": 4000, "residual_outside": None, "checkpoint_seconds": 0.25, "workers": 2},
-    "latent_information_nats": None,
-}
+    latent_information_nats=None,
+)
 
 
 class Shown:
@@ -73,7 +75,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Shown:
 
 
 def test_the_leader_shows_the_whole_table_and_another_rank_its_own_numbers_only(shown: Shown) -> None:
-    record = RECORD | {"residual_outside": 0.03, "latent_information_nats": 1.9}
+    record = replace(RECORD, residual_outside=0.03, latent_information_nats=1.9)
     with publishing("demo", 1) as publish:
         publish(record)
     own = {metric.prometheus_name for metric in METRICS if metric.per_rank}
@@ -90,7 +92,7 @@ def test_what_a_record_does_not_know_stays_as_it_was(shown: Shown) -> None:
     with publishing("demo", 0) as publish:
         publish(RECORD)
         assert "ray_cryoformer_residual_outside_share" not in shown.names()
-        publish(RECORD | {"checkpoint_seconds": None, "step": 100})
+        publish(replace(RECORD, checkpoint_seconds=None, step=100))
     assert shown.last("cryoformer_checkpoint_seconds", run="demo") == 0.25
     assert shown.last("cryoformer_step", run="demo") == 100
 
@@ -113,9 +115,9 @@ def test_every_report_is_published_before_ray_takes_it(tmp_path: Path, monkeypat
     told: list[Any] = []
     monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *arguments, **named: None)
     monkeypatch.setattr(ray.train, "report", lambda record, checkpoint=None: told.append(("Ray", checkpoint is None)))
-    reporter = RayReporter(tmp_path, 60.0, lambda record: told.append(record["step"]))
-    reporter.report({"step": 50}, None)
-    reporter.report({"step": 100}, tmp_path / "checkpoints" / "step-100")
+    reporter = RayReporter(tmp_path, 60.0, lambda record: told.append(record.step))
+    reporter.report(training_record(step=50), None)
+    reporter.report(training_record(step=100), tmp_path / "checkpoints" / "step-100")
     assert told == [50, ("Ray", True), 100, ("Ray", False)]
 
 

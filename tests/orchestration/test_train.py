@@ -5,12 +5,13 @@ import pytest
 import ray
 import ray.train
 from support.tiny_runs import tiny_config
+from support.training_records import training_record
 
 from cryoformer_dist.config.cluster import ExistingCluster, LocalCluster, WorkersConfig
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ClusterError, StoreError, TrainingError
 from cryoformer_dist.orchestration import train
-from cryoformer_dist.runs.training_log import TrainingLog, read_training_log
+from cryoformer_dist.runs.training_log import TrainingLog, TrainingRecord, read_training_log
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.machine import WorkerMemory, measure_worker_memory
 from cryoformer_dist.training.preparation import prepare_run
@@ -64,11 +65,11 @@ def test_any_other_loss_of_a_worker_says_how_to_go_on(tmp_path: Path) -> None:
 
 def test_every_new_record_is_told_once_and_old_ones_not(tmp_path: Path) -> None:
     metrics = TrainingLog(WorkingFolder.on_disk(tmp_path), 0)
-    metrics.append({"step": 2, "seconds": 1.0})
+    metrics.append(training_record(step=2, seconds=1.0))
     told: list[int] = []
-    with train._following(WorkingFolder.on_disk(tmp_path), lambda record: told.append(record["step"])):
-        metrics.append({"step": 4, "seconds": 2.0})
-        metrics.append({"step": 6, "seconds": 3.0})
+    with train._following(WorkingFolder.on_disk(tmp_path), lambda record: told.append(record.step)):
+        metrics.append(training_record(step=4, seconds=2.0))
+        metrics.append(training_record(step=6, seconds=3.0))
     assert told == [4, 6]
 
 
@@ -91,10 +92,10 @@ def test_training_without_ray_tells_every_report(
     monkeypatch.setattr(train, "join_world_of_one", lambda device: None)
     monkeypatch.setattr(train, "set_threads", lambda count: None)
     prepare_run(tiny_config(tiny_store), ParticleStore.open(tiny_store), tmp_path, resume=False)
-    told: list[dict[str, Any]] = []
+    told: list[TrainingRecord] = []
     train.train_locally(WorkingFolder.on_disk(tmp_path), told.append)
     assert told == read_training_log(tmp_path)
-    assert told[-1]["step"] == told[-1]["steps"] == 11
+    assert told[-1].step == told[-1].steps == 11
     assert not ray.is_initialized()
 
 
@@ -141,5 +142,5 @@ def test_resident_images_train_to_the_same_losses(
         changes = {"dataset.loader": name, "training.epochs": 1}
         prepare_run(tiny_config(tiny_store, changes), ParticleStore.open(tiny_store), tmp_path / name, resume=False)
         train.train_locally(WorkingFolder.on_disk(tmp_path / name), lambda record: None)
-        losses.append([record["loss"] for record in read_training_log(tmp_path / name)])
+        losses.append([record.loss for record in read_training_log(tmp_path / name)])
     assert losses[0] == losses[1]

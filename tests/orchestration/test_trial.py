@@ -100,9 +100,7 @@ def test_a_trial_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     killed = _run(tmp_path / "killed", "seed0")
     # A scheduler that was killed with it hears of all epochs again.
     assert heard.told == undisturbed
-    assert [record["loss"] for record in read_training_log(killed)] == [
-        record["loss"] for record in read_training_log(whole)
-    ]
+    assert [record.loss for record in read_training_log(killed)] == [record.loss for record in read_training_log(whole)]
     assert read_result(killed).scores == read_result(whole).scores
 
 

@@ -1,4 +1,7 @@
+import contextlib
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,20 @@ from cryoformer_dist.data.order import ConsumedRows
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.storage.retry import Attempt, StorageRetry
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.runs.checkpoint import Position, checkpoints, latest_checkpoint, write_checkpoint
+from cryoformer_dist.runs.checkpoint import (
+    LearnedState,
+    OccupancyState,
+    Position,
+    adopt_checkpoint,
+    checkpoints,
+    latest_checkpoint,
+    write_checkpoint,
+)
+
+
+def _learned(weight: float) -> LearnedState:
+    occupancy: OccupancyState = {"flat_index": torch.arange(3), "residual_outside": None}
+    return LearnedState({"w": torch.tensor([weight])}, {}, occupancy)
 
 
 def _write(run: Path, step: int, keep: int = 10, **changes: object) -> Path:
@@ -19,10 +35,11 @@ def _write(run: Path, step: int, keep: int = 10, **changes: object) -> Path:
     arguments = {
         "leader": True,
         "save_engine": save_engine,
-        "states": lambda: {"model": {"w": torch.tensor([float(step)])}, "tables": {}},
+        "learned": lambda: _learned(float(step)),
         "keep": keep,
         "retry": StorageRetry(run, 0),
     }
+    run.mkdir(exist_ok=True)
     position = Position(stage=1, stage_step=step - 1, step=step, consumed=(ConsumedRows(2, 8), ConsumedRows(1, 3)))
     return write_checkpoint(WorkingFolder.on_disk(run), position, **(arguments | changes))  # type: ignore[arg-type]
 
@@ -33,8 +50,8 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert found is not None
     assert found.folder == folder
     assert found.position == Position(1, 6, 7, (ConsumedRows(2, 8), ConsumedRows(1, 3)))
-    assert found.weights()["w"].item() == 7
-    assert found.tables() == {}
+    assert found.read_weights()["w"].item() == 7
+    assert found.read_tables() == {}
     assert (found.engine_folder / "state").read_text() == "7"
 
 
@@ -58,7 +75,7 @@ def test_a_crash_while_writing_leaves_the_older_one_the_newest(tmp_path: Path) -
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for cut_short in ({"save_engine": crash}, {"states": crash}):
+    for cut_short in ({"save_engine": crash}, {"learned": crash}):
         with pytest.raises(KeyboardInterrupt):
             _write(tmp_path, 8, **cut_short)
         found = latest_checkpoint(tmp_path)
@@ -80,16 +97,18 @@ def test_a_folder_without_a_manifest_is_never_chosen(tmp_path: Path) -> None:
 def test_what_a_kill_left_half_written_or_half_removed_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
     (_write(tmp_path, 4) / "manifest.json").unlink()
     (tmp_path / "checkpoints" / ".partial-00000006").mkdir()
+    # Killed between the manifest and the rename.
+    _write(tmp_path, 7).rename(tmp_path / "checkpoints" / ".partial-00000007")
     _write(tmp_path, 8)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000008"]
 
 
 def test_writing_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     _write(tmp_path, 4)
-    _write(tmp_path, 4, states=lambda: {"model": {"w": torch.tensor([99.0])}})
+    _write(tmp_path, 4, learned=lambda: _learned(99.0))
     found = latest_checkpoint(tmp_path)
     assert found is not None
-    assert found.weights()["w"].item() == 99
+    assert found.read_weights()["w"].item() == 99
 
 
 def test_only_the_leader_writes_what_all_share_and_all_wait_for_it(tmp_path: Path) -> None:
@@ -112,14 +131,14 @@ def test_only_the_leader_writes_what_all_share_and_all_wait_for_it(tmp_path: Pat
     assert waits == [False] * 5
 
 
-def test_a_checkpoint_of_a_newer_program_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
     path = _write(tmp_path, 4) / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
-    with pytest.raises(CheckpointError, match=r"step-00000004.*schema 99.*upgrade"):
+    with pytest.raises(CheckpointError, match=r"step-00000004.*schema 99.*use the version that wrote it"):
         latest_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 1, "position": {"consumed": [3]}}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 2, "position": {"consumed": [3]}}'])
 def test_an_unreadable_manifest_is_named_with_the_way_out(tmp_path: Path, text: str) -> None:
     path = _write(tmp_path, 4) / "manifest.json"
     path.write_text(text)
@@ -134,4 +153,47 @@ def test_damaged_weights_are_named_with_the_way_out(tmp_path: Path, cut: int) ->
     found = latest_checkpoint(tmp_path)
     assert found is not None
     with pytest.raises(CheckpointError, match=r"model\.pt: cannot be read.*older checkpoint"):
-        found.weights()
+        found.read_weights()
+
+
+def test_a_run_goes_on_from_an_adopted_checkpoint_alone(tmp_path: Path) -> None:
+    for step in (4, 8, 12):
+        _write(tmp_path / "run", step)
+    _write(tmp_path / "donor", 8, learned=lambda: _learned(99.0))
+    adopt_checkpoint(tmp_path / "run", checkpoints(tmp_path / "donor")[0])
+    (found,) = checkpoints(tmp_path / "run")
+    assert (found.position.step, found.read_weights()["w"].item()) == (8, 99)
+    assert (found.engine_folder / "state").read_text() == "8"
+    assert len(checkpoints(tmp_path / "donor")) == 1
+
+
+@pytest.mark.parametrize("calls_before", range(8))
+def test_a_kill_while_adopting_leaves_complete_checkpoints_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls_before: int
+) -> None:
+    """Every removal of a file and every rename is a place where the process may die."""
+    for step in (4, 12):
+        _write(tmp_path / "run", step)
+    _write(tmp_path / "donor", 8, learned=lambda: _learned(99.0))
+    calls = []
+
+    def dies(act: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **options: object) -> object:
+            calls.append(act)
+            if len(calls) > calls_before:
+                raise KeyboardInterrupt
+            return act(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((Path, "unlink"), (Path, "rename"), (shutil, "rmtree")):
+            patch.setattr(owner, name, dies(getattr(owner, name)))
+        with contextlib.suppress(KeyboardInterrupt):
+            adopt_checkpoint(tmp_path / "run", checkpoints(tmp_path / "donor")[0])
+    left = checkpoints(tmp_path / "run")
+    assert left
+    for checkpoint in left:
+        weight = 99.0 if checkpoint.position.step == 8 else float(checkpoint.position.step)
+        assert checkpoint.read_weights()["w"].item() == weight
+        assert (checkpoint.engine_folder / "state").is_file()

@@ -70,5 +70,5 @@ def test_a_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_the_manifest_is_plain_json(store: ParticleStore, tmp_path: Path) -> None:
     manifest = json.loads((_prepared(store, tmp_path / "run") / "manifest.json").read_text())
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert np.isfinite(manifest["pixel_size_angstrom"])

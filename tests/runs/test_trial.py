@@ -2,15 +2,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.training_records import training_record
 from support.tiny_runs import Listener, Stop, tiny_config, train
 
 from cryoformer_dist.config.trials import make_trial
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.runs.checkpoint import checkpoints
-from cryoformer_dist.runs.training_log import read_training_log
+from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log
 from cryoformer_dist.runs.directory import load_run
 from cryoformer_dist.runs.trial import (
     TrialOutcome,
@@ -28,8 +28,8 @@ from cryoformer_dist.runs.trial import (
 )
 
 
-def _record(step: int, steps: int, epochs: int, loss: float, stage: str = "reconstruction") -> dict[str, Any]:
-    return {"stage": stage, "step": step, "steps": steps, "epochs": epochs, "loss": loss}
+def _record(step: int, steps: int, epochs: int, loss: float, stage: str = "reconstruction") -> TrainingRecord:
+    return training_record(stage=stage, step=step, steps=steps, epochs=epochs, loss=loss)
 
 
 def test_a_trial_is_read_back_as_it_was_written(tmp_path: Path) -> None:
@@ -96,7 +96,8 @@ def test_a_takeover_goes_on_from_the_other_s_checkpoint_under_the_new_values(tin
     take_over(run, donor, {"training.learning_rates.network": 3e-3})
     newest = checkpoints(donor)[-1]
     assert [checkpoint.position for checkpoint in checkpoints(run)] == [newest.position]
-    assert read_training_log(run) == [record for record in read_training_log(donor) if record["step"] <= newest.position.step]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [newest.folder.name]
+    assert read_training_log(run) == [record for record in read_training_log(donor) if record.step <= newest.position.step]
     assert load_run(run)[0].training.learning_rates.network == 3e-3
     assert json.loads((run / "takeovers.jsonl").read_text())["from"] == "donor"
 

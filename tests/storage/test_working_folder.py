@@ -6,7 +6,14 @@ import torch
 from upath import UPath
 
 from cryoformer_dist.errors import ConfigError
-from cryoformer_dist.runs.checkpoint import Position, fetch_latest, latest_checkpoint, write_checkpoint
+from cryoformer_dist.runs.checkpoint import (
+    LearnedState,
+    OccupancyState,
+    Position,
+    fetch_latest,
+    latest_checkpoint,
+    write_checkpoint,
+)
 from cryoformer_dist.storage.retry import StorageRetry
 from cryoformer_dist.storage.working_folder import WorkingFolder, open_working_folder
 
@@ -66,8 +73,9 @@ def _write(run: WorkingFolder, step: int, keep: int = 9) -> None:
         folder.mkdir(exist_ok=True)
         (folder / "state").write_text(str(step))
 
-    states = {"model": {"w": torch.tensor([float(step)])}, "tables": {}}
-    write_checkpoint(run, Position(step=step), True, save_engine, lambda: states, keep, StorageRetry(run.home, 0))
+    occupancy: OccupancyState = {"flat_index": torch.arange(3), "residual_outside": None}
+    learned = LearnedState({"w": torch.tensor([float(step)])}, {}, occupancy)
+    write_checkpoint(run, Position(step=step), True, save_engine, lambda: learned, keep, StorageRetry(run.home, 0))
 
 
 class Cut(Exception):
@@ -90,7 +98,7 @@ class CutShort(WorkingFolder):
 def test_a_half_sent_checkpoint_is_never_chosen(home: UPath, tmp_path: Path) -> None:
     place = home / "half"
     _write(WorkingFolder(place, tmp_path), 4)
-    for left in range(4):
+    for left in range(5):
         dying = CutShort(place, tmp_path)
         dying.left = left
         with pytest.raises(Cut):
@@ -102,7 +110,7 @@ def test_a_half_sent_checkpoint_is_never_chosen(home: UPath, tmp_path: Path) -> 
             assert found is not None
             assert found.position.step == 4
             assert (found.engine_folder / "state").read_text() == "4"
-            assert found.weights()["w"].item() == 4
+            assert found.read_weights()["w"].item() == 4
     _write(WorkingFolder(place, tmp_path), 8)
     with open_working_folder(place, ("checkpoints",)) as run:
         fetch_latest(run)

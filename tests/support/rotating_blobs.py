@@ -1,10 +1,10 @@
 """A small world with one motion: a blob that goes round another, as maps, truth folder and finished run."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from support.training_records import training_record
 
 from cryoformer_dist.analysis.evaluate import Estimate, evaluate
 from cryoformer_dist.analysis.evaluation_files import write_evaluation
@@ -13,6 +13,8 @@ from cryoformer_dist.analysis.truth import Truth, read_truth
 from cryoformer_dist.io.mrc import write_volume
 from cryoformer_dist.physics.pose import random_rotations
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.runs.manifest import SCHEMA_VERSION, RunManifest, write_manifest
+from cryoformer_dist.runs.training_log import write_training_log
 
 BOX = 16
 VOXEL_SIZE_ANGSTROM = 4.0
@@ -76,6 +78,22 @@ def write_truth(folder: Path, particles: int, states: int) -> Path:
     return folder
 
 
+MANIFEST = RunManifest(
+    schema_version=SCHEMA_VERSION,
+    name="blobs",
+    seed=0,
+    store="particles.zarr",
+    store_fingerprint="ab12",
+    particles=500,
+    box_size=16,
+    pixel_size_angstrom=3.0,
+    backend="torch",
+    engine="torch",
+    python="3.11",
+    versions={"cryoformer-dist": "1.2.3"},
+)
+
+
 def write_run(run: Path, truth_folder: Path, *, judged: bool = True, refined: bool = True) -> Path:
     """Everything a finished run leaves behind, from a perfect decoder."""
     run.mkdir()
@@ -94,22 +112,19 @@ def write_run(run: Path, truth_folder: Path, *, judged: bool = True, refined: bo
     plan = SeriesPlan(clusters=4, axes=2, points=3)
     reconstruct(run, decode_circle, latents, order, VOXEL_SIZE_ANGSTROM, plan, ["made by a test"])
     records = [
-        {
-            "stage": stage,
-            "epoch": 0,
-            "step": 10 * number,
-            "loss": 1.0 - 0.01 * number,
-            "particles_per_second": 100.0 + number,
-            "data_wait_share": 0.02,
-            "memory_gib": 1.0,
-            "seconds": 5.0 * (6 * index + number),
-            "workers": 2,
-        }
+        training_record(
+            stage=stage,
+            step=10 * number,
+            loss=1.0 - 0.01 * number,
+            particles_per_second=100.0 + number,
+            data_wait_share=0.02,
+            seconds=5.0 * (6 * index + number),
+            workers=2,
+        )
         for index, stage in enumerate(("pose_settling", "reconstruction"))
         for number in range(1, 7)
     ]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_training_log(run, records)
     (run / "config.yaml").write_text("training:\n  seed: 0  # <not markup>\n")
-    manifest = {"seed": 0, "store": {"fingerprint": "ab12"}, "versions": {"cryoformer-dist": "1.2.3"}}
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(run, MANIFEST)
     return run

@@ -46,13 +46,13 @@ def test_a_moving_lobe_that_was_masked_away_comes_back_and_empty_space_stays_emp
     config = tiny_config(store, changes)
     prepare_from_mask(config, tmp_path / "run", first)
     records = train(config, tmp_path / "run").records
-    found = [one.occupancy() for one in checkpoints(tmp_path / "run")]
+    found = [one.read_occupancy() for one in checkpoints(tmp_path / "run")]
     masks = [first, *(mask_of(one["flat_index"], BOX) for one in found)]
     assert (masks[-1] & arm).sum() > 0.9 * arm.sum()
     assert (masks[-1] & empty).sum() < 0.02 * empty.sum()
     for earlier, later in itertools.pairwise(masks):
         assert not (earlier & ~later).any()
-    outside = [record["residual_outside"] for record in records if record["residual_outside"] is not None]
+    outside = [record.residual_outside for record in records if record.residual_outside is not None]
     assert outside[0] > 0.2
     assert outside[-1] < 0.05
 

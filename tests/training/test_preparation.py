@@ -38,10 +38,10 @@ def test_a_prepared_run_says_what_was_asked_on_which_data_with_what(store: Parti
     prepare_run(config, store, run, resume=False, progress=lambda *call: calls.append(call))
     loaded, manifest = load_run(run)
     assert loaded == config
-    assert manifest["store_fingerprint"] == store.fingerprint
-    assert Path(manifest["store"]) == store.path
-    assert (manifest["particles"], manifest["box_size"], manifest["seed"]) == (64, 16, 3)
-    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest.store_fingerprint == store.fingerprint
+    assert Path(manifest.store) == store.path
+    assert (manifest.particles, manifest.box_size, manifest.seed) == (64, 16, 3)
+    assert manifest.versions["torch"] == torch.__version__
     assert calls[0] == ("consensus map", 64, 64)
     assert calls[-1][0] == "first latents"
     for name in ("consensus", "occupancy"):
@@ -103,7 +103,7 @@ def test_particles_that_are_held_out_are_the_last_ones_and_nobody_trains_on_them
     assert sorted(chosen[1] + chosen[2]) == list(range(54))
     assert (half_set[chosen[1]] == 1).all()
     run = _prepared(store, tmp_path / "run", **{"dataset.hold_out": 10})
-    assert load_run(run)[1]["particles"] == 54
+    assert load_run(run)[1].particles == 54
 
 
 def test_held_out_particles_are_not_in_the_maps_and_latents_that_training_starts_from(

@@ -13,7 +13,7 @@ from support.tiny_runs import (
     Listener,
     Stop,
     assert_same_end,
-    exact_metrics,
+    exact_records,
     final_state,
     tiny_config,
     train,
@@ -89,17 +89,17 @@ def test_the_learning_rate_warms_up_then_follows_half_a_cosine() -> None:
 
 def test_a_run_takes_the_steps_it_announces_and_reports_each_particle(whole: tuple[RunConfig, Path]) -> None:
     config, run = whole
-    records = exact_metrics(run)
+    records = exact_records(run)
     pretraining = 6 if config.model.pose.form == "encoder" else 0
     last = pretraining + math.ceil(2 * 64 / 12)
-    assert records[-1]["step"] == records[-1]["steps"] == last
+    assert records[-1].step == records[-1].steps == last
     # Every second step, and the ends of both stages.
     expected = sorted({*range(2, last + 1, 2), *([6] if pretraining else []), last})
-    assert [record["step"] for record in records] == expected
-    kinds = [record["stage"] for record in records]
+    assert [record.step for record in records] == expected
+    kinds = [record.stage for record in records]
     assert kinds == ["pose_pretraining"] * (pretraining // 2) + ["reconstruction"] * (len(kinds) - pretraining // 2)
-    assert [record["epoch"] for record in records if record["stage"] == "reconstruction"][-1] == 1
-    assert all(math.isfinite(record["loss"]) for record in records)
+    assert [record.epoch for record in records if record.stage == "reconstruction"][-1] == 1
+    assert all(math.isfinite(record.loss) for record in records)
     found = latest_checkpoint(run)
     assert found is not None
     assert found.position.step == last
@@ -108,20 +108,20 @@ def test_a_run_takes_the_steps_it_announces_and_reports_each_particle(whole: tup
 def test_training_lowers_the_loss(tiny_store: Path, tmp_path: Path) -> None:
     changes = {"training.epochs": 12, "training.report_every_steps": 4, "training.learning_rates": {"network": 5e-3}}
     records = train(tiny_config(tiny_store, changes), tmp_path / "run").records
-    assert records[-1]["loss"] < 0.98 * records[0]["loss"]
+    assert records[-1].loss < 0.98 * records[0].loss
 
 
 def test_pretraining_brings_the_encoder_nearer_to_the_given_poses(tiny_store: Path, tmp_path: Path) -> None:
     changes = ENCODERS | {"training.pose_pretraining_epochs": 20, "training.epochs": 1}
     records = train(tiny_config(tiny_store, changes), tmp_path / "run").records
-    losses = [record["loss"] for record in records if record["stage"] == "pose_pretraining"]
+    losses = [record.loss for record in records if record.stage == "pose_pretraining"]
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
 def test_pretraining_leaves_a_table_of_latents_alone(tiny_store: Path, tmp_path: Path) -> None:
     changes = {"model.latent.form": "table", "model.pose.form": "encoder", "training.epochs": 1}
     train(tiny_config(tiny_store, changes), tmp_path / "run")
-    visits = {one.position.step: one.tables()["latent"]["visits"] for one in checkpoints(tmp_path / "run")}
+    visits = {one.position.step: one.read_tables()["latent"]["visits"] for one in checkpoints(tmp_path / "run")}
     # Six steps of pre-training, then six that see every particle once.
     assert visits[4].sum() == 0
     assert visits[12].tolist() == [1] * 64
@@ -136,7 +136,7 @@ def test_an_interrupted_run_ends_bit_equal_to_one_that_was_not(
         train(config, tmp_path / "run", Listener(stop_at))
     resumed = train(config, tmp_path / "run")
     # From the last checkpoint, not from the start.
-    assert resumed.records[0]["step"] == stop_at - stop_at % 4 + 2
+    assert resumed.records[0].step == stop_at - stop_at % 4 + 2
     assert_same_end(tmp_path / "run", run)
 
 
@@ -176,8 +176,8 @@ def test_a_run_of_all_stages_interrupted_in_each_ends_bit_equal_too(tiny_store: 
             train(config, tmp_path / "run", Listener(stop_at))
     train(config, tmp_path / "run")
     assert_same_end(tmp_path / "run", tmp_path / "whole")
-    records = exact_metrics(tmp_path / "whole")
-    order = [(record["stage"], record["step"]) for record in records if not record["step"] % 6]
+    records = exact_records(tmp_path / "whole")
+    order = [(record.stage, record.step) for record in records if not record.step % 6]
     kinds = ("pose_pretraining", "pose_encoding", "reconstruction", "latent_distillation")
     assert order == [(kind, 6 * number) for number, kind in enumerate(kinds, start=1)]
 
@@ -208,7 +208,7 @@ def test_each_stage_moves_its_own_parts_and_none_of_the_others(tiny_store: Path,
     ends = {"training.report_every_steps": 6, "training.checkpoint_every_steps": 6, "training.weight_decay": 0.5}
     config = tiny_config(tiny_store, ONE_AFTER_THE_OTHER | ends)
     train(config, tmp_path / "run")
-    states = [one.weights() | _flat(one.tables()) for one in checkpoints(tmp_path / "run")]
+    states = [one.read_weights() | _flat(one.read_tables()) for one in checkpoints(tmp_path / "run")]
     assert len(states) == 4
     moved = []
     for before, after in itertools.pairwise(states):
@@ -261,13 +261,13 @@ def test_until_there_is_a_checkpoint_a_run_starts_again_from_its_first_mask(tiny
 
 def test_what_a_refresh_adds_is_reported_drawn_and_decoded(grown: tuple[RunConfig, Path]) -> None:
     _, run = grown
-    records = {record["step"]: record for record in read_training_log(run)}
-    assert records[4]["active_points"] == int(CUT.sum())
-    assert records[4]["residual_outside"] is None
-    assert records[6]["active_points"] > int(CUT.sum())
-    assert 0 < records[6]["residual_outside"] <= 1
+    records = {record.step: record for record in read_training_log(run)}
+    assert records[4].active_points == int(CUT.sum())
+    assert records[4].residual_outside is None
+    assert records[6].active_points > int(CUT.sum())
+    assert 0 < records[6].residual_outside <= 1
     mask = load_trained(run).learner.mask
-    assert int(mask.sum()) == records[16]["active_points"]
+    assert int(mask.sum()) == records[16].active_points
     assert torch.equal(read_volume(run / "occupancy.mrc").voxels > 0.5, mask)
     assert (mask & CUT).sum() == CUT.sum()
 
@@ -280,7 +280,7 @@ def test_what_a_refresh_adds_is_reported_drawn_and_decoded(grown: tuple[RunConfi
 def test_a_mask_that_is_not_to_be_refreshed_stays(tiny_store: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     config = tiny_config(tiny_store, REFRESHED | changes | {"training.epochs": 2})
     records = train_from_mask(config, tmp_path / "run", CUT).records
-    assert {(record["active_points"], record["residual_outside"]) for record in records} == {(int(CUT.sum()), None)}
+    assert {(record.active_points, record.residual_outside) for record in records} == {(int(CUT.sum()), None)}
 
 
 def test_the_seed_decides_everything(tiny_store: Path, tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_the_seed_decides_everything(tiny_store: Path, tmp_path: Path) -> None:
     for name, seed in [("a", 3), ("b", 3), ("c", 4)]:
         train(tiny_config(tiny_store, changes | {"training.seed": seed}), tmp_path / name)
     assert_same_end(tmp_path / "a", tmp_path / "b")
-    assert exact_metrics(tmp_path / "a")[0]["loss"] != exact_metrics(tmp_path / "c")[0]["loss"]
+    assert exact_records(tmp_path / "a")[0].loss != exact_records(tmp_path / "c")[0].loss
 
 
 def test_checkpoints_come_when_due_and_with_their_report(tiny_store: Path, tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_checkpoints_come_when_due_and_with_their_report(tiny_store: Path, tmp_p
 def test_latents_wait_for_their_epoch_and_poses_for_theirs(tiny_store: Path, tmp_path: Path) -> None:
     changes = TABLES | {"training.freeze_latent_epochs": 1.0, "training.freeze_pose_epochs": 1.5}
     train(tiny_config(tiny_store, changes), tmp_path / "run")
-    by_step = {one.position.step: one.tables() for one in checkpoints(tmp_path / "run")}
+    by_step = {one.position.step: one.read_tables() for one in checkpoints(tmp_path / "run")}
     moved = {
         step: {name: int((state["visits"] > 0).sum()) for name, state in tables.items()}
         for step, tables in by_step.items()
@@ -382,7 +382,7 @@ def test_a_checkpoint_of_another_table_layout_is_refused(tiny_store: Path, tmp_p
     config = tiny_config(tiny_store)
     learner = _learner(config, store)
     with pytest.raises(CheckpointError, match=r"tables \['latent', 'rotation', 'shift_angstrom'\].*needs \['latent'\]"):
-        learner.load_table_state(latest_checkpoint(tmp_path / "run").tables())  # type: ignore[union-attr]
+        learner.load_table_state(latest_checkpoint(tmp_path / "run").read_tables())  # type: ignore[union-attr]
 
 
 def test_a_fresh_position_is_the_beginning() -> None:

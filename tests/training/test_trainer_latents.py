@@ -129,7 +129,7 @@ def test_maps_that_do_not_move_yet_leave_the_first_latents_alone(
     }
     config = tiny_config(tiny_store, SEARCHED | every_step | {"training.freeze_latent_epochs": kept_epochs})
     train(config, tmp_path / "run")
-    by_step = {one.position.step: one.tables()["latent"]["values"] for one in checkpoints(tmp_path / "run")}
+    by_step = {one.position.step: one.read_tables()["latent"]["values"] for one in checkpoints(tmp_path / "run")}
     # Of the linear model until a search counts.
     assert by_step[1].std() > 0
     for step, number in zip([6, 11, 16], dealt, strict=True):

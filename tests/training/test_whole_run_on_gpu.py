@@ -37,7 +37,7 @@ RUNS: dict[str, dict[str, Any]] = {
 def test_a_gpu_learns_what_a_cpu_learns(tiny_store: Path, tmp_path: Path, cuda: str, changes: dict[str, Any]) -> None:
     config = tiny_config(tiny_store, _EXACT | changes)
     losses = [
-        [record["loss"] for record in train(config, tmp_path / device.type, device=device).records]
+        [record.loss for record in train(config, tmp_path / device.type, device=device).records]
         for device in (CPU, torch.device(cuda))
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
@@ -50,5 +50,5 @@ def test_a_run_begun_on_a_gpu_goes_on_on_a_cpu(tiny_store: Path, tmp_path: Path,
     with pytest.raises(Stop):
         train(config, tmp_path / "cut", Listener(stop_at=8), device=torch.device(cuda))
     rest = train(config, tmp_path / "cut")
-    assert rest.records[-1]["step"] == whole.records[-1]["step"]
-    assert rest.records[-1]["loss"] == pytest.approx(whole.records[-1]["loss"], rel=1e-2)
+    assert rest.records[-1].step == whole.records[-1].step
+    assert rest.records[-1].loss == pytest.approx(whole.records[-1].loss, rel=1e-2)
