@@ -16,14 +16,12 @@ from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.initialization.consensus import back_project
 from cryoformer_dist.model.decoder import DeformationDecoder, FoldedQueries
 from cryoformer_dist.physics.fourier import weighted_shells
-from cryoformer_dist.physics.pose import Pose, rotation_from_6d
+from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.runs.checkpoint import Checkpoint, latest_checkpoint
 from cryoformer_dist.runs.directory import (
-    load_lattice,
     load_mask,
     load_run,
     load_shell_weight,
-    load_spectrum,
     selected_rows,
     write_shell_weight,
 )
@@ -159,15 +157,7 @@ def load_trained(run: Path) -> TrainedRun:
     store = ParticleStore.open(manifest.store)
     particles = store.particles()
     single = _for_decoding(config)
-    learner = Learner(
-        single,
-        particles,
-        store.box_size,
-        store.pixel_size_angstrom,
-        load_lattice(single, run),
-        torch.device("cpu"),
-        spectrum=load_spectrum(single, run),
-    )
+    learner = Learner.from_run(single, store, run, torch.device("cpu"))
     learner.objectives.model.load_state_dict(checkpoint.read_weights())
     learner.load_table_state(checkpoint.read_tables())
     learner.load_occupancy_state(checkpoint.read_occupancy())
@@ -218,14 +208,9 @@ def _for_decoding(config: RunConfig) -> RunConfig:
 @torch.no_grad()
 def _poses(learner: Learner, store: ParticleStore, rows: np.ndarray) -> Pose:
     """Poses of rows: from the table, by encoding their images, or as stored."""
-    config = learner.config.model.pose
-    if config.tabulated:
-        return Pose(
-            rotation_from_6d(learner.tables["rotation"].values[rows]),
-            learner.tables["shift_angstrom"].values[rows],
-        )
-    if config.form == "given":
-        return store.particles().pose(rows)
+    known = learner.read_poses(torch.from_numpy(rows), store.particles().pose(rows))
+    if known is not None:
+        return known
     found = [learner.objectives.encode_pose(batch) for batch in _batches(store, rows)]
     return Pose(torch.cat([pose.rotation for pose in found]), torch.cat([pose.shift_angstrom for pose in found]))
 
@@ -249,11 +234,8 @@ def _encoder_is_trained(config: RunConfig, checkpoint: Checkpoint) -> bool:
 
 def _latents(learner: Learner, store: ParticleStore, rows: np.ndarray, pose: Pose, encoded: bool) -> np.ndarray:
     """Latents of rows: by encoding their images, from the table, or none."""
-    if encoded:
-        return _encoded_latents(learner, store, rows, pose)
-    if "latent" in learner.tables:
-        return learner.tables["latent"].values[rows].numpy()
-    return np.zeros((len(rows), learner.config.model.latent.dimensions), dtype=np.float32)
+    known = None if encoded else learner.read_latents(torch.from_numpy(rows))
+    return _encoded_latents(learner, store, rows, pose) if known is None else known.numpy()
 
 
 def _batches(store: ParticleStore, rows: np.ndarray) -> Iterator[ParticleBatch]:

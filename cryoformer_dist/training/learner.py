@@ -1,6 +1,7 @@
 """The network together with the per-particle tables: all that training changes."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from cryoformer_dist.config.schema import LearningRates, RunConfig
 from cryoformer_dist.data.batch import ParticleBatch
+from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.physics.lattice import Lattice, mask_of
@@ -62,6 +64,8 @@ class Learner:
 
     Attributes
     ----------
+    tables
+        Latents and poses, where they are tabulated, by name; nobody but the learner writes them.
     residual_outside
         What share of the residual the last occupancy refresh found where no density was allowed; ``None`` before one.
     """
@@ -84,6 +88,23 @@ class Learner:
         self.tables = _initial_tables(config, particles, device, first_latents)
         self.residual_outside: float | None = None
 
+    @classmethod
+    def from_run(cls, config: RunConfig, store: ParticleStore, run: Path, device: torch.device) -> "Learner":
+        """Network and tables as a prepared run starts with them; its configuration may have been adapted."""
+        # Not above: a machine that is only timed has no need of what reads run directories.
+        from cryoformer_dist.runs import directory
+
+        return cls(
+            config,
+            directory.store_at_first_poses(run, store).particles(),
+            store.box_size,
+            store.pixel_size_angstrom,
+            directory.load_lattice(config, run),
+            device,
+            directory.load_first_latents(run),
+            directory.load_spectrum(config, run),
+        )
+
     def inputs(self, stage: Stage, batch: ParticleBatch, epoch: float) -> Inputs:
         """Read the tables' rows of a batch, as far as they take part at this point of training.
 
@@ -100,11 +121,16 @@ class Learner:
         if stage.kind == "pose_pretraining":
             return Inputs(None, None, leaves)
         if stage.kind == "pose_encoding":
-            return Inputs(self._no_latent(batch), None, leaves)
+            return Inputs(batch.images.new_zeros(len(batch), self.config.model.latent.dimensions), None, leaves)
         fits = stage.kind == "reconstruction"
         latent = self._latent(batch, leaves, fits and self._latents_follow_gradients(epoch))
         pose = self._pose(batch, leaves, fits and epoch >= self.config.training.freeze_pose_epochs)
         return Inputs(latent, pose, leaves)
+
+    def settle(self, stage: Stage, batch: ParticleBatch, epoch: float) -> tuple[Pose, Tensor]:
+        """Pose and latent of each particle at this point of training: from a table, from an encoder, or as given."""
+        inputs = self.inputs(stage, batch, epoch)
+        return self.objectives.encode_missing(batch, inputs.pose, inputs.latent)
 
     def is_coarse(self, stage: Stage, epoch: float) -> bool:
         """Whether images are compared at low frequencies only, at this point of training."""
@@ -130,6 +156,33 @@ class Learner:
             rows, gathered = gather_rows(batch.row, values)
             self.tables[name].values[rows] = gathered
 
+    @property
+    def latents(self) -> Float[Tensor, "rows dimensions"]:
+        """The latent table, one row per row of the store."""
+        return self.tables["latent"].values
+
+    def set_latents(self, rows: Tensor, latents: Float[Tensor, "rows dimensions"]) -> None:
+        """Put latents that were found into the table."""
+        self.latents[rows] = latents
+
+    def read_latents(self, rows: Tensor) -> Float[Tensor, "rows dimensions"] | None:
+        """Latents of store rows; ``None`` where an encoder must look at their images."""
+        form = self.config.model.latent.form
+        if form == "encoder":
+            return None
+        if form == "none":
+            return torch.zeros(len(rows), self.config.model.latent.dimensions, device=self.device)
+        return self.latents[rows]
+
+    def read_poses(self, rows: Tensor, given: Pose) -> Pose | None:
+        """Poses of store rows, whose given ones are known; ``None`` where an encoder must look at their images."""
+        form = self.config.model.pose.form
+        if form == "encoder":
+            return None
+        if form == "given":
+            return given
+        return Pose(rotation_from_6d(self.tables["rotation"].values[rows]), self.tables["shift_angstrom"].values[rows])
+
     def update_tables(self, batch: ParticleBatch, leaves: dict[str, Tensor], factor: float) -> None:
         """Move the rows of a batch, on every rank those of all ranks."""
         for name, leaf in leaves.items():
@@ -144,13 +197,16 @@ class Learner:
         """Where density is allowed, on the CPU."""
         return mask_of(self.objectives.lattice.flat_index, self.objectives.box)
 
-    def allow(self, mask: Bool[Tensor, "box box box"]) -> bool:
-        """Evaluate density at a mask's points from now on; whether that changes anything."""
-        if torch.equal(mask, self.mask):
-            return False
-        lattice = Lattice.of(mask, self.config.training.jitter_lattices, self.config.seed)
-        self.objectives.use_lattice(lattice.to(self.device))
-        return True
+    def allow(self, mask: Bool[Tensor, "box box box"]) -> None:
+        """Evaluate density at a mask's points from now on."""
+        if not torch.equal(mask, self.mask):
+            lattice = Lattice.of(mask, self.config.training.jitter_lattices, self.config.seed)
+            self.objectives.use_lattice(lattice.to(self.device))
+
+    @property
+    def active_points(self) -> int:
+        """Points at which density is evaluated."""
+        return len(self.objectives.lattice.points_pixels)
 
     def state(self) -> LearnedState:
         """All that training has learned so far."""
@@ -161,10 +217,10 @@ class Learner:
         flat_index = self.objectives.lattice.flat_index
         return {"flat_index": flat_index.int(), "residual_outside": self.residual_outside}
 
-    def load_occupancy_state(self, state: OccupancyState) -> bool:
-        """Take over a saved mask; whether that changes anything."""
+    def load_occupancy_state(self, state: OccupancyState) -> None:
+        """Take over a saved mask."""
         self.residual_outside = state["residual_outside"]
-        return self.allow(mask_of(state["flat_index"], self.objectives.box))
+        self.allow(mask_of(state["flat_index"], self.objectives.box))
 
     def table_state(self) -> TableStates:
         """Tables with their optimiser state."""
@@ -190,31 +246,20 @@ class Learner:
         return not self.config.model.latent.searched and epoch >= self.config.training.freeze_latent_epochs
 
     def _latent(self, batch: ParticleBatch, leaves: dict[str, Tensor], refining: bool) -> Tensor | None:
-        form = self.config.model.latent.form
-        if form == "encoder":
-            return None
-        if form == "none":
-            return self._no_latent(batch)
-        latent = self.tables["latent"].read(batch.row)
-        if not refining:
-            return latent.detach()
-        leaves["latent"] = latent
-        return latent
-
-    def _no_latent(self, batch: ParticleBatch) -> Tensor:
-        return torch.zeros(len(batch), self.config.model.latent.dimensions, device=self.device)
+        if not refining or not self.config.model.latent.tabulated:
+            return self.read_latents(batch.row)
+        leaves["latent"] = self.tables["latent"].read(batch.row)
+        return leaves["latent"]
 
     def _pose(self, batch: ParticleBatch, leaves: dict[str, Tensor], refining: bool) -> Pose | None:
-        form = self.config.model.pose.form
-        if form == "given":
-            return batch.pose
-        if form == "encoder":
-            return None if refining else batch.pose
-        rotation, shift = (self.tables[name].read(batch.row) for name in ("rotation", "shift_angstrom"))
+        if not self.config.model.pose.tabulated:
+            # An encoder begins to be followed when poses are to be refined.
+            return self.read_poses(batch.row, batch.pose) if refining else batch.pose
         if not refining:
-            return Pose(rotation_from_6d(rotation.detach()), shift.detach())
-        leaves["rotation"], leaves["shift_angstrom"] = rotation, shift
-        return Pose(rotation_from_6d(rotation), shift)
+            return self.read_poses(batch.row, batch.pose)
+        for name in ("rotation", "shift_angstrom"):
+            leaves[name] = self.tables[name].read(batch.row)
+        return Pose(rotation_from_6d(leaves["rotation"]), leaves["shift_angstrom"])
 
 
 def table_rate(name: str, rates: LearningRates) -> float:

@@ -32,7 +32,7 @@ class WorkerMemory:
 
 
 def measure_worker_memory(on_gpu: bool, workers_per_device: int = 1, workers: int = 1) -> WorkerMemory:
-    """WorkerMemory of a worker that would run in this process.
+    """Memory of a worker that would run in this process.
 
     Parameters
     ----------

@@ -97,7 +97,7 @@ class Objectives(nn.Module):
         latent
             ``(particles, dimensions)``, or ``None`` to encode the images.
         pose
-            Poses to render at, or ``None`` to encode the images.
+            Poses to project at, or ``None`` to encode the images.
         copy
             Which shifted copy of the lattice to use.
         noise_seed
@@ -218,7 +218,7 @@ class Objectives(nn.Module):
         return transfer_at(batch.ctf, (sampling or self.fine).frequency, batch.pixel_size_angstrom)
 
     def _encoder_input(self, batch: ParticleBatch) -> Tensor:
-        """ConsumedRows-flipped images of unit variance: an MLP should not have to learn the microscope."""
+        """Phase-flipped images of unit variance: an MLP should not have to learn the microscope."""
         flipped = image_to_fourier(batch.images) * self._transfer(batch).sign()
         images = fourier_to_image(flipped, self.box)
         return images / images.std(dim=(-2, -1), keepdim=True).clamp_min(1e-6)

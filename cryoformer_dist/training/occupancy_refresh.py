@@ -15,7 +15,9 @@ from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.fourier import comparable_frequencies, crop_half_plane, fourier_to_image
 from cryoformer_dist.ranks import broadcast_from_leader, rank_and_world, sum_over_ranks
 from cryoformer_dist.training.learner import Learner
-from cryoformer_dist.training.stages import Stage
+from cryoformer_dist.training.particles import RankParticles
+from cryoformer_dist.training.reporting import Interval
+from cryoformer_dist.training.stages import Moment, Stage
 
 # A quarter of the particles costs about a tenth of an epoch. Of igg_arc_32's lost domain (SNR 0.1, 32 pixels), 1,000
 # images show 92 %, 2,000 95 %, 4,000 96 %.
@@ -24,8 +26,38 @@ _SHARE, _FEWEST, _MOST = 0.25, 2_000, 10_000
 _MUCH = 0.05
 
 
-def refresh_occupancy(learner: Learner, stage: Stage, epoch: float, batches: Iterator[ParticleBatch]) -> bool:
-    """Add to the mask what it cuts off, and say whether that was anything; it never shrinks.
+class OccupancyRefresh:
+    """At the end of every few epochs: add to the mask what it cuts off; it never shrinks.
+
+    Parameters
+    ----------
+    learner
+        Network and tables.
+    particles
+        Of a sample of them the residual is looked at.
+    """
+
+    def __init__(self, learner: Learner, particles: RankParticles) -> None:
+        self._learner, self._particles = learner, particles
+        training, by_data = learner.config.training, learner.config.training.occupancy == "data"
+        self._every = training.occupancy_refresh_epochs if by_data and learner.config.model.domain == "real" else 0
+
+    def due(self, moment: Moment) -> bool:
+        """See `EpochTask`."""
+        if moment.stage.kind != "reconstruction" or not self._every or not moment.ends_epoch:
+            return False
+        # After the last epoch nothing would be learned at new points.
+        return moment.passes % self._every == 0 and moment.passes < moment.stage.epochs
+
+    def run(self, moment: Moment, interval: Interval) -> None:
+        """See `EpochTask`."""
+        seed = (self._learner.config.seed, moment.position.stage)
+        sample = self._particles.read_sample_amid_training(refresh_sample(self._particles.rows), seed)
+        refresh_occupancy(self._learner, moment.stage, moment.epoch, sample)
+
+
+def refresh_occupancy(learner: Learner, stage: Stage, epoch: float, batches: Iterator[ParticleBatch]) -> None:
+    """Add to the mask what it cuts off.
 
     Arguments as in `residual_map`.
 
@@ -38,7 +70,7 @@ def refresh_occupancy(learner: Learner, stage: Stage, epoch: float, batches: Ite
     # All ranks hold the same sums, but the last bit of a transform may depend on the processor.
     voxels = broadcast_from_leader(found.voxels.to(learner.device)).cpu()
     share = float(broadcast_from_leader(torch.tensor(found.share, device=learner.device)))
-    grown = learner.allow(learner.mask | voxels)
+    learner.allow(learner.mask | voxels)
     earlier, learner.residual_outside = learner.residual_outside or 0.0, share
     if min(earlier, share) > _MUCH and rank_and_world()[0] == 0:
         warnings.warn(
@@ -48,7 +80,6 @@ def refresh_occupancy(learner: Learner, stage: Stage, epoch: float, batches: Ite
             DensityMaskedAwayWarning,
             stacklevel=2,
         )
-    return grown
 
 
 def refresh_sample(rows: Rows) -> Rows:
@@ -86,8 +117,7 @@ def residual_map(
     objectives.eval()
     for batch in batches:
         batch = batch.to(learner.device)
-        inputs = learner.inputs(stage, batch, epoch)
-        pose, latent = objectives.encode_missing(batch, inputs.pose, inputs.latent)
+        pose, latent = learner.settle(stage, batch, epoch)
         # Which of the shifted lattices does not matter at this scale.
         residual = objectives.residual(batch, latent, pose, 0, learner.is_coarse(stage, epoch))
         box = min(wanted, residual.shape[-2])

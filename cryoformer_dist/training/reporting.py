@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from cryoformer_dist.runs.training_log import TrainingRecord
+from cryoformer_dist.training.stages import Moment
 
 
 class Reporter(Protocol):
@@ -30,6 +33,49 @@ class Pace:
     data_wait_share: float
     seconds_per_step: float
     seconds: float
+
+
+class Interval:
+    """What has happened since the last report.
+
+    Parameters
+    ----------
+    device
+        Where losses are added up: there, adding waits for nothing.
+
+    Attributes
+    ----------
+    totals
+        Sums of losses and priors, and number of particles, of this rank.
+    checkpoint_seconds
+        What a checkpoint took.
+    latent_information_nats
+        What a search of latents found that an image says about its conformation, mean over the particles.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.totals = torch.zeros(3, device=device)
+        self.checkpoint_seconds: float | None = None
+        self.latent_information_nats: float | None = None
+
+    def add(self, errors: Float[Tensor, " particles"], prior: Float[Tensor, " particles"]) -> None:
+        """Count a step."""
+        self.totals += torch.stack([errors.detach().sum(), prior.detach().sum(), errors.new_full((), len(errors))])
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no step was taken; waits for the device."""
+        return not float(self.totals[2])
+
+
+class EpochTask(Protocol):
+    """Something that is done between two steps, when an epoch has ended."""
+
+    def due(self, moment: Moment) -> bool:
+        """Whether it is to be done now."""
+
+    def run(self, moment: Moment, interval: Interval) -> None:
+        """Do it, on all ranks; what the next record should tell goes into the interval."""
 
 
 class Stopwatch:

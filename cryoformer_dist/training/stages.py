@@ -1,9 +1,10 @@
-"""What a run goes through, one objective after another."""
+"""What a run goes through, one objective after another, and where in it training is."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.runs.checkpoint import Position
 
 StageKind = Literal["pose_pretraining", "pose_encoding", "reconstruction", "latent_distillation"]
 
@@ -44,3 +45,51 @@ def stages(config: RunConfig) -> list[Stage]:
     if latent == "table_then_encoder":
         found.append(Stage("latent_distillation", training.distillation_epochs))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where training is when a step has been taken.
+
+    Attributes
+    ----------
+    stage
+        Under way.
+    before, position
+        Before and after the step.
+    steps
+        Of the stage in all.
+    particles
+        That all ranks train on.
+    """
+
+    stage: Stage
+    before: Position
+    position: Position
+    steps: int
+    particles: int
+
+    @property
+    def progress(self) -> float:
+        """Share of the stage that was done before the step."""
+        return self.before.stage_step / self.steps
+
+    @property
+    def epoch(self) -> float:
+        """Epochs of the stage that were done before the step, with fraction."""
+        return self.progress * self.stage.epochs
+
+    @property
+    def passes(self) -> int:
+        """Whole passes over the particles that the stage has made."""
+        return self.position.passes(self.particles)
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether the step has ended a pass."""
+        return self.passes > self.before.passes(self.particles)
+
+    @property
+    def ends_stage(self) -> bool:
+        """Whether it was the stage's last step."""
+        return self.position.stage_step == self.steps

@@ -16,32 +16,26 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.ranks import gather_objects, rank_and_world
 from cryoformer_dist.runs.checkpoint import Checkpoint, fetch_latest, latest_checkpoint
-from cryoformer_dist.runs.directory import (
-    load_first_latents,
-    load_lattice,
-    load_run,
-    load_spectrum,
-    selected_rows,
-    store_at_first_poses,
-)
+from cryoformer_dist.runs.directory import load_run, selected_rows
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.objectives import Objectives
+from cryoformer_dist.training.particles import RankParticles
 from cryoformer_dist.training.reporting import Reporter
-from cryoformer_dist.training.trainer import TrainingData, particles_per_rank, run_training
+from cryoformer_dist.training.trainer import Trainer, particles_per_rank
 
 _LOOK_AGAIN_SECONDS = 1.0
 
 
 def train_rank(
-    run: WorkingFolder, reporter: Reporter, batches_of: Callable[[ParticleStore], BatchSource], device: torch.device
+    working: WorkingFolder, reporter: Reporter, batches_of: Callable[[ParticleStore], BatchSource], device: torch.device
 ) -> None:
     """Train this rank's share of a prepared run, from its newest checkpoint when there is one.
 
     Parameters
     ----------
-    run
+    working
         Run directory from `prepare_run`.
     reporter
         Told of every report.
@@ -50,30 +44,21 @@ def train_rank(
     device
         Where the network lives.
     """
-    fetch_latest(run)
-    config, manifest = load_run(run.folder)
+    fetch_latest(working)
+    config, manifest = load_run(working.folder)
     store = ParticleStore.open(manifest.store)
-    rows = selected_rows(config, store)
-    particles_per_rank(config.training, rank_and_world()[1], len(rows))
-    learner = Learner(
-        config,
-        store_at_first_poses(run.folder, store).particles(),
-        store.box_size,
-        store.pixel_size_angstrom,
-        load_lattice(config, run.folder),
-        device,
-        load_first_latents(run.folder),
-        load_spectrum(config, run.folder),
-    )
-    engine = build_engine(learner.objectives, config.training, device, len(rows))
+    rows, (rank, world) = selected_rows(config, store), rank_and_world()
+    batch_size = particles_per_rank(config.training, world, len(rows))
+    learner = Learner.from_run(config, store, working.folder, device)
+    engine = build_engine(learner.objectives, config.training, device, batch_size)
     batches = batches_of(store)
     samples = batches if config.dataset.loader == "resident" else local_batches(store)
-    data = TrainingData(rows, store.shard_size, batches, samples)
-    checkpoint = agreed_checkpoint(run, config.training.storage_patience_seconds)
-    run_training(learner, engine, data, reporter, run, checkpoint)
+    particles = RankParticles(rows, store.shard_size, batches, samples, batch_size, rank, world, device, reporter.alive)
+    checkpoint = agree_on_checkpoint(working, config.training.storage_patience_seconds)
+    Trainer(learner, engine, particles, reporter, working).train(checkpoint)
 
 
-def agreed_checkpoint(run: WorkingFolder, patience_seconds: float) -> Checkpoint | None:
+def agree_on_checkpoint(working: WorkingFolder, patience_seconds: float) -> Checkpoint | None:
     """The newest checkpoint that any rank sees, once this one does: network file systems show a node new files late.
 
     Raises
@@ -81,18 +66,18 @@ def agreed_checkpoint(run: WorkingFolder, patience_seconds: float) -> Checkpoint
     CheckpointError
         If this rank does not come to see it.
     """
-    mine = latest_checkpoint(run.folder)
+    mine = latest_checkpoint(working.folder)
     wanted = max(gather_objects(_name(mine)))
     give_up = time.monotonic() + patience_seconds
     while _name(mine) != wanted:
         if time.monotonic() >= give_up:
             raise CheckpointError(
-                f"{run.home}: holds {wanted} for another worker, but not for this one on {platform.node()}, not after "
-                f"{patience_seconds:g} s; storage must be one that all nodes see"
+                f"{working.home}: holds {wanted} for another worker, but not for this one on {platform.node()}, not "
+                f"after {patience_seconds:g} s; storage must be one that all nodes see"
             )
         time.sleep(_LOOK_AGAIN_SECONDS)
-        fetch_latest(run)
-        mine = latest_checkpoint(run.folder)
+        fetch_latest(working)
+        mine = latest_checkpoint(working.folder)
     return mine
 
 
@@ -100,12 +85,11 @@ def _name(checkpoint: Checkpoint | None) -> str:
     return checkpoint.folder.name if checkpoint else ""
 
 
-def build_engine(module: Objectives, training: TrainingConfig, device: torch.device, particles: int) -> Engine:
-    """The engine that the configuration names."""
+def build_engine(module: Objectives, training: TrainingConfig, device: torch.device, batch_size: int) -> Engine:
+    """The engine that the configuration names, for so many particles of a rank at a step."""
     if training.engine == "torch":
         return TorchEngine(module, training, device)
-    world = rank_and_world()[1]
-    return DeepSpeedEngine(module, training, device, particles_per_rank(training, world, particles))
+    return DeepSpeedEngine(module, training, device, batch_size)
 
 
 def join_world_of_one(device: torch.device) -> None:

@@ -90,4 +90,4 @@ def _snapshot(data: ParticleSet, run: Path, epoch: int) -> Snapshot:
         raise ValueError(f"{run}: only the last checkpoint of a run with an encoder can be judged")
     trained.learner.objectives.model.load_state_dict(found.read_weights())
     trained.learner.load_table_state(found.read_tables())
-    return Snapshot(trained.learner.tables["latent"].values.numpy(), trained.decode, weighted=True)
+    return Snapshot(trained.learner.latents.numpy(), trained.decode, weighted=True)

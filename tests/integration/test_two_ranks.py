@@ -16,7 +16,7 @@ from cryoformer_dist.physics.pose import rotation_angle_deg, rotation_from_6d
 from cryoformer_dist.runs.checkpoint import latest_checkpoint
 from cryoformer_dist.runs.training_log import read_training_log
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.training import worker as session
+from cryoformer_dist.training import worker
 
 CHANGES = {
     "model.pose.form": "table",
@@ -33,16 +33,16 @@ def _rank(rank: int, world: int, meeting_point: str, run: str, stop_at: int | No
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=world)
     learners: list[Any] = []
-    original = session.run_training
+    original = worker.Trainer
 
-    def run_training(learner: Any, *rest: Any) -> None:
+    def make_trainer(learner: Any, *rest: Any) -> Any:
         learners.append(learner)
-        original(learner, *rest)
+        return original(learner, *rest)
 
-    session.run_training = run_training
+    worker.Trainer = make_trainer  # type: ignore[assignment,misc]
     listener = Listener(stop_at)
     try:
-        session.train_rank(WorkingFolder.on_disk(Path(run)), listener, local_batches, CPU)
+        worker.train_rank(WorkingFolder.on_disk(Path(run)), listener, local_batches, CPU)
     except Stop:
         return
     finally:

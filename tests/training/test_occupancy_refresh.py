@@ -133,7 +133,9 @@ def test_a_mask_never_shrinks_and_the_user_is_told_when_much_stays_outside(
         if y is not None:
             residual[8, y, x] = 100.0
         monkeypatch.setattr(occupancy_refresh, "residual_map", lambda *_: residual)
-        return refresh_occupancy(learner, stage, 1.0, iter(()))
+        before = learner.active_points
+        refresh_occupancy(learner, stage, 1.0, iter(()))
+        return learner.active_points > before
 
     assert refreshed(8, 7)
     grown = learner.mask

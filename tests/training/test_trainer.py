@@ -33,10 +33,11 @@ from cryoformer_dist.physics.lattice import Lattice
 from cryoformer_dist.runs.checkpoint import Position, checkpoints, latest_checkpoint
 from cryoformer_dist.runs.training_log import read_training_log
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.training import trainer as loop
+from cryoformer_dist.training import trainer as module
 from cryoformer_dist.training.engine import TorchEngine
 from cryoformer_dist.training.learner import Learner
-from cryoformer_dist.training.trainer import TrainingData, learning_rate_factor, particles_per_rank, run_training
+from cryoformer_dist.training.particles import RankParticles
+from cryoformer_dist.training.trainer import Trainer, learning_rate_factor, particles_per_rank
 
 REFRESHED = {"training.occupancy": "data", "training.occupancy_refresh_epochs": 1, "training.epochs": 3}
 # The molecule is larger.
@@ -153,14 +154,14 @@ def test_a_crash_right_after_a_checkpoint_loses_no_record(
     whole: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, run = whole
-    write = loop.write_checkpoint
+    write = module.write_checkpoint
 
     def write_and_crash(*arguments: Any, **named: Any) -> Path:
         write(*arguments, **named)
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "write_checkpoint", write_and_crash)
+        patch.setattr(module, "write_checkpoint", write_and_crash)
         with pytest.raises(Stop):
             train(config, tmp_path / "run")
     train(config, tmp_path / "run")
@@ -367,9 +368,20 @@ def test_a_loss_that_is_not_finite_names_the_store_rows_and_touches_nothing(
     poison = _Poisoned(at=2, rows=[1, 7])
     poison.learner = learner = _learner(config, store)
     engine = TorchEngine(learner.objectives, config.training, CPU)
-    data = TrainingData(np.arange(len(store)), store.shard_size, poison.of(store), local_batches(store))
+    particles = RankParticles(
+        rows=np.arange(len(store)),
+        shard_rows=store.shard_size,
+        batches=poison.of(store),
+        samples=local_batches(store),
+        batch_size=12,
+        rank=0,
+        world=1,
+        device=CPU,
+        alive=lambda: None,
+    )
+    trainer = Trainer(learner, engine, particles, Listener(), WorkingFolder.on_disk(tmp_path))
     with pytest.raises(TrainingError) as error:
-        run_training(learner, engine, data, Listener(), WorkingFolder.on_disk(tmp_path))
+        trainer.train()
     assert f"step 2: the loss is not finite on 1 of 1 ranks; store rows {poison.poisoned}." in str(error.value)
     after = poison.state()
     for name, value in poison.before.items():

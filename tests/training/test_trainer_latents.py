@@ -13,7 +13,6 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.runs.checkpoint import checkpoints
 from cryoformer_dist.training import latent_search
-from cryoformer_dist.training import trainer as loop
 from cryoformer_dist.training.latent_search import LatentSearchResult
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.stages import Stage
@@ -57,7 +56,7 @@ def test_latents_are_looked_for_after_every_epoch_and_the_last_is_trained_at_the
 ) -> None:
     config, run = searched
     asked: list[tuple[float, bool]] = []
-    original = loop.search_latents
+    original = latent_search.search_latents
 
     def search(
         learner: Learner, stage: Any, epoch: float, trained: Any, batches: Any, draws: Any
@@ -74,7 +73,7 @@ def test_latents_are_looked_for_after_every_epoch_and_the_last_is_trained_at_the
         asked.append((epoch, draws is not None))
         return found
 
-    monkeypatch.setattr(loop, "search_latents", search)
+    monkeypatch.setattr(latent_search, "search_latents", search)
     train(config, tmp_path / "run")
     # The last step of each of three epochs, of which two end within a step.
     assert [(math.ceil(epoch), draws) for epoch, draws in asked] == [(1, True), (2, False), (3, False)]
@@ -121,7 +120,7 @@ def test_maps_that_do_not_move_yet_leave_the_first_latents_alone(
         latent = torch.full((len(trained), 2), float(len(searches)))
         return LatentSearchResult(torch.from_numpy(trained), latent, information_nats)
 
-    monkeypatch.setattr(loop, "search_latents", search)
+    monkeypatch.setattr(latent_search, "search_latents", search)
     every_step = {
         "training.report_every_steps": 1,
         "training.checkpoint_every_steps": 1,

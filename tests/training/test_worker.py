@@ -8,8 +8,8 @@ from support.tiny_runs import tiny_config, train
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.runs.checkpoint import checkpoints
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.training import worker as session
-from cryoformer_dist.training.worker import agreed_checkpoint
+from cryoformer_dist.training import worker as module
+from cryoformer_dist.training.worker import agree_on_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +20,11 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> Path:
 
 
 def _another_rank_sees(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(session, "gather_objects", lambda mine: [mine, name])
+    monkeypatch.setattr(module, "gather_objects", lambda mine: [mine, name])
 
 
 def test_a_rank_alone_goes_on_with_the_newest_checkpoint(run: Path) -> None:
-    found = agreed_checkpoint(WorkingFolder.on_disk(run), 0.0)
+    found = agree_on_checkpoint(WorkingFolder.on_disk(run), 0.0)
     assert found is not None
     assert found.folder == checkpoints(run)[-1].folder
 
@@ -33,7 +33,7 @@ def test_a_rank_that_sees_more_than_another_goes_on_with_what_it_sees(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _another_rank_sees(monkeypatch, "")
-    found = agreed_checkpoint(WorkingFolder.on_disk(run), 0.0)
+    found = agree_on_checkpoint(WorkingFolder.on_disk(run), 0.0)
     assert found is not None
     assert found.folder == checkpoints(run)[-1].folder
 
@@ -43,8 +43,8 @@ def test_a_rank_that_is_shown_an_old_listing_waits(run: Path, monkeypatch: pytes
     hidden = newest.with_name("not-shown-yet")
     newest.rename(hidden)
     _another_rank_sees(monkeypatch, newest.name)
-    monkeypatch.setattr(session.time, "sleep", lambda _: hidden.rename(newest))
-    found = agreed_checkpoint(WorkingFolder.on_disk(run), 60.0)
+    monkeypatch.setattr(module.time, "sleep", lambda _: hidden.rename(newest))
+    found = agree_on_checkpoint(WorkingFolder.on_disk(run), 60.0)
     assert found is not None
     assert found.folder == newest
 
@@ -52,4 +52,4 @@ def test_a_rank_that_is_shown_an_old_listing_waits(run: Path, monkeypatch: pytes
 def test_storage_that_nodes_do_not_share_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _another_rank_sees(monkeypatch, "step-99999999")
     with pytest.raises(CheckpointError, match="holds step-99999999 for another worker, but not for this one"):
-        agreed_checkpoint(WorkingFolder.on_disk(run), 0.0)
+        agree_on_checkpoint(WorkingFolder.on_disk(run), 0.0)
