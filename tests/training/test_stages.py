@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 from support.tiny_runs import tiny_config
 
-from cryoformer_dist.training.stages import Stage, stages
+from cryoformer_dist.data.order import ConsumedRows
+from cryoformer_dist.runs.checkpoint import Position
+from cryoformer_dist.training.stages import Moment, Stage, stages
 
 PRETRAINING, ENCODING = Stage("pose_pretraining", 7), Stage("pose_encoding", 5)
 RECONSTRUCTION, DISTILLATION = Stage("reconstruction", 3), Stage("latent_distillation", 4)
@@ -36,3 +38,22 @@ def test_poses_come_before_the_map_and_the_encoder_of_latents_learns_last(pose: 
 def test_without_epochs_there_is_no_pretraining_and_nothing_else_is_missing(pose: str) -> None:
     found = _stages(**{"model.pose.form": pose, "training.pose_pretraining_epochs": 0})
     assert found == [*(stage for stage in OF_POSE[pose] if stage != PRETRAINING), RECONSTRUCTION]
+
+
+def _moment(step: int, per_step: int = 4, steps: int = 20, particles: int = 10) -> Moment:
+    """After a step of a stage of one rank that began with step 100."""
+    before, after = (Position(1, done, 100 + done, (ConsumedRows(1, per_step * done),)) for done in (step - 1, step))
+    return Moment(RECONSTRUCTION, before, after, steps, particles)
+
+
+def test_an_epoch_ends_with_the_step_that_takes_its_last_particle() -> None:
+    moments = [_moment(step) for step in range(1, 21)]
+    # Ten particles by four: after 2.5 steps each.
+    assert [moment.position.stage_step for moment in moments if moment.ends_epoch] == [3, 5, 8, 10, 13, 15, 18, 20]
+    assert [moment.passes for moment in moments[:5]] == [0, 0, 1, 1, 2]
+    assert [moment.position.stage_step for moment in moments if moment.ends_stage] == [20]
+
+
+def test_the_epoch_of_a_moment_is_that_in_which_its_step_was_taken() -> None:
+    assert _moment(1).epoch == 0
+    assert _moment(11).epoch == 1.5

@@ -1,0 +1,58 @@
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from cryoformer_dist.data.batch import ParticleBatch, local_batches
+from cryoformer_dist.data.order import ParticleOrder
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.training.particles import RankParticles
+
+
+def _particles(store: ParticleStore, rank: int, world: int, alive: list[int], source: str = "") -> RankParticles:
+    """Of each source its name is kept in ``alive`` when it is asked."""
+
+    def named(name: str) -> object:
+        def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
+            assert name == source or not source
+            yield from local_batches(store)(order, rank, world, size)
+
+        return batches
+
+    return RankParticles(
+        rows=np.arange(61),
+        shard_rows=store.shard_size,
+        batches=named("batches"),  # type: ignore[arg-type]
+        samples=named("samples"),  # type: ignore[arg-type]
+        batch_size=7,
+        rank=rank,
+        world=world,
+        device=torch.device("cpu"),
+        alive=lambda: alive.append(rank),
+    )
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_all_ranks_together_read_every_particle_and_as_many_each(store: ParticleStore, world: int) -> None:
+    seen, signs = [], []
+    for rank in range(world):
+        alive: list[int] = []
+        batches = list(_particles(store, rank, world, alive).read_once((0, 1)))
+        seen.append([row for batch in batches for row in batch.row.tolist()])
+        signs.append((len(alive), len(batches)))
+    assert len({len(rows) for rows in seen}) == 1
+    assert all(given == made for given, made in signs)
+    rows = [row for part in seen for row in part]
+    assert set(rows) == set(range(61))
+    # The last row makes them divide.
+    assert sorted(rows) == sorted([*range(61), *[60] * (len(rows) - 61)])
+
+
+def test_amid_training_the_other_source_is_asked(store: ParticleStore) -> None:
+    order = _particles(store, 0, 1, []).order((0, 1), 1, ())
+    assert list(_particles(store, 0, 1, [], "batches").read(order))
+    assert list(_particles(store, 0, 1, [], "batches").read_once((0, 1)))
+    assert list(_particles(store, 0, 1, [], "samples").read_once_amid_training((0, 1)))
+    sample = _particles(store, 0, 1, [], "samples").read_sample_amid_training(np.arange(5), (0, 1))
+    assert sorted(row for batch in sample for row in batch.row.tolist()) == [0, 1, 2, 3, 4]
