@@ -1,0 +1,204 @@
+"""The training log of a run: one record per report, for programs and as a line for people."""
+
+import errno
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from cryoformer_dist.errors import CryoFormerError
+from cryoformer_dist.runs.layout import TRAINING_LOG
+from cryoformer_dist.storage.places import write_whole
+from cryoformer_dist.storage.working_folder import WorkingFolder
+
+# An object store takes the whole file each time.
+_SEND_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRecord:
+    """What training tells at each report.
+
+    Attributes
+    ----------
+    stage
+        Kind of the stage under way.
+    epoch, epochs
+        Epoch of the stage under way, from 0, and epochs of the stage.
+    coarse
+        Whether the last step compared low frequencies only.
+    step, steps
+        Steps taken in all stages so far, and steps at the end of this stage.
+    loss, prior
+        Means over the particles since the last report.
+    learning_rate_factor
+        Share of the configured learning rates in force.
+    active_points
+        Points at which there may be density.
+    residual_outside
+        Share of the residual's energy outside the mask at its last refresh; ``None`` before one.
+    latent_information_nats
+        What an image says about its conformation, mean over the particles, at a search since the last report.
+    memory_gib
+        Peak of this rank, on its GPU if it has one.
+    workers
+        Ranks at work.
+    checkpoint_seconds
+        What a checkpoint since the last report took.
+    particles_per_second
+        Over all ranks, since the last report.
+    data_wait_share
+        Share of that time spent waiting for images.
+    seconds_per_step
+        Mean over the steps of this kind.
+    seconds
+        Of training, over all attempts.
+    """
+
+    stage: str
+    epoch: int
+    epochs: int
+    coarse: bool
+    step: int
+    steps: int
+    loss: float
+    prior: float
+    learning_rate_factor: float
+    active_points: int
+    residual_outside: float | None
+    latent_information_nats: float | None
+    memory_gib: float
+    workers: int
+    checkpoint_seconds: float | None
+    particles_per_second: float
+    data_wait_share: float
+    seconds_per_step: float
+    seconds: float
+
+
+_KEYS = {field.name for field in fields(TrainingRecord)}
+
+
+class TrainingLog:
+    """``metrics.jsonl`` of a run, one JSON object per line.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    step
+        Where training goes on: records after it belong to work that was lost and are dropped.
+    """
+
+    def __init__(self, run: WorkingFolder, step: int) -> None:
+        self._run, self._path = run, run.folder / TRAINING_LOG
+        kept = [record for record in read_training_log(run.folder) if record.step <= step]
+        text = _to_lines(kept)
+        write_whole(self._path, text)
+        self._end = len(text.encode())
+        self._sent = -math.inf
+        self.seconds_before = kept[-1].seconds if kept else 0.0
+
+    def append(self, record: TrainingRecord) -> None:
+        """Add a record and hand it to the operating system; can be repeated after it has failed."""
+        line = _to_lines([record]).encode()
+        # Not made anew when absent, and written at the end of the last record: a failure may have left half a line.
+        with self._path.open("r+b", buffering=0) as stream:
+            stream.seek(self._end)
+            stream.truncate()
+            if stream.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        if time.monotonic() - self._sent > _SEND_SECONDS:
+            self.send()
+        self._end += len(line)
+
+    def send(self) -> None:
+        """Send the records home, if that is not here."""
+        self._run.send(TRAINING_LOG)
+        self._sent = time.monotonic()
+
+
+def read_training_log(run: Path) -> list[TrainingRecord]:
+    """All complete records of a run; a last line cut by a crash is left out.
+
+    Raises
+    ------
+    CryoFormerError
+        If a record cannot be read, by its line number.
+    """
+    path = run / TRAINING_LOG
+    if not path.is_file():
+        return []
+    records = []
+    for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise CryoFormerError(f"{path}, line {number}: not a JSON record ({error.msg}); remove the line") from error
+        if not isinstance(values, dict) or set(values) != _KEYS:
+            raise CryoFormerError(f"{path}, line {number}: not a training record of this version; remove the line")
+        records.append(TrainingRecord(**values))
+    return records
+
+
+def write_training_log(run: Path, records: Iterable[TrainingRecord]) -> None:
+    """Have a run's log hold just these records."""
+    write_whole(run / TRAINING_LOG, _to_lines(records))
+
+
+def _to_lines(records: Iterable[TrainingRecord]) -> str:
+    return "".join(json.dumps(asdict(record)) + "\n" for record in records)
+
+
+def describe(record: TrainingRecord) -> str:
+    """One line per report for people.
+
+    Examples
+    --------
+    ``reconstruction 3/20  step 1840/5120 36%  loss 0.9871  52431 points, 2% of residual outside  images say 1.9 nats
+    412 particles/s  data-wait 3%  21.4 GiB  eta 2h14m``; what images say about their conformations is told once after
+    every search of latents.
+    """
+    share = record.step / record.steps
+    left = format_duration((record.steps - record.step) * record.seconds_per_step)
+    # How long a step at the whole box takes is not known before one has been taken.
+    passes, eta = (" coarse", f"over {left}") if record.coarse else ("", left)
+    return (
+        f"{record.stage.replace('_', ' ')} {record.epoch + 1}/{record.epochs}{passes}  "
+        f"step {record.step}/{record.steps} {share:.0%}  loss {record.loss:.4f}  "
+        f"{_describe_mask(record)}  {_describe_search(record)}"
+        f"{record.particles_per_second:.0f} particles/s  data-wait {record.data_wait_share:.0%}  "
+        f"{record.memory_gib:.1f} GiB  eta {eta}"
+    )
+
+
+# As `describe` begins a line.
+_LINE = re.compile(r"[a-z ]+ \d+/\d+(?: coarse)?  step \d+/\d+ ")
+
+
+def is_described(line: str) -> bool:
+    """Whether a line of a log is one that `describe` wrote."""
+    return bool(_LINE.match(line))
+
+
+def _describe_mask(record: TrainingRecord) -> str:
+    outside = record.residual_outside
+    return f"{record.active_points} points" + ("" if outside is None else f", {outside:.0%} of residual outside")
+
+
+def _describe_search(record: TrainingRecord) -> str:
+    nats = record.latent_information_nats
+    return "" if nats is None else f"images say {nats:.2g} nats  "
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as 45s, 3m05s or 2h14m."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
