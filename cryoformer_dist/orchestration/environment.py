@@ -47,7 +47,7 @@ def make_token() -> None:
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
 
 
-def token_file() -> str:
+def describe_token_place() -> str:
     """Where the token lies that the dashboard asks for, in words; never the token."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "in RAY_AUTH_TOKEN"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from cryoformer_dist.config.schema import TrainingConfig
+from cryoformer_dist.config.schema import RunConfig, TrainingConfig
 from cryoformer_dist.data.batch import BatchSource, local_batches
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError
@@ -19,7 +19,6 @@ from cryoformer_dist.runs.checkpoint import Checkpoint, fetch_latest, latest_che
 from cryoformer_dist.runs.directory import (
     load_first_latents,
     load_lattice,
-    load_run,
     load_spectrum,
     selected_rows,
     store_at_first_poses,
@@ -35,14 +34,21 @@ _LOOK_AGAIN_SECONDS = 1.0
 
 
 def train_rank(
-    run: WorkingFolder, reporter: Reporter, batches_of: Callable[[ParticleStore], BatchSource], device: torch.device
+    working: WorkingFolder,
+    config: RunConfig,
+    store: ParticleStore,
+    reporter: Reporter,
+    batches_of: Callable[[ParticleStore], BatchSource],
+    device: torch.device,
 ) -> None:
     """Train this rank's share of a prepared run, from its newest checkpoint when there is one.
 
     Parameters
     ----------
-    run
+    working
         Run directory from `prepare_run`.
+    config, store
+        As the run directory names them.
     reporter
         Told of every report.
     batches_of
@@ -50,27 +56,25 @@ def train_rank(
     device
         Where the network lives.
     """
-    fetch_latest(run)
-    config, manifest = load_run(run.folder)
-    store = ParticleStore.open(manifest.store)
+    fetch_latest(working)
     rows = selected_rows(config, store)
     particles_per_rank(config.training, rank_and_world()[1], len(rows))
     learner = Learner(
         config,
-        store_at_first_poses(run.folder, store).particles(),
+        store_at_first_poses(working.folder, store).particles(),
         store.box_size,
         store.pixel_size_angstrom,
-        load_lattice(config, run.folder),
+        load_lattice(config, working.folder),
         device,
-        load_first_latents(run.folder),
-        load_spectrum(config, run.folder),
+        load_first_latents(working.folder),
+        load_spectrum(config, working.folder),
     )
     engine = build_engine(learner.objectives, config.training, device, len(rows))
     batches = batches_of(store)
     samples = batches if config.dataset.loader == "resident" else local_batches(store)
     data = TrainingData(rows, store.shard_size, batches, samples)
-    checkpoint = agreed_checkpoint(run, config.training.storage_patience_seconds)
-    run_training(learner, engine, data, reporter, run, checkpoint)
+    checkpoint = agreed_checkpoint(working, config.training.storage_patience_seconds)
+    run_training(learner, engine, data, reporter, working, checkpoint)
 
 
 def agreed_checkpoint(run: WorkingFolder, patience_seconds: float) -> Checkpoint | None:

@@ -21,7 +21,7 @@ from support.training_records import training_record
 from cryoformer_dist.cli.starter import starter_folder
 from cryoformer_dist.orchestration import prometheus as metrics
 from cryoformer_dist.orchestration.prometheus import METRICS, publishing
-from cryoformer_dist.orchestration.train import RayReporter
+from cryoformer_dist.orchestration.worker import RayReporter
 
 MONITORING = starter_folder("cluster") / "monitoring"
 # Of Ray's own, those that the dashboard draws.

@@ -37,10 +37,10 @@ class Launch:
     handle: Mapping[str, str]
     started: str
 
-    @classmethod
-    def now(cls, name: str, storage: str, files: Mapping[str, str], handle: Mapping[str, str]) -> "Launch":
-        """A launch of this moment."""
-        return cls(name, storage, dict(files), dict(handle), time.strftime("%Y-%m-%d %H:%M:%S"))
+    @property
+    def home(self) -> str:
+        """The run directory."""
+        return f"{self.storage.rstrip('/')}/{self.name}"
 
 
 def launch_folder() -> Path:
@@ -48,15 +48,23 @@ def launch_folder() -> Path:
     return state_folder() / "launches"
 
 
-def keep_launch(launch: Launch) -> None:
-    """Write a launch down, in place of an earlier one of its name."""
+def write_launch(name: str, storage: str, files: Mapping[str, str], handle: Mapping[str, str]) -> Launch:
+    """Write down a launch of this moment, in place of an earlier one of its name; see `Launch`."""
+    launch = Launch(name, storage, dict(files), dict(handle), time.strftime("%Y-%m-%d %H:%M:%S"))
     folder = launch_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"schema_version": _SCHEMA_VERSION, **asdict(launch)}
-    write_whole(folder / f"{launch.name}.json", json.dumps(record, indent=1))
+    content = {"schema_version": _SCHEMA_VERSION, **asdict(launch)}
+    write_whole(folder / f"{name}.json", json.dumps(content, indent=1))
+    return launch
 
 
-def find_launch(name: str) -> Launch:
+def find_launch(name: str) -> Launch | None:
+    """The launch of a run of this name, if this user made one from this machine."""
+    path = launch_folder() / f"{name}.json"
+    return _read(path) if path.is_file() else None
+
+
+def read_launch(name: str) -> Launch:
     """A launch by the name of its run.
 
     Raises
@@ -64,14 +72,14 @@ def find_launch(name: str) -> Launch:
     ClusterError
         If none of this name was launched by this user from this machine.
     """
-    path = launch_folder() / f"{name}.json"
-    if not path.is_file():
-        known = ", ".join(launch.name for launch in all_launches()) or "none"
+    launch = find_launch(name)
+    if launch is None:
+        known = ", ".join(launch.name for launch in read_launches()) or "none"
         raise ClusterError(f"no launch is called {name!r}; launched from here: {known}")
-    return _read(path)
+    return launch
 
 
-def all_launches() -> list[Launch]:
+def read_launches() -> list[Launch]:
     """Every launch kept here, by name."""
     return [_read(path) for path in sorted(launch_folder().glob("*.json"))]
 
@@ -80,9 +88,11 @@ def _read(path: Path) -> Launch:
     try:
         values = json.loads(path.read_text())
         version = values.pop("schema_version")
-        launch = Launch(**values)
+        if version == _SCHEMA_VERSION:
+            return Launch(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ClusterError(f"{path}: not readable ({error}); delete it") from error
-    if version > _SCHEMA_VERSION:
-        raise ClusterError(f"{path}: written by a newer version (schema {version}); upgrade cryoformer-dist")
-    return launch
+    raise ClusterError(
+        f"{path}: a launch written by another version of cryoformer-dist (schema {version}, not {_SCHEMA_VERSION}); "
+        "use that version, or delete the file"
+    )
