@@ -58,10 +58,10 @@ def launch(
 @app.command("resume", epilog="Example: `cryoformer-dist resume demo`")
 def resume_launch(name: LaunchName, detach: Detach = False) -> None:
     """Launch a run again as it was launched, to go on from its last checkpoint."""
-    from cryoformer_dist.orchestration.launch import request_again
+    from cryoformer_dist.orchestration.launch import make_resume_request
     from cryoformer_dist.orchestration.launch_record import read_launch
 
-    _carry_out(request_again(read_launch(name)), detach)
+    _carry_out(make_resume_request(read_launch(name)), detach)
 
 
 @app.command(epilog="Example: `cryoformer-dist status demo`")

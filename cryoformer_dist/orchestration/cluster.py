@@ -12,7 +12,7 @@ import ray
 
 from cryoformer_dist.config.cluster import ClusterConfig, ExistingCluster, LocalCluster
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.environment import find_token, make_token, worker_environment
+from cryoformer_dist.orchestration.environment import find_token, list_worker_variables, make_token
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 # What `ray.init` takes, by its names.
@@ -75,7 +75,7 @@ def running_ray(
         folder = tempfile.mkdtemp(prefix="cf_", dir="/tmp")
         options = _describe_own_ray(cpus, dashboard, folder)
     elif environment is not None:
-        options = {"runtime_env": {"env_vars": worker_environment() | environment}}
+        options = {"runtime_env": {"env_vars": list_worker_variables() | environment}}
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         url = _start_or_attach(address, options)

@@ -56,10 +56,10 @@ def submit(request: RunRequest, provider: Provider) -> Launch:
 @contextmanager
 def record_launch(request: RunRequest) -> Iterator[None]:
     """Write down that this process carries a launch out, and in the end how that ended."""
-    from cryoformer_dist.orchestration.providers.process import describe_this_process, write_exit_code
+    from cryoformer_dist.orchestration.providers.process import register_this_process, write_exit_code
 
     _refuse_while_running(request.name)
-    launch = _write_down(request, describe_this_process(request))
+    launch = _write_down(request, register_this_process(request))
     code = 1
     try:
         yield
@@ -97,7 +97,7 @@ def read_cluster(launch: Launch) -> ClusterConfig:
     return cluster
 
 
-def request_again(launch: Launch) -> RunRequest:
+def make_resume_request(launch: Launch) -> RunRequest:
     """The run of an earlier launch, to go on with."""
     where = f"launch {launch.name}: run.yaml"
     config = parse_config(parse_yaml(launch.files["run.yaml"], where), RunConfig, where)

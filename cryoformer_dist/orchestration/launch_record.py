@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.environment import state_folder
+from cryoformer_dist.orchestration.environment import find_state_folder
 from cryoformer_dist.storage.places import write_whole
 
 _SCHEMA_VERSION = 1
@@ -43,15 +43,15 @@ class Launch:
         return f"{self.storage.rstrip('/')}/{self.name}"
 
 
-def launch_folder() -> Path:
+def find_launch_folder() -> Path:
     """Where this user's launches are kept."""
-    return state_folder() / "launches"
+    return find_state_folder() / "launches"
 
 
 def write_launch(name: str, storage: str, files: Mapping[str, str], handle: Mapping[str, str]) -> Launch:
     """Write down a launch of this moment, in place of an earlier one of its name; see `Launch`."""
     launch = Launch(name, storage, dict(files), dict(handle), time.strftime("%Y-%m-%d %H:%M:%S"))
-    folder = launch_folder()
+    folder = find_launch_folder()
     folder.mkdir(parents=True, exist_ok=True)
     content = {"schema_version": _SCHEMA_VERSION, **asdict(launch)}
     write_whole(folder / f"{name}.json", json.dumps(content, indent=1))
@@ -60,7 +60,7 @@ def write_launch(name: str, storage: str, files: Mapping[str, str], handle: Mapp
 
 def find_launch(name: str) -> Launch | None:
     """The launch of a run of this name, if this user made one from this machine."""
-    path = launch_folder() / f"{name}.json"
+    path = find_launch_folder() / f"{name}.json"
     return _read(path) if path.is_file() else None
 
 
@@ -81,7 +81,7 @@ def read_launch(name: str) -> Launch:
 
 def read_launches() -> list[Launch]:
     """Every launch kept here, by name."""
-    return [_read(path) for path in sorted(launch_folder().glob("*.json"))]
+    return [_read(path) for path in sorted(find_launch_folder().glob("*.json"))]
 
 
 def _read(path: Path) -> Launch:

@@ -63,10 +63,10 @@ def preflight(storage: str, store: str) -> list[NodeReport]:
     ClusterError
         With all that is wrong, node by node.
     """
-    return repeat_while_nodes_die(lambda nodes: _look(nodes, storage, store))
+    return repeat_while_nodes_die(lambda nodes: _examine_all(nodes, storage, store))
 
 
-def _look(nodes: list[Node], storage: str, store: str) -> list[NodeReport]:
+def _examine_all(nodes: list[Node], storage: str, store: str) -> list[NodeReport]:
     meeting = place_at(storage) / f".preflight-{uuid.uuid4().hex}"
     try:
         reports = run_on_nodes(nodes, _examine, str(meeting), store)

@@ -50,7 +50,7 @@ def train_with_ray(working: WorkingFolder, config: RunConfig, cluster: ClusterCo
         partial(run_worker, arguments),
         # Ranks that wait for one that hangs give up a little later than that one itself.
         torch_config=TorchConfig(timeout_s=round(silence) + 60),
-        scaling_config=_scale(cluster.workers),
+        scaling_config=_scale_workers(cluster.workers),
         run_config=_configure_attempt(working.home / "ray", cluster.max_failures, config.training.keep_checkpoints),
     )
     with follow_training_log(working, on_record, elsewhere=True):
@@ -62,7 +62,7 @@ def train_with_ray(working: WorkingFolder, config: RunConfig, cluster: ClusterCo
         raise result.return_value
 
 
-def _scale(workers: WorkersConfig) -> ray.train.ScalingConfig:
+def _scale_workers(workers: WorkersConfig) -> ray.train.ScalingConfig:
     return ray.train.ScalingConfig(
         num_workers=(workers.fewest, workers.most) if workers.elastic else workers.most,
         use_gpu=workers.gpus > 0,

@@ -46,7 +46,7 @@ class RunRequest:
         """What is sent to a cluster, file name to text: ``cluster.yaml`` and ``run.yaml``."""
         return {"cluster.yaml": dump_config(self.cluster), "run.yaml": dump_config(self.config)}
 
-    def command(self, folder: str, python: str) -> list[str]:
+    def make_command(self, folder: str, python: str) -> list[str]:
         """What a node runs, the files lying in a folder there: the whole way, from particles to report."""
         program = [python, "-m", "cryoformer_dist.cli", "drive", f"{folder}/cluster.yaml", f"{folder}/run.yaml"]
         return [*program, "--name", self.name, *(["--resume"] if self.resume else [])]

@@ -8,7 +8,7 @@ from support.tiny_runs import tiny_config
 from cryoformer_dist.config.cluster import LocalCluster
 from cryoformer_dist.errors import ClusterError, ClusterUnreachableWarning, ConfigError
 from cryoformer_dist.orchestration import launch
-from cryoformer_dist.orchestration.launch import find_provider, read_cluster, record_launch, request_again, submit
+from cryoformer_dist.orchestration.launch import find_provider, make_resume_request, read_cluster, record_launch, submit
 from cryoformer_dist.orchestration.launch_record import read_launch
 from cryoformer_dist.orchestration.providers.provider import Handle, JobState
 from cryoformer_dist.orchestration.request import RunRequest
@@ -60,7 +60,7 @@ def test_what_was_launched_can_be_launched_again_to_go_on(asked: RunRequest, pro
     assert launched.handle == {"job": "7"}
     assert launched.home == str(asked.home)
     assert read_cluster(launched) == asked.cluster
-    assert request_again(launched) == replace(asked, resume=True)
+    assert make_resume_request(launched) == replace(asked, resume=True)
 
 
 def test_stopping_waits_for_the_end_but_not_for_ever(

@@ -6,7 +6,7 @@ from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration.launch_record import (
     Launch,
     find_launch,
-    launch_folder,
+    find_launch_folder,
     read_launch,
     read_launches,
     write_launch,
@@ -34,7 +34,7 @@ def test_a_name_s_newest_launch_counts() -> None:
         _write("demo", job)
     _write("another")
     assert [(launch.name, launch.handle["job"]) for launch in read_launches()] == [("another", "1"), ("demo", "2")]
-    assert list(launch_folder().glob(".*")) == []
+    assert list(find_launch_folder().glob(".*")) == []
 
 
 def test_an_unknown_name_is_told_with_those_there_are() -> None:
@@ -48,7 +48,7 @@ def test_an_unknown_name_is_told_with_those_there_are() -> None:
 @pytest.mark.parametrize(("text", "said"), [("{", "delete it"), ("[]", "delete it"), ('{"a": 1}', "delete it")])
 def test_a_broken_record_is_named(text: str, said: str) -> None:
     _write("demo")
-    (launch_folder() / "demo.json").write_text(text)
+    (find_launch_folder() / "demo.json").write_text(text)
     with pytest.raises(ClusterError, match=rf"demo\.json.*{said}"):
         read_launch("demo")
 
@@ -56,7 +56,7 @@ def test_a_broken_record_is_named(text: str, said: str) -> None:
 @pytest.mark.parametrize("version", [0, 2])
 def test_a_record_of_another_version_is_refused_by_name_and_not_half_read(version: int) -> None:
     _write("demo")
-    path = launch_folder() / "demo.json"
+    path = find_launch_folder() / "demo.json"
     path.write_text(path.read_text().replace('"schema_version": 1', f'"schema_version": {version}'))
     with pytest.raises(
         ClusterError, match=rf"demo\.json: a launch written by another version.*schema {version}, not 1"

@@ -42,7 +42,7 @@ def test_the_run_directory_follows_from_storage_and_name() -> None:
 def test_a_node_is_told_where_the_two_files_are_and_whether_to_go_on() -> None:
     request = RunRequest("tiny", tiny_config(Path("s.zarr")), LocalCluster(), resume=True)
     assert set(request.files) == {"cluster.yaml", "run.yaml"}
-    command = request.command("/f", "python")
+    command = request.make_command("/f", "python")
     assert command[3:] == ["drive", "/f/cluster.yaml", "/f/run.yaml", "--name", "tiny", "--resume"]
 
 

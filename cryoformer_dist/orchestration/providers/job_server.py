@@ -15,7 +15,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cryoformer_dist.config.cluster import ExistingCluster
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.environment import find_token, worker_environment
+from cryoformer_dist.orchestration.environment import find_token, list_worker_variables
 from cryoformer_dist.orchestration.providers.provider import Handle, JobState
 from cryoformer_dist.orchestration.request import RunRequest
 
@@ -49,7 +49,9 @@ class JobServerProvider:
     def submit(self, request: RunRequest) -> Handle:
         """See `Provider`."""
         number = f"{request.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        environment = worker_environment() | {"RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"]} | self._cluster.environment
+        environment = (
+            list_worker_variables() | {"RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"]} | self._cluster.environment
+        )
         client = self._connect()
         with tempfile.TemporaryDirectory() as folder:
             for name, text in request.files.items():
@@ -112,7 +114,7 @@ class JobServerProvider:
         self._connect().stop_job(handle["job"])
 
     def _write_entrypoint(self, request: RunRequest) -> str:
-        return shlex.join(request.command(".", self._cluster.python))
+        return shlex.join(request.make_command(".", self._cluster.python))
 
     def _connect(self) -> JobSubmissionClient:
         find_token(self._cluster.token_file)

@@ -49,7 +49,7 @@ class KubeRayProvider:
 
     def preview(self, request: RunRequest) -> str:
         """See `Provider`."""
-        return f"{self._write(request)}\n$ {shlex.join(self._kubectl('apply', '--filename=-'))}"
+        return f"{self._write(request)}\n$ {shlex.join(self._make_command('apply', '--filename=-'))}"
 
     def submit(self, request: RunRequest) -> Handle:
         """Apply the manifest, in place of that of an earlier launch of this name.
@@ -123,7 +123,7 @@ class KubeRayProvider:
     def _read_log(self, handle: Handle, ended: bool) -> Iterator[str]:
         """The log from its first line; until it breaks off, or what there is once the job has ended."""
         # KubeRay names the Kubernetes job that submits to Ray, and prints what it says, after the RayJob.
-        command = self._kubectl("logs", f"job/{handle['rayjob']}", *([] if ended else ["--follow"]))
+        command = self._make_command("logs", f"job/{handle['rayjob']}", *([] if ended else ["--follow"]))
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stderr is not None
@@ -139,9 +139,9 @@ class KubeRayProvider:
             raise ClusterError(f"reading the log: {said}")
 
     def _run(self, purpose: str, *words: str, **options: Any) -> str:
-        return run_program(self._kubectl(*words), purpose, **options)
+        return run_program(self._make_command(*words), purpose, **options)
 
-    def _kubectl(self, *words: str) -> list[str]:
+    def _make_command(self, *words: str) -> list[str]:
         return ["kubectl", f"--namespace={self._config.namespace}", *words]
 
 
@@ -166,14 +166,32 @@ def make_manifests(config: KubeRayCluster, request: RunRequest) -> tuple[Manifes
     name = name_resource(request.name)
     metadata = {"name": name, "labels": {"app.kubernetes.io/name": "cryoformer-dist"}}
     files = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": request.files}
+    job = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": metadata,
+        "spec": {
+            "entrypoint": shlex.join(request.make_command(_FILES, config.python)),
+            "submissionMode": "K8sJobMode",
+            "backoffLimit": 0,
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": _SECONDS_AFTER_END,
+            "rayClusterSpec": _describe_cluster(config, name),
+        },
+    }
+    return files, job
+
+
+def _describe_cluster(config: KubeRayCluster, files: str) -> Manifest:
+    """Head and workers, the head with the files of the ConfigMap of this name."""
     head = _describe_pod(config, "ray-head", {"cpu": config.head_cpus, "memory": f"{config.head_memory_gib}Gi"})
-    head["volumes"] = [*head.get("volumes", []), {"name": "spec", "configMap": {"name": name}}]
+    head["volumes"] = [*head.get("volumes", []), {"name": "spec", "configMap": {"name": files}}]
     container = head["containers"][0]
     container["volumeMounts"] = [*container.get("volumeMounts", []), {"name": "spec", "mountPath": _FILES}]
     limits: dict[str, int | float | str] = {"cpu": config.cpus_per_node, "memory": f"{config.memory_gib_per_node}Gi"}
     if config.gpus_per_node:
         limits["nvidia.com/gpu"] = config.gpus_per_node
-    cluster = {
+    return {
         "rayVersion": version("ray"),
         # The operator makes the token, keeps it in a secret, and gives it to these pods and the submitter only.
         "authOptions": {"mode": "token"},
@@ -190,20 +208,6 @@ def make_manifests(config: KubeRayCluster, request: RunRequest) -> tuple[Manifes
             }
         ],
     }
-    job = {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayJob",
-        "metadata": metadata,
-        "spec": {
-            "entrypoint": shlex.join(request.command(_FILES, config.python)),
-            "submissionMode": "K8sJobMode",
-            "backoffLimit": 0,
-            "shutdownAfterJobFinishes": True,
-            "ttlSecondsAfterFinished": _SECONDS_AFTER_END,
-            "rayClusterSpec": cluster,
-        },
-    }
-    return files, job
 
 
 def _describe_pod(config: KubeRayCluster, name: str, limits: dict[str, int | float | str]) -> Manifest:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.launch_record import launch_folder
+from cryoformer_dist.orchestration.launch_record import find_launch_folder
 from cryoformer_dist.orchestration.providers.provider import Handle, JobState, run_program
 from cryoformer_dist.orchestration.request import RunRequest
 
@@ -31,14 +31,14 @@ class ProcessProvider:
         """See `Provider`."""
         folder = _choose_folder(request)
         parts = [f"# {folder / name}\n{text}" for name, text in request.files.items()]
-        command = shlex.join(request.command(str(folder), sys.executable))
+        command = shlex.join(request.make_command(str(folder), sys.executable))
         return "\n".join([*parts, f"# on this machine, with --detach as a process of its own\n{command}"])
 
     def submit(self, request: RunRequest) -> Handle:
         """See `Provider`."""
         folder = write_files(request)
         (folder / "log").touch()
-        command = ["sh", "-c", _APART, "sh", *request.command(str(folder), sys.executable)]
+        command = ["sh", "-c", _APART, "sh", *request.make_command(str(folder), sys.executable)]
         number = run_program(command, "starting the driver", cwd=folder, start_new_session=True)
         return _describe(int(number), folder)
 
@@ -99,7 +99,7 @@ def write_files(request: RunRequest) -> Path:
     return folder
 
 
-def describe_this_process(request: RunRequest) -> Handle:
+def register_this_process(request: RunRequest) -> Handle:
     """The handle of a launch that this very process carries out."""
     return _describe(os.getpid(), write_files(request))
 
@@ -110,7 +110,7 @@ def write_exit_code(handle: Handle, code: int) -> None:
 
 
 def _choose_folder(request: RunRequest) -> Path:
-    return launch_folder() / request.name
+    return find_launch_folder() / request.name
 
 
 def _describe(pid: int, folder: Path) -> Handle:

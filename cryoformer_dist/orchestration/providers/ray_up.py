@@ -16,7 +16,7 @@ from typing import Literal
 from cryoformer_dist.config.cluster import RayUpCluster
 from cryoformer_dist.config.loading import dump_yaml
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.launch_record import launch_folder
+from cryoformer_dist.orchestration.launch_record import find_launch_folder
 from cryoformer_dist.orchestration.providers.on_head import ANSWER, LINE, Answer
 from cryoformer_dist.orchestration.providers.provider import Handle, JobState, run_program
 from cryoformer_dist.orchestration.providers.ray_up_config import (
@@ -83,7 +83,7 @@ class RayUpProvider:
             "command": self._make_command(request, files),
             "environment": self._config.environment,
         }
-        folder = launch_folder() / request.name
+        folder = find_launch_folder() / request.name
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in {**request.files, "job.json": json.dumps(job)}.items():
             (folder / name).write_text(text)
@@ -131,7 +131,7 @@ class RayUpProvider:
 
     def _bring_up(self, files: "_ClusterFiles", text: str, nodes: int, handle: Handle) -> None:
         before = files.config.read_text() if files.config.is_file() else None
-        if before is not None and self._answers(handle):
+        if before is not None and self._is_up(handle):
             if before != text:
                 raise ClusterError(
                     f"cluster {files.name} is up, made from another file; `ray down {files.config}` first, then launch"
@@ -147,7 +147,7 @@ class RayUpProvider:
                 f"why, `ray down {files.config}` ends those that are"
             )
 
-    def _answers(self, handle: Handle) -> bool:
+    def _is_up(self, handle: Handle) -> bool:
         """Whether Ray is up on the head: no reply of any kind is that of a cluster to be brought up."""
         with contextlib.suppress(ClusterError):
             return bool(self._ask(handle, "nodes", "1", "0"))
@@ -157,7 +157,7 @@ class RayUpProvider:
         return dump_yaml(add_token(values, files.token, f"{files.remote}/{files.name}.token"))
 
     def _make_command(self, request: RunRequest, files: "_ClusterFiles") -> list[str]:
-        return request.command(f"{files.remote}/{request.name}", self._config.python)
+        return request.make_command(f"{files.remote}/{request.name}", self._config.python)
 
     def _ask(self, handle: Handle, *words: str) -> Answer:
         """The answer of `on_head`."""
@@ -210,7 +210,7 @@ class _ClusterFiles:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.folder = launch_folder().parent / "clusters" / name
+        self.folder = find_launch_folder().parent / "clusters" / name
         self.config = self.folder / "ray.yaml"
         self.token = self.folder / "token"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cryoformer_dist.config.cluster import SlurmCluster
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.launch_record import launch_folder
+from cryoformer_dist.orchestration.launch_record import find_launch_folder
 from cryoformer_dist.orchestration.providers.provider import Handle, JobState, run_program
 from cryoformer_dist.orchestration.request import RunRequest
 
@@ -141,7 +141,7 @@ def write_job_script(config: SlurmCluster, request: RunRequest, folder: str) -> 
         *config.setup,
         *(f"export {name}={shlex.quote(value)}" for name, value in config.environment.items()),
         *(f"{name}={shlex.quote(value)}" for name, value in settings.items()),
-        f"command=({shlex.join(request.command(folder, config.python))})",
+        f"command=({shlex.join(request.make_command(folder, config.python))})",
         "",
     ]
     return "\n".join(lines) + (files("cryoformer_dist.orchestration.providers") / "slurm_job.sh").read_text()
@@ -150,7 +150,7 @@ def write_job_script(config: SlurmCluster, request: RunRequest, folder: str) -> 
 def _choose_folder(request: RunRequest) -> Path:
     """Where the nodes find the launch's files: in its run directory, or at home when runs go to an object store."""
     if "://" in request.cluster.storage:
-        return launch_folder() / request.name
+        return find_launch_folder() / request.name
     return Path(request.cluster.storage) / request.name / "launch"
 
 

@@ -12,7 +12,7 @@ from support.tiny_runs import tiny_config
 
 from cryoformer_dist.config.cluster import LocalCluster
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.providers.process import ProcessProvider, describe_this_process, write_exit_code
+from cryoformer_dist.orchestration.providers.process import ProcessProvider, register_this_process, write_exit_code
 from cryoformer_dist.orchestration.providers.provider import Handle, JobState
 from cryoformer_dist.orchestration.request import RunRequest
 
@@ -28,7 +28,7 @@ class _Request(RunRequest):
 
     program: str = ""
 
-    def command(self, folder: str, python: str) -> list[str]:
+    def make_command(self, folder: str, python: str) -> list[str]:
         return [python, "-c", self.program]
 
 
@@ -93,7 +93,7 @@ def test_a_process_killed_outright_is_stopped_not_running() -> None:
 def test_another_process_of_the_same_number_is_not_taken_for_it() -> None:
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        handle = describe_this_process(_request("")) | {"pid": str(other.pid)}  # type: ignore[operator]
+        handle = register_this_process(_request("")) | {"pid": str(other.pid)}  # type: ignore[operator]
         assert ProcessProvider().ask_state(handle) == JobState("stopped")
     finally:
         other.kill()
@@ -102,7 +102,7 @@ def test_another_process_of_the_same_number_is_not_taken_for_it() -> None:
 
 def test_a_launch_in_describe_this_process_says_how_it_ended() -> None:
     provider = ProcessProvider()
-    handle = describe_this_process(_request(""))
+    handle = register_this_process(_request(""))
     assert provider.ask_state(handle) == JobState("running")
     assert "prints to the terminal" in next(iter(provider.follow(handle)))
     write_exit_code(handle, 2)

@@ -243,7 +243,7 @@ def test_a_host_reached_by_ssh_becomes_a_cluster_and_runs_the_spec(
         "print(pathlib.Path(sys.argv[1]).read_text().splitlines()[0])\nraise SystemExit(2)\n"
     )
     monkeypatch.setattr(
-        RunRequest, "command", lambda self, folder, python: [python, str(program), f"{folder}/run.yaml"]
+        RunRequest, "make_command", lambda self, folder, python: [python, str(program), f"{folder}/run.yaml"]
     )
     monkeypatch.setattr(ray_up, "_NODE_SECONDS", 60)
     config = _config(head_ip="127.0.0.1", worker_ips=[], python=sys.executable, environment={"WORD": "two words"})
@@ -252,7 +252,7 @@ def test_a_host_reached_by_ssh_becomes_a_cluster_and_runs_the_spec(
     lines = list(provider.follow(handle))
     assert lines[-2:] == ["driver sees 1 nodes two words", "name: arm_1"]
     assert provider.ask_state(handle) == JobState("failed", 2)
-    monkeypatch.setattr(RunRequest, "command", lambda self, folder, python: ["sleep", "600"])
+    monkeypatch.setattr(RunRequest, "make_command", lambda self, folder, python: ["sleep", "600"])
     second = provider.submit(make_request(config, name="arm_2"))
     provider.stop(second)
     assert provider.ask_state(second) == JobState("stopped")

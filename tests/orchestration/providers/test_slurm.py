@@ -238,7 +238,7 @@ def test_a_job_of_two_nodes_is_one_ray_for_its_driver(
         "import ray\nray.init(log_to_driver=False, logging_level='ERROR')\n"
         "print('driver sees', len(ray.nodes()), 'nodes', ray.cluster_resources()['CPU'], 'CPUs')\nraise SystemExit(2)\n"
     )
-    monkeypatch.setattr(RunRequest, "command", lambda self, folder, python: [python, str(program)])
+    monkeypatch.setattr(RunRequest, "make_command", lambda self, folder, python: [python, str(program)])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     config = _config(tmp_path / "runs", nodes=2, python=sys.executable, dashboard_port=_free_port())
     provider = SlurmProvider(config)
