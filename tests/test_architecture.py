@@ -49,7 +49,7 @@ DOORKEEPERS = {
     "s3fs": ("storage",),
     "botocore": ("storage",),
     "ray": ("data.dataset", "orchestration"),
-    "pyarrow": ("orchestration.train",),
+    "pyarrow": ("orchestration.ray_training",),
     "deepspeed": ("training.engine",),
     "yaml": ("config.loading",),
     "pydantic": ("config",),

@@ -8,17 +8,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from cryoformer_dist.cli import clusters, sweeps, terminal
+from cryoformer_dist.cli.options import Name, Overrides, Resume, RunDirectory
 from cryoformer_dist.errors import CryoFormerError, CryoFormerWarning
 from cryoformer_dist.orchestration.environment import prepare_environment
-
-if TYPE_CHECKING:
-    from cryoformer_dist.config.cluster import ClusterConfig
-    from cryoformer_dist.config.schema import RunConfig
 
 app = typer.Typer(
     name="cryoformer-dist",
@@ -28,14 +25,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
 )
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a value of the file: dotted.key=value. May be repeated."),
-]
-RunDirectory = Annotated[str, typer.Argument(help="Run directory, as printed by train or launch.")]
-Name = Annotated[str | None, typer.Option(help="Name of the run directory; the run file's name when left out.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is there.")]
 
 
 @app.command(epilog="Example: `cryoformer-dist init my-project`")
@@ -56,21 +45,13 @@ def doctor(
     seconds: Annotated[float, typer.Option(min=0, help="Length of the benchmark; 0 leaves it out.")] = 20.0,
 ) -> None:
     """See what this machine has, which backends load and why others do not, and how fast it trains."""
-    from cryoformer_dist.orchestration import doctor as examine
+    from cryoformer_dist.orchestration.doctor import Finding, advise, examine
 
-    findings: list[examine.Finding] = []
-    parts = {
-        "devices": examine.devices(),
-        "versions": examine.versions(),
-        "backends": examine.backends(),
-        "storage": iter([examine.storage(storage)]),
-        "training": examine.benchmark(seconds) if seconds else iter(()),
-    }
-    for title, part in parts.items():
-        found = list(part)
-        terminal.findings(title, [(finding.name, finding.state, finding.detail) for finding in found])
+    findings: list[Finding] = []
+    for title, found in examine(storage, seconds):
+        terminal.show_findings(title, [(finding.name, finding.state, finding.detail) for finding in found])
         findings += found
-    terminal.say(f"next: {examine.advice(findings)}")
+    terminal.say(f"next: {advise(findings)}")
     if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)
 
@@ -171,17 +152,17 @@ def check(
     from cryoformer_dist.storage.working_folder import open_working_folder
 
     place = place_at(output) if output else place_at(store).with_suffix(".check")
-    with open_working_folder(place) as folder:
+    with open_working_folder(place) as working:
         with terminal.staged_progress() as progress:
-            report = check_store(ParticleStore.open(store), folder.folder, sample, seed, progress)
-        folder.send_changes()
+            report = check_store(ParticleStore.open(store), working.folder, sample, seed, progress)
+        working.send_changes()
     terminal.say(str(report))
     terminal.say(f"next: look at {place / 'check.png'}, then cryoformer-dist launch cluster/local.yaml --run RUN.yaml")
 
 
 @app.command(epilog="Example: `cryoformer-dist train configs/demo.yaml --local`")
 def train(
-    config: Annotated[Path, typer.Argument(help="Run file.")],
+    run_file: Annotated[Path, typer.Argument(metavar="CONFIG", help="Run file.")],
     storage: Annotated[str, typer.Option(help="Where run directories go: a folder, or s3://bucket/prefix.")] = "runs",
     name: Name = None,
     resume: Resume = False,
@@ -193,14 +174,14 @@ def train(
     """Train on this machine and write volumes, latents, verdict and report."""
     from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
     from cryoformer_dist.orchestration.config_files import read_run_file
+    from cryoformer_dist.orchestration.pipeline import run_pipeline
+    from cryoformer_dist.orchestration.request import RunRequest
     from cryoformer_dist.storage.places import placed_from
 
-    settings = read_run_file(config, overrides or [])
-    storage = placed_from(Path.cwd(), storage)
-    cluster = None
-    if not local:
-        cluster = LocalCluster(storage=storage, workers=WorkersConfig(count=workers, gpus=gpus))
-    _run_pipeline(settings, cluster, storage, name, resume)
+    config = read_run_file(run_file, overrides or [])
+    workers_config = WorkersConfig(count=workers, gpus=gpus)
+    cluster = LocalCluster(storage=placed_from(Path.cwd(), storage), workers=workers_config)
+    run_pipeline(RunRequest(name or config.name, config, cluster, resume, local), terminal.make_display())
 
 
 app.add_typer(clusters.app)
@@ -208,19 +189,19 @@ app.add_typer(sweeps.app)
 
 
 @app.command(epilog="Example: `cryoformer-dist reconstruct runs/demo`")
-def reconstruct(run: RunDirectory) -> None:
+def reconstruct(home: RunDirectory) -> None:
     """Write volumes at cluster centres and along the principal axes, the latent table and refined poses."""
     from cryoformer_dist.analysis.results import open_results, reconstruct_run
 
-    with open_results(run) as folder:
-        written = reconstruct_run(folder.folder)
-    terminal.say(f"{len(written)} files in {run}")
-    terminal.say(f"next: cryoformer-dist evaluate {run}")
+    with open_results(home) as working:
+        written = reconstruct_run(working.folder)
+    terminal.say(f"{len(written)} files in {home}")
+    terminal.say(f"next: cryoformer-dist evaluate {home}")
 
 
 @app.command(epilog="Example: `cryoformer-dist evaluate runs/demo --truth runs/demo-data/particles/truth`")
 def evaluate(
-    run: RunDirectory,
+    home: RunDirectory,
     truth: Annotated[
         Path | None,
         typer.Option(help="Truth folder of a simulation; the one beside its particles when left out."),
@@ -240,11 +221,11 @@ def evaluate(
     from cryoformer_dist.analysis.results import MaskFiles, evaluate_run, open_results
     from cryoformer_dist.analysis.verdict import summary_lines
 
-    with open_results(run) as folder:
-        path = evaluate_run(folder.folder, truth, masks=MaskFiles(mask, solvent_mask))
+    with open_results(home) as working:
+        path = evaluate_run(working.folder, truth, masks=MaskFiles(mask, solvent_mask))
         for line in summary_lines(json.loads(path.read_text())):
             terminal.say(line)
-        terminal.say(f"all measures  {folder.at_home(path)}")
+        terminal.say(f"all measures  {working.at_home(path)}")
 
 
 @app.command(epilog="Example: `cryoformer-dist fsc half1.mrc half2.mrc --mask mask.mrc --output fsc.csv`")
@@ -295,18 +276,18 @@ def halves(
 
 
 @app.command(epilog="Example: `cryoformer-dist report runs/demo`")
-def report(run: RunDirectory) -> None:
+def report(home: RunDirectory) -> None:
     """Write report.html anew from the files of a run or a sweep."""
     from cryoformer_dist.analysis.results import open_results, report_run
 
-    with open_results(run) as folder:
-        terminal.say(f"report  {folder.at_home(report_run(folder.folder))}")
+    with open_results(home) as working:
+        terminal.say(f"report  {working.at_home(report_run(working.folder))}")
 
 
 def main() -> None:
     """Run the command line: one red line and exit code 2 for what a user can fix, a traceback for what we must."""
     prepare_environment()
-    with _spoken_warnings():
+    with _showing_warnings():
         try:
             app()
         except CryoFormerError as error:
@@ -315,7 +296,7 @@ def main() -> None:
 
 
 @contextmanager
-def _spoken_warnings() -> Iterator[None]:
+def _showing_warnings() -> Iterator[None]:
     """Our own warnings as one line each, without the place in the source that raised them."""
     with warnings.catch_warnings():
         shown = warnings.showwarning
@@ -329,20 +310,6 @@ def _spoken_warnings() -> Iterator[None]:
         warnings.showwarning = show
         warnings.simplefilter("always", CryoFormerWarning)
         yield
-
-
-def _run_pipeline(
-    settings: "RunConfig", cluster: "ClusterConfig | None", storage: str, name: str | None, resume: bool
-) -> None:
-    from cryoformer_dist.orchestration.pipeline import run_pipeline
-    from cryoformer_dist.orchestration.request import Console, Request
-    from cryoformer_dist.storage.places import place_at
-
-    run = place_at(storage) / (name or settings.name)
-    terminal.say(f"run directory  {run}")
-    console = Console(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
-    report = run_pipeline(Request(settings, cluster, run, resume), console)
-    terminal.say(f"report         {report}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ _FOLDERS = ("cluster", "configs")
 _KINDS = {".yaml", ".yml", ".json", ".md"}
 
 
-def starter_folder(name: str) -> Path:
+def find_starter_folder(name: str) -> Path:
     """Where ``cluster`` or ``configs`` lies: in the installed package, or in the clone."""
     package = Path(__file__).parents[1]
     installed = package / "starter_files" / name
@@ -25,9 +25,9 @@ def write_starter_files(target: Path) -> list[Path]:
         If one of them is there already: nothing is written then.
     """
     pairs = [
-        (source, target / name / source.relative_to(starter_folder(name)))
+        (source, target / name / source.relative_to(find_starter_folder(name)))
         for name in _FOLDERS
-        for source in sorted(starter_folder(name).rglob("*"))
+        for source in sorted(find_starter_folder(name).rglob("*"))
         if source.suffix in _KINDS
     ]
     present = [str(path) for _, path in pairs if path.exists()]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cryoformer_dist.cli import terminal
+from cryoformer_dist.cli.options import Overrides, Resume
 
 if TYPE_CHECKING:
     from cryoformer_dist.config.cluster import ClusterConfig
@@ -16,15 +17,12 @@ app = typer.Typer()
 @app.command(epilog="Example: `cryoformer-dist tune configs/sweeps/ablation_table2.yaml`")
 def tune(
     sweep: Annotated[Path, typer.Argument(help="Sweep file.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep that is there.")] = False,
+    resume: Resume = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="With --resume: have failed trials go on, too.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the files and list the trials.")] = False,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Override a value of the sweep file: dotted.key=value. May be repeated."),
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Train one run file many times with other values, and rank what comes of it."""
     make_sweep(sweep, overrides or [], None, resume, retry_failed, dry_run)
@@ -47,12 +45,10 @@ def make_sweep(
             terminal.say(trial.name)
         terminal.say(f"{len(request.trials) or request.sweep.samples} trials for {request.folder}")
         return
-    from cryoformer_dist.orchestration.request import Console
     from cryoformer_dist.orchestration.sweep import carry_out_sweep
 
     terminal.say(f"sweep          {request.folder}")
-    console = Console(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
-    report = carry_out_sweep(request, console)
+    report = carry_out_sweep(request, terminal.make_display())
     terminal.say(f"report         {report}")
     if (request.folder / "best.yaml").is_file():
         best = request.folder / "best.yaml"

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from cryoformer_dist.orchestration.display import Display
     from cryoformer_dist.runs.training_log import TrainingRecord
 
 _LINE_EVERY_SECONDS = 10.0
@@ -26,7 +27,7 @@ def say(text: str) -> None:
     console.print(text, markup=False)
 
 
-def findings(title: str, rows: Sequence[tuple[str, str, str]]) -> None:
+def show_findings(title: str, rows: Sequence[tuple[str, str, str]]) -> None:
     """A table of what was looked at, its state (ok, absent or broken) and the details."""
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
@@ -78,6 +79,13 @@ class _LineProgress:
         elif not self._ended and now - self._last > _LINE_EVERY_SECONDS:
             self._last = now
             say(f"{stage}  {done}/{total}")
+
+
+def make_display() -> "Display":
+    """How whoever drives a run or a sweep speaks on this terminal."""
+    from cryoformer_dist.orchestration.display import Display
+
+    return Display(say, progress, staged_progress, record_line)
 
 
 def record_line(record: "TrainingRecord") -> None:

@@ -12,12 +12,14 @@ import ray
 
 from cryoformer_dist.config.cluster import ClusterConfig, ExistingCluster, LocalCluster
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.environment import find_token, make_token, worker_environment
+from cryoformer_dist.orchestration.environment import find_token, list_worker_variables, make_token
 
 _OBJECT_STORE_BYTES = 512 * 2**20
+# What `ray.init` takes, by its names.
+RayOptions = dict[str, Any]
 
 
-def ray_of(cluster: ClusterConfig) -> AbstractContextManager[str | None]:
+def use_ray(cluster: ClusterConfig) -> AbstractContextManager[str | None]:
     """The Ray of a cluster, for the process that drives a run: see `running_ray`.
 
     A job finds the address of its cluster in ``RAY_ADDRESS``.
@@ -64,24 +66,19 @@ def running_ray(
     if ray.is_initialized():
         yield None
         return
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = address or os.environ.get("RAY_ADDRESS", "local")
     folder = None
+    options: RayOptions = {}
     if address == "local":
         make_token()
         # Ray puts sockets below this folder, and their paths must stay under 107 characters.
         folder = tempfile.mkdtemp(prefix="cf_", dir="/tmp")
-        options |= {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": folder}
-        options |= {"include_dashboard": dashboard is not None}
-        if dashboard is not None:
-            host, port = dashboard
-            options |= {"dashboard_host": host} | ({} if port is None else {"dashboard_port": port})
+        options = _describe_own_ray(cpus, dashboard, folder)
     elif environment is not None:
-        options |= {"runtime_env": {"env_vars": worker_environment() | environment}}
+        options = {"runtime_env": {"env_vars": list_worker_variables() | environment}}
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        context = _started(address, options)
-        url = context.dashboard_url
+        url = _start_or_attach(address, options)
         yield f"http://{url}" if url else None
     finally:
         ray.shutdown()
@@ -89,10 +86,21 @@ def running_ray(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _started(address: str, options: dict[str, Any]) -> Any:
+def _describe_own_ray(cpus: int | None, dashboard: tuple[str, int | None] | None, folder: str) -> RayOptions:
+    options: RayOptions = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": folder}
+    if dashboard is None:
+        return options | {"include_dashboard": False}
+    host, port = dashboard
+    place = {"dashboard_host": host} | ({} if port is None else {"dashboard_port": port})
+    return options | {"include_dashboard": True} | place
+
+
+def _start_or_attach(address: str, options: RayOptions) -> str | None:
+    """Connect this process to Ray; returns where its dashboard listens, if it has one."""
     try:
-        return ray.init(address=address, **options)
+        context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except ValueError as error:
         raise ClusterError(f"Ray did not start: {error}") from error
     except ConnectionError as error:
         raise ClusterError(f"no Ray answers at {address} ({error}); is it up, and is this a node of it?") from error
+    return context.dashboard_url

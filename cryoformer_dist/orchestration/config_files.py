@@ -1,7 +1,6 @@
 """Run files and cluster files with their paths made absolute, from the folder each lies in."""
 
 from pathlib import Path
-from typing import Any
 
 from cryoformer_dist.config.cluster import ClusterConfig, RayUpCluster
 from cryoformer_dist.config.loading import load_cluster, load_config
@@ -13,20 +12,20 @@ def read_run_file(path: Path, overrides: list[str]) -> RunConfig:
     """A run file, its paths made absolute from the file's folder."""
     config = load_config(path, RunConfig, overrides)
     folder = path.resolve().parent
-    changes: dict[str, Any] = {"store": placed_from(folder, config.dataset.store)}
-    if config.dataset.simulate is not None:
-        changes["simulate"] = config.dataset.simulate.with_paths_from(folder)
-    return config.model_copy(update={"dataset": config.dataset.model_copy(update=changes)})
+    dataset = config.dataset.model_copy(update={"store": placed_from(folder, config.dataset.store)})
+    if dataset.simulate is not None:
+        dataset = dataset.model_copy(update={"simulate": dataset.simulate.with_paths_from(folder)})
+    return config.model_copy(update={"dataset": dataset})
 
 
 def read_cluster_file(path: Path) -> tuple[ClusterConfig, Path | None]:
     """A cluster file with its paths made absolute, and the run file it names."""
     cluster = load_cluster(path)
     folder = path.resolve().parent
-    run = Path(placed_from(folder, cluster.run)) if cluster.run else None
+    run_file = Path(placed_from(folder, cluster.run)) if cluster.run else None
     changes = {"storage": placed_from(folder, cluster.storage)}
     if cluster.sweep:
         changes["sweep"] = placed_from(folder, cluster.sweep)
     if isinstance(cluster, RayUpCluster) and cluster.config:
         changes["config"] = placed_from(folder, cluster.config)
-    return cluster.model_copy(update=changes), run
+    return cluster.model_copy(update=changes), run_file

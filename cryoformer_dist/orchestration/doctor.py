@@ -43,7 +43,24 @@ class Finding:
     detail: str
 
 
-def devices() -> Iterator[Finding]:
+def examine(storage: Path, seconds: float) -> Iterator[tuple[str, list[Finding]]]:
+    """Title and findings of one part after another.
+
+    Parameters
+    ----------
+    storage
+        Where run directories are to go.
+    seconds
+        Length of the benchmark; 0 leaves it out.
+    """
+    yield "devices", list(examine_devices())
+    yield "versions", list(examine_versions())
+    yield "backends", list(examine_backends())
+    yield "storage", [examine_storage(storage)]
+    yield "training", list(benchmark_training(seconds)) if seconds else []
+
+
+def examine_devices() -> Iterator[Finding]:
     """Processors, memory, GPUs."""
     yield Finding(
         "CPU", "ok", f"{usable_cores()} cores for this process, {torch.get_num_threads()} threads, {platform.machine()}"
@@ -55,10 +72,10 @@ def devices() -> Iterator[Finding]:
         detail = f"{torch.cuda.get_device_name(number)}, {gib(free)} of {gib(total)} free, compute {major}.{minor}"
         yield Finding(f"GPU {number}", "ok", detail)
     if not torch.cuda.is_available():
-        yield Finding("GPU", "absent", _why_no_gpu())
+        yield Finding("GPU", "absent", _explain_missing_gpu())
 
 
-def versions() -> Iterator[Finding]:
+def examine_versions() -> Iterator[Finding]:
     """What is installed."""
     yield Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
     for package in (*DECISIVE_PACKAGES, "triton", "tinycudann"):
@@ -70,17 +87,17 @@ def versions() -> Iterator[Finding]:
         yield Finding(package, "ok", detail + built * (package == "torch"))
 
 
-def backends() -> Iterator[Finding]:
+def examine_backends() -> Iterator[Finding]:
     """What can be named in a run file, and the reason for each that cannot."""
     yield Finding("hash grid: torch", "ok", "CPU and GPU; the default")
-    yield _triton()
-    yield _tinycudann()
+    yield _examine_triton()
+    yield _examine_tinycudann()
     yield Finding("engine: torch", "ok", "needs nothing")
-    yield _needed("engine: deepspeed", "deepspeed", "pip install deepspeed, or training.engine: torch")
-    yield _needed("cluster: ray", "ray", "pip install 'ray[data,default,train]', or train --local")
+    yield _examine_package("engine: deepspeed", "deepspeed", "pip install deepspeed, or training.engine: torch")
+    yield _examine_package("cluster: ray", "ray", "pip install 'ray[data,default,train]', or train --local")
 
 
-def storage(folder: Path) -> Finding:
+def examine_storage(folder: Path) -> Finding:
     """Whether runs can be kept below a folder: something written there is read back."""
     place = folder.resolve()
     while not place.exists():
@@ -105,7 +122,7 @@ def storage(folder: Path) -> Finding:
     return Finding(str(place), "ok", f"{_STORAGE_BYTES / 2**20 / seconds:.0f} MiB/s written, {gib(free)} free")
 
 
-def benchmark(seconds: float) -> Iterator[Finding]:
+def benchmark_training(seconds: float) -> Iterator[Finding]:
     """Training steps of the default network on random particles that fill a tenth of the box, for about ``seconds``."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = RunConfig(dataset=DatasetConfig(store="none"), training=TrainingConfig(engine="torch"))
@@ -120,7 +137,7 @@ def benchmark(seconds: float) -> Iterator[Finding]:
             yield Finding(name, "ok", f"{rate:.1f} images/s on the {device.type.upper()}, forwards and backwards")
 
 
-def advice(findings: list[Finding]) -> str:
+def advise(findings: list[Finding]) -> str:
     """What to do next."""
     broken = [finding.name for finding in findings if finding.state == "broken"]
     if broken:
@@ -130,7 +147,7 @@ def advice(findings: list[Finding]) -> str:
     return "cryoformer-dist launch cluster/local.yaml (on a CPU: boxes up to 64 px, convert --box 64)"
 
 
-def _why_no_gpu() -> str:
+def _explain_missing_gpu() -> str:
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
     return (
@@ -138,35 +155,35 @@ def _why_no_gpu() -> str:
     )
 
 
-def _triton() -> Finding:
+def _examine_triton() -> Finding:
     name = "hash grid: triton"
-    if reason := _import_failure("triton"):
+    if reason := _try_import("triton"):
         return Finding(name, "absent", f"{reason}; it comes with torch's CUDA builds for Linux")
     if not torch.cuda.is_available():
-        return Finding(name, "absent", f"triton loads, but its kernels need a GPU: {_why_no_gpu()}")
+        return Finding(name, "absent", f"triton loads, but its kernels need a GPU: {_explain_missing_gpu()}")
     return Finding(name, "ok", "GPU")
 
 
-def _tinycudann() -> Finding:
+def _examine_tinycudann() -> Finding:
     from cryoformer_dist.model.kernels.encode_tinycudann import install_recipe
 
     name = "hash grid: tinycudann"
     on_gpu = torch.cuda.is_available()
-    reason = _import_failure("tinycudann")
+    reason = _try_import("tinycudann")
     if reason is None and on_gpu:
         return Finding(name, "ok", "GPU")
     major, minor = torch.cuda.get_device_capability() if on_gpu else (9, 0)
     recipe = install_recipe(f"{major}{minor}")
-    reasons = [reason or "loads", *([] if on_gpu else [f"needs a GPU: {_why_no_gpu()}"])]
+    reasons = [reason or "loads", *([] if on_gpu else [f"needs a GPU: {_explain_missing_gpu()}"])]
     return Finding(name, "absent", f"{'; '.join(reasons)}; where there is a GPU and nvcc of torch's CUDA: {recipe}")
 
 
-def _needed(name: str, module: str, remedy: str) -> Finding:
-    reason = _import_failure(module)
+def _examine_package(name: str, module: str, remedy: str) -> Finding:
+    reason = _try_import(module)
     return Finding(name, "ok", "loads") if reason is None else Finding(name, "broken", f"{reason}; {remedy}")
 
 
-def _import_failure(module: str) -> str | None:
+def _try_import(module: str) -> str | None:
     """Why a package does not load, tried in a process of its own: some end the one that imports them."""
     command = [sys.executable, "-c", f"import {module}"]
     try:

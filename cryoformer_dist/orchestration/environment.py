@@ -29,7 +29,7 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def worker_environment() -> dict[str, str]:
+def list_worker_variables() -> dict[str, str]:
     """What processes on nodes that others started are to be told."""
     return {name: os.environ[name] for name in _OF_WORKERS}
 
@@ -38,7 +38,7 @@ def make_token() -> None:
     """Give clusters of our own a token that only this user can read, unless the user has one for all clusters."""
     if _has_token():
         return
-    path = state_folder() / "ray_token"
+    path = find_state_folder() / "ray_token"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced(path) as beside:
@@ -47,14 +47,14 @@ def make_token() -> None:
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
 
 
-def token_file() -> str:
+def describe_token_place() -> str:
     """Where the token lies that the dashboard asks for, in words; never the token."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "in RAY_AUTH_TOKEN"
     return f"in {os.environ.get('RAY_AUTH_TOKEN_PATH') or Path.home() / '.ray' / 'auth_token'}"
 
 
-def state_folder() -> Path:
+def find_state_folder() -> Path:
     """What is kept of this user from one command to the next: below ``XDG_STATE_HOME``, or ``~/.local/state``."""
     return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "cryoformer-dist"
 

@@ -91,13 +91,13 @@ METRICS = (
 
 
 @contextmanager
-def publishing(run: str, rank: int) -> Iterator[Publish]:
+def publishing(name: str, rank: int) -> Iterator[Publish]:
     """Show the newest numbers of a run for as long as this lasts.
 
     Parameters
     ----------
-    run
-        Its name, the tag ``run`` of every metric.
+    name
+        Of the run, the tag ``run`` of every metric.
     rank
         Of this process.
 
@@ -106,7 +106,7 @@ def publishing(run: str, rank: int) -> Iterator[Publish]:
     publish
         Takes a training record.
     """
-    gauges = {metric: _gauge(metric, run, rank) for metric in METRICS if metric.per_rank or rank == 0}
+    gauges = {metric: _make_gauge(metric, name, rank) for metric in METRICS if metric.per_rank or rank == 0}
     newest: dict[RunMetric, float] = {}
     stop = threading.Event()
 
@@ -131,8 +131,8 @@ def publishing(run: str, rank: int) -> Iterator[Publish]:
         thread.join()
 
 
-def _gauge(metric: RunMetric, run: str, rank: int) -> Gauge:
-    tags = {"run": run} | ({"rank": str(rank)} if metric.per_rank else {})
+def _make_gauge(metric: RunMetric, name: str, rank: int) -> Gauge:
+    tags = {"run": name} | ({"rank": str(rank)} if metric.per_rank else {})
     unit = f" ({metric.unit})" if metric.unit else ""
     gauge = Gauge(metric.name, description=metric.meaning + unit, tag_keys=tuple(tags))
     return gauge.set_default_tags(tags)

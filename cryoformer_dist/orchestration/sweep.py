@@ -4,7 +4,6 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray import tune
@@ -19,18 +18,18 @@ from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.config.trials import Trial, plan_trials
 from cryoformer_dist.data.store import ParticleStore, is_complete
 from cryoformer_dist.errors import ClusterError, ConfigError
-from cryoformer_dist.orchestration.cluster import ray_of
+from cryoformer_dist.orchestration.cluster import use_ray
 from cryoformer_dist.orchestration.config_files import read_run_file
-from cryoformer_dist.orchestration.request import Console
-from cryoformer_dist.orchestration.steps import ensure_store
-from cryoformer_dist.orchestration.train import count_workers_per_device
-from cryoformer_dist.orchestration.trial import train_trial
+from cryoformer_dist.orchestration.display import Display
+from cryoformer_dist.orchestration.pipeline import ensure_store
+from cryoformer_dist.orchestration.resources import count_workers_per_device
+from cryoformer_dist.orchestration.trial import run_trial
 from cryoformer_dist.orchestration.tuning import (
     OptunaProposals,
     SweepLog,
+    describe_trial,
     load_optuna,
-    scheduler_of,
-    tuned,
+    make_scheduler,
 )
 from cryoformer_dist.runs.trial import (
     folder_of_trial,
@@ -114,13 +113,16 @@ def read_sweep_request(
     """
     sweep = load_config(path, SweepConfig, overrides)
     folder = path.resolve().parent
-    base = read_run_file(Path(placed_from(folder, sweep.run)), [])
-    changes: dict[str, Any] = {"run": placed_from(folder, sweep.run), "storage": placed_from(folder, sweep.storage)}
+    sweep = sweep.model_copy(
+        update={"run": placed_from(folder, sweep.run), "storage": placed_from(folder, sweep.storage)}
+    )
+    base = read_run_file(Path(sweep.run), [])
     if cluster is None:
-        cluster = LocalCluster(storage=changes["storage"], workers=sweep.workers, max_failures=sweep.max_failures)
+        cluster = LocalCluster(storage=sweep.storage, workers=sweep.workers, max_failures=sweep.max_failures)
     else:
-        changes |= {"storage": cluster.storage, "workers": cluster.workers, "max_failures": cluster.max_failures}
-    sweep = SweepConfig.model_validate(sweep.model_copy(update=changes).model_dump())
+        told = {"storage": cluster.storage, "workers": cluster.workers, "max_failures": cluster.max_failures}
+        sweep = sweep.model_copy(update=told)
+    sweep = SweepConfig.model_validate(sweep.model_dump())
     if not isinstance(place_at(sweep.storage), Path):
         raise ConfigError(f"{path}: storage: {sweep.storage}: sweeps are kept in folders only; stores may be on s3://")
     _refuse_without_truth(sweep, base, path)
@@ -130,7 +132,7 @@ def read_sweep_request(
     return SweepRequest(sweep, base, tuple(trials), cluster, resume, retry_failed)
 
 
-def carry_out_sweep(request: SweepRequest, console: Console) -> Path:
+def carry_out_sweep(request: SweepRequest, display: Display) -> Path:
     """Make the sweep and return its report.
 
     Raises
@@ -141,16 +143,16 @@ def carry_out_sweep(request: SweepRequest, console: Console) -> Path:
         If the folder holds a sweep and ``resume`` is not asked for, or the one there is another.
     """
     _lay_out(request)
-    with ray_of(request.cluster) as dashboard:
+    with use_ray(request.cluster) as dashboard:
         if dashboard:
-            console.say(f"Ray dashboard  {dashboard}")
+            display.say(f"Ray dashboard  {dashboard}")
         elif request.sweep.scheduler.kind != "none":
             # Nobody else frees what a trial with workers of its own held when a scheduler ends it.
             raise ClusterError("a scheduler that ends trials needs Ray's dashboard: start Ray with it")
-        slots = trials_at_once(request.sweep)
-        ensure_store(request.base, console, parallel=True)
-        console.say(f"trials         {_counted(request)}, {slots} at a time")
-        _tune(request, slots, console)
+        slots = count_trials_at_once(request.sweep)
+        ensure_store(request.base, display, parallel=True)
+        display.say(f"trials         {_count_trials(request)}, {slots} at a time")
+        _tune(request, slots, display)
     report = write_sweep_report(request.folder)
     left = [folder.name for folder in trial_folders(request.folder) if read_outcome(folder) is None]
     if left:
@@ -160,7 +162,7 @@ def carry_out_sweep(request: SweepRequest, console: Console) -> Path:
     return report
 
 
-def trials_at_once(sweep: SweepConfig) -> int:
+def count_trials_at_once(sweep: SweepConfig) -> int:
     """How many trials the Ray that is up holds, at most as many as the sweep allows.
 
     Raises
@@ -182,46 +184,41 @@ def trials_at_once(sweep: SweepConfig) -> int:
     return min(fit, sweep.concurrent or fit)
 
 
-def _tune(request: SweepRequest, slots: int, console: Console) -> None:
+def _tune(request: SweepRequest, slots: int, display: Display) -> None:
     """Have Ray Tune run every trial that has not ended."""
     os.environ.update(_TUNE_ENVIRONMENT)
-    sweep = request.sweep
-    waiting = [trial for trial in request.trials if read_outcome(folder_of_trial(request.folder, trial.name)) is None]
-    space: dict[str, Any] = {"workers_per_device": count_workers_per_device(sweep.workers, slots * sweep.workers.most)}
-    searcher = None
-    if sweep.search == "optuna":
-        searcher = OptunaProposals(sweep, request.base, request.folder)
-    elif waiting:
-        space["trial"] = tune.grid_search(
-            [tuned(folder_of_trial(request.folder, trial.name), dict(trial.parameters))["trial"] for trial in waiting]
-        )
-    else:
+    sweep, folder = request.sweep, request.folder
+    trials = [(folder_of_trial(folder, trial.name), trial.parameters) for trial in request.trials]
+    waiting = [describe_trial(place, values) for place, values in trials if read_outcome(place) is None]
+    searched = sweep.search == "optuna"
+    if not searched and not waiting:
         return
-    past = [result for result in read_trials(request.folder) if result.state in ("finished", "stopped")]
+    past = [result for result in read_trials(folder) if result.state in ("finished", "stopped")]
+    shared = {"workers_per_device": count_workers_per_device(sweep.workers, slots * sweep.workers.most)}
     tuner = tune.Tuner(
-        tune.with_resources(train_trial, _resources(sweep.workers)),
-        param_space=space,
+        tune.with_resources(run_trial, _reserve(sweep.workers)),
+        param_space=shared if searched else {**shared, "trial": tune.grid_search(waiting)},
         tune_config=tune.TuneConfig(
             # The schedulers and searchers that ask for them were told themselves.
-            scheduler=scheduler_of(sweep, request.base.training.epochs, past),
-            search_alg=searcher,
-            num_samples=1 if searcher is None else -1,
+            scheduler=make_scheduler(sweep, request.base.training.epochs, past),
+            search_alg=OptunaProposals(sweep, request.base, folder) if searched else None,
+            num_samples=-1 if searched else 1,
             max_concurrent_trials=slots,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
             # Tune's own files, which nobody reads: a sweep that goes on reads the trials' folders.
             name=time.strftime("%Y%m%d-%H%M%S"),
-            storage_path=str(request.folder / "ray"),
+            storage_path=str(folder / "ray"),
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-            callbacks=[SweepLog(sweep.metric, console.say)],
+            callbacks=[SweepLog(sweep.metric, display.say)],
             verbose=0,
         ),
     )
     tuner.fit()
 
 
-def _resources(workers: WorkersConfig) -> dict[str, float]:
+def _reserve(workers: WorkersConfig) -> dict[str, float]:
     """What Tune sets aside for a trial's process; one that drives workers of its own must hold none of their CPUs."""
     if workers.most > 1:
         return {"node:__internal_head__": 0.001}
@@ -249,7 +246,7 @@ def _lay_out(request: SweepRequest) -> None:
                 forget_outcome(place)
 
 
-def _counted(request: SweepRequest) -> str:
+def _count_trials(request: SweepRequest) -> str:
     ended = sum(read_outcome(folder) is not None for folder in trial_folders(request.folder))
     count = len(request.trials) or request.sweep.samples
     return f"{count}" + (f", {ended} of them ended before" if ended else "")

@@ -5,7 +5,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from ray import tune
@@ -13,12 +13,14 @@ from ray import tune
 from cryoformer_dist.analysis.evaluation_files import read_evaluation
 from cryoformer_dist.analysis.results import make_results, quick_scores_of_run
 from cryoformer_dist.analysis.sweep_folder import headline_scores, read_sweep
-from cryoformer_dist.config.cluster import LocalCluster
-from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.config.sweep import SweepConfig
+from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
+from cryoformer_dist.config.sweep import Scalar, SweepConfig
+from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CryoFormerError
-from cryoformer_dist.orchestration.steps import open_posed
-from cryoformer_dist.orchestration.train import find_smallest_memory, train_here, train_with_ray
+from cryoformer_dist.orchestration.pipeline import open_posed_store
+from cryoformer_dist.orchestration.ray_training import train_with_ray
+from cryoformer_dist.orchestration.resources import find_smallest_memory
+from cryoformer_dist.orchestration.worker import train_alone
 from cryoformer_dist.runs.checkpoint import latest_checkpoint
 from cryoformer_dist.runs.directory import is_prepared, load_run
 from cryoformer_dist.runs.training_log import TrainingRecord
@@ -39,53 +41,54 @@ from cryoformer_dist.training.machine import measure_worker_memory, worker_threa
 from cryoformer_dist.training.preparation import preparation_key, prepare_like, prepare_run
 
 
-def train_trial(tuned: dict[str, Any]) -> None:
-    """Ray Tune calls this in a process of its own, again after that process was lost.
+class TunedTrial(TypedDict):
+    """A trial as Tune passes it around: ``folder``, and ``values`` of its parameters, which Tune may change."""
 
-    Parameters
-    ----------
-    tuned
-        ``trial``: ``folder`` of the trial, and ``values`` of its parameters, which population based training changes;
-        ``workers_per_device``: training processes of all trials that share a device or a node.
-    """
-    trial = tuned["trial"]
+    folder: str
+    values: dict[str, Scalar]
+
+
+class TrialArguments(TypedDict):
+    """What a trial's process is given; ``workers_per_device``: training processes of all trials that share a device."""
+
+    trial: TunedTrial
+    workers_per_device: int
+
+
+def run_trial(arguments: TrialArguments) -> None:
+    """Ray Tune calls this in a process of its own, again after that process was lost."""
+    trial = arguments["trial"]
     folder = Path(trial["folder"])
     # A process of a sweep that was killed may not have noticed yet.
     with held(folder / "lock"):
         if read_outcome(folder) is not None:
             return
         try:
-            _run_pipeline(folder, trial["values"], tuned["workers_per_device"])
+            _make_run(folder, trial["values"], arguments["workers_per_device"])
         except CryoFormerError as error:
             # What a user must fix, another process would not.
             write_outcome(folder, TrialOutcome("failed", str(error)))
 
 
-def _run_pipeline(folder: Path, values: dict[str, Any], workers_per_device: int) -> None:
+def _make_run(folder: Path, values: dict[str, Scalar], workers_per_device: int) -> None:
     sweep = read_sweep(folder.parents[1])
-    told = EpochReports(folder, sweep)
-    config = _prepared(folder, sweep, workers_per_device)
-    _adopt(folder, values)
-    told.repeat()
-    workers = sweep.workers
-    if workers.count == 1:
-        train_here(WorkingFolder.on_disk(folder), told, worker_threads(config, workers.cpus), workers.gpus > 0)
-    else:
-        cluster = LocalCluster(workers=workers, max_failures=sweep.max_failures)
-        train_with_ray(WorkingFolder.on_disk(folder), cluster, lambda record: told.look())
+    reports = EpochReports(folder, sweep)
+    _prepare(folder, sweep.workers, workers_per_device)
+    _take_over_when_told(folder, values)
+    reports.repeat()
+    _train(folder, sweep, reports)
     make_results(folder)
-    told.finish()
+    reports.finish()
     write_outcome(folder, TrialOutcome("finished"))
 
 
-def _prepared(folder: Path, sweep: SweepConfig, workers_per_device: int) -> RunConfig:
+def _prepare(folder: Path, workers: WorkersConfig, workers_per_device: int) -> None:
     """Make the trial's run directory; what trials have in common is made once, by the first that needs it."""
     if is_prepared(folder):
-        return load_run(folder)[0]
+        return
     config = read_trial(folder).config
-    workers = sweep.workers
     torch.set_num_threads(worker_threads(config, workers.cpus))
-    store = open_posed(config.dataset.store)
+    store = open_posed_store(config.dataset.store)
     # A trial of several workers is driven from the head, which may hold none of them.
     memory = (
         measure_worker_memory(workers.gpus > 0, workers_per_device)
@@ -97,10 +100,9 @@ def _prepared(folder: Path, sweep: SweepConfig, workers_per_device: int) -> RunC
         if not is_prepared(shared):
             prepare_run(config, store, shared, resume=False, memory=memory)
     prepare_like(config, store, folder, shared, memory)
-    return load_run(folder)[0]
 
 
-def _adopt(folder: Path, values: dict[str, Any]) -> None:
+def _take_over_when_told(folder: Path, values: dict[str, Scalar]) -> None:
     """Population based training: go on from where another trial is, when Tune says so."""
     checkpoint = tune.get_checkpoint()
     if checkpoint is None:
@@ -109,6 +111,17 @@ def _adopt(folder: Path, values: dict[str, Any]) -> None:
         donor = Path(json.loads((Path(pointer) / "pointer.json").read_text())["run"])
     if donor != folder:
         take_over(folder, donor, values)
+
+
+def _train(folder: Path, sweep: SweepConfig, reports: "EpochReports") -> None:
+    workers, working = sweep.workers, WorkingFolder.on_disk(folder)
+    config, manifest = load_run(folder)
+    if workers.count == 1:
+        store, threads = ParticleStore.open(manifest.store), worker_threads(config, workers.cpus)
+        train_alone(working, config, store, reports, threads, workers.gpus > 0)
+    else:
+        cluster = LocalCluster(workers=workers, max_failures=sweep.max_failures)
+        train_with_ray(working, config, cluster, lambda record: reports.look())
 
 
 class EpochReports:
@@ -126,7 +139,7 @@ class EpochReports:
         self._folder, self._sweep = folder, sweep
         self._known = {line["epoch"]: line for line in read_epochs(folder)}
         self._told = max(self._known, default=0)
-        self._usage = _usage()
+        self._usage = _measure_usage()
 
     def repeat(self) -> None:
         """Tell a scheduler that compares trials epoch by epoch of those before an interruption."""
@@ -146,30 +159,31 @@ class EpochReports:
         for epoch in epochs_of_run(self._folder):
             if epoch.number > self._told:
                 self._told = epoch.number
-                self._ended(epoch)
+                self._tell_end(epoch)
 
     def finish(self) -> None:
         """Tell of the last epoch, with the scores of the finished run."""
         last = epochs_of_run(self._folder)[-1]
-        line = self._line(last, headline_scores(read_evaluation(self._folder)))
+        line = self._measure(last, headline_scores(read_evaluation(self._folder)))
         append_epoch(self._folder, line)
         self._tell(line)
 
-    def _ended(self, epoch: EpochSummary) -> None:
+    def _tell_end(self, epoch: EpochSummary) -> None:
         # The last one is told of when its results are there: a scheduler may end a trial at any word of it.
         if epoch.number == epoch.of:
             return
-        line = self._line(epoch, self._scores())
+        line = self._measure(epoch, self._score())
         append_epoch(self._folder, line)
         self._tell(line)
 
-    def _scores(self) -> dict[str, float]:
+    def _score(self) -> dict[str, float]:
         if self._sweep.metric == "loss" or latest_checkpoint(self._folder) is None:
             return {}
         return quick_scores_of_run(self._folder)
 
-    def _line(self, epoch: EpochSummary, scores: dict[str, float]) -> dict[str, Any]:
-        before, self._usage = self._usage, _usage()
+    def _measure(self, epoch: EpochSummary, scores: dict[str, float]) -> dict[str, float]:
+        """What an epoch came to, and what it cost."""
+        before, self._usage = self._usage, _measure_usage()
         seconds, cpu_seconds = (now - then for now, then in zip(self._usage, before, strict=True))
         workers = self._sweep.workers
         if workers.most > 1:
@@ -186,7 +200,7 @@ class EpochReports:
             "gpu_seconds": seconds * workers.most * workers.gpus,
         }
 
-    def _tell(self, line: dict[str, Any]) -> None:
+    def _tell(self, line: dict[str, float]) -> None:
         metric = self._sweep.metric
         if metric not in line:
             return
@@ -199,7 +213,7 @@ class EpochReports:
             tune.report(told, checkpoint=tune.Checkpoint.from_directory(pointer))
 
 
-def _usage() -> tuple[float, float]:
+def _measure_usage() -> tuple[float, float]:
     """Wall clock since this process started and CPU seconds it has used."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return time.time(), used.ru_utime + used.ru_stime

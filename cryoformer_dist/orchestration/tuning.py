@@ -1,6 +1,6 @@
 """Ray Tune's part of a sweep: who chooses values, who ends bad trials, and word of what happens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from ray.tune.search import Searcher
 
 from cryoformer_dist.analysis.sweep_folder import TrialResult, read_trials
 from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.config.sweep import SweepConfig, Values
+from cryoformer_dist.config.sweep import Scalar, SweepConfig, Values
 from cryoformer_dist.config.trials import make_trial
 from cryoformer_dist.errors import BackendUnavailableError
+from cryoformer_dist.orchestration.trial import TunedTrial
 from cryoformer_dist.runs.trial import TrialOutcome, folder_of_trial, read_outcome, write_outcome, write_trial
 
 _FOR_EVER = 10**9
@@ -42,7 +43,7 @@ class _Takeovers(PopulationBasedTraining):
         return config, operations
 
 
-def scheduler_of(sweep: SweepConfig, epochs: int, past: list[TrialResult]) -> TrialScheduler:
+def make_scheduler(sweep: SweepConfig, epochs: int, past: list[TrialResult]) -> TrialScheduler:
     """Who ends bad trials, knowing what earlier trials of the sweep came to.
 
     Parameters
@@ -64,7 +65,7 @@ def scheduler_of(sweep: SweepConfig, epochs: int, past: list[TrialResult]) -> Tr
             mode=sweep.direction,
             perturbation_interval=options.grace_epochs,
             hyperparam_mutations={
-                "trial": {"values": {key: _domain(values) for key, values in sweep.parameters.items()}}
+                "trial": {"values": {key: _make_domain(values) for key, values in sweep.parameters.items()}}
             },
             log_config=False,
             require_attrs=False,
@@ -114,7 +115,7 @@ class OptunaProposals(Searcher):
         optuna = load_optuna()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._sweep, self._base, self._folder = sweep, base, folder
-        self._space = {key: _distribution(optuna, values) for key, values in sweep.parameters.items()}
+        self._space = {key: _make_distribution(optuna, values) for key, values in sweep.parameters.items()}
         known = read_trials(folder)
         # Another seed when a sweep goes on: the first draws have been made.
         sampler = optuna.samplers.TPESampler(seed=len(known))
@@ -135,7 +136,7 @@ class OptunaProposals(Searcher):
             known = self._unfinished.pop(0)
             self._study.enqueue_trial(dict(known.parameters))
             self._asked[trial_id] = self._study.ask(self._space)
-            return tuned(known.folder, dict(known.parameters))
+            return {"trial": describe_trial(known.folder, known.parameters)}
         while self._left:
             self._left -= 1
             asked = self._study.ask(self._space)
@@ -144,7 +145,7 @@ class OptunaProposals(Searcher):
             if not folder.exists():
                 self._asked[trial_id] = asked
                 write_trial(folder, trial)
-                return tuned(folder, dict(trial.parameters))
+                return {"trial": describe_trial(folder, trial.parameters)}
         return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -183,9 +184,9 @@ def load_optuna() -> Any:
     return optuna
 
 
-def tuned(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """What Tune hands to a trial's process; see `trial.train_trial`."""
-    return {"trial": {"folder": str(folder), "values": values}}
+def describe_trial(folder: Path, values: Mapping[str, Scalar]) -> TunedTrial:
+    """A trial as Tune passes it around."""
+    return {"folder": str(folder), "values": dict(values)}
 
 
 class SweepLog(TrialProgressCallback):
@@ -209,19 +210,19 @@ class SweepLog(TrialProgressCallback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """See `ray.tune.Callback`."""
-        name = self._folder(trial).name
+        name = _find_folder(trial).name
         self._say(f"{name}  epoch {result['epoch']}  {self._metric} {result[self._metric]:.4g}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `ray.tune.Callback`."""
-        folder = self._folder(trial)
+        folder = _find_folder(trial)
         if read_outcome(folder) is None:
             write_outcome(folder, TrialOutcome("stopped"))
         self._tell_end(folder)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `ray.tune.Callback`."""
-        folder = self._folder(trial)
+        folder = _find_folder(trial)
         if read_outcome(folder) is None:
             error = trial.get_error()
             write_outcome(folder, TrialOutcome("failed", str(error) if error else "its process was lost"))
@@ -233,11 +234,12 @@ class SweepLog(TrialProgressCallback):
         first = f": {outcome.error.splitlines()[0]}" if outcome.error else ""
         self._say(f"{folder.name}  {outcome.state}{first}")
 
-    def _folder(self, trial: Any) -> Path:
-        return Path(trial.config["trial"]["folder"])
+
+def _find_folder(trial: Any) -> Path:
+    return Path(trial.config["trial"]["folder"])
 
 
-def _domain(values: Values) -> Any:
+def _make_domain(values: Values) -> Any:
     """Where population based training draws from anew, and what it steps along."""
     if values.uniform is not None:
         return tune.uniform(*values.uniform)
@@ -246,7 +248,7 @@ def _domain(values: Values) -> Any:
     return list(values.examples)
 
 
-def _distribution(optuna: Any, values: Values) -> Any:
+def _make_distribution(optuna: Any, values: Values) -> Any:
     if values.choice is not None:
         return optuna.distributions.CategoricalDistribution(values.choice)
     low, high = values.uniform or values.loguniform or (0.0, 0.0)

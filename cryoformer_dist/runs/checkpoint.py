@@ -15,8 +15,6 @@ from torch import Tensor
 
 from cryoformer_dist.data.order import ConsumedRows
 from cryoformer_dist.errors import CheckpointError, CheckpointNotWrittenError
-from cryoformer_dist.storage.retry import StorageRetry
-from cryoformer_dist.storage.places import Place, client_errors, remove_folder, synchronise
 from cryoformer_dist.runs.layout import (
     CHECKPOINT,
     CHECKPOINT_ENGINE,
@@ -27,6 +25,8 @@ from cryoformer_dist.runs.layout import (
     MANIFEST,
     PARTIAL_CHECKPOINT,
 )
+from cryoformer_dist.storage.places import Place, client_errors, remove_folder, synchronise
+from cryoformer_dist.storage.retry import StorageRetry
 from cryoformer_dist.storage.working_folder import WorkingFolder
 
 _SCHEMA_VERSION = 2
@@ -141,8 +141,8 @@ def _read_position(folder: Path) -> Checkpoint:
         ) from error
     if version != _SCHEMA_VERSION:
         raise CheckpointError(
-            f"{folder}: schema {version}, this version of cryoformer-dist reads {_SCHEMA_VERSION}; use the version that "
-            "wrote it"
+            f"{folder}: schema {version}, this version of cryoformer-dist reads {_SCHEMA_VERSION}; use the version "
+            "that wrote it"
         )
     return Checkpoint(folder, Position(**position))
 
@@ -224,7 +224,9 @@ class _Writing:
     @property
     def partial(self) -> Path:
         # A working copy is seen by nobody: it has no need of a second name.
-        return self.final if self.run.is_copy else self.final.with_name(PARTIAL_CHECKPOINT.format(step=self.position.step))
+        return (
+            self.final if self.run.is_copy else self.final.with_name(PARTIAL_CHECKPOINT.format(step=self.position.step))
+        )
 
     def clear(self) -> None:
         """An empty folder to write in. Nothing above the run directory is made: an absent storage must stay absent."""

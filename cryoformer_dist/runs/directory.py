@@ -15,11 +15,13 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import StoreError
+from cryoformer_dist.initialization.consensus import Consensus
+from cryoformer_dist.initialization.pose_search import PoseSearchResult
 from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.physics.fourier import spectrum
+from cryoformer_dist.physics.lattice import Lattice
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.volume import Volume
-from cryoformer_dist.storage.places import Place
 from cryoformer_dist.runs.layout import (
     CHECKPOINTS,
     CONFIG,
@@ -34,10 +36,8 @@ from cryoformer_dist.runs.layout import (
     SHELL_WEIGHT,
 )
 from cryoformer_dist.runs.manifest import RunManifest, read_manifest
+from cryoformer_dist.storage.places import Place
 from cryoformer_dist.storage.working_folder import WorkingFolder, open_working_folder
-from cryoformer_dist.initialization.consensus import Consensus
-from cryoformer_dist.physics.lattice import Lattice
-from cryoformer_dist.initialization.pose_search import PoseSearchResult
 
 # Checkpoints come and go by themselves, and Ray keeps its own records.
 _LEFT_AT_HOME = (CHECKPOINTS, RAY_RECORDS)

@@ -91,7 +91,9 @@ def read_manifest(run: Path) -> RunManifest:
         values = json.loads(path.read_text())
         version = values["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not the manifest of a run ({error}); start the run anew under another name") from error
+        raise ConfigError(
+            f"{path}: not the manifest of a run ({error}); start the run anew under another name"
+        ) from error
     if version != SCHEMA_VERSION:
         raise ConfigError(
             f"{path}: schema {version}, this version of cryoformer-dist reads {SCHEMA_VERSION}; use the version that "

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from cryoformer_dist.config.schema import TrainingConfig
+from cryoformer_dist.config.schema import RunConfig, TrainingConfig
 from cryoformer_dist.data.batch import BatchSource, local_batches
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.ranks import gather_objects, rank_and_world
 from cryoformer_dist.runs.checkpoint import Checkpoint, fetch_latest, latest_checkpoint
-from cryoformer_dist.runs.directory import load_run, selected_rows
+from cryoformer_dist.runs.directory import selected_rows
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine
 from cryoformer_dist.training.learner import Learner
@@ -29,7 +29,12 @@ _LOOK_AGAIN_SECONDS = 1.0
 
 
 def train_rank(
-    working: WorkingFolder, reporter: Reporter, batches_of: Callable[[ParticleStore], BatchSource], device: torch.device
+    working: WorkingFolder,
+    config: RunConfig,
+    store: ParticleStore,
+    reporter: Reporter,
+    batches_of: Callable[[ParticleStore], BatchSource],
+    device: torch.device,
 ) -> None:
     """Train this rank's share of a prepared run, from its newest checkpoint when there is one.
 
@@ -37,6 +42,8 @@ def train_rank(
     ----------
     working
         Run directory from `prepare_run`.
+    config, store
+        As the run directory names them.
     reporter
         Told of every report.
     batches_of
@@ -45,8 +52,6 @@ def train_rank(
         Where the network lives.
     """
     fetch_latest(working)
-    config, manifest = load_run(working.folder)
-    store = ParticleStore.open(manifest.store)
     rows, (rank, world) = selected_rows(config, store), rank_and_world()
     batch_size = particles_per_rank(config.training, world, len(rows))
     learner = Learner.from_run(config, store, working.folder, device)

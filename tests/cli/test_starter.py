@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from cryoformer_dist.cli import starter
-from cryoformer_dist.cli.starter import starter_folder, write_starter_files
+from cryoformer_dist.cli.starter import find_starter_folder, write_starter_files
 from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.orchestration.config_files import read_cluster_file, read_run_file
 
@@ -43,5 +43,5 @@ def test_an_installed_package_brings_the_files_with_it(tmp_path: Path, monkeypat
     (installed / "starter_files" / "configs").mkdir(parents=True)
     (installed / "cli").mkdir()
     monkeypatch.setattr(starter, "__file__", str(installed / "cli" / "starter.py"))
-    assert starter_folder("configs") == installed / "starter_files" / "configs"
-    assert starter_folder("cluster") == tmp_path / "site" / "cluster"
+    assert find_starter_folder("configs") == installed / "starter_files" / "configs"
+    assert find_starter_folder("cluster") == tmp_path / "site" / "cluster"

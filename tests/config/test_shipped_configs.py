@@ -8,7 +8,8 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.simulation import PhantomSource
 from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.orchestration.config_files import read_run_file
-from cryoformer_dist.orchestration.dispatch import provider_of, read_launch_spec
+from cryoformer_dist.orchestration.launch import choose_provider
+from cryoformer_dist.orchestration.request import RunRequest, read_request
 from cryoformer_dist.orchestration.sweep import read_sweep_request
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,7 +98,8 @@ def test_every_shipped_file_begins_with_the_command_that_uses_it(path: Path) -> 
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=_name)
 def test_what_every_shipped_cluster_file_would_start_can_be_shown(path: Path) -> None:
-    spec = read_launch_spec(path, None, "trial", False, [])
-    preview = provider_of(spec.cluster).preview(spec)
+    request = read_request(path, None, "trial", False, [])
+    assert isinstance(request, RunRequest)
+    preview = choose_provider(request.cluster).preview(request)
     assert "cryoformer_dist.cli drive" in preview
     assert "--name trial" in preview

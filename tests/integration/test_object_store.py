@@ -15,10 +15,17 @@ import torch.multiprocessing
 import yaml
 from support.command_line import run_command, running, train_command
 from support.object_store import KEY, SECRET
-from support.tiny_runs import CPU, SHARD_ROWS, Listener, assert_same_end, tiny_config, tiny_settings, train
+from support.tiny_runs import (
+    SHARD_ROWS,
+    Listener,
+    assert_same_end,
+    tiny_config,
+    tiny_settings,
+    train,
+    train_prepared,
+)
 from upath import UPath
 
-from cryoformer_dist.data.batch import local_batches
 from cryoformer_dist.data.convert import (
     ConversionOptions,
     begin_conversion,
@@ -32,7 +39,6 @@ from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.runs.checkpoint import fetch_latest, latest_checkpoint
 from cryoformer_dist.runs.directory import open_run_directory, send_run
 from cryoformer_dist.training.preparation import prepare_run
-from cryoformer_dist.training.worker import train_rank
 
 CHANGES = {
     "training.epochs": 6,
@@ -146,7 +152,7 @@ def _zero_rank(rank: int, meeting_point: str, home: str) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2"}
     try:
         with open_run_directory(home) as run:
-            train_rank(run, Listener(), local_batches, CPU)
+            train_prepared(run, Listener())
     finally:
         torch.distributed.destroy_process_group()
 

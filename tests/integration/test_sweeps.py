@@ -153,16 +153,14 @@ def test_optuna_proposes_every_trial(tiny_store: Path, tmp_path: Path) -> None:
 ON_A_CLUSTER = """
 import sys
 from pathlib import Path
-from cryoformer_dist.cli import terminal
 from cryoformer_dist.config.cluster import ExistingCluster
 from cryoformer_dist.orchestration.environment import prepare_environment
 prepare_environment()
-from cryoformer_dist.orchestration.request import Console
+from cryoformer_dist.cli.terminal import make_display
 from cryoformer_dist.orchestration.sweep import carry_out_sweep, read_sweep_request
 sweep, address, token, storage = sys.argv[1:]
 cluster = ExistingCluster(provider="existing", address=address, token_file=token, storage=storage)
-voice = Console(terminal.say, terminal.progress, terminal.staged_progress, terminal.record_line)
-print(carry_out_sweep(read_sweep_request(Path(sweep), [], cluster), voice))
+print(carry_out_sweep(read_sweep_request(Path(sweep), [], cluster), make_display()))
 """
 
 

@@ -15,11 +15,12 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.io.cryodrgn import load_numpy_pickle
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.io.reading import check_stacks, read_particles
-from cryoformer_dist.orchestration.train import train_locally
+from cryoformer_dist.orchestration.worker import SilentReporter, train_alone
 from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import comparable_frequencies, image_to_fourier, mean_squared_error_half_plane
 from cryoformer_dist.physics.grids import frequency_grid, lattice_points
 from cryoformer_dist.physics.projection import project_points
+from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.preparation import prepare_run
 
 pytestmark = [
@@ -99,8 +100,9 @@ def test_latent_assigns_classes_nearly_as_well_as_maximum_likelihood_with_the_tr
         "training": {"epochs": 30, "global_batch_size": 16, "engine": "torch"},
     }
     run = tmp_path / "run"
-    prepare_run(parse_config(values, RunConfig, "test"), store, run, resume=False)
-    train_locally(run, lambda record: None)
+    config = parse_config(values, RunConfig, "test")
+    prepare_run(config, store, run, resume=False)
+    train_alone(WorkingFolder.on_disk(run), config, store, SilentReporter(), torch.get_num_threads(), on_gpu=False)
     latents = load_trained(run).latents
     means = np.stack([np.bincount(particle, column) / counts for column in latents.T], axis=1)
     ours = accuracy(kmeans(means, 2).label, label)

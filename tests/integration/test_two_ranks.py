@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
-from support.tiny_runs import CPU, Listener, Stop, final_state, prepare_from_mask, tiny_config, train
+from support.tiny_runs import Listener, Stop, final_state, prepare_from_mask, tiny_config, train, train_prepared
 
 from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.data.batch import local_batches
 from cryoformer_dist.data.order import ConsumedRows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.grids import radius_grid
@@ -42,7 +41,7 @@ def _rank(rank: int, world: int, meeting_point: str, run: str, stop_at: int | No
     worker.Trainer = make_trainer  # type: ignore[assignment,misc]
     listener = Listener(stop_at)
     try:
-        worker.train_rank(WorkingFolder.on_disk(Path(run)), listener, local_batches, CPU)
+        train_prepared(WorkingFolder.on_disk(Path(run)), listener)
     except Stop:
         return
     finally:

@@ -22,13 +22,13 @@ BACKENDS = (
 @pytest.fixture
 def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine without a GPU, and without importing anything."""
-    monkeypatch.setattr(doctor, "_import_failure", lambda module: f"ImportError: no {module}")
+    monkeypatch.setattr(doctor, "_try_import", lambda module: f"ImportError: no {module}")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.mark.usefixtures("nothing_loads")
 def test_every_backend_is_listed_and_each_that_does_not_load_says_why() -> None:
-    found = {finding.name: finding for finding in doctor.backends()}
+    found = {finding.name: finding for finding in doctor.examine_backends()}
     assert tuple(found) == BACKENDS
     states = [finding.state for finding in found.values()]
     assert states == ["ok", "absent", "absent", "ok", "broken", "broken"]
@@ -45,20 +45,20 @@ def test_every_backend_is_listed_and_each_that_does_not_load_says_why() -> None:
 
 
 def test_the_reason_is_the_last_line_of_a_failed_import() -> None:
-    assert doctor._import_failure("json") is None
-    assert doctor._import_failure("no_such_package") == "ModuleNotFoundError: No module named 'no_such_package'"
+    assert doctor._try_import("json") is None
+    assert doctor._try_import("no_such_package") == "ModuleNotFoundError: No module named 'no_such_package'"
 
 
 def test_storage_is_written_read_back_and_left_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_STORAGE_BYTES", 2**20)
-    assert doctor.storage(tmp_path / "not" / "there").state == "ok"
+    assert doctor.examine_storage(tmp_path / "not" / "there").state == "ok"
     assert list(tmp_path.iterdir()) == []
 
     def refuse(*arguments: object, **named: object) -> None:
         raise PermissionError("read-only")
 
     monkeypatch.setattr(doctor.tempfile, "TemporaryDirectory", refuse)
-    finding = doctor.storage(tmp_path)
+    finding = doctor.examine_storage(tmp_path)
     assert finding.state == "broken"
     assert "read-only" in finding.detail
     assert "--storage" in finding.detail
@@ -69,7 +69,7 @@ def test_a_benchmark_that_fails_is_told_and_does_not_end_the_examination(monkeyp
         raise RuntimeError("out of memory\nlong story")
 
     monkeypatch.setattr(doctor.StepBenchmark, "of", of)
-    found = list(doctor.benchmark(1.0))
+    found = list(doctor.benchmark_training(1.0))
     assert [finding.state for finding in found] == ["broken"] * len(found)
     assert found[0].detail.endswith("out of memory")
 
@@ -82,7 +82,7 @@ def _findings(*states: str) -> Iterator[Finding]:
 def test_the_command_prints_every_finding_and_fails_only_for_what_is_broken(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, states: tuple[str, ...], code: int
 ) -> None:
-    monkeypatch.setattr(doctor, "backends", lambda: _findings(*states))
+    monkeypatch.setattr(doctor, "examine_backends", lambda: _findings(*states))
     monkeypatch.setattr(doctor, "_STORAGE_BYTES", 2**10)
     result = CliRunner().invoke(cli.app, ["doctor", "--seconds", "0", "--storage", str(tmp_path)])
     assert result.exit_code == code, result.output

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.environment import find_token, make_token, prepare_environment, token_file
+from cryoformer_dist.orchestration.environment import describe_token_place, find_token, make_token, prepare_environment
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def test_clusters_of_our_own_share_a_token_that_only_the_user_can_read(monkeypat
     first = path.read_text()
     assert len(first) == 64
     assert path.stat().st_mode & 0o077 == 0
-    assert token_file() == f"in {path}"
+    assert describe_token_place() == f"in {path}"
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
     make_token()
     assert path.read_text() == first

@@ -1,178 +1,124 @@
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-import torch
-import yaml
-from support.tiny_runs import tiny_config, tiny_settings
+from support.tiny_runs import tiny_config
 
-from cryoformer_dist.analysis import results
-from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
-from cryoformer_dist.config.loading import parse_config
-from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.data import convert
-from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import ConfigError, StoreError, StoreNotFoundError
-from cryoformer_dist.orchestration import steps
-from cryoformer_dist.orchestration.config_files import read_cluster_file, read_run_file
-from cryoformer_dist.orchestration.pipeline import run_pipeline
-from cryoformer_dist.orchestration.request import Console, Request
-
-if TYPE_CHECKING:
-    from upath import UPath
-
-SIMULATED = {
-    "dataset.simulate": {"particles": 24, "box_size": 16},
-    "training.epochs": 1,
-}
+from cryoformer_dist.config.cluster import LocalCluster
+from cryoformer_dist.errors import ClusterError, ClusterUnreachableWarning, ConfigError
+from cryoformer_dist.orchestration import launch
+from cryoformer_dist.orchestration.launch import find_provider, make_resume_request, read_cluster, record_launch, submit
+from cryoformer_dist.orchestration.launch_record import read_launch
+from cryoformer_dist.orchestration.providers.provider import Handle, JobState
+from cryoformer_dist.orchestration.request import RunRequest
 
 
-class _Heard:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.titles: list[str] = []
-        self.records: list[dict[str, Any]] = []
-
-    @contextmanager
-    def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        self.titles.append(title)
-        yield lambda done, total: None
-
-    @contextmanager
-    def stages(self) -> Iterator[Callable[[str, int, int], None]]:
-        def heard(stage: str, done: int, total: int) -> None:
-            if stage not in self.titles:
-                self.titles.append(stage)
-
-        yield heard
-
-    @property
-    def console(self) -> Console:
-        return Console(self.lines.append, self.progress, self.stages, self.records.append)
+@pytest.fixture(autouse=True)
+def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
-def _prepared_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop short of training and results: they have tests of their own."""
-    monkeypatch.setattr(steps, "train_locally", lambda run, on_record: None)
-    monkeypatch.setattr(results, "make_results", lambda run: run / "report.html")
+class _Provider:
+    """Takes every run; says what it is told to say of it."""
+
+    answer: JobState | ClusterError = JobState("running")
+
+    def preview(self, request: RunRequest) -> str:
+        return ""
+
+    def submit(self, request: RunRequest) -> Handle:
+        return {"job": "7"}
+
+    def follow(self, handle: Handle) -> Iterator[str]:
+        yield ""
+
+    def ask_state(self, handle: Handle) -> JobState:
+        if isinstance(self.answer, ClusterError):
+            raise self.answer
+        return self.answer
+
+    def stop(self, handle: Handle) -> None:
+        pass
 
 
-def _request(config: RunConfig, run: Path, resume: bool = False) -> Request:
-    return Request(config, None, run, resume)
+@pytest.fixture
+def provider(monkeypatch: pytest.MonkeyPatch) -> _Provider:
+    made = _Provider()
+    monkeypatch.setattr(launch, "choose_provider", lambda cluster: made)
+    return made
 
 
-def test_paths_of_a_run_file_start_at_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "configs"
-    folder.mkdir()
-    simulate = {"source": {"kind": "models", "path": "models/states.npz"}}
-    settings = tiny_settings(Path("../data/s.zarr"), {"dataset.simulate": simulate})
-    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
-    monkeypatch.chdir(folder)
-    config = read_run_file(Path("run.yaml"), ["training.epochs=7"])
-    assert config.dataset.store == str(tmp_path / "data" / "s.zarr")
-    assert config.dataset.simulate is not None
-    assert config.dataset.simulate.source.path == folder / "models" / "states.npz"  # type: ignore[union-attr]
-    assert config.training.epochs == 7
+@pytest.fixture
+def asked(tmp_path: Path) -> RunRequest:
+    return RunRequest("tiny", tiny_config(tmp_path / "s.zarr"), LocalCluster(storage=str(tmp_path / "runs")))
 
 
-def test_paths_of_a_cluster_file_start_at_its_folder_and_absolute_ones_stay(tmp_path: Path) -> None:
-    folder = tmp_path / "cluster"
-    folder.mkdir()
-    (folder / "c.yaml").write_text("run: ../configs/run.yaml\nstorage: ../runs\n")
-    cluster, run = read_cluster_file(folder / "c.yaml")
-    assert (cluster.storage, run) == (str(tmp_path / "runs"), tmp_path / "configs" / "run.yaml")
-    (folder / "c.yaml").write_text("storage: /somewhere/else\n")
-    cluster, run = read_cluster_file(folder / "c.yaml")
-    assert (cluster.storage, run) == ("/somewhere/else", None)
+def test_what_was_launched_can_be_launched_again_to_go_on(asked: RunRequest, provider: _Provider) -> None:
+    assert submit(asked, provider) == read_launch("tiny")
+    launched = read_launch("tiny")
+    assert launched.handle == {"job": "7"}
+    assert launched.home == str(asked.home)
+    assert read_cluster(launched) == asked.cluster
+    assert make_resume_request(launched) == replace(asked, resume=True)
 
 
-def test_a_run_makes_the_particles_it_asks_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _prepared_only(monkeypatch)
-    config = tiny_config(tmp_path / "data" / "s.zarr", SIMULATED)
-    first, second = _Heard(), _Heard()
-    assert run_pipeline(_request(config, tmp_path / "run"), first.console) == tmp_path / "run" / "report.html"
-    assert first.titles[:3] == ["simulating particles", "converting to Zarr", "consensus map"]
-    assert len(ParticleStore.open(tmp_path / "data" / "s.zarr")) == 24
-    assert (tmp_path / "data" / "particles" / "truth" / "truth.npz").is_file()
-    run_pipeline(_request(config, tmp_path / "other"), second.console)
-    assert second.titles[0] == "consensus map"
-
-
-@pytest.mark.parametrize("cut", ["simulate", "convert"])
-def test_a_launch_cut_while_it_made_the_particles_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
+def test_stopping_waits_for_the_end_but_not_for_ever(
+    asked: RunRequest, provider: _Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _prepared_only(monkeypatch)
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    config = tiny_config(tmp_path / "s.zarr", SIMULATED)
-    with monkeypatch.context() as patch:
-        if cut == "simulate":
-            patch.setattr("cryoformer_dist.simulation.simulate._write_particles", fail)
-        else:
-            patch.setattr(convert, "convert_shard", fail)
-        with pytest.raises(KeyboardInterrupt):
-            run_pipeline(_request(config, tmp_path / "run"), _Heard().console)
-    run_pipeline(_request(config, tmp_path / "run"), _Heard().console)
-    store = ParticleStore.open(tmp_path / "s.zarr")
-    store.verify()
-    assert sorted(store.particles().source_row) == list(range(24))
+    launched = submit(asked, provider)
+    answers = [JobState("running"), JobState("running"), JobState("stopped")]
+    monkeypatch.setattr(provider, "ask_state", lambda handle: answers.pop(0))
+    monkeypatch.setattr(launch, "_POLL_SECONDS", 0.0)
+    assert launch.stop(launched)
+    assert not answers
+    monkeypatch.setattr(launch, "_ENDING_SECONDS", 0.0)
+    monkeypatch.setattr(provider, "ask_state", lambda handle: JobState("running"))
+    assert not launch.stop(launched)
 
 
-@pytest.mark.parametrize(("there", "asked", "told"), [(True, 0, True), (True, 1, False), (False, 0, False)])
-def test_a_gpu_that_would_stay_idle_is_spoken_of(
-    monkeypatch: pytest.MonkeyPatch, there: bool, asked: float, told: bool
+def test_two_drivers_never_share_a_name(asked: RunRequest, provider: _Provider) -> None:
+    submit(asked, provider)
+    with pytest.raises(ClusterError, match="has not ended"):
+        submit(asked, provider)
+    with pytest.raises(ClusterError, match="has not ended"), record_launch(asked):
+        pytest.fail("two drivers share a name")
+    provider.answer = JobState("failed", 1)
+    submit(asked, provider)
+
+
+def test_a_cluster_that_is_gone_does_not_hold_its_names(asked: RunRequest, provider: _Provider) -> None:
+    submit(asked, provider)
+    provider.answer = ClusterError("nobody answers")
+    with pytest.warns(ClusterUnreachableWarning, match="nobody answers"):
+        submit(asked, provider)
+
+
+@pytest.mark.parametrize(
+    ("end", "state"),
+    [
+        (None, JobState("succeeded", 0)),
+        (ConfigError("not like this"), JobState("failed", 2)),
+        (SystemExit(143), JobState("failed", 143)),
+        (ZeroDivisionError(), JobState("failed", 1)),
+        (KeyboardInterrupt(), JobState("failed", 1)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_launch_in_this_process_is_recorded_with_how_it_ended(
+    end: BaseException | None, state: JobState, asked: RunRequest
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    heard = _Heard()
-    steps.tell_of_idle_gpu(LocalCluster(workers=WorkersConfig(count=1, gpus=asked)), heard.console)
-    assert [line.startswith("GPU") for line in heard.lines] == [True] * told
+    def carry_out() -> None:
+        with record_launch(asked):
+            launched = read_launch("tiny")
+            assert find_provider(launched).ask_state(launched.handle) == JobState("running")
+            if end is not None:
+                raise end
 
-
-def test_particles_that_are_not_to_be_made_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(StoreNotFoundError, match=r"s\.zarr"):
-        run_pipeline(_request(tiny_config(tmp_path / "s.zarr"), tmp_path / "run"), _Heard().console)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_that_is_no_store_is_not_written_into(tmp_path: Path) -> None:
-    (tmp_path / "s.zarr").mkdir()
-    (tmp_path / "s.zarr" / "mine.txt").write_text("mine")
-    with pytest.raises(StoreError, match="not a particle store"):
-        run_pipeline(_request(tiny_config(tmp_path / "s.zarr", SIMULATED), tmp_path / "run"), _Heard().console)
-    assert [path.name for path in (tmp_path / "s.zarr").iterdir()] == ["mine.txt"]
-
-
-def test_particles_without_poses_are_refused_with_where_to_get_them(
-    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = ParticleStore.open(tiny_store)
-    store.attributes["has_poses"] = False
-    monkeypatch.setattr(steps.ParticleStore, "open", lambda path: store)
-    with pytest.raises(ConfigError, match=r"no poses.*RELION or cryoSPARC"):
-        run_pipeline(_request(tiny_config(tiny_store), tmp_path / "run"), _Heard().console)
-    assert np.all(store.particles().rotation.shape == (64, 3, 3))
-
-
-def test_urls_of_run_and_cluster_files_stay_as_they_are(tmp_path: Path) -> None:
-    run_file, cluster_file = tmp_path / "run.yaml", tmp_path / "cluster.yaml"
-    run_file.write_text(yaml.safe_dump({"dataset": {"store": "s3://bucket/sets/x.zarr"}}))
-    cluster_file.write_text(yaml.safe_dump({"storage": "s3://bucket/runs"}))
-    assert read_run_file(run_file, []).dataset.store == "s3://bucket/sets/x.zarr"
-    assert read_cluster_file(cluster_file)[0].storage == "s3://bucket/runs"
-
-
-def test_simulating_into_an_object_store_is_refused_with_the_way_there(
-    object_store: Callable[[], "UPath"], tmp_path: Path
-) -> None:
-    store = object_store() / "x.zarr"
-    settings = tiny_settings(tmp_path, SIMULATED)
-    settings["dataset"]["store"] = str(store)
-    config = parse_config(settings, RunConfig, "tiny")
-    with pytest.raises(ConfigError, match=rf"simulate -o FOLDER.*convert FOLDER/particles\.star -o {store}"):
-        run_pipeline(_request(config, tmp_path / "run"), _Heard().console)
+    if end is None:
+        carry_out()
+    else:
+        with pytest.raises(type(end)):
+            carry_out()
+    launched = read_launch("tiny")
+    assert find_provider(launched).ask_state(launched.handle) == state

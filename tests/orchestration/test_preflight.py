@@ -9,7 +9,8 @@ import ray
 from cryoformer_dist.config.cluster import WorkersConfig
 from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration import preflight as module
-from cryoformer_dist.orchestration.preflight import NodeReport, at_nodes, preflight, wait_for_nodes
+from cryoformer_dist.orchestration.nodes import Node
+from cryoformer_dist.orchestration.preflight import NodeReport, preflight, wait_for_nodes
 
 NODES = [{"NodeID": f"id{k}", "Alive": True, "NodeManagerAddress": f"10.0.0.{k}", "Resources": {}} for k in range(3)]
 
@@ -19,7 +20,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Three nodes that are this process, one of them changed."""
 
     def set_up(change: Callable[[NodeReport], NodeReport] = lambda report: report, sees: bool = True) -> None:
-        def on_every(nodes: list[dict[str, Any]], function: Any, *arguments: Any) -> list[Any]:
+        def on_every(nodes: list[Node], function: Any, *arguments: Any) -> list[Any]:
             results = [function(node, *arguments) for node in nodes]
             if function is module._examine:
                 results[2] = change(results[2])
@@ -27,7 +28,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 results[2] = 2
             return results
 
-        monkeypatch.setattr(module, "on_nodes", on_every)
+        monkeypatch.setattr(module, "run_on_nodes", on_every)
 
     monkeypatch.setattr(ray, "nodes", lambda: [*NODES, {"NodeID": "dead", "Alive": False}])
     return set_up
@@ -94,28 +95,6 @@ def test_storage_that_cannot_be_written_and_promised_gpus_are_told_together(
     lines = _refused(blocked, tmp_path / "none.zarr")
     assert sum("cannot be written" in line for line in lines) == 3
     assert sum("Ray hands out 64 GPUs" in line for line in lines) == 1
-
-
-def test_a_node_that_dies_while_it_is_looked_at_is_none_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    alive = [dict(node) for node in NODES]
-    monkeypatch.setattr(ray, "nodes", lambda: alive)
-    looks: list[int] = []
-
-    def look(nodes: list[dict[str, Any]]) -> int:
-        looks.append(len(nodes))
-        if len(looks) == 1:
-            alive[1]["Alive"] = False
-            raise ClusterError("a node did not answer")
-        return len(nodes)
-
-    assert at_nodes(look) == 2
-    assert looks == [3, 2]
-
-    def refuse(nodes: list[dict[str, Any]]) -> None:
-        raise ClusterError("not ready")
-
-    with pytest.raises(ClusterError, match="not ready"):
-        at_nodes(refuse)
 
 
 def test_nodes_that_are_still_joining_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

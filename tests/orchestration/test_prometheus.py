@@ -18,12 +18,12 @@ import yaml
 from support.tiny_runs import tiny_settings
 from support.training_records import training_record
 
-from cryoformer_dist.cli.starter import starter_folder
+from cryoformer_dist.cli.starter import find_starter_folder
 from cryoformer_dist.orchestration import prometheus as metrics
 from cryoformer_dist.orchestration.prometheus import METRICS, publishing
-from cryoformer_dist.orchestration.train import RayReporter
+from cryoformer_dist.orchestration.worker import RayReporter
 
-MONITORING = starter_folder("cluster") / "monitoring"
+MONITORING = find_starter_folder("cluster") / "monitoring"
 # Of Ray's own, those that the dashboard draws.
 RAYS_OWN = {"ray_node_cpu_utilization", "ray_node_gpus_utilization", "ray_node_mem_used", "ray_node_mem_total"}
 RECORD = training_record(

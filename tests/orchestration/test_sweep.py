@@ -9,7 +9,7 @@ from support.tiny_runs import tiny_settings
 from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
 from cryoformer_dist.errors import ClusterError, ConfigError
 from cryoformer_dist.orchestration import sweep
-from cryoformer_dist.orchestration.sweep import SweepRequest, read_sweep_request, trials_at_once
+from cryoformer_dist.orchestration.sweep import SweepRequest, count_trials_at_once, read_sweep_request
 from cryoformer_dist.runs.trial import TrialOutcome, read_outcome, trial_folders, write_outcome
 
 
@@ -90,7 +90,7 @@ def test_as_many_trials_run_at_a_time_as_fit(
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
     path = _file(tmp_path, tiny_store, workers=workers, concurrent=concurrent)
-    assert trials_at_once(read_sweep_request(path, []).sweep) == slots
+    assert count_trials_at_once(read_sweep_request(path, []).sweep) == slots
 
 
 def test_a_trial_that_fits_nowhere_is_refused_instead_of_waiting_for_ever(
@@ -99,4 +99,4 @@ def test_a_trial_that_fits_nowhere_is_refused_instead_of_waiting_for_ever(
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
     request: SweepRequest = read_sweep_request(_file(tmp_path, tiny_store, workers={"count": 2}), [])
     with pytest.raises(ClusterError, match=r"a trial needs 1\.8 CPUs and 0 GPUs, the cluster has 1 and 0"):
-        trials_at_once(request.sweep)
+        count_trials_at_once(request.sweep)

@@ -11,7 +11,7 @@ from cryoformer_dist.analysis.sweep_folder import headline_scores, read_result
 from cryoformer_dist.config.loading import dump_config, parse_config
 from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.config.trials import Trial, plan_trials
-from cryoformer_dist.orchestration import train, trial
+from cryoformer_dist.orchestration import trial, worker
 from cryoformer_dist.runs.training_log import read_training_log
 from cryoformer_dist.runs.trial import TrialOutcome, read_epochs, read_outcome, write_trial
 
@@ -42,8 +42,8 @@ class Tune:
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> Tune:
     # The process group, threads and denormal numbers are the business of a trial's own process.
-    monkeypatch.setattr(train, "join_world_of_one", lambda device: None)
-    monkeypatch.setattr(train, "set_threads", lambda count: None)
+    monkeypatch.setattr(worker, "join_world_of_one", lambda device: None)
+    monkeypatch.setattr(worker, "set_threads", lambda count: None)
     monkeypatch.setattr(trial.torch, "set_num_threads", lambda count: None)
     tune = Tune()
     monkeypatch.setattr(trial, "tune", tune)
@@ -61,7 +61,7 @@ def _lay_out(folder: Path, store: Path, changes: dict[str, Any] | None = None, *
 
 def _run(folder: Path, name: str) -> Path:
     place = folder / "trials" / name
-    trial.train_trial({"trial": {"folder": str(place), "values": {}}, "workers_per_device": 1})
+    trial.run_trial({"trial": {"folder": str(place), "values": {}}, "workers_per_device": 1})
     return place
 
 

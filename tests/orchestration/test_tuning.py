@@ -13,7 +13,7 @@ from cryoformer_dist.config.loading import parse_config
 from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.errors import BackendUnavailableError
 from cryoformer_dist.orchestration import tuning
-from cryoformer_dist.orchestration.tuning import OptunaProposals, Past, SweepLog, scheduler_of
+from cryoformer_dist.orchestration.tuning import OptunaProposals, Past, SweepLog, describe_trial, make_scheduler
 from cryoformer_dist.runs.trial import TrialOutcome, read_outcome, trial_folders, write_outcome
 
 RATE = "training.learning_rates.network"
@@ -42,19 +42,19 @@ def _decisions(scheduler: TrialScheduler, *scores: float) -> list[str]:
 def test_a_scheduler_remembers_trials_that_ended_before_an_interruption(kind: str) -> None:
     sweep = _sweep(scheduler={"kind": kind, "grace_epochs": 2, "reduction": 2})
     past = [_past(f"good{number}", 0.5, 0.8, 0.85, 0.9) for number in range(4)]
-    assert _decisions(scheduler_of(sweep, 4, past), 0.1, 0.2) == ["CONTINUE", "STOP"]
-    assert _decisions(scheduler_of(sweep, 4, past), 0.1, 0.95) == ["CONTINUE", "CONTINUE"]
-    assert _decisions(scheduler_of(sweep, 4, []), 0.1, 0.2) == ["CONTINUE", "CONTINUE"]
+    assert _decisions(make_scheduler(sweep, 4, past), 0.1, 0.2) == ["CONTINUE", "STOP"]
+    assert _decisions(make_scheduler(sweep, 4, past), 0.1, 0.95) == ["CONTINUE", "CONTINUE"]
+    assert _decisions(make_scheduler(sweep, 4, []), 0.1, 0.2) == ["CONTINUE", "CONTINUE"]
 
 
 def test_a_trial_s_last_epoch_is_never_the_scheduler_s_to_end() -> None:
     sweep = _sweep(scheduler={"kind": "asha", "grace_epochs": 1, "reduction": 2})
-    assert _decisions(scheduler_of(sweep, 3, []), 0.1, 0.2, 0.3)[-1] == "CONTINUE"
+    assert _decisions(make_scheduler(sweep, 3, []), 0.1, 0.2, 0.3)[-1] == "CONTINUE"
 
 
 def test_less_is_better_where_the_metric_says_so() -> None:
     sweep = _sweep(metric="loss", scheduler={"kind": "asha", "grace_epochs": 1, "reduction": 2})
-    scheduler = scheduler_of(sweep, 4, [])
+    scheduler = make_scheduler(sweep, 4, [])
     for name, loss in (("a", 1.0), ("b", 0.5), ("c", 2.0)):
         scheduler.on_trial_add(None, Past(name))
         decision = scheduler.on_trial_result(None, Past(name), {"epoch": 1, "loss": loss})
@@ -63,10 +63,10 @@ def test_less_is_better_where_the_metric_says_so() -> None:
 
 def test_population_based_training_varies_what_the_sweep_names() -> None:
     sweep = _sweep(scheduler={"kind": "pbt", "grace_epochs": 2}, parameters={RATE: {"loguniform": [1e-4, 1e-2]}})
-    scheduler = scheduler_of(sweep, 4, [])
+    scheduler = make_scheduler(sweep, 4, [])
     assert isinstance(scheduler, PopulationBasedTraining)
     worse, better = (
-        Trial("train_trial", config=tuning.tuned(Path(name), {RATE: rate}), stub=True)
+        Trial("run_trial", config={"trial": describe_trial(Path(name), {RATE: rate})}, stub=True)
         for name, rate in (("worse", 5e-3), ("better", 1e-3))
     )
     for trial in (worse, better):

@@ -9,8 +9,6 @@ import torch
 
 from cryoformer_dist.data.order import ConsumedRows
 from cryoformer_dist.errors import CheckpointError
-from cryoformer_dist.storage.retry import Attempt, StorageRetry
-from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.runs.checkpoint import (
     LearnedState,
     OccupancyState,
@@ -20,6 +18,8 @@ from cryoformer_dist.runs.checkpoint import (
     latest_checkpoint,
     write_checkpoint,
 )
+from cryoformer_dist.storage.retry import Attempt, StorageRetry
+from cryoformer_dist.storage.working_folder import WorkingFolder
 
 
 def _learned(weight: float) -> LearnedState:

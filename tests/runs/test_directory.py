@@ -9,11 +9,11 @@ from support.tiny_runs import tiny_config
 from cryoformer_dist.data import convert
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, StoreError
+from cryoformer_dist.initialization.occupancy import sphere
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.fourier import spectrum
-from cryoformer_dist.initialization.occupancy import sphere
-from cryoformer_dist.training.preparation import prepare_run
 from cryoformer_dist.runs.directory import load_lattice, load_run, load_spectrum, selected_rows
+from cryoformer_dist.training.preparation import prepare_run
 
 
 def _prepared(store: ParticleStore, run: Path, **changes: object) -> Path:

@@ -1,6 +1,6 @@
 import json
-from pathlib import Path
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from support.training_records import training_record

@@ -4,14 +4,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.training_records import training_record
 from support.tiny_runs import Listener, Stop, tiny_config, train
+from support.training_records import training_record
 
 from cryoformer_dist.config.trials import make_trial
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.runs.checkpoint import checkpoints
-from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log
 from cryoformer_dist.runs.directory import load_run
+from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log
 from cryoformer_dist.runs.trial import (
     TrialOutcome,
     append_epoch,
@@ -97,7 +97,9 @@ def test_a_takeover_goes_on_from_the_other_s_checkpoint_under_the_new_values(tin
     newest = checkpoints(donor)[-1]
     assert [checkpoint.position for checkpoint in checkpoints(run)] == [newest.position]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [newest.folder.name]
-    assert read_training_log(run) == [record for record in read_training_log(donor) if record.step <= newest.position.step]
+    assert read_training_log(run) == [
+        record for record in read_training_log(donor) if record.step <= newest.position.step
+    ]
     assert load_run(run)[0].training.learning_rates.network == 3e-3
     assert json.loads((run / "takeovers.jsonl").read_text())["from"] == "donor"
 

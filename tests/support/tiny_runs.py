@@ -15,7 +15,7 @@ from cryoformer_dist.data.convert import ConversionOptions, convert_serially, pl
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.runs.checkpoint import latest_checkpoint
-from cryoformer_dist.runs.directory import is_prepared, write_occupancy
+from cryoformer_dist.runs.directory import is_prepared, load_run, write_occupancy
 from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log
 from cryoformer_dist.simulation.simulate import simulate
 from cryoformer_dist.storage.working_folder import WorkingFolder
@@ -131,8 +131,19 @@ def train(
     listener = listener or Listener()
     store = ParticleStore.open(config.dataset.store)
     prepare_run(config, store, run, resume=is_prepared(run))
-    train_rank(WorkingFolder.on_disk(run), listener, batches_of, device)
+    train_prepared(WorkingFolder.on_disk(run), listener, batches_of, device)
     return listener
+
+
+def train_prepared(
+    working: WorkingFolder,
+    listener: Listener,
+    batches_of: Callable[[ParticleStore], BatchSource] = local_batches,
+    device: torch.device = CPU,
+) -> None:
+    """This rank's share of a run directory as it stands."""
+    config, manifest = load_run(working.folder)
+    train_rank(working, config, ParticleStore.open(manifest.store), listener, batches_of, device)
 
 
 def train_from_mask(config: RunConfig, run: Path, mask: torch.Tensor, listener: Listener | None = None) -> Listener:

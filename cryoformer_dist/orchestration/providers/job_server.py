@@ -6,16 +6,18 @@ import os
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cryoformer_dist.config.cluster import ExistingCluster
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.environment import find_token, worker_environment
-from cryoformer_dist.orchestration.launch_spec import Handle, JobState, LaunchSpec
+from cryoformer_dist.orchestration.environment import find_token, list_worker_variables
+from cryoformer_dist.orchestration.providers.provider import Handle, JobState
+from cryoformer_dist.orchestration.request import RunRequest
 
 _AGENT_SECONDS = 60
 _WORDS: dict[JobStatus, Literal["pending", "running", "succeeded", "failed", "stopped"]] = {
@@ -39,35 +41,38 @@ class JobServerProvider:
     def __init__(self, cluster: ExistingCluster) -> None:
         self._cluster = cluster
 
-    def preview(self, spec: LaunchSpec) -> str:
+    def preview(self, request: RunRequest) -> str:
         """See `Provider`."""
-        parts = [f"# {name}, sent with the job\n{text}" for name, text in spec.files.items()]
-        return "\n".join([*parts, f"# job at {self._cluster.address}\n{self._entrypoint(spec)}"])
+        parts = [f"# {name}, sent with the job\n{text}" for name, text in request.files.items()]
+        return "\n".join([*parts, f"# job at {self._cluster.address}\n{self._write_entrypoint(request)}"])
 
-    def submit(self, spec: LaunchSpec) -> Handle:
+    def submit(self, request: RunRequest) -> Handle:
         """See `Provider`."""
-        number = f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        environment = worker_environment() | {"RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"]} | spec.cluster.environment
-        client = self._client()
+        number = f"{request.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        environment = (
+            list_worker_variables() | {"RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"]} | self._cluster.environment
+        )
+        client = self._connect()
         with tempfile.TemporaryDirectory() as folder:
-            for name, text in spec.files.items():
+            for name, text in request.files.items():
                 (Path(folder) / name).write_text(text)
-            job = {
-                "entrypoint": self._entrypoint(spec),
-                "submission_id": number,
-                "runtime_env": {"working_dir": folder, "env_vars": environment},
-                "metadata": {"run": spec.name},
-                "entrypoint_num_cpus": 0,
-            }
-            self._submit(client, job)
+            submit = partial(
+                client.submit_job,
+                entrypoint=self._write_entrypoint(request),
+                submission_id=number,
+                runtime_env={"working_dir": folder, "env_vars": environment},
+                metadata={"run": request.name},
+                entrypoint_num_cpus=0,
+            )
+            self._retry_until_taken(submit)
         return {"job": number}
 
-    def _submit(self, client: Any, job: dict[str, Any]) -> None:
+    def _retry_until_taken(self, submit: Callable[[], object]) -> None:
         """Hand a job over; a cluster that has just come up takes jobs some seconds after it answers."""
         end = time.monotonic() + _AGENT_SECONDS
         while True:
             try:
-                client.submit_job(**job)
+                submit()
             except RuntimeError as error:
                 if "No available agent" in str(error) and time.monotonic() < end:
                     time.sleep(1)
@@ -77,7 +82,7 @@ class JobServerProvider:
 
     def follow(self, handle: Handle) -> Iterator[str]:
         """See `Provider`."""
-        chunks = self._client().tail_job_logs(handle["job"])
+        chunks = self._connect().tail_job_logs(handle["job"])
         loop = asyncio.new_event_loop()
         rest = ""
         try:
@@ -94,10 +99,10 @@ class JobServerProvider:
         if rest:
             yield rest
 
-    def state(self, handle: Handle) -> JobState:
+    def ask_state(self, handle: Handle) -> JobState:
         """See `Provider`."""
         try:
-            found = self._client().get_job_info(handle["job"])
+            found = self._connect().get_job_info(handle["job"])
         except RuntimeError as error:
             if "does not exist" in str(error):
                 return JobState("lost")
@@ -106,12 +111,12 @@ class JobServerProvider:
 
     def stop(self, handle: Handle) -> None:
         """See `Provider`."""
-        self._client().stop_job(handle["job"])
+        self._connect().stop_job(handle["job"])
 
-    def _entrypoint(self, spec: LaunchSpec) -> str:
-        return shlex.join(spec.command(".", self._cluster.python))
+    def _write_entrypoint(self, request: RunRequest) -> str:
+        return shlex.join(request.make_command(".", self._cluster.python))
 
-    def _client(self) -> Any:
+    def _connect(self) -> JobSubmissionClient:
         find_token(self._cluster.token_file)
         try:
             client = JobSubmissionClient(self._cluster.address)

@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
@@ -19,23 +19,36 @@ LINE, ANSWER = "cryoformer-dist| ", "cryoformer-dist= "
 _AT_WORK = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
+class Answer(TypedDict, total=False):
+    """What is answered, by question.
+
+    ``nodes``: how many are up. ``state``: Ray's word for the job (``None`` for one it does not know), its driver's exit
+    code, and how many other jobs are at work on the cluster. To all others nothing.
+    """
+
+    nodes: int
+    status: str | None
+    exit_code: int | None
+    others: int
+
+
 def main(words: list[str]) -> None:
-    """One question: ``nodes COUNT SECONDS``, ``submit REQUEST``, ``tail JOB``, ``state JOB`` or ``stop JOB``."""
+    """One question: ``nodes COUNT SECONDS``, ``submit FILE``, ``tail JOB``, ``state JOB`` or ``stop JOB``."""
     verb, *rest = words
     if verb == "nodes":
-        answer(nodes=_wait_for_nodes(int(rest[0]), float(rest[1])))
+        answer({"nodes": _wait_for_nodes(int(rest[0]), float(rest[1]))})
     elif verb == "submit":
         _submit(Path(rest[0]).expanduser())
     elif verb == "tail":
         asyncio.run(_tail(rest[0]))
     elif verb == "state":
-        answer(**_state(rest[0]))
+        answer(_examine_job(rest[0]))
     else:
         JobSubmissionClient().stop_job(rest[0])
-        answer()
+        answer({})
 
 
-def answer(**values: Any) -> None:
+def answer(values: Answer) -> None:
     """Tell the one who asked."""
     sys.stdout.write(f"{ANSWER}{json.dumps(values)}\n")
 
@@ -48,16 +61,16 @@ def _wait_for_nodes(count: int, seconds: float) -> int:
     return found
 
 
-def _submit(request: Path) -> None:
+def _submit(file: Path) -> None:
     """Start what a file beside the launch's two asks for; paths in it may begin at this user's home."""
-    asked = json.loads(request.read_text())
+    job = json.loads(file.read_text())
     JobSubmissionClient().submit_job(
-        entrypoint=shlex.join(os.path.expanduser(word) for word in asked["command"]),
-        submission_id=asked["job"],
-        runtime_env={"env_vars": asked["environment"]},
+        entrypoint=shlex.join(os.path.expanduser(word) for word in job["command"]),
+        submission_id=job["job"],
+        runtime_env={"env_vars": job["environment"]},
         entrypoint_num_cpus=0,
     )
-    answer()
+    answer({})
 
 
 async def _tail(job: str) -> None:
@@ -68,10 +81,10 @@ async def _tail(job: str) -> None:
         sys.stdout.flush()
     if rest:
         sys.stdout.write(f"{LINE}{rest}\n")
-    answer()
+    answer({})
 
 
-def _state(job: str) -> dict[str, Any]:
+def _examine_job(job: str) -> Answer:
     """Ray's word, the driver's exit code, and how many other jobs are at work on the cluster."""
     jobs = JobSubmissionClient().list_jobs()
     others = sum(other.submission_id != job and other.status in _AT_WORK for other in jobs)

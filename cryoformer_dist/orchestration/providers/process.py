@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.launch_registry import launch_folder
-from cryoformer_dist.orchestration.launch_spec import Handle, JobState, LaunchSpec, output_of
+from cryoformer_dist.orchestration.launch_record import find_launch_folder
+from cryoformer_dist.orchestration.providers.provider import Handle, JobState, run_program
+from cryoformer_dist.orchestration.request import RunRequest
 
 _POLL_SECONDS = 0.2
 # Ray and its workers are given so long to end in order.
@@ -26,20 +27,20 @@ _APART = '( "$@"; echo $? > exit ) > log 2>&1 < /dev/null & echo $!'
 class ProcessProvider:
     """Runs the driver as a process of its own, which outlives the terminal."""
 
-    def preview(self, spec: LaunchSpec) -> str:
+    def preview(self, request: RunRequest) -> str:
         """See `Provider`."""
-        folder = _folder(spec)
-        parts = [f"# {folder / name}\n{text}" for name, text in spec.files.items()]
-        command = shlex.join(spec.command(str(folder), sys.executable))
+        folder = _choose_folder(request)
+        parts = [f"# {folder / name}\n{text}" for name, text in request.files.items()]
+        command = shlex.join(request.make_command(str(folder), sys.executable))
         return "\n".join([*parts, f"# on this machine, with --detach as a process of its own\n{command}"])
 
-    def submit(self, spec: LaunchSpec) -> Handle:
+    def submit(self, request: RunRequest) -> Handle:
         """See `Provider`."""
-        folder = write_files(spec)
+        folder = write_files(request)
         (folder / "log").touch()
-        command = ["sh", "-c", _APART, "sh", *spec.command(str(folder), sys.executable)]
-        number = output_of(command, "starting the driver", cwd=folder, start_new_session=True)
-        return _handle(int(number), folder)
+        command = ["sh", "-c", _APART, "sh", *request.make_command(str(folder), sys.executable)]
+        number = run_program(command, "starting the driver", cwd=folder, start_new_session=True)
+        return _describe(int(number), folder)
 
     def follow(self, handle: Handle) -> Iterator[str]:
         """See `Provider`."""
@@ -51,7 +52,7 @@ class ProcessProvider:
             line = ""
             while True:
                 # Asked before reading: what is written until then is all there is.
-                ended = self.state(handle).ended
+                ended = self.ask_state(handle).ended
                 while part := stream.readline():
                     line += part
                     if line.endswith("\n"):
@@ -63,16 +64,16 @@ class ProcessProvider:
                     return
                 time.sleep(_POLL_SECONDS)
 
-    def state(self, handle: Handle) -> JobState:
+    def ask_state(self, handle: Handle) -> JobState:
         """See `Provider`."""
         said = Path(handle["folder"]) / "exit"
         if said.is_file() and (text := said.read_text().strip()):
             return JobState("failed" if int(text) else "succeeded", int(text))
-        return JobState("running") if _process(handle) else JobState("stopped")
+        return JobState("running") if _find_process(handle) else JobState("stopped")
 
     def stop(self, handle: Handle) -> None:
         """See `Provider`."""
-        process = _process(handle)
+        process = _find_process(handle)
         if process is None:
             raise ClusterError(f"process {handle['pid']} has ended already")
         group = [process, *process.children(recursive=True)]
@@ -87,37 +88,37 @@ class ProcessProvider:
                 left.kill()
 
 
-def write_files(spec: LaunchSpec) -> Path:
+def write_files(request: RunRequest) -> Path:
     """A launch's files in a folder of this machine, in place of those of an earlier launch of its name."""
-    folder = _folder(spec)
+    folder = _choose_folder(request)
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in ("exit", "log"):
         (folder / leftover).unlink(missing_ok=True)
-    for name, text in spec.files.items():
+    for name, text in request.files.items():
         (folder / name).write_text(text)
     return folder
 
 
-def this_process(spec: LaunchSpec) -> Handle:
+def register_this_process(request: RunRequest) -> Handle:
     """The handle of a launch that this very process carries out."""
-    return _handle(os.getpid(), write_files(spec))
+    return _describe(os.getpid(), write_files(request))
 
 
-def keep_exit_code(handle: Handle, code: int) -> None:
+def write_exit_code(handle: Handle, code: int) -> None:
     """Say how this very process ends."""
     (Path(handle["folder"]) / "exit").write_text(str(code))
 
 
-def _folder(spec: LaunchSpec) -> Path:
-    return launch_folder() / spec.name
+def _choose_folder(request: RunRequest) -> Path:
+    return find_launch_folder() / request.name
 
 
-def _handle(pid: int, folder: Path) -> Handle:
+def _describe(pid: int, folder: Path) -> Handle:
     # Numbers of processes are used again; with the time of its start it is this one.
     return {"pid": str(pid), "started": str(psutil.Process(pid).create_time()), "folder": str(folder)}
 
 
-def _process(handle: Handle) -> psutil.Process | None:
+def _find_process(handle: Handle) -> psutil.Process | None:
     """The process, if it is still there."""
     try:
         process = psutil.Process(int(handle["pid"]))

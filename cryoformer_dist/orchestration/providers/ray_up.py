@@ -11,15 +11,22 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cryoformer_dist.config.cluster import RayUpCluster
 from cryoformer_dist.config.loading import dump_yaml
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.launch_registry import launch_folder
-from cryoformer_dist.orchestration.launch_spec import Handle, JobState, LaunchSpec, output_of
-from cryoformer_dist.orchestration.providers.on_head import ANSWER, LINE
-from cryoformer_dist.orchestration.providers.ray_up_config import exported, node_count, ray_config, with_token
+from cryoformer_dist.orchestration.launch_record import find_launch_folder
+from cryoformer_dist.orchestration.providers.on_head import ANSWER, LINE, Answer
+from cryoformer_dist.orchestration.providers.provider import Handle, JobState, run_program
+from cryoformer_dist.orchestration.providers.ray_up_config import (
+    RayConfig,
+    add_token,
+    count_nodes,
+    export_token,
+    make_ray_config,
+)
+from cryoformer_dist.orchestration.request import RunRequest
 
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")
 # Clouds take minutes to start a node, and its setup may install torch.
@@ -49,16 +56,17 @@ class RayUpProvider:
     def __init__(self, config: RayUpCluster) -> None:
         self._config = config
 
-    def preview(self, spec: LaunchSpec) -> str:
+    def preview(self, request: RunRequest) -> str:
         """See `Provider`."""
-        values = ray_config(self._config)
-        place = _Place(values["cluster_name"])
-        parts = [f"# {place.file}\n{self._text(values, place)}"]
-        parts += [f"# {place.remote}/{spec.name}/{name} on the head\n{text}" for name, text in spec.files.items()]
-        parts += [f"$ ray up --yes {place.file}", f"# job on the head\n{' '.join(self._command(spec, place))}"]
+        values = make_ray_config(self._config)
+        files = _ClusterFiles(values["cluster_name"])
+        parts = [f"# {files.config}\n{self._write_config(values, files)}"]
+        parts += [f"# {files.remote}/{request.name}/{name} on the head\n{text}" for name, text in request.files.items()]
+        parts.append(f"$ ray up --yes {files.config}")
+        parts.append(f"# job on the head\n{' '.join(self._make_command(request, files))}")
         return "\n".join(parts)
 
-    def submit(self, spec: LaunchSpec) -> Handle:
+    def submit(self, request: RunRequest) -> Handle:
         """Bring the cluster up if it is not, wait for its nodes, and start the job.
 
         Raises
@@ -66,30 +74,30 @@ class RayUpProvider:
         ClusterError
             If nodes do not come up, or the cluster that is up was made from another file.
         """
-        values = ray_config(self._config)
-        place = _Place(values["cluster_name"])
-        handle = {"ray": str(place.file), "job": f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}"}
-        self._bring_up(place, self._text(values, place), node_count(values), handle)
-        request = {
+        values = make_ray_config(self._config)
+        files = _ClusterFiles(values["cluster_name"])
+        handle = {"ray": str(files.config), "job": f"{request.name}-{time.strftime('%Y%m%d-%H%M%S')}"}
+        self._bring_up(files, self._write_config(values, files), count_nodes(values), handle)
+        job = {
             "job": handle["job"],
-            "command": self._command(spec, place),
-            "environment": spec.cluster.environment,
+            "command": self._make_command(request, files),
+            "environment": self._config.environment,
         }
-        folder = launch_folder() / spec.name
+        folder = find_launch_folder() / request.name
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in {**spec.files, "request.json": json.dumps(request)}.items():
+        for name, text in {**request.files, "job.json": json.dumps(job)}.items():
             (folder / name).write_text(text)
-        there = f"{place.remote}/{spec.name}/"
-        output_of([*_RAY, "rsync-up", handle["ray"], f"{folder}/", there], "copying the run's files to the head")
-        self._ask(handle, "submit", f"{there}request.json")
+        there = f"{files.remote}/{request.name}/"
+        run_program([*_RAY, "rsync-up", handle["ray"], f"{folder}/", there], "copying the run's files to the head")
+        self._ask(handle, "submit", f"{there}job.json")
         return handle
 
     def follow(self, handle: Handle) -> Iterator[str]:
         """Lines of the job's log; after its end the cluster is taken down, unless it is to stay."""
         read = 0
-        while not self._remembered(handle):
+        while not self._recall_end(handle):
             # Asked first: what is written until then is all there is.
-            state = self.state(handle)
+            state = self.ask_state(handle)
             # A connection that broke starts again from the first line.
             for line in itertools.islice(self._tail(handle), read, None):
                 read += 1
@@ -100,9 +108,9 @@ class RayUpProvider:
             time.sleep(_POLL_SECONDS)
         yield f"the cluster of job {handle['job']} was taken down, and its log with it"
 
-    def state(self, handle: Handle) -> JobState:
+    def ask_state(self, handle: Handle) -> JobState:
         """See `Provider`."""
-        if remembered := self._remembered(handle):
+        if remembered := self._recall_end(handle):
             return remembered
         try:
             told = self._ask(handle, "state", handle["job"])
@@ -116,48 +124,48 @@ class RayUpProvider:
     def stop(self, handle: Handle) -> None:
         """End the job, and take the cluster down unless it is to stay."""
         self._ask(handle, "stop", handle["job"])
-        while not self.state(handle).ended:
+        while not self.ask_state(handle).ended:
             time.sleep(_POLL_SECONDS)
         for _ in self._take_down(handle):
             pass
 
-    def _bring_up(self, place: "_Place", text: str, nodes: int, handle: Handle) -> None:
-        before = place.file.read_text() if place.file.is_file() else None
-        if before is not None and self._answers(handle):
+    def _bring_up(self, files: "_ClusterFiles", text: str, nodes: int, handle: Handle) -> None:
+        before = files.config.read_text() if files.config.is_file() else None
+        if before is not None and self._is_up(handle):
             if before != text:
                 raise ClusterError(
-                    f"cluster {place.name} is up, made from another file; `ray down {place.file}` first, then launch"
+                    f"cluster {files.name} is up, made from another file; `ray down {files.config}` first, then launch"
                 )
         else:
-            place.write(text)
-            output_of([*_RAY, "up", "--yes", str(place.file)], "bringing the cluster up")
+            files.write(text)
+            run_program([*_RAY, "up", "--yes", str(files.config)], "bringing the cluster up")
         # `ray up` is content when the command that starts Ray was sent; whether Ray runs, Ray must say.
         found = self._ask(handle, "nodes", str(nodes), str(_NODE_SECONDS))["nodes"]
         if found < nodes:
             raise ClusterError(
-                f"{found} of {nodes} nodes are up after {_NODE_SECONDS // 60} min; `ray monitor {place.file}` says "
-                f"why, `ray down {place.file}` ends those that are"
+                f"{found} of {nodes} nodes are up after {_NODE_SECONDS // 60} min; `ray monitor {files.config}` says "
+                f"why, `ray down {files.config}` ends those that are"
             )
 
-    def _answers(self, handle: Handle) -> bool:
+    def _is_up(self, handle: Handle) -> bool:
         """Whether Ray is up on the head: no reply of any kind is that of a cluster to be brought up."""
         with contextlib.suppress(ClusterError):
             return bool(self._ask(handle, "nodes", "1", "0"))
         return False
 
-    def _text(self, values: dict[str, Any], place: "_Place") -> str:
-        return dump_yaml(with_token(values, place.token, f"{place.remote}/{place.name}.token"))
+    def _write_config(self, values: RayConfig, files: "_ClusterFiles") -> str:
+        return dump_yaml(add_token(values, files.token, f"{files.remote}/{files.name}.token"))
 
-    def _command(self, spec: LaunchSpec, place: "_Place") -> list[str]:
-        return spec.command(f"{place.remote}/{spec.name}", self._config.python)
+    def _make_command(self, request: RunRequest, files: "_ClusterFiles") -> list[str]:
+        return request.make_command(f"{files.remote}/{request.name}", self._config.python)
 
-    def _ask(self, handle: Handle, *words: str) -> dict[str, Any]:
+    def _ask(self, handle: Handle, *words: str) -> Answer:
         """The answer of `on_head`."""
-        told = output_of(self._exec(handle, *words), f"asking the head ({words[0]})", stdin=subprocess.DEVNULL)
+        told = run_program(self._exec(handle, *words), f"asking the head ({words[0]})", stdin=subprocess.DEVNULL)
         answers = [line.partition(ANSWER)[2] for line in told.splitlines() if ANSWER in line]
         if not answers:
             raise ClusterError(f"the head did not answer ({words[0]}): {' '.join(told.splitlines()[-3:])}")
-        found: dict[str, Any] = json.loads(answers[-1])
+        found: Answer = json.loads(answers[-1])
         return found
 
     def _tail(self, handle: Handle) -> Iterator[str]:
@@ -174,9 +182,9 @@ class RayUpProvider:
                 process.terminate()
 
     def _exec(self, handle: Handle, *words: str) -> list[str]:
-        place = _Place(Path(handle["ray"]).parent.name)
+        files = _ClusterFiles(Path(handle["ray"]).parent.name)
         asked = shlex.join([self._config.python, "-m", "cryoformer_dist.orchestration.providers.on_head", *words])
-        return [*_RAY, "exec", handle["ray"], f"{exported(f'{place.remote}/{place.name}.token')} {asked}"]
+        return [*_RAY, "exec", handle["ray"], f"{export_token(f'{files.remote}/{files.name}.token')} {asked}"]
 
     def _take_down(self, handle: Handle) -> Iterator[str]:
         if self._config.keep_up:
@@ -186,34 +194,35 @@ class RayUpProvider:
             yield f"the cluster stays up: {told['others']} other jobs are at work there"
             return
         # The job's end is known to the cluster only, which goes.
-        kept = _memory(handle)
+        kept = _locate_end(handle)
         kept.write_text(json.dumps({"word": _WORDS[told["status"]], "exit_code": told["exit_code"]}))
-        output_of([*_RAY, "down", "--yes", handle["ray"]], "taking the cluster down")
+        run_program([*_RAY, "down", "--yes", handle["ray"]], "taking the cluster down")
 
-    def _remembered(self, handle: Handle) -> JobState | None:
-        kept = _memory(handle)
+    def _recall_end(self, handle: Handle) -> JobState | None:
+        kept = _locate_end(handle)
         return JobState(**json.loads(kept.read_text())) if kept.is_file() else None
 
 
-class _Place:
+class _ClusterFiles:
     """Where a cluster's files are, here and on its nodes."""
 
     remote = "~/.cryoformer-dist"
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.folder = launch_folder().parent / "clusters" / name
-        self.file = self.folder / "ray.yaml"
+        self.folder = find_launch_folder().parent / "clusters" / name
+        self.config = self.folder / "ray.yaml"
         self.token = self.folder / "token"
 
     def write(self, text: str) -> None:
         """Write Ray's file, and a token unless the cluster has one."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(text)
+        self.config.write_text(text)
         if not self.token.is_file():
             with open(os.open(self.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(secrets.token_hex(32))
 
 
-def _memory(handle: Handle) -> Path:
+def _locate_end(handle: Handle) -> Path:
+    """Where is kept how a job ended whose cluster is gone."""
     return Path(handle["ray"]).with_name(f"{handle['job']}.json")

@@ -16,9 +16,11 @@ from cryoformer_dist.config.loading import parse_yaml
 from cryoformer_dist.errors import ConfigError
 
 HEAD_PORT, DASHBOARD_PORT = 6379, 8265
+# What `ray up` reads: free YAML, of its own schema.
+RayConfig = dict[str, Any]
 
 
-def ray_config(config: RayUpCluster) -> dict[str, Any]:
+def make_ray_config(config: RayUpCluster) -> RayConfig:
     """Ray's cluster configuration, without a token as yet.
 
     Parameters
@@ -32,7 +34,7 @@ def ray_config(config: RayUpCluster) -> dict[str, Any]:
         If there is none, or Ray's own schema refuses it.
     """
     if config.config is None:
-        values, where = _generated(config), "the file generated for `ray up`"
+        values, where = _generate(config), "the file generated for `ray up`"
     else:
         path = Path(config.config)
         if not path.is_file():
@@ -40,11 +42,11 @@ def ray_config(config: RayUpCluster) -> dict[str, Any]:
         values, where = parse_yaml(path.read_text(), str(path)), str(path)
         if "cluster_name" not in values:
             raise ConfigError(f"{path}: cluster_name is required; Ray's default would meet the cluster of anybody else")
-    _prepared(values, where)
+    _prepare(values, where)
     return values
 
 
-def with_token(values: dict[str, Any], token: Path, remote: str) -> dict[str, Any]:
+def add_token(values: RayConfig, token: Path, remote: str) -> RayConfig:
     """The same, with a token file copied to every node and all that starts Ray there told to use it.
 
     Parameters
@@ -58,13 +60,13 @@ def with_token(values: dict[str, Any], token: Path, remote: str) -> dict[str, An
     """
     changed = dict(values)
     changed["file_mounts"] = {**values.get("file_mounts", {}), remote: str(token)}
-    prepared = _prepared(values, "cluster configuration")
+    prepared = _prepare(values, "cluster configuration")
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
-        changed[key] = [f"{exported(remote)} {command}" for command in prepared[key]]
+        changed[key] = [f"{export_token(remote)} {command}" for command in prepared[key]]
     return changed
 
 
-def exported(remote: str) -> str:
+def export_token(remote: str) -> str:
     """Shell text that tells Ray's programs of the token and of the job server."""
     return (
         f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={remote} "
@@ -72,17 +74,17 @@ def exported(remote: str) -> str:
     )
 
 
-def node_count(values: dict[str, Any]) -> int:
+def count_nodes(values: RayConfig) -> int:
     """Nodes that the cluster has from the start, its head among them."""
-    types = _prepared(values, "cluster configuration")["available_node_types"].values()
+    types = _prepare(values, "cluster configuration")["available_node_types"].values()
     return 1 + sum(int(kind["min_workers"]) for kind in types)
 
 
-def _generated(config: RayUpCluster) -> dict[str, Any]:
+def _generate(config: RayUpCluster) -> RayConfig:
     ray = f"ulimit -n 65536; {config.python} -m ray.scripts.scripts start --disable-usage-stats"
-    values: dict[str, Any] = {
-        "cluster_name": _cluster_name(config),
-        "provider": _provider(config),
+    values: RayConfig = {
+        "cluster_name": _name_cluster(config),
+        "provider": _describe_provider(config),
         "auth": {"ssh_user": config.ssh_user},
         # Replaces Ray's default, which installs a nightly Ray.
         "setup_commands": config.setup,
@@ -111,7 +113,7 @@ def _generated(config: RayUpCluster) -> dict[str, Any]:
     return {**values, "max_workers": config.nodes, **types}
 
 
-def _provider(config: RayUpCluster) -> dict[str, Any]:
+def _describe_provider(config: RayUpCluster) -> RayConfig:
     if config.cloud == "aws":
         # Ended, not just stopped: a stopped node's disc goes on costing.
         zone = {"availability_zone": config.zone} if config.zone else {}
@@ -133,17 +135,17 @@ def _provider(config: RayUpCluster) -> dict[str, Any]:
     return {"type": "local", "head_ip": config.head_ip, "worker_ips": config.worker_ips}
 
 
-def _cluster_name(config: RayUpCluster) -> str:
+def _name_cluster(config: RayUpCluster) -> str:
     """The same for all launches of a file, another one for other places: clouds find nodes again by it."""
     place = (config.cloud, config.region, config.project, config.head_ip)
     return f"cryoformer-{getpass.getuser()}-{hashlib.sha256(repr(place).encode()).hexdigest()[:6]}"
 
 
-def _prepared(values: dict[str, Any], where: str) -> dict[str, Any]:
+def _prepare(values: RayConfig, where: str) -> RayConfig:
     """Ray's defaults filled in, and Ray's schema passed."""
     logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
     try:
-        prepared: dict[str, Any] = prepare_config(copy.deepcopy(values))
+        prepared: RayConfig = prepare_config(copy.deepcopy(values))
         validate_config(prepared)
     except ValidationError as error:
         raise ConfigError(f"{where}: Ray refuses {error.json_path.removeprefix('$.')}: {error.message}") from error

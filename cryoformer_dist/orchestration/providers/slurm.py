@@ -9,8 +9,9 @@ from pathlib import Path
 
 from cryoformer_dist.config.cluster import SlurmCluster
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.launch_registry import launch_folder
-from cryoformer_dist.orchestration.launch_spec import Handle, JobState, LaunchSpec, output_of
+from cryoformer_dist.orchestration.launch_record import find_launch_folder
+from cryoformer_dist.orchestration.providers.provider import Handle, JobState, run_program
+from cryoformer_dist.orchestration.request import RunRequest
 
 # Slurm's words; every other one (FAILED, TIMEOUT, NODE_FAIL, OUT_OF_MEMORY, ...) is a failure.
 _PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
@@ -30,13 +31,13 @@ class SlurmProvider:
     def __init__(self, config: SlurmCluster) -> None:
         self._config = config
 
-    def preview(self, spec: LaunchSpec) -> str:
+    def preview(self, request: RunRequest) -> str:
         """The three files and the command; see `Provider`."""
-        folder = _folder(spec)
-        texts = [f"# {folder / name}\n{text}" for name, text in self._files(spec, folder).items()]
-        return "\n".join([*texts, f"$ {shlex.join(_submission(folder))}"])
+        folder = _choose_folder(request)
+        texts = [f"# {folder / name}\n{text}" for name, text in self._make_files(request, folder).items()]
+        return "\n".join([*texts, f"$ {shlex.join(_make_command(folder))}"])
 
-    def submit(self, spec: LaunchSpec) -> Handle:
+    def submit(self, request: RunRequest) -> Handle:
         """Write the files to shared storage and hand the script to ``sbatch``.
 
         Raises
@@ -44,12 +45,12 @@ class SlurmProvider:
         ClusterError
             If Slurm refuses the job; its reason is in the message.
         """
-        folder = _folder(spec)
+        folder = _choose_folder(request)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in self._files(spec, folder).items():
+        for name, text in self._make_files(request, folder).items():
             (folder / name).write_text(text)
         # The number, and on some sites the name of the cluster after a semicolon.
-        job = output_of(_submission(folder), "submitting the job").strip().split(";")[0]
+        job = run_program(_make_command(folder), "submitting the job").strip().split(";")[0]
         if not job.isdigit():
             raise ClusterError(f"sbatch answered {job!r} instead of a job number; is sbatch a wrapper of this site?")
         return {"job": job, "log": str(folder / f"job-{job}.log")}
@@ -59,9 +60,9 @@ class SlurmProvider:
         log = _GrowingFile(Path(handle["log"]))
         waiting = False
         while True:
-            word, _, reason = _asked(handle["job"])
+            word, _, reason = _ask(handle["job"])
             # After the question: what was written before the end is not missed.
-            yield from log.new_lines()
+            yield from log.read_lines()
             if word not in _PENDING | _RUNNING:
                 break
             if word in _PENDING and not waiting:
@@ -69,15 +70,15 @@ class SlurmProvider:
             waiting = word in _PENDING
             next_question = time.monotonic() + _STATE_SECONDS
             while time.monotonic() < next_question:
-                yield from log.new_lines()
+                yield from log.read_lines()
                 time.sleep(_LOG_SECONDS)
-        yield from log.rest()
+        yield from log.read_rest()
         if word not in ("COMPLETED", "FAILED"):
             yield f"Slurm job {handle['job']} ended: {word}"
 
-    def state(self, handle: Handle) -> JobState:
+    def ask_state(self, handle: Handle) -> JobState:
         """How the job is doing, in Slurm's words; see `JobState`."""
-        word, code, _ = _asked(handle["job"])
+        word, code, _ = _ask(handle["job"])
         if word in _PENDING:
             return JobState("pending")
         if word in _RUNNING:
@@ -90,26 +91,26 @@ class SlurmProvider:
 
     def stop(self, handle: Handle) -> None:
         """Cancel the job, waiting or running."""
-        output_of(["scancel", handle["job"]], "cancelling the job")
+        run_program(["scancel", handle["job"]], "cancelling the job")
 
-    def _files(self, spec: LaunchSpec, folder: Path) -> dict[str, str]:
-        return {**spec.files, "job.sbatch": job_script(self._config, spec, str(folder))}
+    def _make_files(self, request: RunRequest, folder: Path) -> dict[str, str]:
+        return {**request.files, "job.sbatch": write_job_script(self._config, request, str(folder))}
 
 
-def job_script(config: SlurmCluster, spec: LaunchSpec, folder: str) -> str:
+def write_job_script(config: SlurmCluster, request: RunRequest, folder: str) -> str:
     """The batch script: options, the site's own lines, settings, and what is done with them.
 
     Parameters
     ----------
     config
         Of the Slurm cluster.
-    spec
+    request
         What the job makes.
     folder
         Where its files lie and logs go; every node sees it.
     """
     options = [
-        f"--job-name={spec.name}",
+        f"--job-name={request.name}",
         f"--chdir={folder}",
         f"--output={folder}/job-%j.log",
         "--open-mode=append",
@@ -134,49 +135,49 @@ def job_script(config: SlurmCluster, spec: LaunchSpec, folder: str) -> str:
     }
     lines = [
         "#!/bin/bash",
-        f"# cryoformer-dist, run {spec.name}: Ray on every node, the driver on the first; all ends with the job.",
+        f"# cryoformer-dist, run {request.name}: Ray on every node, the driver on the first; all ends with the job.",
         *(f"#SBATCH {shlex.quote(option) if ' ' in option else option}" for option in options),
         "",
         *config.setup,
         *(f"export {name}={shlex.quote(value)}" for name, value in config.environment.items()),
         *(f"{name}={shlex.quote(value)}" for name, value in settings.items()),
-        f"command=({shlex.join(spec.command(folder, config.python))})",
+        f"command=({shlex.join(request.make_command(folder, config.python))})",
         "",
     ]
     return "\n".join(lines) + (files("cryoformer_dist.orchestration.providers") / "slurm_job.sh").read_text()
 
 
-def _folder(spec: LaunchSpec) -> Path:
+def _choose_folder(request: RunRequest) -> Path:
     """Where the nodes find the launch's files: in its run directory, or at home when runs go to an object store."""
-    if "://" in spec.cluster.storage:
-        return launch_folder() / spec.name
-    return Path(spec.cluster.storage) / spec.name / "launch"
+    if "://" in request.cluster.storage:
+        return find_launch_folder() / request.name
+    return Path(request.cluster.storage) / request.name / "launch"
 
 
-def _submission(folder: Path) -> list[str]:
+def _make_command(folder: Path) -> list[str]:
     return ["sbatch", "--parsable", str(folder / "job.sbatch")]
 
 
-def _asked(job: str) -> tuple[str, int, str]:
+def _ask(job: str) -> tuple[str, int, str]:
     """Slurm's word for a job's state (or LOST), the batch script's exit code, and the reason it waits.
 
     The controller knows what waits, runs, or has just ended; accounting, where the site keeps any, knows the rest. Not
     the other way round: accounting learns of things late.
     """
     try:
-        told = output_of(["scontrol", "show", "job", "--oneliner", job], "asking for the job")
+        told = run_program(["scontrol", "show", "job", "--oneliner", job], "asking for the job")
     except ClusterError as error:
         if "Invalid job id" not in str(error):
             raise
-        return _accounted(job)
+        return _ask_accounting(job)
     found = dict(re.findall(r"(JobState|ExitCode|Reason)=(\S+)", told))
-    return found["JobState"], _exit_code(found["ExitCode"]), found.get("Reason", "").replace("None", "")
+    return found["JobState"], _read_exit_code(found["ExitCode"]), found.get("Reason", "").replace("None", "")
 
 
-def _accounted(job: str) -> tuple[str, int, str]:
+def _ask_accounting(job: str) -> tuple[str, int, str]:
     columns = ["--noheader", "--parsable2", "--allocations", "--format=State,ExitCode"]
     try:
-        told = output_of(["sacct", "--jobs", job, *columns], "asking for the job").strip()
+        told = run_program(["sacct", "--jobs", job, *columns], "asking for the job").strip()
     except ClusterError as error:
         if "accounting storage is disabled" not in str(error):
             raise
@@ -185,10 +186,10 @@ def _accounted(job: str) -> tuple[str, int, str]:
         return "LOST", 0, ""
     word, code = told.splitlines()[-1].split("|")
     # As in "CANCELLED by 1000".
-    return word.split()[0], _exit_code(code), ""
+    return word.split()[0], _read_exit_code(code), ""
 
 
-def _exit_code(text: str) -> int:
+def _read_exit_code(text: str) -> int:
     """Of ``CODE:SIGNAL``, as a shell would tell it."""
     code, signal = map(int, text.split(":"))
     return 128 + signal if signal else code
@@ -201,20 +202,20 @@ class _GrowingFile:
         self._path = path
         self._read = 0
 
-    def new_lines(self) -> list[str]:
+    def read_lines(self) -> list[str]:
         """Whole lines written since the last call; none while the file is not there yet."""
         # Only up to the last line end: the rest may stop in the middle of a letter.
-        whole, end, _ = self._unread().rpartition(b"\n")
+        whole, end, _ = self._read_on().rpartition(b"\n")
         self._read += len(whole) + len(end)
         return whole.decode(errors="replace").split("\n") if end else []
 
-    def rest(self) -> list[str]:
+    def read_rest(self) -> list[str]:
         """What is left at the end, the last line whether it was finished or not."""
-        lines = self.new_lines()
-        last = self._unread().decode(errors="replace")
+        lines = self.read_lines()
+        last = self._read_on().decode(errors="replace")
         return [*lines, last] if last else lines
 
-    def _unread(self) -> bytes:
+    def _read_on(self) -> bytes:
         if not self._path.is_file():
             return b""
         with self._path.open("rb") as file:

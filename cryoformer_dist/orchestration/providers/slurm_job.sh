@@ -4,7 +4,7 @@
 # on the node, it refuses nodes that hold another Ray, and it waits for the nodes 30 seconds only.
 set -uo pipefail
 
-patience=300                                    # seconds for all nodes to be there
+startup_seconds=300                             # seconds for all nodes to be there
 ray_log=$folder/ray-$SLURM_JOB_ID.log           # what `ray start` says on all of them
 ray_files=/tmp/cf_$SLURM_JOB_ID                 # short: Ray's sockets lie below, their paths are limited to 107 letters
 driver="" head_step="" worker_step=""
@@ -89,7 +89,7 @@ unused=$("$python" -c 'import socket; one = socket.socket(); one.bind(("", 0)); 
 head_step=$!
 until (exec 3<>"/dev/tcp/$address/$port") 2>/dev/null; do
     alive "$head_step" || fail "Ray did not start on $head; is port $port taken (set port:), is $python the right one?"
-    ((SECONDS < patience)) || fail "Ray's head on $head did not answer at $RAY_ADDRESS within $patience s"
+    ((SECONDS < startup_seconds)) || fail "Ray's head on $head did not answer at $RAY_ADDRESS within $startup_seconds s"
     sleep 0.3
 done
 
@@ -111,7 +111,7 @@ while there() < wanted and time.monotonic() < end:
     time.sleep(1)
 print(f"cryoformer-dist: {there()} of {wanted} nodes are up")
 sys.exit(there() < wanted)
-' "$SLURM_JOB_NUM_NODES" "$((patience - SECONDS))" &
+' "$SLURM_JOB_NUM_NODES" "$((startup_seconds - SECONDS))" &
 driver=$!
 wait "$driver" || fail "Ray is not up on every node $SECONDS s after the start of this job"
 

@@ -9,7 +9,7 @@ import pytest
 from cryoformer_dist.config.cluster import ClusterConfig
 from cryoformer_dist.config.loading import parse_config
 from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.orchestration.launch_spec import LaunchSpec
+from cryoformer_dist.orchestration.request import RunRequest
 
 STAND_INS = Path(__file__).with_name("stand_ins")
 
@@ -52,11 +52,11 @@ def state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def spec() -> Callable[..., LaunchSpec]:
-    """A launch of a cluster, by default a new run called arm_1."""
+def make_request() -> Callable[..., RunRequest]:
+    """A run for a cluster, by default a new run called arm_1."""
 
-    def make(cluster: ClusterConfig, name: str = "arm_1", resume: bool = False) -> LaunchSpec:
-        run = parse_config({"name": name, "dataset": {"store": "/shared/particles.zarr"}}, RunConfig, "test")
-        return LaunchSpec(name=name, cluster=cluster, run=run, resume=resume)
+    def make(cluster: ClusterConfig, name: str = "arm_1", resume: bool = False) -> RunRequest:
+        config = parse_config({"name": name, "dataset": {"store": "/shared/particles.zarr"}}, RunConfig, "test")
+        return RunRequest(name, config, cluster, resume)
 
     return make

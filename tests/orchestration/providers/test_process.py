@@ -12,8 +12,9 @@ from support.tiny_runs import tiny_config
 
 from cryoformer_dist.config.cluster import LocalCluster
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.launch_spec import Handle, JobState, LaunchSpec
-from cryoformer_dist.orchestration.providers.process import ProcessProvider, keep_exit_code, this_process
+from cryoformer_dist.orchestration.providers.process import ProcessProvider, register_this_process, write_exit_code
+from cryoformer_dist.orchestration.providers.provider import Handle, JobState
+from cryoformer_dist.orchestration.request import RunRequest
 
 
 @pytest.fixture(autouse=True)
@@ -22,22 +23,22 @@ def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Spec(LaunchSpec):
+class _Request(RunRequest):
     """Runs a line of Python instead of a training."""
 
     program: str = ""
 
-    def command(self, folder: str, python: str) -> list[str]:
+    def make_command(self, folder: str, python: str) -> list[str]:
         return [python, "-c", self.program]
 
 
-def _spec(program: str) -> _Spec:
-    return _Spec("tiny", LocalCluster(), tiny_config(Path("s.zarr")), False, program)
+def _request(program: str) -> _Request:
+    return _Request("tiny", tiny_config(Path("s.zarr")), LocalCluster(), program=program)
 
 
 def _ended(handle: Handle) -> JobState:
     end = time.monotonic() + 30
-    while not (state := ProcessProvider().state(handle)).ended:
+    while not (state := ProcessProvider().ask_state(handle)).ended:
         assert time.monotonic() < end
         time.sleep(0.02)
     return state
@@ -47,19 +48,17 @@ def _ended(handle: Handle) -> JobState:
 def test_a_process_is_followed_to_its_end_and_its_exit_code_is_the_job_s(code: int, word: str) -> None:
     provider = ProcessProvider()
     program = f"import sys, time; print('one', flush=True); time.sleep(0.3); print('two', end=''); sys.exit({code})"
-    handle = provider.submit(_spec(program))
-    assert provider.state(handle) == JobState("running")
+    handle = provider.submit(_request(program))
+    assert provider.ask_state(handle) == JobState("running")
     assert list(provider.follow(handle)) == ["one", "two"]
-    assert provider.state(handle) == JobState(word, code)  # type: ignore[arg-type]
+    assert provider.ask_state(handle) == JobState(word, code)  # type: ignore[arg-type]
 
 
 def test_the_files_a_launch_needs_lie_where_its_command_looks() -> None:
-    handle = ProcessProvider().submit(_spec("import sys; sys.exit(0)"))
+    handle = ProcessProvider().submit(_request("import sys; sys.exit(0)"))
     _ended(handle)
     files = {path.name for path in Path(handle["folder"]).iterdir()}
     assert {"cluster.yaml", "run.yaml", "log", "exit"} == files
-    command = LaunchSpec("tiny", LocalCluster(), tiny_config(Path("s.zarr")), True).command("/f", "python")
-    assert command[3:] == ["drive", "/f/cluster.yaml", "/f/run.yaml", "--name", "tiny", "--resume"]
 
 
 def test_stop_lets_the_driver_unwind_and_leaves_nothing_running() -> None:
@@ -72,7 +71,7 @@ def test_stop_lets_the_driver_unwind_and_leaves_nothing_running() -> None:
         "try:\n    time.sleep(60)\n"
         "finally:\n    print('unwound', flush=True)\n"
     )
-    handle = provider.submit(_spec(program))
+    handle = provider.submit(_request(program))
     log = Path(handle["folder"]) / "log"
     while not log.read_text():
         time.sleep(0.02)
@@ -86,7 +85,7 @@ def test_stop_lets_the_driver_unwind_and_leaves_nothing_running() -> None:
 
 
 def test_a_process_killed_outright_is_stopped_not_running() -> None:
-    handle = ProcessProvider().submit(_spec("import time; time.sleep(60)"))
+    handle = ProcessProvider().submit(_request("import time; time.sleep(60)"))
     os.killpg(os.getpgid(int(handle["pid"])), signal.SIGKILL)
     assert _ended(handle) == JobState("stopped")
 
@@ -94,24 +93,24 @@ def test_a_process_killed_outright_is_stopped_not_running() -> None:
 def test_another_process_of_the_same_number_is_not_taken_for_it() -> None:
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        handle = this_process(_spec("")) | {"pid": str(other.pid)}  # type: ignore[operator]
-        assert ProcessProvider().state(handle) == JobState("stopped")
+        handle = register_this_process(_request("")) | {"pid": str(other.pid)}  # type: ignore[operator]
+        assert ProcessProvider().ask_state(handle) == JobState("stopped")
     finally:
         other.kill()
         other.wait()
 
 
-def test_a_launch_in_this_process_says_how_it_ended() -> None:
+def test_a_launch_in_describe_this_process_says_how_it_ended() -> None:
     provider = ProcessProvider()
-    handle = this_process(_spec(""))
-    assert provider.state(handle) == JobState("running")
+    handle = register_this_process(_request(""))
+    assert provider.ask_state(handle) == JobState("running")
     assert "prints to the terminal" in next(iter(provider.follow(handle)))
-    keep_exit_code(handle, 2)
-    assert provider.state(handle) == JobState("failed", 2)
+    write_exit_code(handle, 2)
+    assert provider.ask_state(handle) == JobState("failed", 2)
 
 
 def test_a_preview_starts_nothing_and_shows_files_and_command(tmp_path: Path) -> None:
-    shown = ProcessProvider().preview(LaunchSpec("tiny", LocalCluster(), tiny_config(Path("s.zarr")), False))
+    shown = ProcessProvider().preview(RunRequest("tiny", tiny_config(Path("s.zarr")), LocalCluster()))
     assert "provider: local" in shown
     assert "store: s.zarr" in shown
     assert "cryoformer_dist.cli drive" in shown

@@ -16,12 +16,13 @@ import pytest
 from cryoformer_dist.config.cluster import RayUpCluster
 from cryoformer_dist.config.loading import parse_yaml
 from cryoformer_dist.errors import ClusterError, ConfigError
-from cryoformer_dist.orchestration.launch_spec import JobState, LaunchSpec
 from cryoformer_dist.orchestration.providers import ray_up
+from cryoformer_dist.orchestration.providers.provider import JobState
 from cryoformer_dist.orchestration.providers.ray_up import RayUpProvider
-from cryoformer_dist.orchestration.providers.ray_up_config import node_count, ray_config, with_token
+from cryoformer_dist.orchestration.providers.ray_up_config import add_token, count_nodes, make_ray_config
+from cryoformer_dist.orchestration.request import RunRequest
 
-LaunchSpecs = Callable[..., LaunchSpec]
+MakeRequest = Callable[..., RunRequest]
 Programs = Callable[..., Path]
 CLOUDS: dict[str, dict[str, Any]] = {
     "aws": {
@@ -70,21 +71,21 @@ def _calls(known: Path) -> list[str]:
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_ray_s_own_schema_takes_the_file_of_every_cloud(cloud: str, tmp_path: Path) -> None:
     config = _config(cloud, image="registry.example/cryoformer-dist:0.1", setup=["pip install cryoformer-dist"])
-    values = with_token(ray_config(config), tmp_path / "token", "~/token")
+    values = add_token(make_ray_config(config), tmp_path / "token", "~/token")
     # It is Ray's launcher that reads it: nothing of it may be left to a default that installs or opens something.
     assert values["setup_commands"] == ["pip install cryoformer-dist"]
     assert "--dashboard-host=127.0.0.1" in values["head_start_ray_commands"][0]
-    assert node_count(values) == 3
+    assert count_nodes(values) == 3
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         for command in values[key]:
             assert command.startswith("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=~/token ")
             assert "ray stop" not in command
 
 
-def test_the_token_s_text_is_in_no_file_but_its_own(known: Path, state_folder: Path, spec: LaunchSpecs) -> None:
+def test_the_token_s_text_is_in_no_file_but_its_own(known: Path, state_folder: Path, make_request: MakeRequest) -> None:
     config = _config()
     provider = RayUpProvider(config)
-    handle = provider.submit(spec(config))
+    handle = provider.submit(make_request(config))
     place = Path(handle["ray"]).parent
     token = (place / "token").read_text()
     assert len(token) == 64
@@ -95,14 +96,14 @@ def test_the_token_s_text_is_in_no_file_but_its_own(known: Path, state_folder: P
     assert list(mounts.values()) == [str(place / "token")]
 
 
-def test_a_file_of_ray_s_own_keeps_its_words_and_gains_the_token(tmp_path: Path, spec: LaunchSpecs) -> None:
+def test_a_file_of_ray_s_own_keeps_its_words_and_gains_the_token(tmp_path: Path, make_request: MakeRequest) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(
         "cluster_name: mine\nprovider: {type: local, head_ip: a, worker_ips: [b]}\nauth: {ssh_user: me}\n"
         "file_mounts: {/data: /data}\n"
     )
     config = _config(config=str(own))
-    preview = RayUpProvider(config).preview(spec(config))
+    preview = RayUpProvider(config).preview(make_request(config))
     values = parse_yaml(preview.partition("\n# ~/")[0], "preview")
     assert values["auth"] == {"ssh_user": "me"}
     assert values["file_mounts"].keys() == {"/data", "~/.cryoformer-dist/mine.token"}
@@ -128,73 +129,75 @@ def test_what_ray_would_refuse_is_refused_before_anything_starts(text: str, comp
     own = tmp_path / "own.yaml"
     own.write_text(text)
     with pytest.raises(ConfigError, match=complaint):
-        ray_config(_config(config=str(own)))
+        make_ray_config(_config(config=str(own)))
 
 
 def test_files_of_different_places_name_different_clusters() -> None:
-    names = {ray_config(_config(cloud))["cluster_name"] for cloud in CLOUDS}
-    names.add(ray_config(_config(head_ip="10.0.0.9"))["cluster_name"])
+    names = {make_ray_config(_config(cloud))["cluster_name"] for cloud in CLOUDS}
+    names.add(make_ray_config(_config(head_ip="10.0.0.9"))["cluster_name"])
     assert len(names) == len(CLOUDS) + 1
-    assert ray_config(_config(nodes=1))["cluster_name"] in names
+    assert make_ray_config(_config(nodes=1))["cluster_name"] in names
 
 
-def test_a_run_is_brought_to_the_head_and_followed_each_line_once(known: Path, spec: LaunchSpecs) -> None:
+def test_a_run_is_brought_to_the_head_and_followed_each_line_once(known: Path, make_request: MakeRequest) -> None:
     config = _config(environment={"NCCL_DEBUG": "WARN"}, python="/opt/bin/python")
     provider = RayUpProvider(config)
-    handle = provider.submit(spec(config))
+    handle = provider.submit(make_request(config))
     assert _calls(known) == ["up", "exec", "rsync-up", "exec"]
-    assert {path.name for path in (known / "head").iterdir()} == {"cluster.yaml", "run.yaml", "request.json"}
+    assert {path.name for path in (known / "head").iterdir()} == {"cluster.yaml", "run.yaml", "job.json"}
     job = json.loads((known / "job").read_text())
     assert job["environment"] == {"NCCL_DEBUG": "WARN"}
     assert job["command"][0] == "/opt/bin/python"
     assert job["command"][4:6] == [f"~/.cryoformer-dist/arm_1/{name}.yaml" for name in ("cluster", "run")]
     assert list(provider.follow(handle)) == ["one", "", "three"]
-    assert provider.state(handle) == JobState("failed", 2)
+    assert provider.ask_state(handle) == JobState("failed", 2)
 
 
-def test_a_cluster_that_is_up_serves_the_next_run(known: Path, spec: LaunchSpecs) -> None:
+def test_a_cluster_that_is_up_serves_the_next_run(known: Path, make_request: MakeRequest) -> None:
     config = _config()
     provider = RayUpProvider(config)
-    provider.submit(spec(config))
-    provider.submit(spec(config, name="arm_2"))
+    provider.submit(make_request(config))
+    provider.submit(make_request(config, name="arm_2"))
     assert _calls(known).count("up") == 1
     changed = _config(setup=["pip install more"])
     with pytest.raises(ClusterError, match="made from another file; `ray down"):
-        RayUpProvider(changed).submit(spec(changed, name="arm_3"))
+        RayUpProvider(changed).submit(make_request(changed, name="arm_3"))
 
 
-def test_nodes_that_do_not_come_up_are_counted_not_believed(known: Path, spec: LaunchSpecs) -> None:
+def test_nodes_that_do_not_come_up_are_counted_not_believed(known: Path, make_request: MakeRequest) -> None:
     (known / "nodes").write_text("1")
     config = _config()
     with pytest.raises(ClusterError, match="1 of 3 nodes are up"):
-        RayUpProvider(config).submit(spec(config))
+        RayUpProvider(config).submit(make_request(config))
 
 
-def test_a_cluster_not_to_be_kept_goes_with_its_run_and_the_end_is_remembered(known: Path, spec: LaunchSpecs) -> None:
+def test_a_cluster_not_to_be_kept_goes_with_its_run_and_the_end_is_remembered(
+    known: Path, make_request: MakeRequest
+) -> None:
     config = _config(keep_up=False)
     provider = RayUpProvider(config)
-    handle = provider.submit(spec(config))
+    handle = provider.submit(make_request(config))
     assert list(provider.follow(handle)) == ["one", "", "three"]
     assert _calls(known)[-1] == "down"
-    assert provider.state(handle) == JobState("failed", 2)
+    assert provider.ask_state(handle) == JobState("failed", 2)
     assert list(provider.follow(handle)) == [f"the cluster of job {handle['job']} was taken down, and its log with it"]
 
 
-def test_a_run_whose_cluster_was_taken_down_by_hand_is_lost(known: Path, spec: LaunchSpecs) -> None:
+def test_a_run_whose_cluster_was_taken_down_by_hand_is_lost(known: Path, make_request: MakeRequest) -> None:
     config = _config()
     provider = RayUpProvider(config)
-    handle = provider.submit(spec(config))
+    handle = provider.submit(make_request(config))
     (known / "up").unlink()
-    assert provider.state(handle) == JobState("lost")
+    assert provider.ask_state(handle) == JobState("lost")
 
 
-def test_a_cluster_where_others_work_is_left_to_them(known: Path, spec: LaunchSpecs) -> None:
+def test_a_cluster_where_others_work_is_left_to_them(known: Path, make_request: MakeRequest) -> None:
     config = _config(keep_up=False)
     provider = RayUpProvider(config)
-    handle = provider.submit(spec(config))
+    handle = provider.submit(make_request(config))
     (known / "others").touch()
     provider.stop(handle)
-    assert provider.state(handle) == JobState("stopped")
+    assert provider.ask_state(handle) == JobState("stopped")
     assert "down" not in _calls(known)
 
 
@@ -231,7 +234,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: Programs) ->
 
 @pytest.mark.slow
 def test_a_host_reached_by_ssh_becomes_a_cluster_and_runs_the_spec(
-    host: Path, spec: LaunchSpecs, monkeypatch: pytest.MonkeyPatch
+    host: Path, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = host / "driver.py"
     program.write_text(
@@ -240,20 +243,20 @@ def test_a_host_reached_by_ssh_becomes_a_cluster_and_runs_the_spec(
         "print(pathlib.Path(sys.argv[1]).read_text().splitlines()[0])\nraise SystemExit(2)\n"
     )
     monkeypatch.setattr(
-        LaunchSpec, "command", lambda self, folder, python: [python, str(program), f"{folder}/run.yaml"]
+        RunRequest, "make_command", lambda self, folder, python: [python, str(program), f"{folder}/run.yaml"]
     )
     monkeypatch.setattr(ray_up, "_NODE_SECONDS", 60)
     config = _config(head_ip="127.0.0.1", worker_ips=[], python=sys.executable, environment={"WORD": "two words"})
     provider = RayUpProvider(config)
-    handle = provider.submit(spec(config))
+    handle = provider.submit(make_request(config))
     lines = list(provider.follow(handle))
     assert lines[-2:] == ["driver sees 1 nodes two words", "name: arm_1"]
-    assert provider.state(handle) == JobState("failed", 2)
-    monkeypatch.setattr(LaunchSpec, "command", lambda self, folder, python: ["sleep", "600"])
-    second = provider.submit(spec(config, name="arm_2"))
+    assert provider.ask_state(handle) == JobState("failed", 2)
+    monkeypatch.setattr(RunRequest, "make_command", lambda self, folder, python: ["sleep", "600"])
+    second = provider.submit(make_request(config, name="arm_2"))
     provider.stop(second)
-    assert provider.state(second) == JobState("stopped")
-    assert provider.state({**second, "job": "unheard-of"}) == JobState("lost")
+    assert provider.ask_state(second) == JobState("stopped")
+    assert provider.ask_state({**second, "job": "unheard-of"}) == JobState("lost")
     log = (host / "ssh.log").read_text()
     assert log.count("start --disable-usage-stats") == 1
     token = (Path(handle["ray"]).parent / "token").read_text()

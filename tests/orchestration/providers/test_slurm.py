@@ -15,12 +15,13 @@ from support.tiny_runs import tiny_settings
 from cryoformer_dist.config.cluster import SlurmCluster
 from cryoformer_dist.config.loading import dump_yaml
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.launch_spec import JobState, LaunchSpec
 from cryoformer_dist.orchestration.providers import slurm
-from cryoformer_dist.orchestration.providers.slurm import SlurmProvider, job_script
+from cryoformer_dist.orchestration.providers.provider import JobState
+from cryoformer_dist.orchestration.providers.slurm import SlurmProvider, write_job_script
+from cryoformer_dist.orchestration.request import RunRequest
 
 COMMANDS = ("sbatch", "srun", "scontrol", "sacct", "scancel")
-LaunchSpecs = Callable[..., LaunchSpec]
+MakeRequest = Callable[..., RunRequest]
 Programs = Callable[..., Path]
 
 
@@ -49,7 +50,7 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: Programs) -
     return folder
 
 
-def test_the_script_holds_what_the_file_says_before_any_command(tmp_path: Path, spec: LaunchSpecs) -> None:
+def test_the_script_holds_what_the_file_says_before_any_command(tmp_path: Path, make_request: MakeRequest) -> None:
     config = _config(
         tmp_path,
         nodes=3,
@@ -61,7 +62,7 @@ def test_the_script_holds_what_the_file_says_before_any_command(tmp_path: Path, 
         setup=["module load cuda"],
         environment={"NCCL_SOCKET_IFNAME": "ib0 ib1"},
     )
-    script = job_script(config, spec(config), "/shared/runs/arm_1/launch")
+    script = write_job_script(config, make_request(config), "/shared/runs/arm_1/launch")
     options = re.findall(r"^#SBATCH (.+)$", script, re.MULTILINE)
     assert {"--nodes=3", "--gpus-per-node=4", "--cpus-per-task=2", "--time=1-00:00:00", "--partition=gpu"} < set(
         options
@@ -74,23 +75,25 @@ def test_the_script_holds_what_the_file_says_before_any_command(tmp_path: Path, 
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 
 
-def test_no_token_is_written_anywhere_and_nothing_but_its_own_is_ended(tmp_path: Path, spec: LaunchSpecs) -> None:
+def test_no_token_is_written_anywhere_and_nothing_but_its_own_is_ended(
+    tmp_path: Path, make_request: MakeRequest
+) -> None:
     config = _config(tmp_path)
-    code = [line.partition("#")[0] for line in job_script(config, spec(config), "/f").splitlines()]
+    code = [line.partition("#")[0] for line in write_job_script(config, make_request(config), "/f").splitlines()]
     assert [line for line in code if re.search(r"ray stop|symmetric-run|pkill|killall", line)] == []
     assert [line for line in code if "RAY_AUTH_TOKEN" in line and ">" in line] == []
 
 
-def test_a_job_that_may_not_return_to_the_queue_is_not_asked_to(tmp_path: Path, spec: LaunchSpecs) -> None:
+def test_a_job_that_may_not_return_to_the_queue_is_not_asked_to(tmp_path: Path, make_request: MakeRequest) -> None:
     config = _config(tmp_path, requeue=False)
-    options = re.findall(r"^#SBATCH (\S+)$", job_script(config, spec(config), "/f"), re.MULTILINE)
+    options = re.findall(r"^#SBATCH (\S+)$", write_job_script(config, make_request(config), "/f"), re.MULTILINE)
     assert "--no-requeue" in options
     assert [option for option in options if option.startswith("--signal")] == []
 
 
-def test_files_go_where_the_nodes_see_them(tmp_path: Path, state_folder: Path, spec: LaunchSpecs) -> None:
+def test_files_go_where_the_nodes_see_them(tmp_path: Path, state_folder: Path, make_request: MakeRequest) -> None:
     config = _config(tmp_path / "runs")
-    preview = SlurmProvider(config).preview(spec(config))
+    preview = SlurmProvider(config).preview(make_request(config))
     folder = tmp_path / "runs" / "arm_1" / "launch"
     assert [line for line in preview.splitlines() if line.startswith(f"# {folder}")] == [
         f"# {folder}/{name}" for name in ("cluster.yaml", "run.yaml", "job.sbatch")
@@ -98,23 +101,25 @@ def test_files_go_where_the_nodes_see_them(tmp_path: Path, state_folder: Path, s
     assert preview.endswith(f"$ sbatch --parsable {folder}/job.sbatch")
     assert not folder.exists()
     remote = config.model_copy(update={"storage": "s3://bucket/runs"})
-    assert f"# {state_folder}/cryoformer-dist/launches/arm_1/run.yaml" in SlurmProvider(remote).preview(spec(remote))
+    assert f"# {state_folder}/cryoformer-dist/launches/arm_1/run.yaml" in SlurmProvider(remote).preview(
+        make_request(remote)
+    )
 
 
 def test_a_job_runs_the_driver_among_its_nodes_and_ends_as_the_driver_does(
-    tmp_path: Path, known: Path, spec: LaunchSpecs, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, known: Path, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DRIVER", "exit 2")
     config = _config(tmp_path / "runs", nodes=2, python="nodes-python")
     provider = SlurmProvider(config)
-    handle = provider.submit(spec(config))
+    handle = provider.submit(make_request(config))
     lines = list(provider.follow(handle))
     folder = tmp_path / "runs" / "arm_1" / "launch"
     assert lines[-2:] == [
         "nodes asked 2",
         f"driver drive {folder}/cluster.yaml {folder}/run.yaml --name arm_1 at 127.0.0.1:{config.port} token 64",
     ]
-    assert provider.state(handle) == JobState("failed", 2)
+    assert provider.ask_state(handle) == JobState("failed", 2)
     steps = (known / "steps").read_text().splitlines()
     # The nodes start side by side: which comes first is chance, and the job may end before a worker's step, which the
     # stand-in driver does not wait for, has written down what it was asked.
@@ -131,19 +136,19 @@ def test_a_job_runs_the_driver_among_its_nodes_and_ends_as_the_driver_does(
 
 
 def test_a_job_that_is_warned_goes_back_to_the_queue_and_on_where_it_was(
-    tmp_path: Path, known: Path, spec: LaunchSpecs, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, known: Path, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DRIVER", "work")
     monkeypatch.setenv("SLURM_STAND_IN_QUEUE_SECONDS", "0.3")
     config = _config(tmp_path / "runs", python="nodes-python")
     provider = SlurmProvider(config)
-    handle = provider.submit(spec(config))
+    handle = provider.submit(make_request(config))
     lines = []
     for line in provider.follow(handle):
         lines.append(line)
         if line.startswith("driver drive") and "--resume" not in line:
             os.kill(int((known / f"{handle['job']}.pid").read_text()), signal.SIGUSR1)
-    assert provider.state(handle) == JobState("succeeded", 0)
+    assert provider.ask_state(handle) == JobState("succeeded", 0)
     told = "\n".join(lines)
     marks = ["back to the queue", "driver: ended by a signal", "waits in the queue", "start number 2", "arm_1 --resume"]
     # The last time each is said: it may wait in the queue at first, too.
@@ -152,33 +157,35 @@ def test_a_job_that_is_warned_goes_back_to_the_queue_and_on_where_it_was(
 
 
 def test_a_stopped_job_leaves_no_process_and_says_so(
-    tmp_path: Path, known: Path, spec: LaunchSpecs, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, known: Path, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DRIVER", "work")
     config = _config(tmp_path / "runs", python="nodes-python")
     provider = SlurmProvider(config)
-    handle = provider.submit(spec(config))
+    handle = provider.submit(make_request(config))
     lines = []
     for line in provider.follow(handle):
         lines.append(line)
         if line.startswith("driver drive"):
-            assert provider.state(handle) == JobState("running")
+            assert provider.ask_state(handle) == JobState("running")
             provider.stop(handle)
     assert lines[-1] == f"Slurm job {handle['job']} ended: CANCELLED"
-    assert provider.state(handle) == JobState("stopped")
+    assert provider.ask_state(handle) == JobState("stopped")
     # The shell of the job itself waits for Slurm's last word.
     left = (known / "left_behind").read_text().splitlines()
     assert [line for line in left if not line.startswith(("bash", "sleep"))] == []
 
 
-def test_a_head_that_does_not_start_is_said_with_what_it_said(tmp_path: Path, known: Path, spec: LaunchSpecs) -> None:
+def test_a_head_that_does_not_start_is_said_with_what_it_said(
+    tmp_path: Path, known: Path, make_request: MakeRequest
+) -> None:
     config = _config(tmp_path / "runs", python="no-such-python")
     provider = SlurmProvider(config)
-    handle = provider.submit(spec(config))
+    handle = provider.submit(make_request(config))
     told = "\n".join(provider.follow(handle))
     assert f"Ray did not start on 127.0.0.1; is port {config.port} taken" in told
     assert "no-such-python: No such file or directory" in told
-    assert provider.state(handle) == JobState("failed", 1)
+    assert provider.ask_state(handle) == JobState("failed", 1)
 
 
 @pytest.mark.parametrize(
@@ -201,45 +208,45 @@ def test_a_job_the_controller_forgot_is_looked_up_in_accounting(
 ) -> None:
     if kept is not None:
         (known / "sacct").write_text(kept)
-    assert SlurmProvider(_config(tmp_path)).state({"job": "12", "log": ""}) == expected
+    assert SlurmProvider(_config(tmp_path)).ask_state({"job": "12", "log": ""}) == expected
 
 
 def test_a_controller_that_does_not_answer_is_no_lost_job(tmp_path: Path, known: Path) -> None:
     (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho Unable to contact slurm controller >&2\nexit 1\n")
     with pytest.raises(ClusterError, match="Unable to contact slurm controller"):
-        SlurmProvider(_config(tmp_path)).state({"job": "12", "log": ""})
+        SlurmProvider(_config(tmp_path)).ask_state({"job": "12", "log": ""})
 
 
 def test_lines_of_a_growing_log_come_whole_and_once(tmp_path: Path) -> None:
     path = tmp_path / "log"
     log = slurm._GrowingFile(path)
-    assert log.new_lines() == []
+    assert log.read_lines() == []
     path.write_bytes("één\n\ntwo\nth\xc3".encode("latin1"))
-    assert log.new_lines()[1:] == ["", "two"]
+    assert log.read_lines()[1:] == ["", "two"]
     with path.open("ab") as file:
         file.write(b"\xa9e")
-    assert log.new_lines() == []
-    assert log.rest() == ["thée"]
+    assert log.read_lines() == []
+    assert log.read_rest() == ["thée"]
 
 
 @pytest.mark.slow
 def test_a_job_of_two_nodes_is_one_ray_for_its_driver(
-    tmp_path: Path, known: Path, spec: LaunchSpecs, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, known: Path, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "driver.py"
     program.write_text(
         "import ray\nray.init(log_to_driver=False, logging_level='ERROR')\n"
         "print('driver sees', len(ray.nodes()), 'nodes', ray.cluster_resources()['CPU'], 'CPUs')\nraise SystemExit(2)\n"
     )
-    monkeypatch.setattr(LaunchSpec, "command", lambda self, folder, python: [python, str(program)])
+    monkeypatch.setattr(RunRequest, "make_command", lambda self, folder, python: [python, str(program)])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     config = _config(tmp_path / "runs", nodes=2, python=sys.executable, dashboard_port=_free_port())
     provider = SlurmProvider(config)
     started = time.monotonic()
-    handle = provider.submit(spec(config))
+    handle = provider.submit(make_request(config))
     lines = list(provider.follow(handle))
     assert lines[-2:] == ["cryoformer-dist: 2 of 2 nodes are up", "driver sees 2 nodes 4.0 CPUs"]
-    assert provider.state(handle) == JobState("failed", 2)
+    assert provider.ask_state(handle) == JobState("failed", 2)
     assert time.monotonic() - started < 150
     assert not Path(f"/tmp/cf_{handle['job']}").exists()
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,88 @@
+"""The nodes of the Ray that is up, and functions run on them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Concatenate, ParamSpec, TypeVar
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cryoformer_dist.errors import ClusterError
+
+_ANSWER_SECONDS = 300
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine of the cluster, as Ray knows it.
+
+    Attributes
+    ----------
+    number
+        Ray's name for it.
+    address
+        IP address.
+    cpus, gpus
+        What Ray hands out there.
+    """
+
+    number: str
+    address: str
+    cpus: float
+    gpus: float
+
+
+def list_nodes() -> list[Node]:
+    """The nodes that are up."""
+    return [
+        Node(
+            node["NodeID"],
+            node["NodeManagerAddress"],
+            node["Resources"].get("CPU", 0.0),
+            node["Resources"].get("GPU", 0.0),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def repeat_while_nodes_die(look: Callable[[list[Node]], T]) -> T:
+    """What a look at the nodes that are up gives, after another one when a node has died under it."""
+    while True:
+        nodes = list_nodes()
+        try:
+            return look(nodes)
+        except ClusterError:
+            alive = {node.number for node in list_nodes()}
+            if {node.number for node in nodes} <= alive:
+                raise
+
+
+def run_on_nodes(
+    nodes: Sequence[Node], function: Callable[Concatenate[Node, P], T], *arguments: P.args, **named: P.kwargs
+) -> list[T]:
+    """A function's results on nodes, all at once; it is given the node first.
+
+    Raises
+    ------
+    ClusterError
+        If a node does not answer.
+    """
+    # A process that has asked a GPU for its memory keeps a part of it until it ends, so none is used twice.
+    task = ray.remote(num_cpus=0, max_retries=1, max_calls=1)(function)
+    running = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.number, soft=False)).remote(
+            node, *arguments, **named
+        )
+        for node in nodes
+    ]
+    try:
+        return ray.get(running, timeout=_ANSWER_SECONDS)
+    except RayError as error:
+        raise ClusterError(
+            f"a node did not answer ({type(error).__name__}: {str(error).splitlines()[0]}); is cryoformer-dist "
+            "installed in the Python that Ray was started with there?"
+        ) from error

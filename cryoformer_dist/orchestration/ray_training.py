@@ -1,0 +1,109 @@
+"""Ray Train as the process sees it that drives a run: workers, their losses, and what a failure means."""
+
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import pyarrow.fs
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cryoformer_dist.config.cluster import ClusterConfig, WorkersConfig
+from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.errors import ClusterError, CryoFormerError, TrainingError
+from cryoformer_dist.orchestration.following import OnRecord, follow_training_log
+from cryoformer_dist.orchestration.resources import refuse_too_many_workers
+from cryoformer_dist.orchestration.worker import WorkerArguments, run_worker
+from cryoformer_dist.storage.places import Place
+from cryoformer_dist.storage.working_folder import WorkingFolder
+from cryoformer_dist.training.machine import worker_threads
+
+
+def train_with_ray(working: WorkingFolder, config: RunConfig, cluster: ClusterConfig, on_record: OnRecord) -> None:
+    """Train a prepared run with Ray Train workers on the Ray that is up.
+
+    Parameters
+    ----------
+    working
+        Run directory, its home visible to every node.
+    config
+        As the run directory holds it.
+    cluster
+        Workers and the losses to survive.
+    on_record
+        Called in this process for each new record.
+
+    Raises
+    ------
+    ClusterError
+        If the workers do not fit the cluster, or too many are lost.
+    TrainingError
+        If training itself cannot go on.
+    """
+    refuse_too_many_workers(cluster.workers)
+    silence = 60 * cluster.workers.silence_minutes
+    # One that does not even answer (a stopped process, a node without network) is lost after the same time.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(silence)
+    arguments = WorkerArguments(str(working.home), worker_threads(config, cluster.workers.cpus), silence)
+    trainer = TorchTrainer(
+        partial(run_worker, arguments),
+        # Ranks that wait for one that hangs give up a little later than that one itself.
+        torch_config=TorchConfig(timeout_s=round(silence) + 60),
+        scaling_config=_scale_workers(cluster.workers),
+        run_config=_configure_attempt(working.home / "ray", cluster.max_failures, config.training.keep_checkpoints),
+    )
+    with follow_training_log(working, on_record, elsewhere=True):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _explain(error, working.home) from error
+    if isinstance(result.return_value, CryoFormerError):
+        raise result.return_value
+
+
+def _scale_workers(workers: WorkersConfig) -> ray.train.ScalingConfig:
+    return ray.train.ScalingConfig(
+        num_workers=(workers.fewest, workers.most) if workers.elastic else workers.most,
+        use_gpu=workers.gpus > 0,
+        resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}),
+    )
+
+
+def _configure_attempt(place: Place, max_failures: int, keep_checkpoints: int) -> ray.train.RunConfig:
+    """Where Ray keeps its own records of an attempt, and what it puts up with.
+
+    Parameters
+    ----------
+    place
+        In the run directory; Ray speaks to our object store through our client.
+    max_failures
+        Losses of workers to survive.
+    keep_checkpoints
+        Pointers to checkpoints that Ray remembers.
+    """
+    if isinstance(place, Path):
+        path, system = str(place), None
+    else:
+        path, system = place.path, pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(place.fs))
+    return ray.train.RunConfig(
+        # Every attempt has a folder of Ray's own: re-using one would silently resume Ray's idea of the run.
+        name=time.strftime("%Y%m%d-%H%M%S"),
+        storage_path=path,
+        storage_filesystem=system,
+        failure_config=ray.train.FailureConfig(max_failures=max_failures),
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=keep_checkpoints),
+        logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+    )
+
+
+def _explain(error: Exception, home: Place) -> CryoFormerError:
+    """What ended training: the worker's own words where it had some."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        if isinstance(failure, CryoFormerError):
+            return failure
+    if failures:
+        rank, failure = next(iter(failures.items()))
+        return TrainingError(f"worker {rank} failed: {failure}\n`--resume` goes on from the last checkpoint in {home}")
+    return ClusterError(f"training stopped: {error}\n`--resume` goes on from the last checkpoint in {home}")

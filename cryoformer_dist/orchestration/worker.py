@@ -1,0 +1,141 @@
+"""What runs in a process that trains: its share of the run, its loader, and word of what it does."""
+
+import faulthandler
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import ray.train
+import torch
+
+from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.data.batch import BatchSource, local_batches, resident_batches
+from cryoformer_dist.data.dataset import ray_batches
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import CheckpointNotWrittenError, ConfigError, CryoFormerError, TrainingError
+from cryoformer_dist.orchestration.prometheus import Publish, publishing
+from cryoformer_dist.runs.directory import load_run, open_run_directory, selected_rows
+from cryoformer_dist.runs.training_log import TrainingRecord
+from cryoformer_dist.storage.working_folder import WorkingFolder
+from cryoformer_dist.training.machine import set_threads
+from cryoformer_dist.training.reporting import Reporter
+from cryoformer_dist.training.worker import join_world_of_one, train_rank
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerArguments:
+    """What a Ray Train worker is told.
+
+    Attributes
+    ----------
+    home
+        Run directory, visible to every node.
+    threads
+        CPU threads it may use.
+    silence_seconds
+        See `RayReporter`.
+    """
+
+    home: str
+    threads: int
+    silence_seconds: float
+
+
+class RayReporter:
+    """Hands records to Ray Train; a checkpoint is reported as a pointer to where it already lies.
+
+    Parameters
+    ----------
+    run
+        Run directory on storage that every node sees.
+    silence_seconds
+        A worker that is not heard of for so long writes down where it hangs and ends itself, to be replaced.
+    publish
+        Shows a record to those who watch the cluster.
+    """
+
+    def __init__(self, run: Path, silence_seconds: float, publish: Publish) -> None:
+        self._run, self._silence, self._publish = run, silence_seconds, publish
+        self.alive()
+
+    def report(self, record: TrainingRecord, checkpoint: Path | None) -> None:
+        """See `Reporter`."""
+        self.alive()
+        self._publish(record)
+        if checkpoint is None:
+            ray.train.report(asdict(record))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            pointer = {"checkpoint": str(checkpoint.relative_to(self._run))}
+            (Path(folder) / "pointer.json").write_text(json.dumps(pointer))
+            ray.train.report(asdict(record), checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def alive(self) -> None:
+        """See `Reporter`."""
+        faulthandler.dump_traceback_later(self._silence, exit=True)
+
+
+class SilentReporter:
+    """For runs whose training log is word enough."""
+
+    def report(self, record: TrainingRecord, checkpoint: Path | None) -> None:
+        """See `Reporter`."""
+
+    def alive(self) -> None:
+        """See `Reporter`."""
+
+
+def run_worker(arguments: WorkerArguments) -> CryoFormerError | None:
+    """Ray Train calls this in every worker, again after each restart; returns what no restart would fix."""
+    set_threads(arguments.threads)
+    device = ray.train.torch.get_device()
+    try:
+        rank = ray.train.get_context().get_world_rank()
+        with open_run_directory(arguments.home) as working, publishing(working.folder.name, rank) as publish:
+            config, manifest = load_run(working.folder)
+            store = ParticleStore.open(manifest.store)
+            reporter = RayReporter(working.folder, arguments.silence_seconds, publish)
+            train_rank(working, config, store, reporter, choose_loader(config, device), device)
+    except (ConfigError, TrainingError, CheckpointNotWrittenError) as error:
+        # All ranks meet these together. Raised, Ray would start the workers again, to meet them again.
+        return error
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    return None
+
+
+def train_alone(
+    working: WorkingFolder, config: RunConfig, store: ParticleStore, reporter: Reporter, threads: int, on_gpu: bool
+) -> None:
+    """Train a prepared run in this thread, its only rank, without Ray Train.
+
+    Parameters
+    ----------
+    working
+        Run directory.
+    config, store
+        As the run directory names them.
+    reporter
+        Told of every report.
+    threads
+        CPU threads below this one.
+    on_gpu
+        Whether the network lives on the GPU.
+    """
+    set_threads(threads)
+    device = torch.device("cuda" if on_gpu else "cpu")
+    join_world_of_one(device)
+    loader = choose_loader(config, device, with_ray=False)
+    train_rank(working, config, store, reporter, loader, device)
+
+
+def choose_loader(
+    config: RunConfig, device: torch.device, with_ray: bool = True
+) -> Callable[[ParticleStore], BatchSource]:
+    """The configuration's ``dataset.loader``; where there is no Ray, ``local`` takes the place of ``ray``."""
+    name = config.dataset.loader
+    if name == "resident":
+        return lambda store: resident_batches(store, selected_rows(config, store), device)
+    return ray_batches if name == "ray" and with_ray else local_batches

@@ -1,0 +1,105 @@
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import ray.train.torch
+import torch
+from support.tiny_runs import Listener, tiny_config
+
+from cryoformer_dist.config.loading import load_config
+from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.data.batch import local_batches
+from cryoformer_dist.data.dataset import ray_batches
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import StoreError, TrainingError
+from cryoformer_dist.orchestration import worker
+from cryoformer_dist.orchestration.worker import WorkerArguments, choose_loader, run_worker, train_alone
+from cryoformer_dist.runs import directory
+from cryoformer_dist.runs.directory import load_run
+from cryoformer_dist.runs.training_log import read_training_log
+from cryoformer_dist.storage.working_folder import WorkingFolder
+from cryoformer_dist.training.preparation import prepare_run
+
+
+@pytest.fixture(autouse=True)
+def _a_process_of_many_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The process group and denormal numbers are the command line's own process's business.
+    monkeypatch.setattr(worker, "join_world_of_one", lambda device: None)
+    monkeypatch.setattr(worker, "set_threads", lambda count: None)
+
+
+def _train(tiny_store: Path, run: Path, **changes: Any) -> Listener:
+    store, listener = ParticleStore.open(tiny_store), Listener()
+    prepare_run(tiny_config(tiny_store, changes), store, run, resume=False)
+    train_alone(WorkingFolder.on_disk(run), load_run(run)[0], store, listener, threads=1, on_gpu=False)
+    return listener
+
+
+def test_training_without_ray_tells_every_report(tiny_store: Path, tmp_path: Path) -> None:
+    told = _train(tiny_store, tmp_path).records
+    assert told == read_training_log(tmp_path)
+    assert told[-1].step == told[-1].steps == 11
+    assert not ray.is_initialized()
+
+
+def test_resident_images_train_to_the_same_losses(tiny_store: Path, tmp_path: Path) -> None:
+    losses = []
+    for name in ("local", "resident"):
+        changes = {"dataset.loader": name, "training.epochs": 1}
+        losses.append([record.loss for record in _train(tiny_store, tmp_path / name, **changes).records])
+    assert losses[0] == losses[1]
+
+
+def test_the_loader_is_the_configuration_s_and_needs_ray_only_where_there_is_ray() -> None:
+    def choose(name: str, with_ray: bool) -> object:
+        return choose_loader(tiny_config(Path("s.zarr"), {"dataset.loader": name}), torch.device("cpu"), with_ray)
+
+    assert choose("ray", with_ray=True) is ray_batches
+    assert choose("ray", with_ray=False) is choose("local", with_ray=True) is local_batches
+
+
+@pytest.fixture
+def arguments(tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerArguments:
+    """A prepared run, and this process in the place of a Ray Train worker."""
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
+    monkeypatch.setattr(ray.train, "report", lambda record, checkpoint=None: None)
+    monkeypatch.setattr(worker, "publishing", lambda name, rank: nullcontext(lambda record: None))
+    monkeypatch.setattr(worker.faulthandler, "dump_traceback_later", lambda seconds, exit: None)
+    prepare_run(tiny_config(tiny_store), ParticleStore.open(tiny_store), tmp_path, resume=False)
+    return WorkerArguments(str(tmp_path), threads=1, silence_seconds=60.0)
+
+
+def test_a_worker_reads_the_run_directory_once_and_trains_it_to_its_end(
+    arguments: WorkerArguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def count(path: Path, schema: type[RunConfig]) -> RunConfig:
+        read.append(path)
+        return load_config(path, schema)
+
+    monkeypatch.setattr(directory, "load_config", count)
+    assert run_worker(arguments) is None
+    run = Path(arguments.home)
+    assert read == [run / "config.yaml"]
+    assert read_training_log(run)[-1].step == 11
+
+
+def test_what_no_restart_would_fix_is_returned_and_all_else_raised(
+    arguments: WorkerArguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (TrainingError("the loss is not a number"), StoreError("s.zarr: chunk 3 is damaged")):
+
+        def fail(*_: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(worker, "train_rank", fail)
+        if isinstance(error, TrainingError):
+            assert run_worker(arguments) is error
+        else:
+            with pytest.raises(StoreError, match="damaged"):
+                run_worker(arguments)
