@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "initialization": GROUND | {"physics", "data"},
     "runs": GROUND | {"config", "physics", "io.mrc", "data", "storage", "initialization"},
     "training": GROUND | {"config", "physics", "model", "data", "storage", "initialization", "runs"},
-    "figures": {"errors", "physics", "runs"},
+    "figures": {"errors", "config", "physics", "runs"},
     "analysis": GROUND
     | {"config", "physics", "io", "model", "data", "simulation", "initialization", "runs", "training", "figures"}
     | {"storage"},
@@ -59,7 +59,7 @@ DOORKEEPERS = {
     # What Ray's cluster launcher raises.
     "click": ("orchestration.providers.ray_up_config",),
     "jsonschema": ("orchestration.providers.ray_up_config",),
-    "matplotlib": ("figures", "analysis.sweep_figures"),
+    "matplotlib": ("figures",),
     "jinja2": ("figures.page",),
     "optuna": ("orchestration.tuning",),
     "scipy": (

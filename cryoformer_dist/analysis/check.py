@@ -30,6 +30,9 @@ from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.progress import StagedProgress, silent
 
+# What is written into the folder of a check.
+_MAPS = ("half1.mrc", "half2.mrc", "map.mrc")
+_CURVE, _PICTURE = "fsc.csv", "check.png"
 _MAP_BOX = 128
 _VARIANT_BOX = 64
 _VARIANT_SAMPLE = 600
@@ -103,7 +106,7 @@ class _Sample:
     pixel_size_angstrom: Float[Tensor, " particles"]
     half: Tensor
 
-    def first(self, count: int) -> "_Sample":
+    def take(self, count: int) -> "_Sample":
         """Take the first particles of the sample, which is in random order."""
         rows = torch.arange(min(count, len(self.images)))
         return _Sample(
@@ -146,35 +149,41 @@ def check_store(
     if not store.has_poses:
         return _report_without_poses(store, output, shown, background)
     particles = store.particles()
-    half, half_sets = _halves(particles, rows, seed)
+    half, half_sets = _split_into_halves(particles, rows, seed)
     maps, small = _back_project_halves(store, particles, rows, half, progress)
-    areas = _try_variants(small.first(_VARIANT_SAMPLE), progress)
-    z_score = _contrast(small)
-    findings, healthy = _judge(areas, z_score)
-    findings.append(background)
+    areas = _try_variants(small.take(_VARIANT_SAMPLE), progress)
+    z_score = _measure_contrast(small)
+    judgement, healthy = _judge(areas, z_score)
     pixel_size = store.pixel_size_angstrom * store.box_size / maps.shape[-1]
-    fsc = _masked_fsc(maps, pixel_size)
-    resolution = fsc.resolution_angstrom(FSC_HALF_MAPS)
-    files = _write(output, maps, fsc)
-    summary = (
-        f"{len(rows)} of {len(store)} particles, {half_sets} half sets: {resolution:.1f} A at FSC {FSC_HALF_MAPS:g} "
-        f"(maps of {maps.shape[-1]} px at {pixel_size:.3g} A, Nyquist {2 * pixel_size:.3g} A, soft sphere)"
-    )
-    findings.append(summary)
-    volume = Volume(maps.mean(0), pixel_size)
-    draw_check(output / "check.png", CheckPicture(shown, store.pixel_size_angstrom, findings, volume, fsc))
+    fsc = _correlate_in_sphere(maps, pixel_size)
+    findings = (*judgement, background, _describe_resolution(len(rows), len(store), half_sets, fsc))
+    picture = CheckPicture(shown, store.pixel_size_angstrom, findings, Volume(maps.mean(0), pixel_size), fsc)
     return CheckReport(
         particles=len(store),
         sample=len(rows),
         half_sets=half_sets,
         fsc=fsc,
-        resolution_angstrom=resolution,
+        resolution_angstrom=fsc.resolution_angstrom(FSC_HALF_MAPS),
         fsc_area=areas,
         contrast_z_score=z_score,
-        findings=tuple(findings),
+        findings=findings,
         healthy=healthy,
-        files=(*files, output / "check.png"),
+        files=(*_write_maps(output, maps, fsc), _draw(output, picture)),
     )
+
+
+def _describe_resolution(sample: int, particles: int, half_sets: str, fsc: FSCCurve) -> str:
+    resolution, size = fsc.resolution_angstrom(FSC_HALF_MAPS), fsc.pixel_size_angstrom
+    return (
+        f"{sample} of {particles} particles, {half_sets} half sets: {resolution:.1f} A at FSC {FSC_HALF_MAPS:g} "
+        f"(maps of {fsc.box_size} px at {size:.3g} A, Nyquist {2 * size:.3g} A, soft sphere)"
+    )
+
+
+def _draw(output: Path, picture: CheckPicture) -> Path:
+    path = output / _PICTURE
+    draw_check(path, picture)
+    return path
 
 
 def _report_without_poses(
@@ -182,7 +191,6 @@ def _report_without_poses(
 ) -> CheckReport:
     """What the images alone say."""
     findings = (background, "the store has no poses: nothing was back-projected")
-    draw_check(output / "check.png", CheckPicture(shown, store.pixel_size_angstrom, findings))
     return CheckReport(
         particles=len(store),
         sample=0,
@@ -193,7 +201,7 @@ def _report_without_poses(
         contrast_z_score=0.0,
         findings=findings,
         healthy=True,
-        files=(output / "check.png",),
+        files=(_draw(output, CheckPicture(shown, store.pixel_size_angstrom, findings)),),
     )
 
 
@@ -205,7 +213,7 @@ def _sample_rows(store: ParticleStore, sample: int, seed: int) -> NDArray[np.int
     return kept
 
 
-def _halves(particles: StoredParticles, rows: NDArray[np.int64], seed: int) -> tuple[Tensor, str]:
+def _split_into_halves(particles: StoredParticles, rows: NDArray[np.int64], seed: int) -> tuple[Tensor, str]:
     """Half (0 or 1) of each sampled particle: the source's, or a random one where it says nothing."""
     given = particles.half_set[rows]
     if (given == 1).any() and (given == 2).any() and (given > 0).all():
@@ -257,12 +265,12 @@ def _try_variants(sample: _Sample, progress: StagedProgress) -> dict[str, float]
     }
     areas = {}
     for number, (name, (images, reading)) in enumerate(readings.items()):
-        areas[name] = _half_map_fsc(images, reading, sample).area
+        areas[name] = _correlate_halves(images, reading, sample).area
         progress("conventions", number + 1, len(readings))
     return areas
 
 
-def _half_map_fsc(images: Tensor, pose: Pose, sample: _Sample) -> FSCCurve:
+def _correlate_halves(images: Tensor, pose: Pose, sample: _Sample) -> FSCCurve:
     """FSC between the back-projections of the two halves of a sample."""
     pixel_size = float(sample.pixel_size_angstrom[0])
     maps = []
@@ -273,10 +281,10 @@ def _half_map_fsc(images: Tensor, pose: Pose, sample: _Sample) -> FSCCurve:
             block = members[start : start + _BLOCK]
             accumulator.add(images[block], pose[block], sample.ctf[block], sample.pixel_size_angstrom[block])
         maps.append(accumulator.solve())
-    return _masked_fsc(torch.stack(maps), pixel_size)
+    return _correlate_in_sphere(torch.stack(maps), pixel_size)
 
 
-def _masked_fsc(maps: Float[Tensor, "2 box box box"], pixel_size_angstrom: float) -> FSCCurve:
+def _correlate_in_sphere(maps: Float[Tensor, "2 box box box"], pixel_size_angstrom: float) -> FSCCurve:
     """FSC inside the sphere that fits the box, with an edge of 10 % of the box."""
     box = maps.shape[-1]
     edge = ((0.5 * box - radius_grid(box, 3)) / (0.1 * box)).clamp(0, 1)
@@ -291,7 +299,7 @@ def _flip_phases(sample: _Sample) -> Float[Tensor, "particles box box"]:
     return fourier_to_image(image_to_fourier(sample.images) * torch.where(transfer < 0, -1.0, 1.0), box)
 
 
-def _contrast(sample: _Sample) -> float:
+def _measure_contrast(sample: _Sample) -> float:
     """Contrast of the stored images, which should be light-on-dark."""
     box = min(sample.images.shape[-1], _CONTRAST_BOX)
     pixel_size = sample.pixel_size_angstrom * sample.images.shape[-1] / box
@@ -340,10 +348,10 @@ def _judge_background(store: ParticleStore, rows: NDArray[np.int64]) -> str:
     return f"background mean {mean:+.3f}, standard deviation {deviation:.3f} (wanted 0 and 1)"
 
 
-def _write(output: Path, maps: Float[Tensor, "2 box box box"], fsc: FSCCurve) -> tuple[Path, ...]:
-    """Half maps, their mean, and the FSC table."""
+def _write_maps(output: Path, maps: Float[Tensor, "2 box box box"], fsc: FSCCurve) -> tuple[Path, ...]:
+    """Write half maps, their mean, and the FSC table."""
     labels = ("cryoformer-dist check", "back-projection of a sample of the particle store")
-    named = {"half1.mrc": maps[0], "half2.mrc": maps[1], "map.mrc": maps.mean(0)}
+    named = dict(zip(_MAPS, (maps[0], maps[1], maps.mean(0)), strict=True))
     for name, voxels in named.items():
         write_volume(output / name, Volume(voxels, fsc.pixel_size_angstrom), labels)
-    return *(output / name for name in named), write_curves(output / "fsc.csv", {"correlation": fsc})
+    return *(output / name for name in named), write_curves(output / _CURVE, {"correlation": fsc})

@@ -14,50 +14,15 @@ import torch
 from jaxtyping import Float, Int
 
 from cryoformer_dist.analysis.map_scores import fit_box
-from cryoformer_dist.analysis.truth import Truth, nearest_reference
+from cryoformer_dist.analysis.truth import Truth, find_nearest_reference
 from cryoformer_dist.physics.grids import centred_axis, half_plane_weight
+from cryoformer_dist.runs.scores import MaskSource, PerImageScores
 
 _SAMPLE = 100
 _BLOCK = 10
 
 
-@dataclass(frozen=True, slots=True)
-class PerImageFSC:
-    """Areas under per-image FSC curves.
-
-    Attributes
-    ----------
-    mean, std, median, masked_mean, masked_std, masked_median
-        Over the sampled particles; masked: the mask multiplied into both maps.
-    per_conformation_mean, per_conformation_std, per_conformation_masked_mean, per_conformation_masked_std
-        CryoBench's older form: over the conformations, of the map at the mean latent of each.
-    perfect
-        What identical maps score.
-    consensus_mean, consensus_masked_mean
-        The consensus map in place of ours, against the same truths.
-    maps
-        Particles sampled.
-    """
-
-    mean: float
-    std: float
-    median: float
-    masked_mean: float
-    masked_std: float
-    masked_median: float
-    per_conformation_mean: float
-    per_conformation_std: float
-    per_conformation_masked_mean: float
-    per_conformation_masked_std: float
-    perfect: float
-    consensus_mean: float
-    consensus_masked_mean: float
-    still_mean: float
-    still_masked_mean: float
-    maps: int
-
-
-def sampled_particles(count: int) -> Int[np.ndarray, " chosen"]:
+def sample_particles(count: int) -> Int[np.ndarray, " chosen"]:
     """CryoBench's choice of particles, ``np.arange(0, N, N // 100)``; all of them when there are fewer than 100."""
     return np.arange(0, count, max(count // _SAMPLE, 1))
 
@@ -74,46 +39,75 @@ class ShellCorrelator:
     ----------
     box
         Side of the maps.
+    mask
+        Of the masked curves.
     """
 
-    def __init__(self, box: int) -> None:
-        self._box = box
+    def __init__(self, box: int, mask: Float[np.ndarray, "box box box"]) -> None:
+        self._box, self._mask = box, mask
         axis = torch.fft.ifftshift(centred_axis(box))
         z, y, x = torch.meshgrid(axis, axis, torch.arange(box // 2 + 1.0), indexing="ij")
         # Shell i holds [i - 1, i): the zero frequency is shell 1, and shell 0 is 1 by definition.
         self._shell = (z.square() + y.square() + x.square()).sqrt().floor().long().ravel() + 1
         self._count = half_plane_weight(box).double().expand(box, box, -1).reshape(-1)
 
-    def spectrum(self, voxels: Float[np.ndarray, "box box box"]) -> torch.Tensor:
-        """Half of a map's transform, to be compared with others."""
-        transform: torch.Tensor = torch.fft.rfftn(torch.from_numpy(np.ascontiguousarray(voxels, dtype=np.float32)))
-        return transform.ravel()
+    def transform(self, voxels: Float[np.ndarray, "box box box"]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Half of the Fourier transform of a map, and of what the mask leaves of it."""
+        plain, masked = (
+            torch.fft.rfftn(torch.from_numpy(np.ascontiguousarray(each, dtype=np.float32))).ravel()
+            for each in (voxels, voxels * self._mask)
+        )
+        return plain, masked
 
-    def curve(self, first: torch.Tensor, second: torch.Tensor) -> Float[np.ndarray, " shells"]:
-        """Correlation per shell of two spectra; a shell without power counts as 0."""
+    def correlate(self, first: torch.Tensor, second: torch.Tensor) -> Float[np.ndarray, " shells"]:
+        """Correlation per shell of two transforms; a shell without power counts as 0."""
         cross = self._sum((first * second.conj()).real)
         power = (self._sum(first.abs().square()) * self._sum(second.abs().square())).sqrt()
         curve = torch.where(power > 0, cross / power.clamp_min(1e-300), 0.0)
         curve[0] = 1.0
         return curve.numpy()
 
-    def area(self, first: torch.Tensor, second: torch.Tensor) -> float:
-        """Area under the clipped curve over ``shell / box``."""
-        return float(np.trapezoid(self.curve(first, second).clip(0.0, 1.0), dx=1.0 / self._box))
+    def measure_areas(
+        self, voxels: Float[np.ndarray, "box box box"], true: tuple[torch.Tensor, torch.Tensor]
+    ) -> list[float]:
+        """Areas under the clipped curves of a map with a true one over ``shell / box``, plain and masked."""
+        curves = [self.correlate(*pair) for pair in zip(self.transform(voxels), true, strict=True)]
+        return [float(np.trapezoid(curve.clip(0.0, 1.0), dx=1.0 / self._box)) for curve in curves]
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         return torch.bincount(self._shell, weights=values.double() * self._count)[: self._box // 2]
 
 
-def per_image_fsc(
+@dataclass(frozen=True, slots=True)
+class _Areas:
+    """Areas under curves, ``(2, maps)`` each: plain and masked.
+
+    Attributes
+    ----------
+    ours
+        Maps of single particles.
+    states
+        Maps at the mean latents of the conformations.
+    consensus, still
+        The consensus map, and the mean of our maps, in place of each of ours.
+    """
+
+    ours: np.ndarray
+    states: np.ndarray
+    consensus: np.ndarray
+    still: np.ndarray
+
+
+def score_images(
     decode: Callable[[np.ndarray], np.ndarray],
     latents: Float[np.ndarray, "particles latent"],
     source_row: Int[np.ndarray, " particles"],
     truth: Truth,
     consensus: Float[np.ndarray, "box box box"],
     mask: Float[np.ndarray, "box box box"],
+    mask_source: MaskSource,
     of_states: tuple[Int[np.ndarray, " seen"], Float[np.ndarray, "seen box box box"]],
-) -> PerImageFSC:
+) -> PerImageScores:
     """Score the maps of single particles, no alignment.
 
     A continuous truth keeps a few reference maps at the centres of its bins: there the truth of a particle is the map
@@ -130,31 +124,18 @@ def per_image_fsc(
         Of the simulation.
     consensus
         The floor.
-    mask
-        Multiplied into both maps for the masked scores.
+    mask, mask_source
+        Multiplied into both maps for the masked scores, and where it comes from.
     of_states
         Which conformations were seen, and the map at the mean latent of each (for a continuous truth: of the particles
         near the reference).
     """
-    box = consensus.shape[-1]
-    correlator = ShellCorrelator(box)
-    chosen = np.argsort(source_row, kind="stable")[sampled_particles(len(source_row))]
-    reference = nearest_reference(truth.state[source_row[chosen]], truth)
-    seen, maps = of_states
-    still = maps.mean(axis=0)
-    rows, state_rows, floor_rows, still_rows = [], [], [], []
-    for index in np.unique(np.concatenate([reference, seen])):
-        true = _spectra(correlator, fit_box(truth.volumes[index], box), mask)
-        members = chosen[reference == index]
-        rows += [_areas(correlator, voxels, mask, true) for voxels in _decoded(decode, latents[members])]
-        floor_rows += [_areas(correlator, consensus, mask, true)] * len(members)
-        still_rows += [_areas(correlator, still, mask, true)] * len(members)
-        state_rows += [_areas(correlator, maps[place], mask, true) for place in np.flatnonzero(seen == index)]
-    plain, masked = np.array(rows).T
-    state_plain, state_masked = np.array(state_rows).T
-    floor_plain, floor_masked = np.array(floor_rows).T
-    still_plain, still_masked = np.array(still_rows).T
-    return PerImageFSC(
+    chosen = np.argsort(source_row, kind="stable")[sample_particles(len(source_row))]
+    reference = find_nearest_reference(truth.state[source_row[chosen]], truth)
+    correlator = ShellCorrelator(consensus.shape[-1], mask)
+    areas = _measure_areas(correlator, decode, latents[chosen], reference, truth, consensus, of_states)
+    (plain, masked), (state_plain, state_masked) = areas.ours, areas.states
+    return PerImageScores(
         mean=float(plain.mean()),
         std=float(plain.std()),
         median=float(np.median(plain)),
@@ -165,28 +146,40 @@ def per_image_fsc(
         per_conformation_std=float(state_plain.std()),
         per_conformation_masked_mean=float(state_masked.mean()),
         per_conformation_masked_std=float(state_masked.std()),
-        perfect=perfect_area(box),
-        consensus_mean=float(floor_plain.mean()),
-        consensus_masked_mean=float(floor_masked.mean()),
-        still_mean=float(still_plain.mean()),
-        still_masked_mean=float(still_masked.mean()),
+        perfect=perfect_area(consensus.shape[-1]),
+        consensus_mean=float(areas.consensus[0].mean()),
+        consensus_masked_mean=float(areas.consensus[1].mean()),
+        still_mean=float(areas.still[0].mean()),
+        still_masked_mean=float(areas.still[1].mean()),
         maps=len(chosen),
+        mask=mask_source,
     )
 
 
-def _spectra(correlator: ShellCorrelator, voxels: np.ndarray, mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Spectrum of a map, and of what the mask leaves of it."""
-    return correlator.spectrum(voxels), correlator.spectrum(voxels * mask)
+def _measure_areas(
+    correlator: ShellCorrelator,
+    decode: Callable[[np.ndarray], np.ndarray],
+    latents: np.ndarray,
+    reference: np.ndarray,
+    truth: Truth,
+    consensus: np.ndarray,
+    of_states: tuple[np.ndarray, np.ndarray],
+) -> _Areas:
+    """Compare everything with the truths, one truth after the other."""
+    seen, maps = of_states
+    mean = maps.mean(axis=0)
+    ours, states, floor, still = [], [], [], []
+    for index in np.unique(np.concatenate([reference, seen])):
+        true = correlator.transform(fit_box(truth.volumes[index], consensus.shape[-1]))
+        members = np.flatnonzero(reference == index)
+        ours += [correlator.measure_areas(voxels, true) for voxels in _decode_in_blocks(decode, latents[members])]
+        floor += [correlator.measure_areas(consensus, true)] * len(members)
+        still += [correlator.measure_areas(mean, true)] * len(members)
+        states += [correlator.measure_areas(maps[row], true) for row in np.flatnonzero(seen == index)]
+    return _Areas(*(np.array(rows).T for rows in (ours, states, floor, still)))
 
 
-def _areas(
-    correlator: ShellCorrelator, voxels: np.ndarray, mask: np.ndarray, true: tuple[torch.Tensor, torch.Tensor]
-) -> list[float]:
-    """Areas under the curves of a map with the true one, plain and masked."""
-    return [correlator.area(*pair) for pair in zip(_spectra(correlator, voxels, mask), true, strict=True)]
-
-
-def _decoded(decode: Callable[[np.ndarray], np.ndarray], latents: np.ndarray) -> Iterator[np.ndarray]:
+def _decode_in_blocks(decode: Callable[[np.ndarray], np.ndarray], latents: np.ndarray) -> Iterator[np.ndarray]:
     """Maps one by one, decoded in blocks: a hundred at box 256 would not fit in memory."""
     for start in range(0, len(latents), _BLOCK):
         yield from decode(latents[start : start + _BLOCK])

@@ -1,22 +1,38 @@
-"""The verdict on a run as it lies in the run directory: numbers, FSC tables and the maps of the states."""
+"""The verdict on a run as it lies in the run directory: scores, FSC tables and the maps of the states."""
 
-import json
+import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from cryoformer_dist.analysis.evaluate import Evaluation
 from cryoformer_dist.analysis.map_fsc import write_curves
-from cryoformer_dist.analysis.reconstruct import remove_series, write_json, write_series
+from cryoformer_dist.analysis.reconstruct import remove_series, write_series
+from cryoformer_dist.runs.layout import FSC, STATE_FSC, STATE_FSCS, VOLUMES
+from cryoformer_dist.runs.scores import write_scores
 
-_EVALUATION = "metrics.json"
+_SERIES = "state"
 
 
-def read_evaluation(run: Path) -> dict[str, Any]:
-    """Contents of metrics.json; empty before the run has been judged."""
-    path = run / _EVALUATION
-    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return content
+@dataclass(frozen=True, slots=True)
+class StateCurves:
+    """FSC with the true map of each state.
+
+    Attributes
+    ----------
+    frequency_per_angstrom
+        Of the shells.
+    own, distant, consensus
+        Of the state's map, of a distant state's, and of the consensus map.
+    """
+
+    frequency_per_angstrom: Float[np.ndarray, " shells"]
+    own: Float[np.ndarray, "states shells"]
+    distant: Float[np.ndarray, "states shells"]
+    consensus: Float[np.ndarray, "states shells"]
 
 
 def write_evaluation(run: Path, evaluation: Evaluation, labels: Sequence[str] = ()) -> Path:
@@ -25,18 +41,35 @@ def write_evaluation(run: Path, evaluation: Evaluation, labels: Sequence[str] = 
     Returns
     -------
     Path
-        The metrics file.
+        The scores.
     """
-    fsc = run / "fsc"
-    fsc.mkdir(parents=True, exist_ok=True)
-    for stale in fsc.glob("state_[0-9][0-9][0-9].csv"):
+    (run / FSC).mkdir(parents=True, exist_ok=True)
+    for stale in _find_curves(run):
         stale.unlink()
     curves = zip(evaluation.own, evaluation.distant, evaluation.consensus, strict=True)
     for index, (own, distant, consensus) in enumerate(curves):
         named = {"fsc_own": own, "fsc_distant": distant, "fsc_consensus": consensus}
-        write_curves(fsc / f"state_{index:03d}.csv", named)
+        write_curves(run / FSC / STATE_FSC.format(index=index), named)
     if evaluation.own:
-        write_series(run / "volumes", "state", evaluation.volumes, evaluation.voxel_size_angstrom, labels)
+        write_series(run / VOLUMES, _SERIES, evaluation.volumes, evaluation.voxel_size_angstrom, labels)
     else:
-        remove_series(run / "volumes", "state")
-    return write_json(run / _EVALUATION, evaluation.metrics)
+        remove_series(run / VOLUMES, _SERIES)
+    return write_scores(run, evaluation.scores)
+
+
+def read_state_curves(run: Path) -> StateCurves | None:
+    """The FSC tables of a run; ``None`` where none were written."""
+    tables = []
+    for path in _find_curves(run):
+        with path.open(newline="") as stream:
+            tables.append(list(csv.DictReader(stream)))
+    if not tables:
+        return None
+    columns = ("frequency_per_angstrom", "fsc_own", "fsc_distant", "fsc_consensus")
+    frequency, *curves = (np.array([[float(row[name]) for row in table] for table in tables]) for name in columns)
+    return StateCurves(frequency[0], *curves)
+
+
+def _find_curves(run: Path) -> list[Path]:
+    """FSC tables in the order of the states."""
+    return sorted((run / FSC).glob(STATE_FSCS))

@@ -5,25 +5,34 @@ Everything in the two runs is independent: consensus, occupancy, first latents, 
 pairs are averaged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from cryoformer_dist.analysis.evaluate import Decode
-from cryoformer_dist.analysis.latent import axis_traversal, principal_axes
-from cryoformer_dist.analysis.map_fsc import CutOut, MapComparison, average_comparison, compare_maps, write_curves
-from cryoformer_dist.analysis.map_scores import centred, cosine
-from cryoformer_dist.analysis.masks import read_mask, solvent_mask
-from cryoformer_dist.analysis.reconstruct import write_json, write_series
+from cryoformer_dist.analysis.latent import find_principal_axes, walk_axis
+from cryoformer_dist.analysis.map_fsc import (
+    CutOut,
+    MapComparison,
+    Resolutions,
+    average_comparisons,
+    compare_maps,
+    write_curves,
+)
+from cryoformer_dist.analysis.map_scores import centre, cosine
+from cryoformer_dist.analysis.masks import make_solvent_mask, read_mask
+from cryoformer_dist.analysis.reconstruct import write_series
 from cryoformer_dist.analysis.trained import TrainedRun, load_trained
 from cryoformer_dist.errors import ConfigError, StoreError
 from cryoformer_dist.figures.fsc import draw_fsc
 from cryoformer_dist.runs.directory import load_consensus
+from cryoformer_dist.runs.layout import HALF_MAPS_CURVES, HALF_MAPS_FIGURE, HALF_MAPS_SCORES
+from cryoformer_dist.runs.manifest import SCHEMA_VERSION
 from cryoformer_dist.storage.places import Place
+from cryoformer_dist.storage.records import write_record
 
 _PAIRS = 10
 _AXES_TRIED = 3
@@ -76,6 +85,64 @@ class MatchedMaps:
 
 
 @dataclass(frozen=True, slots=True)
+class MaskSummary:
+    """What masked curves were taken under: ``from the maps`` or a file, and its mean value."""
+
+    source: str
+    share_of_box: float
+
+
+@dataclass(frozen=True, slots=True)
+class MotionSummary:
+    """How alike two series of maps change; see `MatchedMaps`."""
+
+    correlation: float
+    axis_of_second: int
+    reversed: bool
+    maps: int
+
+
+@dataclass(frozen=True, slots=True)
+class HalfMapsResolution:
+    """See `HalfSetComparison`; of each the resolutions by curve and threshold."""
+
+    average: Resolutions
+    mean_map: Resolutions
+    consensus: Resolutions
+
+
+@dataclass(frozen=True, slots=True)
+class HalfMapsSummary:
+    """What ``half_maps.json`` holds.
+
+    Attributes
+    ----------
+    runs
+        Where the two lie.
+    voxel_size_angstrom, nyquist_angstrom, box_size, mask
+        Of the maps.
+    motion
+        Whether the halves show the same one.
+    resolution_angstrom
+        Of average, mean map and consensus.
+    fsc_area
+        Of the averaged curves, by name.
+    pairs
+        Resolutions pair by pair.
+    """
+
+    runs: tuple[str, ...]
+    voxel_size_angstrom: float
+    nyquist_angstrom: float
+    box_size: int
+    mask: MaskSummary
+    motion: MotionSummary
+    resolution_angstrom: HalfMapsResolution
+    fsc_area: Mapping[str, float]
+    pairs: tuple[Resolutions, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class HalfSetComparison:
     """FSC between two half-sets.
 
@@ -108,28 +175,21 @@ class HalfSetComparison:
     mask_name: str
     voxel_size_angstrom: float
 
-    def metrics(self) -> dict[str, Any]:
-        """Contents of half_maps.json, without the names of the runs."""
-        box = self.mask.shape[-1]
-        return {
-            "voxel_size_angstrom": self.voxel_size_angstrom,
-            "nyquist_angstrom": 2 * self.voxel_size_angstrom,
-            "box_size": box,
-            "mask": {"source": self.mask_name, "share_of_box": float(self.mask.mean())},
-            "motion": {
-                "correlation": self.matched.correlation,
-                "axis_of_second": self.matched.axis,
-                "reversed": self.matched.reversed,
-                "maps": len(self.pairs),
-            },
-            "resolution_angstrom": {
-                "average": self.average.resolutions(),
-                "mean_map": self.mean_map.resolutions(),
-                "consensus": self.consensus.resolutions(),
-            },
-            "fsc_area": {name: curve.area for name, curve in self.average.curves.items()},
-            "pairs": [pair.resolutions() for pair in self.pairs],
-        }
+    def summarise(self, runs: Sequence[Place]) -> HalfMapsSummary:
+        """The numbers of this comparison of two runs."""
+        return HalfMapsSummary(
+            runs=tuple(str(run) for run in runs),
+            voxel_size_angstrom=self.voxel_size_angstrom,
+            nyquist_angstrom=2 * self.voxel_size_angstrom,
+            box_size=self.mask.shape[-1],
+            mask=MaskSummary(self.mask_name, float(self.mask.mean())),
+            motion=MotionSummary(self.matched.correlation, self.matched.axis, self.matched.reversed, len(self.pairs)),
+            resolution_angstrom=HalfMapsResolution(
+                self.average.resolutions(), self.mean_map.resolutions(), self.consensus.resolutions()
+            ),
+            fsc_area={name: curve.area for name, curve in self.average.curves.items()},
+            pairs=tuple(pair.resolutions() for pair in self.pairs),
+        )
 
 
 def match_maps(first: HalfRun, second: HalfRun) -> MatchedMaps:
@@ -139,21 +199,23 @@ def match_maps(first: HalfRun, second: HalfRun) -> MatchedMaps:
     round, the one is taken whose difference maps correlate best with those of the first. A motion that closes on itself
     spreads over two axes whose phase is arbitrary; there a low correlation says nothing.
     """
-    walk = axis_traversal(first.latents, principal_axes(first.latents), 0, _PAIRS)
+    walk = walk_axis(first.latents, find_principal_axes(first.latents), 0, _PAIRS)
     maps = first.decode(walk)
-    axes = principal_axes(second.latents)
+    axes = find_principal_axes(second.latents)
     varying = max(1, int(np.count_nonzero(axes.explained_variance[:_AXES_TRIED] > 1e-6)))
     found = []
     for axis in range(varying):
-        others = second.decode(axis_traversal(second.latents, axes, axis, _PAIRS))
+        others = second.decode(walk_axis(second.latents, axes, axis, _PAIRS))
         for backwards, series in ((False, others), (True, others[::-1])):
-            found.append(MatchedMaps(maps, series, axis + 1, backwards, cosine(_changes(maps), _changes(series))))
+            found.append(
+                MatchedMaps(maps, series, axis + 1, backwards, cosine(_take_changes(maps), _take_changes(series)))
+            )
     return max(found, key=lambda match: match.correlation)
 
 
-def _changes(maps: np.ndarray) -> np.ndarray:
+def _take_changes(maps: np.ndarray) -> np.ndarray:
     """How maps differ from their mean, in shape: two networks that only brighten everywhere share no motion."""
-    wide = centred(maps)
+    wide = centre(maps)
     mean = wide.mean(axis=0)
     changes: np.ndarray = wide - mean
     brightness = (changes * mean).sum(axis=(1, 2, 3)) / max(float(np.square(mean).sum()), 1e-30)
@@ -171,20 +233,20 @@ def compare_half_runs(
     matched = match_maps(first, second)
     if mask is None:
         overall = (matched.first.mean(axis=0) + matched.second.mean(axis=0)) / 2
-        mask, mask_name = solvent_mask(overall[None], _MASK_THRESHOLD), "from the maps"
+        mask, mask_name = make_solvent_mask(overall[None], _MASK_THRESHOLD), "from the maps"
 
     consensus = compare_maps(first.consensus, second.consensus, voxel_size_angstrom, mask)
     # Networks' maps are cut out along much the same edge, so their unmasked curve is high where nothing was learned.
     cut_out = CutOut((first.region, second.region), consensus.randomised_from)
 
-    def compared(one: np.ndarray, other: np.ndarray) -> MapComparison:
+    def compare(one: np.ndarray, other: np.ndarray) -> MapComparison:
         return compare_maps(one, other, voxel_size_angstrom, mask, cut_out)
 
-    pairs = tuple(compared(one, other) for one, other in zip(matched.first, matched.second, strict=True))
+    pairs = tuple(compare(one, other) for one, other in zip(matched.first, matched.second, strict=True))
     return HalfSetComparison(
         consensus=consensus,
-        mean_map=compared(matched.first.mean(axis=0), matched.second.mean(axis=0)),
-        average=average_comparison(list(pairs)),
+        mean_map=compare(matched.first.mean(axis=0), matched.second.mean(axis=0)),
+        average=average_comparisons(list(pairs)),
         pairs=pairs,
         matched=matched,
         mask=mask,
@@ -236,14 +298,14 @@ def write_half_maps(folder: Path, comparison: HalfSetComparison, runs: Sequence[
         ``half_maps.json``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_curves(folder / "half_maps.csv", comparison.average.curves)
+    write_curves(folder / HALF_MAPS_CURVES, comparison.average.curves)
     faint = [pair.curves["corrected"] for pair in comparison.pairs]
     curves = {**comparison.average.curves, "consensus, corrected": comparison.consensus.curves["corrected"]}
     title = f"Half-sets, average of {len(comparison.pairs)} pairs · {comparison.voxel_size_angstrom:.3g} Å per voxel"
     title += f" · mask {Path(comparison.mask_name).name}"
     for suffix in (".png", ".svg"):
-        draw_fsc(folder / f"half_maps{suffix}", curves, title, faint)
+        draw_fsc(folder / HALF_MAPS_FIGURE.format(suffix=suffix), curves, title, faint)
     size = comparison.voxel_size_angstrom
     for name, maps in (("half1", comparison.matched.first), ("half2", comparison.matched.second)):
         write_series(folder, name, maps, size, ["cryoformer-dist halves"])
-    return write_json(folder / "half_maps.json", {"runs": [str(run) for run in runs], **comparison.metrics()})
+    return write_record(folder / HALF_MAPS_SCORES, comparison.summarise(runs), SCHEMA_VERSION)

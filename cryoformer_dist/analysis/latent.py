@@ -9,6 +9,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 from scipy.stats import rankdata
 
+from cryoformer_dist.runs.scores import LatentScores
+
 PREDICTION_DIMENSIONS = 10
 """Linear prediction uses at most this many principal coordinates, so that wide latents do not overfit."""
 NEIGHBOURS = 20
@@ -83,7 +85,7 @@ class CoordinatePrediction:
     angle_error_deg: float | None
 
 
-def principal_axes(latents: Float[np.ndarray, "particles latent"], count: int | None = None) -> PrincipalAxes:
+def find_principal_axes(latents: Float[np.ndarray, "particles latent"], count: int | None = None) -> PrincipalAxes:
     """Principal axes of the latents, the same for any order of the particles.
 
     Raises
@@ -117,7 +119,7 @@ def kmeans(latents: Float[np.ndarray, "particles latent"], count: int, seed: int
     """
     if count < 1:
         raise ValueError(f"cannot make {count} clusters: ask for at least 1")
-    axis = principal_axes(latents, 1)
+    axis = find_principal_axes(latents, 1)
     distinct = len(np.unique(latents, axis=0))
     label: np.ndarray
     if distinct <= count:
@@ -125,19 +127,19 @@ def kmeans(latents: Float[np.ndarray, "particles latent"], count: int, seed: int
     else:
         wide = latents.astype(np.float64)
         means, label = kmeans2(wide, count, iter=50, minit="++", missing="raise", rng=seed)
-        rows = np.array([_nearest_member(latents, label == k, means[k]) for k in range(count)])
+        rows = np.array([_find_nearest_member(latents, label == k, means[k]) for k in range(count)])
     order = np.argsort(axis.project(latents[rows])[:, 0], kind="stable")
     renumbered = np.empty(len(order), dtype=np.int64)
     renumbered[order] = np.arange(len(order))
     return Clusters(latents[rows[order]], rows[order], renumbered[label.ravel()])
 
 
-def _nearest_member(latents: np.ndarray, member: np.ndarray, mean: np.ndarray) -> int:
+def _find_nearest_member(latents: np.ndarray, member: np.ndarray, mean: np.ndarray) -> int:
     rows = np.flatnonzero(member)
     return int(rows[np.square(latents[rows] - mean).sum(axis=1).argmin()])
 
 
-def axis_traversal(
+def walk_axis(
     latents: Float[np.ndarray, "particles latent"], axes: PrincipalAxes, axis: int, count: int
 ) -> Float[np.ndarray, "count latent"]:
     """Latents evenly spaced along a principal axis through the mean, from the 5th to the 95th percentile."""
@@ -213,9 +215,9 @@ def predict_coordinate(
     )
 
 
-def _standardised(latents: np.ndarray) -> np.ndarray:
+def _standardise(latents: np.ndarray) -> np.ndarray:
     """Principal coordinates in units of their standard deviation, those left out that do not vary."""
-    coordinates = principal_axes(latents, PREDICTION_DIMENSIONS).project(latents)
+    coordinates = find_principal_axes(latents, PREDICTION_DIMENSIONS).project(latents)
     spread = coordinates.std(axis=0)
     keep = spread > 1e-6 * max(float(spread.max()), 1e-30)
     standardised: np.ndarray = coordinates[:, keep] / spread[keep]
@@ -224,7 +226,7 @@ def _standardised(latents: np.ndarray) -> np.ndarray:
 
 def _predict_out_of_fold(latents: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Least squares on standardised principal coordinates, every particle predicted by the other, random folds."""
-    design = np.concatenate([_standardised(latents), np.ones((len(latents), 1))], axis=1)
+    design = np.concatenate([_standardise(latents), np.ones((len(latents), 1))], axis=1)
     fold = np.random.default_rng(0).permutation(len(latents)) % _FOLDS
     predicted = np.zeros_like(target)
     for k in range(_FOLDS):
@@ -233,14 +235,14 @@ def _predict_out_of_fold(latents: np.ndarray, target: np.ndarray) -> np.ndarray:
     return predicted
 
 
-def nearest_neighbours(
+def find_neighbours(
     latents: Float[np.ndarray, "particles latent"], rows: Int[np.ndarray, " chosen"], count: int = NEIGHBOURS
 ) -> Int[np.ndarray, "chosen neighbours"]:
     """Rows of the particles whose latents lie nearest to those of some rows, these themselves left out.
 
     Distances are taken between standardised principal coordinates, as many as the linear prediction uses.
     """
-    design = _standardised(latents)
+    design = _standardise(latents)
     if not design.shape[1]:
         design = np.zeros((len(latents), 1))
     count = min(count, len(latents) - 1)
@@ -285,8 +287,8 @@ def score_latents(
     state: Float[np.ndarray, " particles"],
     period: float,
     discrete: bool,
-) -> dict[str, float]:
-    """How well the latents order the states: ``latent_rank_correlation`` is 1 at best, about 0 for unrelated.
+) -> LatentScores:
+    """How well the latents order the states.
 
     Classes have no order; there it is the cross-validated accuracy of naming the class, rescaled to chance 0.
     """
@@ -294,15 +296,14 @@ def score_latents(
         _, label = np.unique(state, return_inverse=True)
         classes = int(label.max()) + 1
         accuracy = balanced_accuracy(predict_class(latents, label), label)
-        return {
-            "latent_rank_correlation": (accuracy * classes - 1) / max(classes - 1, 1),
-            "class_accuracy": accuracy,
-            "cluster_accuracy": cluster_class_accuracy(kmeans(latents, classes).label, label),
-        }
+        return LatentScores(
+            latent_rank_correlation=(accuracy * classes - 1) / max(classes - 1, 1),
+            class_accuracy=accuracy,
+            cluster_accuracy=cluster_class_accuracy(kmeans(latents, classes).label, label),
+        )
     prediction = predict_coordinate(latents, state, period)
-    scores = {"latent_rank_correlation": prediction.rank_correlation}
     if prediction.angle_error_deg is not None:
-        return {**scores, "angle_error_deg": prediction.angle_error_deg}
+        return LatentScores(prediction.rank_correlation, angle_error_deg=prediction.angle_error_deg)
     span = float(np.ptp(state))
     error = float(np.abs(prediction.predicted - state).mean())
-    return {**scores, "mean_absolute_error": error / span if span else 0.0}
+    return LatentScores(prediction.rank_correlation, mean_absolute_error=error / span if span else 0.0)

@@ -26,6 +26,10 @@ RANDOMISE_BELOW = 0.8
 _TRUSTED_SHELLS = 2
 
 
+Resolutions = Mapping[str, Mapping[str, float]]
+"""Resolution in angstrom by name of the curve and by threshold, ``0.5`` and ``0.143``."""
+
+
 @dataclass(frozen=True, slots=True)
 class MapComparison:
     """FSC of two maps.
@@ -43,7 +47,7 @@ class MapComparison:
     curves: Mapping[str, FSCCurve]
     randomised_from: int | None = None
 
-    def resolutions(self) -> dict[str, dict[str, float]]:
+    def resolutions(self) -> Resolutions:
         """Resolution in angstrom of each curve but the randomised at 0.5 and 0.143."""
         return {
             name: {f"{threshold:g}": curve.resolution_angstrom(threshold) for threshold in FSC_THRESHOLDS}
@@ -98,7 +102,7 @@ def compare_maps(
         return MapComparison({"unmasked": unmasked})
     weight = torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32))
     masked = fourier_shell_correlation(maps[0], maps[1], voxel_size_angstrom, weight)
-    start = _first_low_shell(unmasked) if cut_out is None else cut_out.randomised_from
+    start = _find_low_shell(unmasked) if cut_out is None else cut_out.randomised_from
     if start is None:
         return MapComparison({"unmasked": unmasked, "masked": masked, "corrected": masked})
     generator = torch.Generator().manual_seed(seed)
@@ -106,12 +110,12 @@ def compare_maps(
     if cut_out is not None:
         noisy = [voxels * torch.from_numpy(region) for voxels, region in zip(noisy, cut_out.regions, strict=True)]
     randomised = fourier_shell_correlation(noisy[0], noisy[1], voxel_size_angstrom, weight)
-    corrected = _corrected(masked, randomised, start + _TRUSTED_SHELLS)
+    corrected = _correct(masked, randomised, start + _TRUSTED_SHELLS)
     curves = {"unmasked": unmasked, "masked": masked, "randomised": randomised, "corrected": corrected}
     return MapComparison(curves, start)
 
 
-def _first_low_shell(unmasked: FSCCurve) -> int | None:
+def _find_low_shell(unmasked: FSCCurve) -> int | None:
     """Where phases are randomised from: the first shell below 0.8, if there is any."""
     below = torch.nonzero(unmasked.correlation[1:] < RANDOMISE_BELOW)
     return int(below[0, 0]) + 1 if len(below) else None
@@ -132,7 +136,7 @@ def randomise_phases(
     return changed.float()
 
 
-def _corrected(masked: FSCCurve, randomised: FSCCurve, start: int) -> FSCCurve:
+def _correct(masked: FSCCurve, randomised: FSCCurve, start: int) -> FSCCurve:
     """FSC without the mask's share from shell ``start`` on, as measured before it."""
     total, noise = masked.correlation.double(), randomised.correlation.double()
     clean = torch.where(noise < 1 - 1e-9, (total - noise) / (1 - noise).clamp_min(1e-9), torch.zeros_like(total))
@@ -140,7 +144,7 @@ def _corrected(masked: FSCCurve, randomised: FSCCurve, start: int) -> FSCCurve:
     return FSCCurve(correlation.float(), masked.box_size, masked.pixel_size_angstrom)
 
 
-def average_comparison(comparisons: list[MapComparison]) -> MapComparison:
+def average_comparisons(comparisons: list[MapComparison]) -> MapComparison:
     """Mean of each curve over several pairs of maps; curves that not all pairs have are left out."""
     shared = [name for name in comparisons[0].curves if all(name in each.curves for each in comparisons)]
     curves = {}

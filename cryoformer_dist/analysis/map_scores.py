@@ -1,7 +1,7 @@
 """Maps against reference maps: correlations, difference maps and Fourier shell correlation."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -9,43 +9,10 @@ from jaxtyping import Bool, Float
 
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.physics.fourier import FSCCurve, crop_volume, fourier_shell_correlation
+from cryoformer_dist.runs.scores import MapScores, RegionScores
 
 # A relative change below this is rounding.
 _LEAST = 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class RegionScores:
-    """How far a series of maps follows the states; every value ignores scale and offset of the maps.
-
-    Attributes
-    ----------
-    difference_map_correlation
-        Pooled correlation of (map - mean map) with (truth - mean truth); 0 when the maps do not vary.
-    difference_map_amplitude
-        Size of the variation relative to the mean map, divided by the same of the truth.
-    fsc_area_own, fsc_area_distant, auc_gap
-        Mean FSC over shells 1 .. box / 2 - 1: own state, the state half the range away, their difference.
-    """
-
-    difference_map_correlation: float
-    difference_map_amplitude: float
-    fsc_area_own: float
-    fsc_area_distant: float
-    auc_gap: float
-
-
-@dataclass(frozen=True, slots=True)
-class MapScores(RegionScores):
-    """`RegionScores` of the whole box.
-
-    Attributes
-    ----------
-    map_correlation
-        Voxel correlation with the own state, mean over states.
-    """
-
-    map_correlation: float
 
 
 def score_maps(
@@ -55,8 +22,8 @@ def score_maps(
 
     Maps that do not move score difference correlation 0, amplitude 0 and gap 0; the truth scores 1 in both.
     """
-    ours, truth = centred(volumes), centred(references)
-    scores = _scores(ours, truth, map_variation(volumes) > _LEAST, *fsc_own_and_distant(volumes, references, 1.0))
+    ours, truth = centre(volumes), centre(references)
+    scores = _score(ours, truth, map_variation(volumes) > _LEAST, *compare_own_and_distant(volumes, references, 1.0))
     own_state = [cosine(volume, reference) for volume, reference in zip(ours, truth, strict=True)]
     return MapScores(**asdict(scores), map_correlation=float(np.mean(own_state)))
 
@@ -71,17 +38,17 @@ def score_region(
 
     Difference maps are compared ``inside``, FSC under the soft ``mask``.
     """
-    ours, truth = centred(volumes)[:, inside], centred(references)[:, inside]
-    curves = fsc_own_and_distant(volumes, references, 1.0, mask)
-    return _scores(ours, truth, map_variation(volumes) > _LEAST, *curves)
+    ours, truth = centre(volumes)[:, inside], centre(references)[:, inside]
+    curves = compare_own_and_distant(volumes, references, 1.0, mask)
+    return _score(ours, truth, map_variation(volumes) > _LEAST, *curves)
 
 
-def _scores(
+def _score(
     ours: np.ndarray, truth: np.ndarray, moves: bool, own: Sequence[FSCCurve], distant: Sequence[FSCCurve]
 ) -> RegionScores:
     """Scores of centred maps, or of their voxels in a region."""
     ours_change, truth_change = ours - ours.mean(axis=0), truth - truth.mean(axis=0)
-    size, true_size = _relative_size(ours_change, ours), _relative_size(truth_change, truth)
+    size, true_size = _measure_size(ours_change, ours), _measure_size(truth_change, truth)
     area_own, area_distant = (float(np.mean([curve.area for curve in curves])) for curves in (own, distant))
     return RegionScores(
         difference_map_correlation=cosine(ours_change, truth_change) if moves else 0.0,
@@ -94,13 +61,13 @@ def _scores(
 
 def map_variation(volumes: Float[np.ndarray, "states box box box"]) -> float:
     """Root-mean-square change of the maps about their mean, relative to that of the mean map."""
-    wide = centred(volumes)
+    wide = centre(volumes)
     mean = wide.mean(axis=0)
     scale = float(np.square(mean).mean())
     return float(np.sqrt(np.square(wide - mean).mean() / scale)) if scale > 0 else 0.0
 
 
-def centred(volumes: Float[np.ndarray, "*maps box box box"]) -> Float[np.ndarray, "*maps box box box"]:
+def centre(volumes: Float[np.ndarray, "*maps box box box"]) -> Float[np.ndarray, "*maps box box box"]:
     """Subtract each map's own mean, which the forward model does not see; double precision."""
     wide: np.ndarray = volumes.astype(np.float64)
     result: np.ndarray = wide - wide.mean(axis=(-3, -2, -1), keepdims=True)
@@ -113,7 +80,7 @@ def cosine(first: Float[np.ndarray, "*shape"], second: Float[np.ndarray, "*shape
     return float((first * second).sum() / scale) if scale > 0 else 0.0
 
 
-def fsc_own_and_distant(
+def compare_own_and_distant(
     volumes: Float[np.ndarray, "states box box box"],
     references: Float[np.ndarray, "states box box box"],
     voxel_size_angstrom: float,
@@ -125,7 +92,7 @@ def fsc_own_and_distant(
     """
     count = len(references)
     if mask is not None:
-        volumes, references = _masked(volumes, mask), _masked(references, mask)
+        volumes, references = _mask(volumes, mask), _mask(references, mask)
     maps = [torch.from_numpy(np.ascontiguousarray(v, dtype=np.float32)) for v in volumes]
     truth = [torch.from_numpy(np.ascontiguousarray(t, dtype=np.float32)) for t in references]
     curve = fourier_shell_correlation
@@ -134,14 +101,14 @@ def fsc_own_and_distant(
     return own, tuple(curve(maps[i], truth[far[i]], voxel_size_angstrom) for i in range(count))
 
 
-def _masked(volumes: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _mask(volumes: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Each map less its solvent level, times the mask; the level is the median, as solvent fills most of a box."""
     level = np.median(volumes, axis=(-3, -2, -1), keepdims=True)
     masked: np.ndarray = (volumes - level) * mask
     return masked
 
 
-def _relative_size(changes: np.ndarray, maps: np.ndarray) -> float:
+def _measure_size(changes: np.ndarray, maps: np.ndarray) -> float:
     """Root-mean-square of changes, relative to that of the mean map."""
     return float(np.sqrt(np.square(changes).mean() / max(float(np.square(maps.mean(axis=0)).mean()), 1e-30)))
 

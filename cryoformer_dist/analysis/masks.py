@@ -18,7 +18,7 @@ SIZE_TOLERANCE = 1e-3
 """Relative difference of two voxel sizes that is taken for rounding."""
 
 
-def soft_mask(
+def make_soft_mask(
     region: Bool[np.ndarray, "box box box"], dilation_voxels: float, edge_voxels: float
 ) -> Float[np.ndarray, "box box box"]:
     """One within ``dilation_voxels`` of a region, a cosine down to zero over the next ``edge_voxels``.
@@ -36,7 +36,7 @@ def soft_mask(
     return mask
 
 
-def solvent_mask(
+def make_solvent_mask(
     maps: Float[np.ndarray, "maps box box box"], threshold: float = SOLVENT_THRESHOLD
 ) -> Float[np.ndarray, "box box box"]:
     """Soft mask round everything that any of the maps shows above a share of their highest density.
@@ -54,10 +54,10 @@ def solvent_mask(
             "the maps show no positive density to make a mask from: train longer, or give a mask (--mask)"
         )
     box = maps.shape[-1]
-    return soft_mask((maps > threshold * maps.max()).any(axis=0), max(1.0, box / 32), max(3.0, box / 16))
+    return make_soft_mask((maps > threshold * maps.max()).any(axis=0), max(1.0, box / 32), max(3.0, box / 16))
 
 
-def moving_voxels(references: Float[np.ndarray, "states box box box"]) -> Bool[np.ndarray, "box box box"]:
+def find_moving_voxels(references: Float[np.ndarray, "states box box box"]) -> Bool[np.ndarray, "box box box"]:
     """Voxels whose standard deviation over the states exceeds `MOVING_THRESHOLD` of its maximum, widened by one.
 
     A voxel filled in one state of ten deviates by 0.3 of its density where the most possible is 0.5: well inside.
@@ -73,7 +73,7 @@ def moving_voxels(references: Float[np.ndarray, "states box box box"]) -> Bool[n
 
 def soften(inside: Bool[np.ndarray, "box box box"]) -> Float[np.ndarray, "box box box"]:
     """Cosine edge of 1/16 of the box (at least three voxels) round a region."""
-    return soft_mask(inside, 0.0, max(3.0, inside.shape[-1] / 16))
+    return make_soft_mask(inside, 0.0, max(3.0, inside.shape[-1] / 16))
 
 
 def read_mask(path: Path, box: int, box_angstrom: float) -> Float[np.ndarray, "box box box"]:

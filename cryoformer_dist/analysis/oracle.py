@@ -5,19 +5,17 @@ state errs wildly where an image says nothing; the mean state, which stays in th
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.interpolate import CubicSpline
 from scipy.stats import mode
-from torch import Tensor
 
 from cryoformer_dist.analysis.latent import (
     balanced_accuracy,
     circular_correlation,
-    nearest_neighbours,
+    find_neighbours,
     predict_class,
     predict_coordinate,
     rank_correlation,
@@ -26,10 +24,11 @@ from cryoformer_dist.analysis.map_scores import fit_box
 from cryoformer_dist.analysis.truth import Truth, state_distance
 from cryoformer_dist.data.cropped_images import CroppedImages
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.physics.fourier import comparable_frequencies
+from cryoformer_dist.physics.fourier import comparable_frequencies, to_real_vectors
 from cryoformer_dist.physics.grids import half_plane_weight
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.slices import SplineSlices
+from cryoformer_dist.runs.scores import OracleScores, StateErrors
 from cryoformer_dist.training.latent_search import LARGEST_BOX
 
 ORACLE_PARTICLES = 500
@@ -78,7 +77,11 @@ class Likelihood:
         return around
 
 
-def state_likelihood(
+_Errors = tuple[StateErrors, StateErrors | None, StateErrors, StateErrors]
+"""Of the most probable state, of the mean state, of our linear prediction, by neighbours in latent space."""
+
+
+def find_likelihood(
     sample: CroppedImages,
     volumes: Float[np.ndarray, "states box box box"],
     volume_state: Float[np.ndarray, " states"],
@@ -96,21 +99,21 @@ def state_likelihood(
     this leaves a fortieth of a bin where a parabola through the errors of three neighbours leaves a sixth. With fewer
     than four references, and for classes, only the references themselves are compared.
     """
-    match, products = _products(sample, volumes, whole=not discrete and len(volumes) >= _FEWEST_TO_INTERPOLATE)
+    match, products = _multiply(sample, volumes, whole=not discrete and len(volumes) >= _FEWEST_TO_INTERPOLATE)
     if products.ndim == 2:
-        return Likelihood(volume_state, _profile(match, products))
-    grid, mixing = _interpolation(volume_state, period)
+        return Likelihood(volume_state, _fit_amplitudes(match, products))
+    grid, mixing = _interpolate(volume_state, period)
     power = np.einsum("fk,bkl,fl->bf", mixing, products, mixing, optimize=True)
-    return Likelihood(grid, _profile(match @ mixing.T, power))
+    return Likelihood(grid, _fit_amplitudes(match @ mixing.T, power))
 
 
-def _profile(match: np.ndarray, power: np.ndarray) -> np.ndarray:
+def _fit_amplitudes(match: np.ndarray, power: np.ndarray) -> np.ndarray:
     """Half of what the best amplitude of each projection, none below zero, takes off the squared error."""
     gain: np.ndarray = np.square(np.maximum(match, 0.0)) / np.maximum(power, 1e-30)
     return gain / 2
 
 
-def _products(sample: CroppedImages, volumes: np.ndarray, whole: bool) -> tuple[np.ndarray, np.ndarray]:
+def _multiply(sample: CroppedImages, volumes: np.ndarray, whole: bool) -> tuple[np.ndarray, np.ndarray]:
     """Products of images and projections, and of the projections with one another (or with themselves)."""
     box = sample.coefficients.shape[-2]
     weight = (comparable_frequencies(box) * half_plane_weight(box)).sqrt() / box
@@ -121,8 +124,8 @@ def _products(sample: CroppedImages, volumes: np.ndarray, whole: bool) -> tuple[
         part_match, part_products = [], []
         for _, block in sample.blocks(_BLOCK):
             projected = slices.project(block.rotation, block.shift_pixels)
-            predicted = _as_vectors(projected * (block.transfer * weight)[:, None])
-            observed = _as_vectors(block.coefficients * weight)
+            predicted = to_real_vectors((projected * (block.transfer * weight)[:, None]).flatten(-2))
+            observed = to_real_vectors((block.coefficients * weight).flatten(-2))
             part_match.append(torch.einsum("bkf,bf->bk", predicted, observed))
             products_here = predicted @ predicted.mT if whole else predicted.square().sum(-1)
             part_products.append(products_here)
@@ -131,11 +134,7 @@ def _products(sample: CroppedImages, volumes: np.ndarray, whole: bool) -> tuple[
     return torch.cat(match, dim=1).double().numpy(), torch.cat(products, dim=1).double().numpy()
 
 
-def _as_vectors(coefficients: Tensor) -> Tensor:
-    return torch.view_as_real(coefficients).flatten(start_dim=-3)
-
-
-def _interpolation(volume_state: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray]:
+def _interpolate(volume_state: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray]:
     """Fine grid of states, and the weights ``(fine, references)`` of the references at each."""
     order = np.argsort(volume_state)
     knots = volume_state[order]
@@ -152,14 +151,14 @@ def _interpolation(volume_state: np.ndarray, period: float) -> tuple[np.ndarray,
     return grid, mixing[:, np.argsort(order)]
 
 
-def oracle_metrics(
+def score_oracle(
     store: ParticleStore,
     truth: Truth,
     latents: Float[np.ndarray, "particles latent"],
     rows: Int[np.ndarray, " particles"],
     particles: int = ORACLE_PARTICLES,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> OracleScores:
     """Errors of the oracle and of a run's latents on the same sample of images.
 
     Parameters
@@ -172,50 +171,53 @@ def oracle_metrics(
         One row per trained particle; ``rows`` are store rows.
     particles, seed
         Size and seed of the sample.
-
-    Returns
-    -------
-    metrics
-        ``rank_correlation`` with ``angle_error_deg`` (periodic) or ``mean_absolute_error`` (a fraction of the range),
-        or ``class_accuracy``: of the most probable state; with the prefix ``posterior_`` of the mean state; with
-        ``ours_`` of the cross-validated linear prediction from the latents; with ``neighbours_`` of the mean state (or
-        the commonest class) of the particles nearest in latent space, which also sees a motion that runs along a
-        curve. ``error_ratio`` and ``neighbours_error_ratio`` are these errors over that of the most probable state.
     """
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:particles])
     sample = sample_images(store, rows[chosen], truth)
     box = sample.coefficients.shape[-2]
     volumes = np.stack([fit_box(voxels, box) for voxels in truth.volumes])
-    found = state_likelihood(sample, volumes, truth.volume_state, truth.period, truth.discrete)
+    found = find_likelihood(sample, volumes, truth.volume_state, truth.period, truth.discrete)
     state = truth.state[store.particles().source_row[rows]]
-    here = state[chosen]
-    near = state[nearest_neighbours(latents, chosen)]
     if truth.discrete:
-        estimates = {"": found.most_probable(), "ours_": predict_class(latents, state)[chosen]}
-        estimates["neighbours_"] = mode(near, axis=1).mode
-        scores = {prefix: {"class_accuracy": balanced_accuracy(named, here)} for prefix, named in estimates.items()}
-        error = {prefix: 1 - scores[prefix]["class_accuracy"] for prefix in scores}
+        oracle, posterior, ours, neighbours = _measure_classes(found, latents, state, chosen)
     else:
-        estimates = {"": found.most_probable(), "posterior_": found.mean(truth.period)}
-        estimates["ours_"] = predict_coordinate(latents, state, truth.period).predicted[chosen]
-        estimates["neighbours_"] = mean_state(near, truth.period)
-        span = float(np.ptp(state))
-        scores = {
-            prefix: coordinate_errors(estimated, here, truth.period, span) for prefix, estimated in estimates.items()
-        }
-        measure = "angle_error_deg" if truth.period else "mean_absolute_error"
-        error = {prefix: scores[prefix][measure] for prefix in scores}
-    ratios = {"error_ratio": "ours_", "neighbours_error_ratio": "neighbours_"}
-    return {
-        "particles": len(chosen),
-        "box_size": box,
-        "references": len(volumes),
-        **{f"{prefix}{key}": value for prefix, scored in scores.items() for key, value in scored.items()},
-        **{name: error[prefix] / error[""] if error[""] else None for name, prefix in ratios.items()},
-    }
+        oracle, posterior, ours, neighbours = _measure_coordinates(found, latents, state, chosen, truth.period)
+    return OracleScores(
+        particles=len(chosen),
+        box_size=box,
+        references=len(volumes),
+        oracle=oracle,
+        posterior=posterior,
+        ours=ours,
+        neighbours=neighbours,
+        error_ratio=ours.error / oracle.error if oracle.error else None,
+        neighbours_error_ratio=neighbours.error / oracle.error if oracle.error else None,
+    )
 
 
-def mean_state(states: Float[np.ndarray, "particles several"], period: float) -> Float[np.ndarray, " particles"]:
+def _measure_classes(found: Likelihood, latents: np.ndarray, label: np.ndarray, chosen: np.ndarray) -> _Errors:
+    here = label[chosen]
+    commonest = mode(label[find_neighbours(latents, chosen)], axis=1).mode
+    named = (found.most_probable(), predict_class(latents, label)[chosen], commonest)
+    oracle, ours, neighbours = (StateErrors(class_accuracy=balanced_accuracy(each, here)) for each in named)
+    return oracle, None, ours, neighbours
+
+
+def _measure_coordinates(
+    found: Likelihood, latents: np.ndarray, state: np.ndarray, chosen: np.ndarray, period: float
+) -> _Errors:
+    estimates = (
+        found.most_probable(),
+        found.mean(period),
+        predict_coordinate(latents, state, period).predicted[chosen],
+        average_states(state[find_neighbours(latents, chosen)], period),
+    )
+    span = float(np.ptp(state))
+    oracle, posterior, ours, neighbours = (measure_errors(each, state[chosen], period, span) for each in estimates)
+    return oracle, posterior, ours, neighbours
+
+
+def average_states(states: Float[np.ndarray, "particles several"], period: float) -> Float[np.ndarray, " particles"]:
     """Mean of several states of each particle, the circular one for a period."""
     if not period:
         plain: np.ndarray = states.mean(axis=1)
@@ -225,18 +227,18 @@ def mean_state(states: Float[np.ndarray, "particles several"], period: float) ->
     return around
 
 
-def coordinate_errors(
+def measure_errors(
     estimated: Float[np.ndarray, " particles"], true: Float[np.ndarray, " particles"], period: float, span: float
-) -> dict[str, float]:
+) -> StateErrors:
     """Rank correlation and error of estimated states: an angle for a period, else a fraction of the range ``span``."""
     error = state_distance(estimated, true, period)
     if period:
         turn = 2 * np.pi / period
-        return {
-            "rank_correlation": circular_correlation(turn * estimated, turn * true),
-            "angle_error_deg": float(error.mean() * 360 / period),
-        }
-    return {
-        "rank_correlation": rank_correlation(estimated, true),
-        "mean_absolute_error": float(error.mean() / span) if span else 0.0,
-    }
+        return StateErrors(
+            rank_correlation=circular_correlation(turn * estimated, turn * true),
+            angle_error_deg=float(error.mean() * 360 / period),
+        )
+    return StateErrors(
+        rank_correlation=rank_correlation(estimated, true),
+        mean_absolute_error=float(error.mean() / span) if span else 0.0,
+    )

@@ -1,21 +1,20 @@
 """From latents to files: the map series and the latent table in the run directory."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
 from cryoformer_dist.analysis.evaluate import Decode
-from cryoformer_dist.analysis.latent import axis_traversal, kmeans, principal_axes
+from cryoformer_dist.analysis.latent import find_principal_axes, kmeans, walk_axis
 from cryoformer_dist.errors import StoreError
-from cryoformer_dist.io.mrc import write_volume
+from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.physics.volume import Volume
-from cryoformer_dist.storage.places import replaced, write_whole
+from cryoformer_dist.runs.layout import LATENTS, SERIES_MAP, SERIES_MAPS, VOLUMES
+from cryoformer_dist.storage.places import replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +61,12 @@ def choose_latents(
     """Pick k-means centres (real particles) and walks along the first principal axes that vary at all."""
     if len(latents) != len(source_row):
         raise StoreError(f"{len(latents)} latents for {len(source_row)} store rows: both must be of one run")
-    axes = principal_axes(latents)
+    axes = find_principal_axes(latents)
     clusters = kmeans(latents, plan.clusters, plan.seed)
     chosen: dict[str, np.ndarray] = {"kmeans": clusters.centres}
     varying = int(np.count_nonzero(axes.explained_variance > 1e-6))
     for axis in range(min(plan.axes, varying)):
-        chosen[f"pc{axis + 1}"] = axis_traversal(latents, axes, axis, plan.points)
+        chosen[f"pc{axis + 1}"] = walk_axis(latents, axes, axis, plan.points)
     table: dict[str, np.ndarray] = {
         "latent": latents.astype(np.float32),
         "source_row": source_row.astype(np.int64),
@@ -119,11 +118,11 @@ def reconstruct(
     written: list[Path] = []
     for name, chosen in series.latents.items():
         volumes = decode(chosen.astype(latents.dtype))
-        written += write_series(run / "volumes", name, volumes, voxel_size_angstrom, labels)
+        written += write_series(run / VOLUMES, name, volumes, voxel_size_angstrom, labels)
     for number in range(1, plan.axes + 1):
         if f"pc{number}" not in series.latents:
-            remove_series(run / "volumes", f"pc{number}")
-    with replaced(run / "latent.npz") as beside, beside.open("wb") as stream:
+            remove_series(run / VOLUMES, f"pc{number}")
+    with replaced(run / LATENTS) as beside, beside.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **series.table)
     return written
 
@@ -138,7 +137,7 @@ def write_series(
     """Write ``name_000.mrc`` ..., replacing every earlier map of that series."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_series(folder, name)
-    paths = [folder / f"{name}_{index:03d}.mrc" for index in range(len(volumes))]
+    paths = [folder / SERIES_MAP.format(series=name, index=index) for index in range(len(volumes))]
     for index, (path, voxels) in enumerate(zip(paths, volumes, strict=True)):
         volume = Volume(torch.from_numpy(np.ascontiguousarray(voxels, dtype=np.float32)), voxel_size_angstrom)
         write_volume(path, volume, [*labels, f"{name} {index + 1} of {len(volumes)}"])
@@ -147,11 +146,21 @@ def write_series(
 
 def remove_series(folder: Path, name: str) -> None:
     """Remove every map of a series."""
-    for stale in folder.glob(f"{name}_[0-9][0-9][0-9].mrc"):
+    for stale in folder.glob(SERIES_MAPS.format(series=name)):
         stale.unlink()
 
 
-def write_json(path: Path, content: dict[str, Any]) -> Path:
-    """Write a JSON file that is whole or not there; a number that is not finite is refused."""
-    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    return path
+def read_all_series(run: Path) -> dict[str, Float[np.ndarray, "maps box box box"]]:
+    """Every series of maps of a run, by name."""
+    series: dict[str, list[np.ndarray]] = {}
+    for path in sorted((run / VOLUMES).glob(SERIES_MAPS.format(series="*"))):
+        series.setdefault(path.stem.rpartition("_")[0], []).append(read_volume(path).voxels.numpy())
+    return {name: np.stack(maps) for name, maps in series.items()}
+
+
+def read_latent_table(run: Path) -> dict[str, np.ndarray]:
+    """Arrays of latent.npz; none before they were written."""
+    if not (run / LATENTS).is_file():
+        return {}
+    with np.load(run / LATENTS, allow_pickle=False) as table:
+        return {name: table[name] for name in table.files}

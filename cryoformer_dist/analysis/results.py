@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cryoformer_dist.analysis.evaluate import Estimate, Masks, evaluate, quick_scores
+from cryoformer_dist.analysis.evaluate import Estimate, Masks, evaluate, score_quickly
 from cryoformer_dist.analysis.evaluation_files import write_evaluation
-from cryoformer_dist.analysis.flexibility import flexible_regions
+from cryoformer_dist.analysis.flexibility_files import find_flexible_regions
 from cryoformer_dist.analysis.latent import score_latents
 from cryoformer_dist.analysis.masks import read_mask
-from cryoformer_dist.analysis.oracle import oracle_metrics
+from cryoformer_dist.analysis.oracle import score_oracle
 from cryoformer_dist.analysis.reconstruct import SeriesPlan, reconstruct
 from cryoformer_dist.analysis.report import write_report
-from cryoformer_dist.analysis.sweep_folder import is_sweep
 from cryoformer_dist.analysis.sweep_report import write_sweep_report
 from cryoformer_dist.analysis.trained import TrainedRun, load_trained, with_weight_at_refined_poses
 from cryoformer_dist.analysis.truth import Truth, read_truth
@@ -29,6 +28,9 @@ from cryoformer_dist.io.relion import update_star_poses
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.runs.checkpoint import fetch_latest
 from cryoformer_dist.runs.directory import load_consensus, open_run_directory, selected_rows, send_run
+from cryoformer_dist.runs.layout import REFINED_POSES
+from cryoformer_dist.runs.scores import HeldOutScores, ResolvedMapScores, ScoresAgainstTruth
+from cryoformer_dist.runs.sweep import is_sweep
 from cryoformer_dist.simulation.simulate import TRUTH_FOLDER, TRUTH_TABLE
 from cryoformer_dist.storage.places import Place
 from cryoformer_dist.storage.working_folder import WorkingFolder
@@ -69,11 +71,11 @@ def reconstruct_run(run: Path, trained: TrainedRun | None = None) -> list[Path]:
     )
     voxel_size = trained.manifest.pixel_size_angstrom
     written = reconstruct(
-        run, trained.decode, trained.latents, trained.source_row, voxel_size, plan, _labels(run, trained)
+        run, trained.decode, trained.latents, trained.source_row, voxel_size, plan, _label_maps(run, trained)
     )
     if trained.has_attention:
-        known = _truth(None, trained)
-        written += flexible_regions(run, trained, known.volumes if known else None, _labels(run, trained))
+        known = _read_truth(None, trained)
+        written += find_flexible_regions(run, trained, known.volumes if known else None, _label_maps(run, trained))
     if trained.poses_refined:
         written.append(_write_poses(run, trained))
     return written
@@ -127,39 +129,37 @@ def evaluate_run(
         shift_angstrom=trained.shift_angstrom if refined else None,
     )
     consensus = load_consensus(run)
-    known = _truth(truth, trained)
-    fitted = _fitted(masks or MaskFiles(), trained, known is not None)
-    verdict = evaluate(trained.decode, estimate, consensus, known, fitted)
-    if known is not None and len(known.volumes) > 1:
-        store = ParticleStore.open(trained.manifest.store)
-        oracle = oracle_metrics(store, known, trained.latents, selected_rows(trained.config, store))
-        more = {"oracle": oracle, **_held_out(trained, known)}
-        verdict = replace(verdict, metrics={**verdict.metrics, **more})
-    return write_evaluation(run, verdict, _labels(run, trained))
+    known = _read_truth(truth, trained)
+    verdict = evaluate(trained.decode, estimate, consensus, known, _fit_masks(masks or MaskFiles(), trained, known))
+    if known is not None and len(known.volumes) > 1 and isinstance(verdict.scores, ScoresAgainstTruth):
+        verdict = replace(verdict, scores=_score_single_images(verdict.scores, trained, known))
+    return write_evaluation(run, verdict, _label_maps(run, trained))
 
 
-def _held_out(trained: TrainedRun, truth: Truth) -> dict[str, dict[str, float]]:
-    """Scores of the encoder's latents of particles that training has not seen."""
-    unseen = trained.held_out()
-    if unseen is None:
-        return {}
-    latents, source_row = unseen
-    scores = score_latents(latents, truth.state[source_row], truth.period, truth.discrete)
-    return {"held_out": {"particles": float(len(latents)), **scores}}
+def _score_single_images(scores: ScoresAgainstTruth, trained: TrainedRun, truth: Truth) -> ScoresAgainstTruth:
+    """Add what an oracle knows of single images, and what the encoder says of those that training has not seen."""
+    store = ParticleStore.open(trained.manifest.store)
+    oracle = score_oracle(store, truth, trained.latents, selected_rows(trained.config, store))
+    held_out, unseen = None, trained.held_out()
+    if unseen is not None:
+        latents, source_row = unseen
+        state = truth.state[source_row]
+        held_out = HeldOutScores(len(latents), score_latents(latents, state, truth.period, truth.discrete))
+    return replace(scores, oracle=oracle, held_out=held_out)
 
 
-def _fitted(masks: MaskFiles, trained: TrainedRun, truth_known: bool) -> Masks:
+def _fit_masks(masks: MaskFiles, trained: TrainedRun, truth: Truth | None) -> Masks:
     """Masks at the box of the decoded maps."""
     given = [path for path in (masks.region, masks.solvent) if path is not None]
-    if given and not truth_known:
+    if given and truth is None:
         raise ConfigError(f"{given[0]}: masks serve the comparison with a truth, and none is known: leave them out")
     box = trained.manifest.box_size
     length = box * trained.manifest.pixel_size_angstrom
 
-    def fitted(path: Path | None) -> np.ndarray | None:
+    def fit(path: Path | None) -> np.ndarray | None:
         return None if path is None else read_mask(path, box, length)
 
-    return Masks(solvent=fitted(masks.solvent), region=fitted(masks.region))
+    return Masks(solvent=fit(masks.solvent), region=fit(masks.region))
 
 
 def make_results(run: Path) -> Path:
@@ -170,7 +170,7 @@ def make_results(run: Path) -> Path:
     return report_run(run, trained)
 
 
-def quick_scores_of_run(run: Path) -> dict[str, float]:
+def score_run_quickly(run: Path) -> ResolvedMapScores:
     """Scores of a run's newest checkpoint against the truth, in the time it takes to decode a map per state.
 
     Raises
@@ -181,10 +181,10 @@ def quick_scores_of_run(run: Path) -> dict[str, float]:
         If no truth is known.
     """
     trained = load_trained(run)
-    truth = _truth(None, trained)
+    truth = _read_truth(None, trained)
     if truth is None:
         raise ConfigError(f"{run}: no truth beside {trained.source}; rank the sweep's trials by `metric: loss`")
-    return quick_scores(trained.decode, trained.latents, trained.source_row, truth)
+    return score_quickly(trained.decode, trained.latents, trained.source_row, truth)
 
 
 def report_run(run: Path, trained: TrainedRun | None = None) -> Path:
@@ -192,22 +192,22 @@ def report_run(run: Path, trained: TrainedRun | None = None) -> Path:
     if is_sweep(run):
         return write_sweep_report(run)
     trained = trained or load_trained(run)
-    return write_report(run, truth_folder(trained))
+    return write_report(run, find_truth(trained))
 
 
-def truth_folder(trained: TrainedRun) -> Path | None:
+def find_truth(trained: TrainedRun) -> Path | None:
     """The truth that a simulation left beside its particle file, if the particles were simulated."""
-    return truth_beside(trained.source)
+    return find_truth_beside(trained.source)
 
 
-def truth_beside(source: Path) -> Path | None:
+def find_truth_beside(source: Path) -> Path | None:
     """The truth that a simulation left beside a particle file."""
     folder = source.parent / TRUTH_FOLDER
     return folder if (folder / TRUTH_TABLE).is_file() else None
 
 
-def _truth(given: Path | None, trained: TrainedRun) -> Truth | None:
-    folder = given or truth_folder(trained)
+def _read_truth(given: Path | None, trained: TrainedRun) -> Truth | None:
+    folder = given or find_truth(trained)
     return read_truth(folder) if folder else None
 
 
@@ -219,8 +219,8 @@ def _write_poses(run: Path, trained: TrainedRun) -> Path:
         if update is not None:
             told = f"{source}: no such file any more; poses are written as cryoDRGN's"
             warnings.warn(told, CryoFormerWarning, stacklevel=2)
-        return _write_poses_of_stack(run / "poses.pkl", trained)
-    output = run / f"poses{source.suffix}"
+        return _write_poses_of_stack(run / REFINED_POSES.format(suffix=".pkl"), trained)
+    output = run / REFINED_POSES.format(suffix=source.suffix)
     update(source, output, trained.source_row, trained.rotation, trained.shift_angstrom)
     return output
 
@@ -236,7 +236,7 @@ def _write_poses_of_stack(path: Path, trained: TrainedRun) -> Path:
     return path
 
 
-def _labels(run: Path, trained: TrainedRun) -> list[str]:
+def _label_maps(run: Path, trained: TrainedRun) -> list[str]:
     step = trained.checkpoint.position.step
     return [
         f"cryoformer-dist run {run.name} step {step}",

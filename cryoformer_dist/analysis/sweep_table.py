@@ -1,96 +1,36 @@
 """A sweep in numbers: settings ranked over their seeds, and which parameter mattered."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import rankdata
 
 from cryoformer_dist.analysis.latent import rank_correlation
-from cryoformer_dist.analysis.sweep_folder import TrialResult
 from cryoformer_dist.config.sweep import DIRECTIONS, Scalar, SweepConfig
 from cryoformer_dist.config.trials import short_names
+from cryoformer_dist.figures.sweep_plots import MEASURES, are_numbers
+from cryoformer_dist.runs.sweep import Importance, Setting, TrialResult
 
-MEASURES = {
-    "difference_map_correlation": ("dCC", "{:.3f}"),
-    "resolution_angstrom": ("resolution, Å", "{:.2f}"),
-    "rotation_error": ("rotation error", "{:.4f}"),
-    "rotation_error_deg": ("median rotation error, °", "{:.2f}"),
-    "shift_error": ("translation error", "{:.4f}"),
-    "auc_gap": ("FSC gap", "{:.3f}"),
-    "fsc_area_own": ("FSC area", "{:.3f}"),
-    "latent_rank_correlation": ("latent order", "{:.3f}"),
-    "loss": ("loss", "{:.4f}"),
-}
-"""Scores that tables show, with heading and format."""
 _FEWEST_FOR_IMPORTANCE = 4
 _MOST_GROUPS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One variant or set of values, over its seeds.
-
-    Attributes
-    ----------
-    name
-        Without the seed.
-    trials
-        All of its trials.
-    mean, spread
-        Of each score over the finished trials; the spread is the standard deviation, None with one trial only.
-    """
-
-    name: str
-    variant: str | None
-    parameters: Mapping[str, Scalar]
-    trials: tuple[TrialResult, ...]
-    mean: Mapping[str, float]
-    spread: Mapping[str, float | None]
-
-    @property
-    def finished(self) -> list[TrialResult]:
-        """Trials that were trained and judged."""
-        return [trial for trial in self.trials if trial.state == "finished"]
-
-
-@dataclass(frozen=True, slots=True)
-class Importance:
-    """How much a parameter mattered.
-
-    Attributes
-    ----------
-    key
-        Dotted key.
-    explained
-        Share of the metric's variance between trials that differ in it, corrected for the number of groups (epsilon
-        squared, at least 0); numbers of many values are grouped by equal counts.
-    rank_correlation
-        Of a number with the metric (Spearman); None for words.
-    """
-
-    key: str
-    explained: float
-    rank_correlation: float | None
-
-
-def settings_of(trials: Sequence[TrialResult], sweep: SweepConfig) -> list[Setting]:
+def group_trials(trials: Sequence[TrialResult], sweep: SweepConfig) -> list[Setting]:
     """Settings of a sweep, best first; those without a finished trial last, by the scores they had when they ended."""
-    groups: dict[tuple[Any, ...], list[TrialResult]] = {}
+    groups: dict[tuple[str | None, tuple[tuple[str, Scalar], ...]], list[TrialResult]] = {}
     for trial in trials:
-        groups.setdefault(trial.setting, []).append(trial)
-    settings = [_setting(group) for group in groups.values()]
+        groups.setdefault((trial.variant, tuple(trial.parameters.items())), []).append(trial)
+    settings = [_average(group) for group in groups.values()]
     sign = -1 if sweep.direction == "max" else 1
 
-    def order(setting: Setting) -> tuple[bool, float]:
-        score = setting.mean.get(sweep.metric, _last(setting, sweep.metric))
+    def rank(setting: Setting) -> tuple[bool, float]:
+        score = setting.mean.get(sweep.metric, _average_unfinished(setting, sweep.metric))
         return not setting.finished, np.inf if score is None else sign * score
 
-    return sorted(settings, key=order)
+    return sorted(settings, key=rank)
 
 
-def best_trial(settings: Sequence[Setting], metric: str) -> TrialResult | None:
+def find_best_trial(settings: Sequence[Setting], metric: str) -> TrialResult | None:
     """The best trial of the best setting; None when none has finished."""
     finished = [trial for trial in settings[0].finished if metric in trial.scores] if settings else []
     if not finished:
@@ -99,7 +39,7 @@ def best_trial(settings: Sequence[Setting], metric: str) -> TrialResult | None:
     return choose(finished, key=lambda trial: trial.scores[metric])
 
 
-def written(setting: Setting, key: str) -> str:
+def format_mean(setting: Setting, key: str) -> str:
     """Mean and spread of a score, as text."""
     if key not in setting.mean:
         return "–"
@@ -108,12 +48,12 @@ def written(setting: Setting, key: str) -> str:
     return text if spread is None else f"{text}\u00a0±\u00a0{form.format(spread)}"
 
 
-def written_score(trial: TrialResult, key: str) -> str:
+def format_score(trial: TrialResult, key: str) -> str:
     """A score of a trial, as text."""
     return MEASURES[key][1].format(trial.scores[key]) if key in trial.scores else "–"
 
 
-def importances(trials: Sequence[TrialResult], metric: str) -> list[Importance]:
+def rank_parameters(trials: Sequence[TrialResult], metric: str) -> list[Importance]:
     """Parameters that took several values, the one that mattered most first."""
     judged = [trial for trial in trials if metric in trial.scores and trial.state in ("finished", "stopped")]
     scores = np.array([trial.scores[metric] for trial in judged])
@@ -123,13 +63,8 @@ def importances(trials: Sequence[TrialResult], metric: str) -> list[Importance]:
     for key in judged[0].parameters:
         values = [trial.parameters[key] for trial in judged]
         if len(set(values)) > 1:
-            found.append(_importance(key, values, scores))
+            found.append(_measure_importance(key, values, scores))
     return sorted(found, key=lambda importance: -importance.explained)
-
-
-def is_number(values: Sequence[Scalar]) -> bool:
-    """Whether values lie on a scale: numbers, and not yes or no."""
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 def epsilon_squared(groups: np.ndarray, scores: np.ndarray) -> float:
@@ -143,8 +78,8 @@ def epsilon_squared(groups: np.ndarray, scores: np.ndarray) -> float:
     return max(0.0, 1 - (within / freedom) / (total / (len(scores) - 1)))
 
 
-def _importance(key: str, values: Sequence[Scalar], scores: np.ndarray) -> Importance:
-    if not is_number(values):
+def _measure_importance(key: str, values: Sequence[Scalar], scores: np.ndarray) -> Importance:
+    if not are_numbers(values):
         return Importance(key, epsilon_squared(np.array([str(value) for value in values]), scores), None)
     numbers = np.array(values, dtype=np.float64)
     groups = numbers
@@ -154,7 +89,7 @@ def _importance(key: str, values: Sequence[Scalar], scores: np.ndarray) -> Impor
     return Importance(key, epsilon_squared(groups, scores), rank_correlation(numbers, scores))
 
 
-def _setting(trials: list[TrialResult]) -> Setting:
+def _average(trials: list[TrialResult]) -> Setting:
     first = trials[0]
     finished = [trial for trial in trials if trial.state == "finished"]
     scores = {
@@ -164,7 +99,7 @@ def _setting(trials: list[TrialResult]) -> Setting:
     }
     short = short_names(first.parameters)
     parts = [first.variant.replace("_", " ")] if first.variant else []
-    parts += [f"{short[key]} {_plain(value)}" for key, value in first.parameters.items()]
+    parts += [f"{short[key]} {_format_value(value)}" for key, value in first.parameters.items()]
     return Setting(
         name=", ".join(parts) or "the run file",
         variant=first.variant,
@@ -175,10 +110,10 @@ def _setting(trials: list[TrialResult]) -> Setting:
     )
 
 
-def _last(setting: Setting, metric: str) -> float | None:
+def _average_unfinished(setting: Setting, metric: str) -> float | None:
     scores = [trial.scores[metric] for trial in setting.trials if metric in trial.scores]
     return float(np.mean(scores)) if scores else None
 
 
-def _plain(value: Scalar) -> str:
+def _format_value(value: Scalar) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

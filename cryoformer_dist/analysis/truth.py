@@ -106,7 +106,7 @@ def _refuse_unlike(paths: list[Path], volumes: list[Volume]) -> None:
             )
 
 
-def particles_of_states(state: Float[np.ndarray, " particles"], truth: Truth) -> list[Int[np.ndarray, " chosen"]]:
+def choose_particles(state: Float[np.ndarray, " particles"], truth: Truth) -> list[Int[np.ndarray, " chosen"]]:
     """Rows of the particles that stand for each reference map: its class, or a window about its coordinate.
 
     The window is `WINDOW_SHARE` of half the references' spacing to either side; one with fewer than
@@ -136,7 +136,7 @@ def state_distance(
     return np.minimum(distance % period, -distance % period) if period else distance
 
 
-def nearest_reference(state: Float[np.ndarray, " particles"], truth: Truth) -> Int[np.ndarray, " particles"]:
+def find_nearest_reference(state: Float[np.ndarray, " particles"], truth: Truth) -> Int[np.ndarray, " particles"]:
     """Index of the reference map that stands for each particle: its class, or the nearest along the coordinate."""
     nearest = np.zeros(len(state), dtype=np.int64)
     least = np.full(len(state), np.inf)

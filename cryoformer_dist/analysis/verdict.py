@@ -1,11 +1,15 @@
-"""The verdict in words and tables: metrics.json and metrics.jsonl judged against floor and ceiling."""
+"""The verdict in words and tables: the scores and the training log of a run judged against floor and ceiling."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from cryoformer_dist.runs.pose_scores import PoseScores
+from cryoformer_dist.runs.scores import OracleScores, Scores, ScoresAgainstTruth, ScoresAlone
 from cryoformer_dist.runs.training_log import TrainingRecord
+from cryoformer_dist.storage.records import as_json
 
 MEASURES = (
     (
@@ -40,203 +44,241 @@ MEASURES = (
         "Cross-validated linear prediction of the true state, ranked.",
     ),
 )
+"""Of `BoundedScores`: name, heading, meaning."""
 
 # Variation of maps, relative to their mean: below the first the truth is rigid, below the second a run holds still.
 _RIGID, _HARDLY = 1e-6, 0.02
 
 
-def verdict(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Say in words what a run recovered: ``tone`` (good, partial, none, unknown), ``headline``, ``text``."""
-    if not metrics:
-        return {
-            "tone": "unknown",
-            "headline": "Not evaluated yet",
-            "text": "The run directory holds no metrics.json. Run `evaluate` on it, then `report` again.",
-        }
-    if not metrics.get("has_truth"):
-        return _verdict_without_truth(metrics)
-    if metrics["true_map_variation"] <= _RIGID:
-        return _verdict_on_a_rigid_molecule(metrics)
-    score, gap = metrics["difference_map_correlation"], metrics["auc_gap"]
-    best_gap = metrics["ceiling"]["auc_gap"]
-    if score >= 0.8 and gap >= 0.4 * best_gap:
-        tone, headline = "good", "The motion was recovered"
-    elif score >= 0.4 and gap > 0.1 * best_gap:
-        tone, headline = "partial", "The motion was recovered in part"
-    else:
-        tone, headline = "none", "The motion was not recovered"
-    amplitude = metrics["difference_map_amplitude"]
-    size = f"its amplitude is {amplitude:.0%} of the true one"
+Tone = Literal["good", "partial", "none", "unknown"]
+"""Colours of a page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a run or a sweep came to, in words."""
+
+    tone: Tone
+    headline: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One number of a page.
+
+    Attributes
+    ----------
+    name, value, note
+        What it is, the number, and what it is to be compared with.
+    share
+        Where it lies from floor (0) to ceiling (1); None without them.
+    """
+
+    name: str
+    value: str
+    note: str
+    share: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureRow:
+    """A measure with what it means: ours, the consensus map's (or chance), and the truth's (or the oracle's)."""
+
+    name: str
+    meaning: str
+    ours: str
+    floor: str
+    ceiling: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoseRow:
+    """An error of the poses, as given and as refined; None where they were not."""
+
+    name: str
+    before: str
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageRow:
+    """A stage of training: last loss, medians over its reports, and time spent."""
+
+    stage: str
+    reports: int
+    loss: str
+    rate: str
+    wait: str
+    memory: str
+    seconds: str
+    workers: str
+
+
+def put_in_words(scores: Scores | None) -> Verdict:
+    """Say what a run recovered; no scores: that it has not been judged."""
+    if scores is None:
+        text = "The run directory holds no metrics.json. Run `evaluate` on it, then `report` again."
+        return Verdict("unknown", "Not evaluated yet", text)
+    if isinstance(scores, ScoresAlone):
+        return _judge_without_truth(scores)
+    if scores.true_map_variation <= _RIGID:
+        return _judge_rigid_molecule(scores)
+    return _judge_motion(scores)
+
+
+def _judge_motion(scores: ScoresAgainstTruth) -> Verdict:
+    score, gap = scores.maps.difference_map_correlation, scores.maps.auc_gap
+    best_gap = scores.ceiling.auc_gap
+    size = f"its amplitude is {scores.maps.difference_map_amplitude:.0%} of the true one"
     text = (
         f"The maps change as the true states do with a correlation of {score:.2f}, where a consensus map "
         f"scores 0 and the truth 1; {size}. Each map fits its own state better than one half the range away "
-        f"by {gap:.3f} in FSC area (consensus {metrics['consensus']['auc_gap']:.3f}, truth {best_gap:.3f})."
+        f"by {gap:.3f} in FSC area (consensus {scores.consensus.auc_gap:.3f}, truth {best_gap:.3f})."
     )
-    resolution = np.median([row["resolution_angstrom"] for row in metrics["states"]])
-    consensus = np.median([row["consensus_resolution_angstrom"] for row in metrics["states"]])
-    still = metrics["still"]["resolution_angstrom"]
-    text += f" FSC 0.5 against the truth is {resolution:.1f} Å (the mean of these maps {still:.1f} Å, consensus "
-    text += f"{consensus:.1f} Å, Nyquist {metrics['nyquist_angstrom']:.1f} Å)."
+    text += _describe_resolution(scores) + _describe_poses(scores.pose)
+    if score >= 0.8 and gap >= 0.4 * best_gap:
+        return Verdict("good", "The motion was recovered", text)
+    if score >= 0.4 and gap > 0.1 * best_gap:
+        return Verdict("partial", "The motion was recovered in part", text)
+    return Verdict("none", "The motion was not recovered", text)
+
+
+def _describe_resolution(scores: ScoresAgainstTruth) -> str:
+    resolution = np.median([state.resolution_angstrom for state in scores.states])
+    consensus = np.median([state.consensus_resolution_angstrom for state in scores.states])
+    still = scores.still.resolution_angstrom
+    text = f" FSC 0.5 against the truth is {resolution:.1f} Å (the mean of these maps {still:.1f} Å, consensus "
+    text += f"{consensus:.1f} Å, Nyquist {scores.nyquist_angstrom:.1f} Å)."
     if still <= 1.05 * resolution:
         text += " Their mean reaches the same figure, so resolution alone says nothing here."
-    return {"tone": tone, "headline": headline, "text": text + _about_poses(metrics)}
+    return text
 
 
-def _verdict_on_a_rigid_molecule(metrics: Mapping[str, Any]) -> dict[str, str]:
-    invented = metrics["map_variation"]
-    still = invented <= _HARDLY
-    headline = "A rigid molecule stayed still" if still else "Motion was invented"
+def _judge_rigid_molecule(scores: ScoresAgainstTruth) -> Verdict:
+    invented = scores.map_variation
     text = (
         f"The true maps are all alike; those of the run differ by {invented:.1%} of their mean (root mean square) and "
-        f"agree with the truth at {metrics['map_correlation']:.3f}."
-    )
-    return {"tone": "good" if still else "none", "headline": headline, "text": text + _about_poses(metrics)}
+        f"agree with the truth at {scores.maps.map_correlation:.3f}."
+    ) + _describe_poses(scores.pose)
+    if invented <= _HARDLY:
+        return Verdict("good", "A rigid molecule stayed still", text)
+    return Verdict("none", "Motion was invented", text)
 
 
-def _about_poses(metrics: Mapping[str, Any]) -> str:
-    pose = metrics.get("pose", {})
-    if "after" not in pose:
+def _describe_poses(pose: PoseScores) -> str:
+    if pose.after is None:
         return ""
-    before, after = pose["before"]["angle_deg_median"], pose["after"]["angle_deg_median"]
+    before, after = pose.before.angle_deg_median, pose.after.angle_deg_median
     return f" Pose refinement moved the median rotation error from {before:.1f}° to {after:.1f}°."
 
 
-def _verdict_without_truth(metrics: Mapping[str, Any]) -> dict[str, str]:
-    share = metrics["explained_variance"][0]
+def _judge_without_truth(scores: ScoresAlone) -> Verdict:
     text = (
         "No truth is known for these particles, so nothing here says the motion is right. The maps of the "
-        f"clusters differ by {metrics['map_variation']:.0%} of the mean map (root mean square) and agree "
-        f"with the consensus at {metrics['consensus_map_correlation']:.2f}; the first latent axis holds "
-        f"{share:.0%} of the variance. Before believing a motion, train both half-sets apart and look for it "
-        "in each."
+        f"clusters differ by {scores.map_variation:.0%} of the mean map (root mean square) and agree "
+        f"with the consensus at {scores.consensus_map_correlation:.2f}; the first latent axis holds "
+        f"{scores.explained_variance[0]:.0%} of the variance. Before believing a motion, train both half-sets apart "
+        "and look for it in each."
     )
-    if "pose_change" in metrics:
-        text += f" Refinement turned the poses by {metrics['pose_change']['angle_deg_median']:.1f}° (median)."
-    return {"tone": "unknown", "headline": "Look, compare, then believe", "text": text}
+    if scores.pose_change is not None:
+        text += f" Refinement turned the poses by {scores.pose_change.angle_deg_median:.1f}° (median)."
+    return Verdict("unknown", "Look, compare, then believe", text)
 
 
-def key_figures(metrics: Mapping[str, Any], records: Sequence[TrainingRecord]) -> list[dict[str, Any]]:
-    """Tiles of the report; ``share`` is where ours lies from floor (0) to ceiling (1), None without them."""
-    tiles: list[dict[str, Any]] = []
-    for key, name, _ in MEASURES:
-        if "ceiling" in metrics and key in metrics and not key.startswith("fsc_area"):
-            ours, floor, best = metrics[key], metrics["consensus"][key], metrics["ceiling"][key]
-            reached = (ours - floor) / (best - floor) if best > floor else 0.0
-            # Too much motion is as wrong as too little.
-            share = min(max(min(reached, 2 - reached), 0.0), 1.0)
-            note = f"floor {floor:.2f} · truth {best:.2f}"
-            tiles.append({"name": name, "value": f"{ours:.2f}", "note": note, "share": share})
-    if "ceiling" not in metrics and "map_variation" in metrics:
-        alone = (
-            ("Change between clusters", f"{metrics['map_variation']:.1%}", "rms of the mean map"),
-            (
-                "Agreement with the consensus",
-                f"{metrics['consensus_map_correlation']:.2f}",
-                "voxel correlation",
-            ),
-            ("First latent axis", f"{metrics['explained_variance'][0]:.0%}", "of the latent variance"),
-        )
-        tiles += [{"name": n, "value": value, "note": note, "share": None} for n, value, note in alone]
-    rates = [record.particles_per_second for record in records]
-    if rates:
-        value = f"{np.median(rates):,.0f}"
-        tiles.append({"name": "Particles per second", "value": value, "note": "median of reports", "share": None})
+def list_key_figures(scores: Scores | None, records: Sequence[TrainingRecord]) -> list[Tile]:
+    """Tiles of the report."""
+    tiles: list[Tile] = []
+    if isinstance(scores, ScoresAgainstTruth):
+        tiles = list(_compare_with_bounds(scores))
+    elif scores is not None:
+        tiles = [
+            Tile("Change between clusters", f"{scores.map_variation:.1%}", "rms of the mean map"),
+            Tile("Agreement with the consensus", f"{scores.consensus_map_correlation:.2f}", "voxel correlation"),
+            Tile("First latent axis", f"{scores.explained_variance[0]:.0%}", "of the latent variance"),
+        ]
+    if records:
+        rate = np.median([record.particles_per_second for record in records])
+        tiles.append(Tile("Particles per second", f"{rate:,.0f}", "median of reports"))
     return tiles
 
 
-def measure_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _compare_with_bounds(scores: ScoresAgainstTruth) -> Iterator[Tile]:
+    for key, name, _ in MEASURES:
+        if key.startswith("fsc_area"):
+            continue
+        ours, floor, best = (float(getattr(each, key)) for each in (scores.bounded, scores.consensus, scores.ceiling))
+        reached = (ours - floor) / (best - floor) if best > floor else 0.0
+        # Too much motion is as wrong as too little.
+        share = min(max(min(reached, 2 - reached), 0.0), 1.0)
+        yield Tile(name, f"{ours:.2f}", f"floor {floor:.2f} · truth {best:.2f}", share)
+
+
+def list_measures(scores: Scores | None) -> list[MeasureRow]:
     """Rows of the table ours | consensus | truth, only measures that were taken."""
-    if "ceiling" not in metrics:
+    if not isinstance(scores, ScoresAgainstTruth):
         return []
+    bounds = (scores.bounded, scores.consensus, scores.ceiling)
     rows = [
-        {
-            "name": name,
-            "meaning": meaning,
-            "ours": f"{metrics[key]:.3f}",
-            "floor": f"{metrics['consensus'][key]:.3f}",
-            "ceiling": f"{metrics['ceiling'][key]:.3f}",
-        }
-        for key, name, meaning in MEASURES
+        MeasureRow(name, meaning, *(f"{getattr(each, key):.3f}" for each in bounds)) for key, name, meaning in MEASURES
     ]
-    return [*rows, *_local_rows(metrics), *_state_rows(metrics)]
+    return [*rows, *_list_local_measures(scores), *_list_state_errors(scores)]
 
 
-def _local_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+def _list_local_measures(scores: ScoresAgainstTruth) -> Iterator[MeasureRow]:
     """Single particles' maps, and the moving region."""
-    rows = []
-    if "per_image_fsc_auc" in metrics:
-        per_image = metrics["per_image_fsc_auc"]
-        rows.append(
-            {
-                "name": "Per-image FSC area, masked",
-                "meaning": "CryoBench's: the maps of single particles. Its perfect score is (box / 2 − 1) / box.",
-                "ours": f"{per_image['masked_mean']:.3f} ± {per_image['masked_std']:.3f}",
-                "floor": f"{per_image['consensus_masked_mean']:.3f}",
-                "ceiling": f"{per_image['perfect']:.3f}",
-            }
+    per_image, region = scores.per_image_fsc_auc, scores.moving_region
+    yield MeasureRow(
+        name="Per-image FSC area, masked",
+        meaning="CryoBench's: the maps of single particles. Its perfect score is (box / 2 − 1) / box.",
+        ours=f"{per_image.masked_mean:.3f} ± {per_image.masked_std:.3f}",
+        floor=f"{per_image.consensus_masked_mean:.3f}",
+        ceiling=f"{per_image.perfect:.3f}",
+    )
+    if region is not None:
+        where = "in the given mask" if region.mask == "given" else "where the truth moves"
+        bounds = (region.scores, region.consensus, region.ceiling)
+        yield MeasureRow(
+            "Difference-map correlation, moving region",
+            f"The same only {where}: {region.share_of_box:.1%} of the box.",
+            *(f"{each.difference_map_correlation:.3f}" for each in bounds),
         )
-    if "moving_region" in metrics:
-        region, key = metrics["moving_region"], "difference_map_correlation"
-        where = "in the given mask" if region["mask"] == "given" else "where the truth moves"
-        rows.append(
-            {
-                "name": "Difference-map correlation, moving region",
-                "meaning": f"The same only {where}: {region['share_of_box']:.1%} of the box.",
-                "ours": f"{region[key]:.3f}",
-                "floor": f"{region['consensus'][key]:.3f}",
-                "ceiling": f"{region['ceiling'][key]:.3f}",
-            }
-        )
-    return rows
 
 
-_ORACLE_MEANING = {
-    "ours_": "State of {particles} images predicted linearly from their latents. Ceiling: an oracle that knows the "
-    "true maps and poses; the noise hides the rest.",
-    "neighbours_": "The mean state of the nearest particles in latent space, which also follows a curved path.",
-}
-
-
-def _state_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+def _list_state_errors(scores: ScoresAgainstTruth) -> Iterator[MeasureRow]:
     """Error of the state of single particles, beside the oracle's where it was asked."""
-    rows = []
-    if "angle_error_deg" in metrics:
+    latents = scores.latents
+    if latents.angle_error_deg is not None:
         meaning = "Mean error of the state predicted from the latents; chance is 90°."
-        ours = f"{metrics['angle_error_deg']:.1f}°"
-        rows.append({"name": "Angle error", "meaning": meaning, "ours": ours, "floor": "90°", "ceiling": "0°"})
-    if "class_accuracy" in metrics:
-        chance = f"{1 / max(len(metrics['states']), 1):.2f}"
-        for key, name in (
-            ("class_accuracy", "Class accuracy, linear"),
-            ("cluster_accuracy", "Class accuracy, k-means"),
-        ):
-            meaning, ours = "Particles named rightly.", f"{metrics[key]:.3f}"
-            rows.append({"name": name, "meaning": meaning, "ours": ours, "floor": chance, "ceiling": "1"})
-    if "oracle" in metrics:
-        rows += _oracle_rows(metrics["oracle"], len(metrics["states"]))
-    return rows
+        yield MeasureRow("Angle error", meaning, f"{latents.angle_error_deg:.1f}°", "90°", "0°")
+    chance = f"{1 / max(len(scores.states), 1):.2f}"
+    named = (
+        ("Class accuracy, linear", latents.class_accuracy),
+        ("Class accuracy, k-means", latents.cluster_accuracy),
+    )
+    for name, accuracy in named:
+        if accuracy is not None:
+            yield MeasureRow(name, "Particles named rightly.", f"{accuracy:.3f}", chance, "1")
+    if scores.oracle is not None:
+        yield from _list_oracle_errors(scores.oracle, len(scores.states))
 
 
-def _oracle_rows(oracle: Mapping[str, Any], states: int) -> list[dict[str, str]]:
+def _list_oracle_errors(oracle: OracleScores, states: int) -> Iterator[MeasureRow]:
     named = (
         ("angle_error_deg", "Angle error of single images", "{:.1f}°", "90.0°"),
         # A guess in the middle of a uniform range errs by a quarter of it.
         ("mean_absolute_error", "Error of single images, share of the range", "{:.3f}", "0.250"),
         ("class_accuracy", "Class accuracy of single images", "{:.3f}", f"{1 / max(states, 1):.3f}"),
     )
-    key, name, form, chance = next(row for row in named if row[0] in oracle)
-    readings = (("ours_", "linear"), ("neighbours_", "by neighbours"))
-    return [
-        {
-            "name": f"{name}, {reading}",
-            "meaning": _ORACLE_MEANING[prefix].format(**oracle),
-            "ours": form.format(oracle[f"{prefix}{key}"]),
-            "floor": chance,
-            "ceiling": form.format(oracle[key]),
-        }
-        for prefix, reading in readings
-        if f"{prefix}{key}" in oracle
-    ]
+    linear = (
+        f"State of {oracle.particles} images predicted linearly from their latents. Ceiling: an oracle that knows the "
+        "true maps and poses; the noise hides the rest."
+    )
+    near = "The mean state of the nearest particles in latent space, which also follows a curved path."
+    key, name, form, chance = next(row for row in named if getattr(oracle.oracle, row[0]) is not None)
+    ceiling = form.format(getattr(oracle.oracle, key))
+    for reading, meaning, errors in (("linear", linear, oracle.ours), ("by neighbours", near, oracle.neighbours)):
+        yield MeasureRow(f"{name}, {reading}", meaning, form.format(getattr(errors, key)), chance, ceiling)
 
 
 _SUMMARY = {
@@ -253,17 +295,21 @@ _SUMMARY = {
 }  # fmt: skip
 
 
-def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """Lines for the terminal: every plain number, and the key numbers of the measures that hold several."""
-    shown = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+def summarise(scores: Scores) -> list[str]:
+    """Lines for the terminal, named as in metrics.json: every plain number, and the key numbers of the larger parts."""
+    content = as_json(scores)
+    shown = {key: value for key, value in content.items() if isinstance(value, int | float)}
     for part, keys in _SUMMARY.items():
-        shown |= {f"{part}.{key}": metrics[part][key] for key in keys if metrics.get(part, {}).get(key) is not None}
+        measured = content.get(part, {})
+        shown |= {f"{part}.{key}": measured[key] for key in keys if key in measured}
     return [f"{key:<44} {value:.4g}" for key, value in shown.items()]
 
 
-def pose_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Pose errors before and after, as text; empty without a truth."""
-    pose = metrics.get("pose", {})
+def list_pose_errors(scores: Scores | None) -> list[PoseRow]:
+    """Pose errors before and after, as text; none without a truth."""
+    if not isinstance(scores, ScoresAgainstTruth):
+        return []
+    before, after = scores.pose.before, scores.pose.after
     named = (
         ("angle_deg_median", "Rotation, median", "{:.2f}°"),
         ("squared_frobenius_mean", "Squared Frobenius, mean", "{:.4f}"),
@@ -272,31 +318,30 @@ def pose_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
         ("shift_box_fraction_mean", "Shift, share of the box", "{:.4f}"),
     )
     return [
-        {"name": name, **{when: form.format(pose[when][key]) for when in ("before", "after") if when in pose}}
+        PoseRow(name, form.format(getattr(before, key)), None if after is None else form.format(getattr(after, key)))
         for key, name, form in named
-        if pose
     ]
 
 
-def stage_rows(records: Sequence[TrainingRecord]) -> list[dict[str, Any]]:
+def list_stages(records: Sequence[TrainingRecord]) -> list[StageRow]:
     """Throughput per stage."""
     # The records' clock goes on over resumes.
-    spent = np.diff([float(record.seconds) for record in records], prepend=0.0)
+    spent = np.diff([record.seconds for record in records], prepend=0.0)
     rows = []
-    for stage in dict.fromkeys(str(record.stage) for record in records):
+    for stage in dict.fromkeys(record.stage for record in records):
         at = [index for index, record in enumerate(records) if record.stage == stage]
         reports = [records[index] for index in at]
         rows.append(
-            {
-                "stage": stage.replace("_", " "),
-                "reports": len(reports),
-                "loss": f"{float(reports[-1].loss):.4f}",
-                "rate": _format_median((one.particles_per_second for one in reports), "{:,.0f}"),
-                "wait": _format_median((one.data_wait_share for one in reports), "{:.1%}"),
-                "memory": _format_median((one.memory_gib for one in reports), "{:.2f}"),
-                "seconds": f"{spent[at].sum():,.0f}",
-                "workers": str(reports[-1].workers),
-            }
+            StageRow(
+                stage=stage.replace("_", " "),
+                reports=len(reports),
+                loss=f"{reports[-1].loss:.4f}",
+                rate=_format_median((report.particles_per_second for report in reports), "{:,.0f}"),
+                wait=_format_median((report.data_wait_share for report in reports), "{:.1%}"),
+                memory=_format_median((report.memory_gib for report in reports), "{:.2f}"),
+                seconds=f"{spent[at].sum():,.0f}",
+                workers=str(reports[-1].workers),
+            )
         )
     return rows
 

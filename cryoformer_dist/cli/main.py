@@ -216,14 +216,15 @@ def evaluate(
     ] = None,
 ) -> None:
     """Judge a run: against the truth where there is one, with the consensus map as the floor."""
-    import json
-
     from cryoformer_dist.analysis.results import MaskFiles, evaluate_run, open_results
-    from cryoformer_dist.analysis.verdict import summary_lines
+    from cryoformer_dist.analysis.verdict import summarise
+    from cryoformer_dist.runs.scores import read_scores
 
     with open_results(home) as working:
         path = evaluate_run(working.folder, truth, masks=MaskFiles(mask, solvent_mask))
-        for line in summary_lines(json.loads(path.read_text())):
+        scores = read_scores(working.folder)
+        assert scores is not None
+        for line in summarise(scores):
             terminal.say(line)
         terminal.say(f"all measures  {working.at_home(path)}")
 

@@ -1,21 +1,27 @@
 """The picture of `check`: what the particles and their back-projection look like."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from numpy.typing import NDArray
 
 from cryoformer_dist.figures.fsc import plot_curves
+from cryoformer_dist.figures.style import PLAIN
 from cryoformer_dist.physics.fourier import FSCCurve, crop_images
 from cryoformer_dist.physics.volume import Volume
 
 _LOW_PASS_ANGSTROM = 20.0
 _COLUMNS = 8
+# A longer line would push the pictures together.
+_LINE_LENGTH = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +47,24 @@ class CheckPicture:
 
 def draw_check(path: Path, picture: CheckPicture) -> None:
     """Draw central slices, projections, the FSC, and images raw and low-passed, as a PNG file."""
-    text_height = 0.25 * len(picture.findings) + 0.3
+    lines = [line for finding in picture.findings for line in textwrap.wrap(f"- {finding}", _LINE_LENGTH)]
+    text_height = 0.25 * len(lines) + 0.3
     map_rows = 0 if picture.volume is None else 2
     heights = [3.0] * map_rows + [1.6, 1.6, text_height]
-    figure = Figure(figsize=(13.0, sum(heights) + 0.25 * len(heights)), dpi=100, layout="constrained")
-    grid = figure.add_gridspec(len(heights), _COLUMNS, height_ratios=heights)
-    if picture.volume is not None and picture.fsc is not None:
-        _draw_maps(figure, grid, picture.volume)
-        plot_curves(figure.add_subplot(grid[0:2, 6:]), {"half maps": picture.fsc})
-    _draw_images(figure, grid, map_rows, picture)
-    words = figure.add_subplot(grid[-1, :])
-    words.set_axis_off()
-    words.text(0.0, 1.0, "\n".join(f"- {finding}" for finding in picture.findings), va="top", fontsize=9)
-    figure.savefig(path, format="png")
+    with mpl.rc_context(PLAIN):
+        figure = Figure(figsize=(13.0, sum(heights) + 0.25 * len(heights)), dpi=100, layout="constrained")
+        grid = figure.add_gridspec(len(heights), _COLUMNS, height_ratios=heights)
+        if picture.volume is not None and picture.fsc is not None:
+            _draw_maps(figure, grid, picture.volume)
+            plot_curves(figure.add_subplot(grid[0:2, 6:]), {"half maps": picture.fsc})
+        _draw_images(figure, grid, map_rows, picture)
+        words = figure.add_subplot(grid[-1, :])
+        words.set_axis_off()
+        words.text(0.0, 1.0, "\n".join(lines), va="top", fontsize=9)
+        figure.savefig(path, format="png")
 
 
-def _draw_maps(figure: Figure, grid: Any, volume: Volume) -> None:
+def _draw_maps(figure: Figure, grid: GridSpec, volume: Volume) -> None:
     """Central slices above, projections below, along z, y and x."""
     voxels = volume.voxels.numpy()
     middle = voxels.shape[0] // 2
@@ -67,7 +75,7 @@ def _draw_maps(figure: Figure, grid: Any, volume: Volume) -> None:
         _show(figure.add_subplot(grid[1, 2 * axis : 2 * axis + 2]), voxels.sum(axis), f"projection {title}")
 
 
-def _draw_images(figure: Figure, grid: Any, row: int, picture: CheckPicture) -> None:
+def _draw_images(figure: Figure, grid: GridSpec, row: int, picture: CheckPicture) -> None:
     """Draw stored images, and the same without their high frequencies."""
     box = picture.images.shape[-1]
     field_angstrom = box * picture.image_pixel_size_angstrom
@@ -86,10 +94,10 @@ def _draw_images(figure: Figure, grid: Any, row: int, picture: CheckPicture) -> 
         )
 
 
-def _show(axes: Any, image: NDArray[np.float32], title: str, interpolation: str = "nearest") -> None:
+def _show(axes: Axes, image: NDArray[np.float32], title: str, interpolation: str = "nearest") -> None:
     """One picture, bright is dense, grey range from the 0.5th to the 99.8th percentile."""
     low, high = np.percentile(image, [0.5, 99.8])
     axes.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation=interpolation)
     axes.set_axis_off()
     if title:
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title)

@@ -50,7 +50,7 @@ def draw_fsc(
         for curve in faint:
             axes.plot(curve.frequency_per_angstrom, curve.correlation, color="#c4cad4", linewidth=0.8)
         plot_curves(axes, curves)
-        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_title(title)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     return path
 
@@ -66,7 +66,7 @@ def plot_curves(axes: Axes, curves: Mapping[str, FSCCurve]) -> None:
         axes.plot(curve.frequency_per_angstrom, curve.correlation, color=colour, linewidth=1.8, label=label)
     frame_fsc(axes, float(next(iter(curves.values())).frequency_per_angstrom[-1]), "#667085")
     axes.set_ylabel("Fourier shell correlation")
-    axes.legend(fontsize=9)
+    axes.legend()
 
 
 def frame_fsc(axes: Axes, top_per_angstrom: float, colour: str) -> None:

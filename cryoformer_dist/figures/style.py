@@ -1,4 +1,4 @@
-"""The look of all curves: in files of their own, and in reports as SVG that follows the page's colours."""
+"""The look of all figures: in files of their own, and in reports as SVG that follows the page's colours."""
 
 import io
 from typing import Any
@@ -22,8 +22,11 @@ PLAIN: Any = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
     "grid.color": "#e4e7ec",
     "legend.frameon": False,
+    "legend.fontsize": 9,
 }
 """Of pictures in files of their own."""
 STYLE: Any = PLAIN | {
@@ -33,7 +36,6 @@ STYLE: Any = PLAIN | {
     "axes.titlecolor": INK,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.facecolor": "none",
     "grid.color": GRID,
     "grid.linewidth": 0.8,
@@ -43,12 +45,11 @@ STYLE: Any = PLAIN | {
     "ytick.labelcolor": MUTED,
     "text.color": INK,
     "legend.labelcolor": MUTED,
-    "legend.fontsize": 9,
     "figure.facecolor": "none",
 }
 
 
-def svg(figure: Figure, title: str) -> str:
+def to_svg(figure: Figure, title: str) -> str:
     """Inline SVG with the page's colours and fonts, named for screen readers."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -45,7 +45,7 @@ class View:
     centre: Float[np.ndarray, " 3"]
 
 
-def state_colours(count: int, periodic: bool = False) -> list[Colour]:
+def colour_states(count: int, periodic: bool = False) -> list[Colour]:
     """Colours in order of the states; on a circle the last leads back to the first."""
     positions = np.arange(count) / count if periodic else np.linspace(0.0, 1.0, count) if count > 1 else [0.5]
     return [colour_at(float(position), periodic) for position in positions]
@@ -53,28 +53,28 @@ def state_colours(count: int, periodic: bool = False) -> list[Colour]:
 
 def colour_at(position: float, periodic: bool = False) -> Colour:
     """Colour of a position in [0, 1] of the range of states."""
-    red, green, blue = _ramp(np.asarray(position), _CIRCLE_STOPS if periodic else _LINE_STOPS)
+    red, green, blue = _interpolate_colours(np.asarray(position), _CIRCLE_STOPS if periodic else _LINE_STOPS)
     return float(red), float(green), float(blue)
 
 
 def cluster_colour(number: int) -> Colour:
     """Colour of a cluster in pictures and in the latent map."""
-    red, green, blue = _rgb(CLUSTER_COLOURS[number % len(CLUSTER_COLOURS)])
+    red, green, blue = _parse_colour(CLUSTER_COLOURS[number % len(CLUSTER_COLOURS)])
     return red, green, blue
 
 
-def _rgb(stop: str) -> list[float]:
+def _parse_colour(stop: str) -> list[float]:
     return [int(stop[i : i + 2], 16) / 255 for i in (1, 3, 5)]
 
 
-def _ramp(positions: Float[np.ndarray, "*shape"], stops: Sequence[str]) -> Float[np.ndarray, "*shape 3"]:
+def _interpolate_colours(positions: Float[np.ndarray, "*shape"], stops: Sequence[str]) -> Float[np.ndarray, "*shape 3"]:
     """Colours at positions in [0, 1] between evenly spaced stops."""
-    table = np.array([_rgb(stop) for stop in stops])
+    table = np.array([_parse_colour(stop) for stop in stops])
     at = np.clip(positions, 0, 1) * (len(stops) - 1)
     return np.stack([np.interp(at, np.arange(len(stops)), table[:, k]) for k in range(3)], axis=-1)
 
 
-def common_level(volumes: Float[np.ndarray, "states box box box"], enclosed: float = 0.8) -> float:
+def find_common_level(volumes: Float[np.ndarray, "states box box box"], enclosed: float = 0.8) -> float:
     """Contour level that encloses a share of the squared density above the solvent, averaged over the maps.
 
     Squares count the molecule and hardly the noise, so one share fits large and small molecules. The solvent
@@ -92,7 +92,7 @@ def common_level(volumes: Float[np.ndarray, "states box box box"], enclosed: flo
     return float(np.mean(levels))
 
 
-def variation_map(volumes: Float[np.ndarray, "states box box box"]) -> Float[np.ndarray, "box box box"]:
+def measure_variation(volumes: Float[np.ndarray, "states box box box"]) -> Float[np.ndarray, "box box box"]:
     """Map of the standard deviation over the states: 1 where it is strong, 0 when nothing varies."""
     spread = volumes.std(axis=0, dtype=np.float64)
     strong = float(np.percentile(spread, 99.5))
@@ -100,11 +100,11 @@ def variation_map(volumes: Float[np.ndarray, "states box box box"]) -> Float[np.
     return (spread / strong).clip(max=1.0) if strong > 1e-4 * shared else np.zeros_like(spread)
 
 
-def best_view(volumes: Float[np.ndarray, "states box box box"], level: float) -> View:
+def find_best_view(volumes: Float[np.ndarray, "states box box box"], level: float) -> View:
     """Look along the shortest axis of all states together, with the motion in the plane, slightly tilted."""
     box = volumes.shape[-1]
     inside = (volumes > level).mean(axis=0)
-    moving = variation_map(volumes) * (inside > 0)
+    moving = measure_variation(volumes) * (inside > 0)
     z, y, x = np.nonzero(inside)
     if len(x) < 4:
         return View(np.eye(3), 0.5, np.zeros(3))
@@ -137,7 +137,7 @@ def draw_surface(
     voxels, level
         Map and contour.
     view
-        From `best_view`.
+        From `find_best_view`.
     colour
         Of the surface; with a ``highlight`` only where that is 1, and `BODY_COLOUR` where it is 0.
     highlight
@@ -170,7 +170,7 @@ def draw_values(
     pictures = []
     for values, (low, high) in fields:
         position = (traced.sample(values) - low) / (high - low if high > low else 1.0)
-        pictures.append(traced.paint(_ramp(position, VALUE_STOPS)))
+        pictures.append(traced.paint(_interpolate_colours(position, VALUE_STOPS)))
     return pictures
 
 
@@ -191,19 +191,19 @@ class _Surface:
     def paint(self, base: np.ndarray) -> np.ndarray:
         """Light a surface of given colours."""
         pixels = self.depth * (_THICKNESS * len(base) / len(self.slab))
-        shaded = _light(base, _normals(self.slab, self.depth), pixels, self.hit)
+        shaded = _light(base, _compute_normals(self.slab, self.depth), pixels, self.hit)
         return np.concatenate([shaded, self.opacity[..., None]], axis=-1)
 
 
 def _trace(voxels: np.ndarray, level: float, view: View, size: int) -> _Surface:
-    slab = _sample_view(_refine(_without_dust(voxels, level)), view, size, level)
-    hit, depth = _first_hit(slab, level)
+    slab = _sample_view(_refine(_sink_dust(voxels, level)), view, size, level)
+    hit, depth = _find_first_hit(slab, level)
     ceiling = slab.max(axis=0)
     slope = np.hypot(*np.gradient(ceiling)).clip(min=1e-9 + 1e-3 * np.ptp(ceiling))
     return _Surface(view, slab, hit, depth, ((ceiling - level) / slope + 0.5).clip(0, 1) * hit)
 
 
-def _without_dust(voxels: np.ndarray, level: float) -> np.ndarray:
+def _sink_dust(voxels: np.ndarray, level: float) -> np.ndarray:
     """Sink islands much smaller than the largest one below the contour, as ChimeraX's `hide dust` does."""
     islands, count = label(voxels > level)
     if count < 2:
@@ -230,7 +230,7 @@ def _refine(voxels: np.ndarray) -> np.ndarray:
     return np.asarray(fft.ifftn(fft.ifftshift(padded)).real * factor**3, dtype=np.float32)
 
 
-def _view_matrix(view: View, shape: Sequence[int], box: int) -> tuple[np.ndarray, np.ndarray]:
+def _find_view_matrix(view: View, shape: Sequence[int], box: int) -> tuple[np.ndarray, np.ndarray]:
     """Matrix and offset from (depth, row, column) of the picture to (z, y, x) indices of a map."""
     scale = 2 * view.half_width * box / np.array([shape[0] / _THICKNESS, shape[1], shape[2]])
     matrix = view.rotation.T[::-1, ::-1] * scale[None, :]
@@ -245,7 +245,7 @@ def _sample_view(voxels: np.ndarray, view: View, size: int, level: float) -> np.
     """
     floor = float(voxels.min())
     coarse_shape, shape = ((max(side * 2 // 5, 24), side, side) for side in (size // 4, size))
-    matrix, offset = _view_matrix(view, coarse_shape, voxels.shape[-1])
+    matrix, offset = _find_view_matrix(view, coarse_shape, voxels.shape[-1])
     coarse = affine_transform(voxels, matrix, offset, coarse_shape, order=1, cval=floor)
     # Halfway down to the floor, and two coarse voxels more, so that no thin part between the samples is lost.
     reach = np.nonzero(coarse > (level + floor) / 2)
@@ -255,13 +255,13 @@ def _sample_view(voxels: np.ndarray, view: View, size: int, level: float) -> np.
     ratio = np.array(shape) / np.array(coarse_shape)
     low = np.maximum(np.floor((np.min(reach, axis=1) - 2) * ratio).astype(int), 0)
     high = np.minimum(np.ceil((np.max(reach, axis=1) + 3) * ratio).astype(int), shape)
-    matrix, offset = _view_matrix(view, shape, voxels.shape[-1])
+    matrix, offset = _find_view_matrix(view, shape, voxels.shape[-1])
     block = affine_transform(voxels, matrix, offset + matrix @ low, tuple(high - low), order=1, cval=floor)
     slab[low[0] : high[0], low[1] : high[1], low[2] : high[2]] = block
     return slab
 
 
-def _first_hit(slab: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+def _find_first_hit(slab: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Whether each ray meets the surface, and where, in fractions of a plane."""
     inside = slab > level
     hit = np.asarray(inside.any(axis=0))
@@ -277,12 +277,12 @@ def _first_hit(slab: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
 def _sample_surface(field: np.ndarray, view: View, depth: np.ndarray, planes: int) -> np.ndarray:
     """Value of a field on the map's own grid at the surface points."""
     rows, columns = np.indices(depth.shape)
-    matrix, offset = _view_matrix(view, (planes, *depth.shape), field.shape[-1])
+    matrix, offset = _find_view_matrix(view, (planes, *depth.shape), field.shape[-1])
     points = np.tensordot(matrix, np.stack([depth, rows, columns]), axes=1) + offset[:, None, None]
     return np.asarray(map_coordinates(field, points, order=1, mode="nearest"))
 
 
-def _normals(slab: np.ndarray, depth: np.ndarray) -> np.ndarray:
+def _compute_normals(slab: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """Compute outward unit normals `(right, down, away)` from central differences at the hits."""
     rows, columns = np.indices(depth.shape).astype(np.float64)
     # A plane of the slab is thicker than a pixel: equal steps in space need unequal steps in index.
@@ -322,7 +322,7 @@ def _light(base: np.ndarray, normal: np.ndarray, pixels: np.ndarray, hit: np.nda
     return np.asarray((base * lit[..., None] + 0.16 * shine[..., None]).clip(0, 1))
 
 
-def common_crop(
+def crop_alike(
     pictures: Sequence[Float[np.ndarray, "height width 4"]], margin: int = 6
 ) -> list[Float[np.ndarray, "rows width 4"]]:
     """Cut empty rows off the top and bottom of all pictures alike, so that they still line up."""
@@ -333,7 +333,7 @@ def common_crop(
     return [picture[low:high] for picture in pictures]
 
 
-def central_slices(
+def cut_slices(
     voxels: Float[np.ndarray, "box box box"], limits: tuple[float, float], size: int = 160
 ) -> list[Float[np.ndarray, "size size"]]:
     """Cut a map through its centre normal to z, y and x; grey values in [0, 1] between two densities."""

@@ -8,8 +8,7 @@ from pathlib import Path
 import ray
 from ray import tune
 
-from cryoformer_dist.analysis.results import truth_beside
-from cryoformer_dist.analysis.sweep_folder import SWEEP_FILE, is_sweep, read_result, read_trials
+from cryoformer_dist.analysis.results import find_truth_beside
 from cryoformer_dist.analysis.sweep_report import write_sweep_report
 from cryoformer_dist.config.cluster import ClusterConfig, LocalCluster, WorkersConfig
 from cryoformer_dist.config.loading import dump_config, load_config
@@ -31,6 +30,8 @@ from cryoformer_dist.orchestration.tuning import (
     load_optuna,
     make_scheduler,
 )
+from cryoformer_dist.runs.layout import SWEEP
+from cryoformer_dist.runs.sweep import is_sweep, read_result, read_trials
 from cryoformer_dist.runs.trial import (
     folder_of_trial,
     forget_outcome,
@@ -239,7 +240,7 @@ def _lay_out(request: SweepRequest) -> None:
         if place not in trial_folders(folder):
             write_trial(place, trial)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SWEEP_FILE).write_text(dump_config(request.sweep))
+    (folder / SWEEP).write_text(dump_config(request.sweep))
     if request.retry_failed:
         for place in trial_folders(folder):
             if read_result(place).state == "failed":
@@ -257,5 +258,5 @@ def _refuse_without_truth(sweep: SweepConfig, base: RunConfig, path: Path) -> No
     if sweep.metric == "loss" or base.dataset.simulate is not None or not is_complete(store):
         return
     source = Path(ParticleStore.open(store).attributes["source"]["path"])
-    if truth_beside(source) is None:
+    if find_truth_beside(source) is None:
         raise ConfigError(f"{path}: metric: {sweep.metric} needs a truth, and there is none beside {source}; take loss")

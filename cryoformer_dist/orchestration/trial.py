@@ -4,15 +4,14 @@ import json
 import resource
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
 
 import torch
 from ray import tune
 
-from cryoformer_dist.analysis.evaluation_files import read_evaluation
-from cryoformer_dist.analysis.results import make_results, quick_scores_of_run
-from cryoformer_dist.analysis.sweep_folder import headline_scores, read_sweep
+from cryoformer_dist.analysis.results import make_results, score_run_quickly
 from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
 from cryoformer_dist.config.sweep import Scalar, SweepConfig
 from cryoformer_dist.data.store import ParticleStore
@@ -23,6 +22,8 @@ from cryoformer_dist.orchestration.resources import find_smallest_memory
 from cryoformer_dist.orchestration.worker import train_alone
 from cryoformer_dist.runs.checkpoint import latest_checkpoint
 from cryoformer_dist.runs.directory import is_prepared, load_run
+from cryoformer_dist.runs.scores import read_scores
+from cryoformer_dist.runs.sweep import pick_headline_scores, read_sweep
 from cryoformer_dist.runs.training_log import TrainingRecord
 from cryoformer_dist.runs.trial import (
     EpochSummary,
@@ -164,7 +165,8 @@ class EpochReports:
     def finish(self) -> None:
         """Tell of the last epoch, with the scores of the finished run."""
         last = epochs_of_run(self._folder)[-1]
-        line = self._measure(last, headline_scores(read_evaluation(self._folder)))
+        scores = read_scores(self._folder)
+        line = self._measure(last, {} if scores is None else pick_headline_scores(scores))
         append_epoch(self._folder, line)
         self._tell(line)
 
@@ -179,7 +181,7 @@ class EpochReports:
     def _score(self) -> dict[str, float]:
         if self._sweep.metric == "loss" or latest_checkpoint(self._folder) is None:
             return {}
-        return quick_scores_of_run(self._folder)
+        return asdict(score_run_quickly(self._folder))
 
     def _measure(self, epoch: EpochSummary, scores: dict[str, float]) -> dict[str, float]:
         """What an epoch came to, and what it cost."""

@@ -16,12 +16,12 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
-from cryoformer_dist.analysis.sweep_folder import TrialResult, read_trials
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.sweep import Scalar, SweepConfig, Values
 from cryoformer_dist.config.trials import make_trial
 from cryoformer_dist.errors import BackendUnavailableError
 from cryoformer_dist.orchestration.trial import TunedTrial
+from cryoformer_dist.runs.sweep import TrialResult, read_trials
 from cryoformer_dist.runs.trial import TrialOutcome, folder_of_trial, read_outcome, write_outcome, write_trial
 
 _FOR_EVER = 10**9

@@ -224,6 +224,11 @@ def fourier_shell_correlation(
     return FSCCurve(correlation.float(), box, pixel_size_angstrom)
 
 
+def to_real_vectors(coefficients: Complex[Tensor, "*batch k"]) -> Float[Tensor, "*batch twice"]:
+    """Coefficients as real numbers, real and imaginary part of each: products of these add up to real parts."""
+    return torch.view_as_real(coefficients).flatten(start_dim=-2)
+
+
 def spectrum(voxels: Float[Tensor, "box box box"]) -> Float[Tensor, " shells"]:
     """Root-mean-square amplitude of a map on Fourier shells ``0 .. box // 2 - 1``."""
     box = voxels.shape[-1]

@@ -20,7 +20,13 @@ from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.errors import UndecidedLatentsWarning
 from cryoformer_dist.physics.ctf import transfer_at
-from cryoformer_dist.physics.fourier import crop_half_plane, crop_volume, image_to_fourier, phase_ramp
+from cryoformer_dist.physics.fourier import (
+    crop_half_plane,
+    crop_volume,
+    image_to_fourier,
+    phase_ramp,
+    to_real_vectors,
+)
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.projection import magnification
 from cryoformer_dist.physics.slices import TrilinearSlices
@@ -89,8 +95,8 @@ class ConformationMixture:
         predicted = self._predicted(batch, pose)
         # A coefficient's variance is the number of pixels. Half of the plane is listed, which makes up for the half
         # before the squared error.
-        residual = _as_vectors(images - predicted[0]) / self.box
-        modes = _as_vectors(predicted[1:]).transpose(0, 1) / self.box
+        residual = to_real_vectors(images - predicted[0]) / self.box
+        modes = to_real_vectors(predicted[1:]).transpose(0, 1) / self.box
         match = torch.einsum("bmk,bk->bm", modes, residual)
         energy = torch.einsum("cm,bmn,cn->bc", self.mixture, modes @ modes.mT, self.mixture)
         return 2 * match @ self.mixture.T - energy
@@ -180,10 +186,6 @@ def _warn_of_undecided_latents(nats: float, epochs: int) -> None:
         UndecidedLatentsWarning,
         stacklevel=2,
     )
-
-
-def _as_vectors(coefficients: Complex[Tensor, "*batch k"]) -> Float[Tensor, "*batch twice"]:
-    return torch.view_as_real(coefficients).flatten(start_dim=-2)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -6,13 +6,14 @@ import pytest
 import torch
 from support.rotating_blobs import blobs, decode_circle
 
-from cryoformer_dist.analysis.evaluate import Estimate, evaluate, pose_errors
+from cryoformer_dist.analysis.evaluate import Estimate, evaluate, score_quickly
 from cryoformer_dist.analysis.map_scores import map_variation, score_maps
-from cryoformer_dist.analysis.truth import Truth, particles_of_states, read_truth
+from cryoformer_dist.analysis.truth import Truth, choose_particles, read_truth
 from cryoformer_dist.errors import SmallSampleWarning, StoreError, StoreNotFoundError
 from cryoformer_dist.io.mrc import write_volume
-from cryoformer_dist.physics.pose import random_rotations, rotation_from_axis_angle
+from cryoformer_dist.physics.pose import random_rotations
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.runs.scores import ScoresAlone
 
 STATES = 8
 PARTICLES = 800
@@ -100,27 +101,25 @@ def test_unrelated_change_scores_nothing(truth):
 
 def test_a_perfect_run_reaches_the_ceiling_and_the_consensus_the_floor(truth):
     result = evaluate(decode_circle, estimate_of(truth, circle(truth)), consensus_of(truth), truth)
-    metrics = result.metrics
-    assert metrics["difference_map_correlation"] > 0.99
-    assert metrics["difference_map_amplitude"] == pytest.approx(1, abs=0.05)
-    assert metrics["map_correlation"] > 0.99
-    assert metrics["auc_gap"] == pytest.approx(metrics["ceiling"]["auc_gap"], abs=0.03)
-    assert metrics["latent_rank_correlation"] == pytest.approx(1, abs=1e-3)
-    assert metrics["angle_error_deg"] < 0.1
-    floor = metrics["consensus"]
-    assert floor["difference_map_correlation"] == 0
-    assert floor["auc_gap"] == pytest.approx(0, abs=1e-6)
-    assert floor["latent_rank_correlation"] == 0
-    assert len(metrics["states"]) == len(result.own) == len(result.consensus) == STATES
-    json.dumps(metrics, allow_nan=False)
+    scores = result.scores
+    assert scores.maps.difference_map_correlation > 0.99
+    assert scores.maps.difference_map_amplitude == pytest.approx(1, abs=0.05)
+    assert scores.maps.map_correlation > 0.99
+    assert scores.maps.auc_gap == pytest.approx(scores.ceiling.auc_gap, abs=0.03)
+    assert scores.latents.latent_rank_correlation == pytest.approx(1, abs=1e-3)
+    assert scores.latents.angle_error_deg < 0.1
+    assert scores.consensus.difference_map_correlation == 0
+    assert scores.consensus.auc_gap == pytest.approx(0, abs=1e-6)
+    assert scores.consensus.latent_rank_correlation == 0
+    assert len(scores.states) == len(result.own) == len(result.consensus) == STATES
 
 
 def test_latents_of_the_wrong_particles_score_nothing(truth):
     shuffled = circle(truth)[np.random.default_rng(0).permutation(PARTICLES)]
-    metrics = evaluate(decode_circle, estimate_of(truth, shuffled), consensus_of(truth), truth).metrics
-    assert abs(metrics["latent_rank_correlation"]) < 0.15
-    assert metrics["angle_error_deg"] == pytest.approx(90, abs=8)
-    assert metrics["auc_gap"] < 0.5 * metrics["ceiling"]["auc_gap"]
+    scores = evaluate(decode_circle, estimate_of(truth, shuffled), consensus_of(truth), truth).scores
+    assert abs(scores.latents.latent_rank_correlation) < 0.15
+    assert scores.latents.angle_error_deg == pytest.approx(90, abs=8)
+    assert scores.maps.auc_gap < 0.5 * scores.ceiling.auc_gap
 
 
 def test_a_run_that_ignores_its_latents_is_its_own_floor_however_noisy_the_consensus(truth):
@@ -128,18 +127,26 @@ def test_a_run_that_ignores_its_latents_is_its_own_floor_however_noisy_the_conse
     noise = 0.1 * torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
     noisy = Volume(consensus_of(truth).voxels + noise, truth.voxel_size_angstrom)
     estimate = estimate_of(truth, circle(truth))
-    scores = evaluate(lambda latents: np.stack([mean] * len(latents)), estimate, noisy, truth).metrics
+    scores = evaluate(lambda latents: np.stack([mean] * len(latents)), estimate, noisy, truth).scores
     for name in ("difference_map_correlation", "auc_gap", "map_correlation", "fsc_area_own"):
-        assert scores[name] == pytest.approx(scores["still"][name], abs=1e-6)
-    assert scores["fsc_area_own"] > scores["consensus"]["fsc_area_own"] + 0.05
-    median = np.median([row["resolution_angstrom"] for row in scores["states"]])
-    assert scores["still"]["resolution_angstrom"] == pytest.approx(median)
+        assert getattr(scores.maps, name) == pytest.approx(getattr(scores.still, name), abs=1e-6)
+    assert scores.maps.fsc_area_own > scores.consensus.fsc_area_own + 0.05
+    median = np.median([state.resolution_angstrom for state in scores.states])
+    assert scores.still.resolution_angstrom == pytest.approx(median)
 
 
 def test_a_run_that_moves_is_ahead_of_its_own_maps_standing_still(truth):
-    scores = evaluate(decode_circle, estimate_of(truth, circle(truth)), consensus_of(truth), truth).metrics
-    assert scores["map_correlation"] > scores["still"]["map_correlation"] + 0.02
-    assert scores["map_variation"] == pytest.approx(scores["true_map_variation"], rel=0.05)
+    scores = evaluate(decode_circle, estimate_of(truth, circle(truth)), consensus_of(truth), truth).scores
+    assert scores.maps.map_correlation > scores.still.map_correlation + 0.02
+    assert scores.map_variation == pytest.approx(scores.true_map_variation, rel=0.05)
+
+
+def test_quick_scores_are_those_of_the_whole_evaluation(truth):
+    estimate = estimate_of(truth, circle(truth))
+    whole = evaluate(decode_circle, estimate, consensus_of(truth), truth).scores
+    quick = score_quickly(decode_circle, estimate.latents, estimate.source_row, truth)
+    assert {**asdict(quick), "resolution_angstrom": None} == {**asdict(whole.maps), "resolution_angstrom": None}
+    assert quick.resolution_angstrom == np.median([state.resolution_angstrom for state in whole.states])
 
 
 def test_truth_of_a_larger_box_is_band_limited_to_the_maps(truth):
@@ -175,7 +182,7 @@ def test_truth_of_another_simulation_is_refused(truth):
 
 
 def test_windows_wrap_round_the_period_and_hold_only_near_particles(truth):
-    chosen = particles_of_states(truth.state, truth)
+    chosen = choose_particles(truth.state, truth)
     first = truth.state[chosen[0]]
     assert (first > 300).any()
     assert (first < 60).any()
@@ -188,45 +195,8 @@ def test_windows_wrap_round_the_period_and_hold_only_near_particles(truth):
 
 def test_an_empty_window_is_widened_with_a_warning(truth):
     with pytest.warns(SmallSampleWarning, match="state 0"):
-        chosen = particles_of_states(np.clip(truth.state, 30, 330), truth)
+        chosen = choose_particles(np.clip(truth.state, 30, 330), truth)
     assert all(len(rows) >= 5 for rows in chosen)
-
-
-def test_pose_errors_are_those_that_were_put_in(truth):
-    turn = rotation_from_axis_angle(torch.tensor([[0.0, 0.0, np.deg2rad(10.0)]])).float().numpy()
-    moved = truth.shift_angstrom + np.array([3.0, 4.0], dtype=np.float32)
-    errors = pose_errors(turn @ truth.rotation, moved, truth.rotation, truth.shift_angstrom, 64.0)
-    assert errors.angle_deg_median == pytest.approx(10, abs=1e-2)
-    assert errors.squared_frobenius_mean == pytest.approx(8 * np.sin(np.deg2rad(5)) ** 2, rel=1e-3)
-    assert errors.shift_angstrom_mean == pytest.approx(5, rel=1e-4)
-    assert errors.shift_box_fraction_mean == pytest.approx(5 / 64, rel=1e-4)
-
-
-def test_a_drift_that_all_poses_share_is_told_apart_from_their_errors(truth):
-    """Poses turned with the molecule's frame, and moved with its centre, project the turned map alike."""
-    turn = rotation_from_axis_angle(torch.tensor([[0.02, -0.03, 0.01]])).float().numpy()
-    rotation = truth.rotation @ turn
-    shift = truth.shift_angstrom + rotation[:, :2] @ np.array([1.0, 2.0, -1.0], dtype=np.float32)
-    refined = estimate_of(truth, circle(truth), rotation=rotation, shift_angstrom=shift)
-    pose = evaluate(decode_circle, refined, consensus_of(truth), truth).metrics["pose"]
-    assert pose["after"]["angle_deg_median"] == pytest.approx(np.rad2deg(np.sqrt(0.0014)), rel=1e-2)
-    assert pose["after"]["shift_angstrom_mean"] > 1
-    assert pose["after_in_true_frame"]["angle_deg_median"] < 0.05
-    assert pose["after_in_true_frame"]["shift_angstrom_mean"] < 0.01
-
-
-def test_refined_poses_are_reported_beside_the_given_ones(truth):
-    exact = evaluate(
-        decode_circle,
-        estimate_of(truth, circle(truth), rotation=truth.rotation, shift_angstrom=truth.shift_angstrom + 1),
-        consensus_of(truth),
-        truth,
-    ).metrics["pose"]
-    assert exact["before"]["shift_angstrom_mean"] == pytest.approx(0, abs=1e-6)
-    assert exact["after"]["shift_angstrom_mean"] == pytest.approx(np.sqrt(2), rel=1e-4)
-    assert sum(exact["angle_deg_histogram"]["after"]) == PARTICLES
-    given = evaluate(decode_circle, estimate_of(truth, circle(truth)), consensus_of(truth), truth).metrics["pose"]
-    assert "after" not in given
 
 
 def test_classes_are_judged_by_naming_them(truth):
@@ -242,32 +212,33 @@ def test_classes_are_judged_by_naming_them(truth):
         True,
     )
     latents = 5 * np.eye(3)[label.astype(int)] + np.random.default_rng(0).normal(size=(PARTICLES, 3)) * 0.2
-    metrics = evaluate(
+    scores = evaluate(
         lambda z: blobs(z.argmax(axis=1) * 120.0), estimate_of(truth, latents), consensus_of(classes), classes
-    ).metrics
-    assert metrics["latent_rank_correlation"] > 0.99
-    assert metrics["cluster_accuracy"] == 1
-    assert metrics["difference_map_correlation"] == pytest.approx(1, abs=1e-5)
-    assert [row["particles"] for row in metrics["states"]] == np.bincount(label.astype(int)).tolist()
+    ).scores
+    assert scores.latents.latent_rank_correlation > 0.99
+    assert scores.latents.cluster_accuracy == 1
+    assert scores.latents.mean_absolute_error is None
+    assert scores.maps.difference_map_correlation == pytest.approx(1, abs=1e-5)
+    assert [state.particles for state in scores.states] == np.bincount(label.astype(int)).tolist()
 
 
 def test_without_a_truth_no_measure_against_it_is_invented(truth):
     refined = {"rotation": truth.rotation, "shift_angstrom": truth.shift_angstrom + 3}
     result = evaluate(decode_circle, estimate_of(truth, circle(truth), **refined), consensus_of(truth))
-    metrics = result.metrics
-    assert not metrics["has_truth"]
-    against_truth = {
-        "difference_map_correlation",
-        "auc_gap",
-        "latent_rank_correlation",
-        "map_correlation",
-        "consensus",
-    }
-    assert not against_truth & set(metrics)
-    assert metrics["map_variation"] == pytest.approx(map_variation(result.volumes))
-    assert metrics["pose_change"]["shift_angstrom_mean"] == pytest.approx(np.sqrt(18), rel=1e-4)
+    scores = result.scores
+    assert isinstance(scores, ScoresAlone)
+    assert scores.map_variation == pytest.approx(map_variation(result.volumes))
+    assert scores.pose_change.shift_angstrom_mean == pytest.approx(np.sqrt(18), rel=1e-4)
     assert not result.own
-    json.dumps(metrics, allow_nan=False)
+
+
+def test_refined_poses_are_scored_beside_the_given_ones(truth):
+    refined = {"rotation": truth.rotation, "shift_angstrom": truth.shift_angstrom + 1}
+    pose = evaluate(decode_circle, estimate_of(truth, circle(truth), **refined), consensus_of(truth), truth).scores.pose
+    assert pose.before.shift_angstrom_mean == pytest.approx(0, abs=1e-6)
+    assert pose.after.shift_angstrom_mean == pytest.approx(np.sqrt(2), rel=1e-4)
+    given = evaluate(decode_circle, estimate_of(truth, circle(truth)), consensus_of(truth), truth).scores.pose
+    assert given.after is None
 
 
 def write_truth(truth: Truth, folder: Path, **changed) -> None:

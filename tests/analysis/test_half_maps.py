@@ -1,5 +1,4 @@
 import csv
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +7,19 @@ import pytest
 from support.rotating_blobs import BOX, blobs
 from support.tiny_runs import tiny_config, train, write_set
 
-from cryoformer_dist.analysis.half_maps import HalfRun, compare_half_runs, compare_halves, match_maps, write_half_maps
+from cryoformer_dist.analysis.half_maps import (
+    HalfMapsSummary,
+    HalfRun,
+    compare_half_runs,
+    compare_halves,
+    match_maps,
+    write_half_maps,
+)
 from cryoformer_dist.analysis.map_fsc import compare_maps
 from cryoformer_dist.errors import ConfigError, StoreError
 from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.runs.manifest import SCHEMA_VERSION
+from cryoformer_dist.storage.records import read_record
 
 CONSENSUS = blobs(np.linspace(0, 120, 9)).mean(axis=0)
 ALLOWED = (CONSENSUS > 0.05).astype(np.float32)
@@ -87,13 +95,15 @@ def test_the_edge_that_maps_of_two_networks_share_is_taken_off_their_agreement()
 def test_everything_is_written_and_the_numbers_are_beside_grid_and_mask(tmp_path):
     found = compare_half_runs(half(0, noise=0.1), half(1, noise=0.1), 4.0)
     path = write_half_maps(tmp_path / "halves", found, (Path("one"), Path("two")))
-    record = json.loads(path.read_text())
-    assert record["runs"] == ["one", "two"]
-    assert (record["nyquist_angstrom"], record["box_size"]) == (8.0, BOX)
-    assert record["mask"]["source"] == "from the maps"
-    assert set(record["resolution_angstrom"]) == {"average", "mean_map", "consensus"}
-    assert set(record["resolution_angstrom"]["average"]) == {"unmasked", "masked", "corrected"}
-    assert len(record["pairs"]) == 10
+    summary = read_record(path, HalfMapsSummary, SCHEMA_VERSION, "")
+    assert summary == found.summarise((Path("one"), Path("two")))
+    assert summary.runs == ("one", "two")
+    assert (summary.nyquist_angstrom, summary.box_size) == (8.0, BOX)
+    assert summary.mask.source == "from the maps"
+    assert set(summary.resolution_angstrom.average) == {"unmasked", "masked", "corrected"}
+    assert summary.resolution_angstrom.average["masked"]["0.5"] == found.average.resolutions()["masked"]["0.5"]
+    assert summary.motion.correlation == found.matched.correlation
+    assert len(summary.pairs) == 10
     with (path.parent / "half_maps.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     for name, curve in found.average.curves.items():
@@ -115,12 +125,12 @@ def runs(tmp_path_factory, tiny_store) -> dict[int, Path]:
     return found
 
 
-def test_two_runs_of_the_halves_of_a_store_are_compared(runs):
+def test_two_runs_of_the_halves_of_a_store_are_compared(runs, tmp_path):
     found = compare_halves(runs[1], runs[2], runs[1] / "occupancy.mrc")
     assert found.matched.first.shape == (10, 16, 16, 16)
     np.testing.assert_allclose(found.voxel_size_angstrom, read_volume(runs[1] / "consensus.mrc").voxel_size_angstrom)
     assert found.mask_name.endswith("occupancy.mrc")
-    json.dumps(found.metrics(), allow_nan=False)
+    write_half_maps(tmp_path, found, (runs[1], runs[2]))
 
 
 def test_the_same_half_twice_is_refused(runs):

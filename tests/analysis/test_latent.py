@@ -2,18 +2,18 @@ import numpy as np
 import pytest
 
 from cryoformer_dist.analysis.latent import (
-    axis_traversal,
     balanced_accuracy,
     circular_correlation,
     cluster_class_accuracy,
     correlation,
+    find_neighbours,
+    find_principal_axes,
     kmeans,
-    nearest_neighbours,
     predict_class,
     predict_coordinate,
-    principal_axes,
     rank_correlation,
     score_latents,
+    walk_axis,
 )
 
 PARTICLES = 1500
@@ -27,7 +27,7 @@ def rng() -> np.random.Generator:
 def test_principal_axes_find_the_direction_and_share_of_the_variance(rng):
     direction = np.array([3.0, 0.0, 4.0]) / 5
     latents = rng.normal(size=(PARTICLES, 1)) * 3 * direction + 0.3 * rng.normal(size=(PARTICLES, 3)) + 10
-    axes = principal_axes(latents)
+    axes = find_principal_axes(latents)
     assert abs(axes.axes[0] @ direction) > 0.999
     assert axes.explained_variance[0] == pytest.approx(9.09 / (9.09 + 0.18), abs=0.02)
     assert axes.explained_variance.sum() == pytest.approx(1)
@@ -36,7 +36,7 @@ def test_principal_axes_find_the_direction_and_share_of_the_variance(rng):
 
 def test_principal_axes_do_not_depend_on_the_order_of_particles(rng):
     latents = rng.normal(size=(200, 4)) * [4, 3, 2, 1]
-    first, second = principal_axes(latents), principal_axes(latents[rng.permutation(200)])
+    first, second = find_principal_axes(latents), find_principal_axes(latents[rng.permutation(200)])
     np.testing.assert_allclose(first.axes, second.axes, atol=1e-9)
 
 
@@ -44,11 +44,11 @@ def test_latents_that_are_not_finite_are_refused(rng):
     latents = rng.normal(size=(20, 2))
     latents[3, 1] = np.nan
     with pytest.raises(ValueError, match="resume"):
-        principal_axes(latents)
+        find_principal_axes(latents)
 
 
 def test_constant_latents_explain_no_variance():
-    assert principal_axes(np.ones((50, 3))).explained_variance.tolist() == [0, 0, 0]
+    assert find_principal_axes(np.ones((50, 3))).explained_variance.tolist() == [0, 0, 0]
 
 
 def test_cluster_centres_are_particles_of_their_own_cluster_in_order_along_the_first_axis(rng):
@@ -58,7 +58,7 @@ def test_cluster_centres_are_particles_of_their_own_cluster_in_order_along_the_f
     clusters = kmeans(latents, 4)
     np.testing.assert_array_equal(clusters.centres, latents[clusters.centre_row])
     np.testing.assert_array_equal(clusters.label[clusters.centre_row], np.arange(4))
-    along = principal_axes(latents, 1).project(clusters.centres)[:, 0]
+    along = find_principal_axes(latents, 1).project(clusters.centres)[:, 0]
     assert (np.diff(along) > 0).all()
     assert cluster_class_accuracy(clusters.label, member) == 1
 
@@ -75,8 +75,8 @@ def test_kmeans_is_the_same_twice_and_gives_no_more_clusters_than_distinct_laten
 
 def test_traversal_runs_between_the_percentiles_on_one_axis_only(rng):
     latents = rng.normal(size=(PARTICLES, 4)) * [5, 2, 1, 1]
-    axes = principal_axes(latents)
-    walk = axes.project(axis_traversal(latents, axes, 0, 9))
+    axes = find_principal_axes(latents)
+    walk = axes.project(walk_axis(latents, axes, 0, 9))
     expected = np.percentile(axes.project(latents)[:, 0], [5, 95])
     np.testing.assert_allclose(walk[[0, -1], 0], expected, atol=1e-9)
     np.testing.assert_allclose(np.diff(walk[:, 0]), np.diff(walk[:, 0])[0])
@@ -86,10 +86,10 @@ def test_traversal_runs_between_the_percentiles_on_one_axis_only(rng):
 def test_latents_linear_in_the_coordinate_score_one(rng):
     state = rng.uniform(0, 120, PARTICLES)
     latents = np.outer(state, rng.normal(size=8)) + 1e-6 * rng.normal(size=(PARTICLES, 8))
-    assert score_latents(latents, state, 0.0, False) == {
-        "latent_rank_correlation": pytest.approx(1, abs=1e-6),
-        "mean_absolute_error": pytest.approx(0, abs=1e-6),
-    }
+    scores = score_latents(latents, state, 0.0, False)
+    assert scores.latent_rank_correlation == pytest.approx(1, abs=1e-6)
+    assert scores.mean_absolute_error == pytest.approx(0, abs=1e-6)
+    assert (scores.angle_error_deg, scores.class_accuracy) == (None, None)
 
 
 def test_latents_on_a_circle_score_one_and_no_angle_error(rng):
@@ -146,11 +146,11 @@ def test_separate_classes_are_named_and_mixed_ones_are_chance(rng):
     centres = 8 * np.eye(3)
     separate = centres[label] + rng.normal(size=(PARTICLES, 3))
     scores = score_latents(separate, label.astype(np.float64), 0.0, True)
-    assert scores["latent_rank_correlation"] > 0.98
-    assert scores["cluster_accuracy"] > 0.98
+    assert scores.latent_rank_correlation > 0.98
+    assert scores.cluster_accuracy > 0.98
     mixed = rng.normal(size=(PARTICLES, 3))
     assert balanced_accuracy(predict_class(mixed, label), label) == pytest.approx(1 / 3, abs=0.06)
-    assert abs(score_latents(mixed, label.astype(np.float64), 0.0, True)["latent_rank_correlation"]) < 0.1
+    assert abs(score_latents(mixed, label.astype(np.float64), 0.0, True).latent_rank_correlation) < 0.1
 
 
 def test_classes_that_are_filled_unequally_give_nothing_away(rng):
@@ -168,7 +168,7 @@ def test_classes_that_are_filled_unequally_give_nothing_away(rng):
 def test_neighbours_are_the_nearest_others_in_units_of_each_axis_spread(rng):
     latents = rng.normal(size=(300, 3)) * np.array([100.0, 1.0, 0.0])
     rows = np.array([5, 0, 77])
-    found = nearest_neighbours(latents, rows, 4)
+    found = find_neighbours(latents, rows, 4)
     scaled = latents[:, :2] / latents[:, :2].std(axis=0)
     for row, near in zip(rows, found, strict=True):
         distance = np.linalg.norm(scaled - scaled[row], axis=1)
@@ -179,7 +179,7 @@ def test_neighbours_are_the_nearest_others_in_units_of_each_axis_spread(rng):
 
 
 def test_particles_with_one_latent_have_neighbours_other_than_themselves():
-    found = nearest_neighbours(np.ones((10, 2)), np.arange(10), 20)
+    found = find_neighbours(np.ones((10, 2)), np.arange(10), 20)
     assert found.shape == (10, 9)
     assert all(row not in near for row, near in enumerate(found))
 
@@ -189,7 +189,7 @@ def test_neighbours_follow_a_curved_path_where_a_line_cannot(rng):
     angle = 1.5 * np.pi * state
     latents = np.stack([np.cos(angle), np.sin(angle)], axis=1) + 0.02 * rng.normal(size=(PARTICLES, 2))
     linear = np.abs(predict_coordinate(latents, state).predicted - state).mean()
-    near = np.abs(state[nearest_neighbours(latents, np.arange(PARTICLES))].mean(axis=1) - state).mean()
+    near = np.abs(state[find_neighbours(latents, np.arange(PARTICLES))].mean(axis=1) - state).mean()
     assert near < 0.02 < 0.05 < linear
 
 

@@ -7,7 +7,7 @@ import torch
 from support.rotating_blobs import blobs
 
 from cryoformer_dist.analysis.map_fsc import (
-    average_comparison,
+    average_comparisons,
     compare_maps,
     describe,
     randomise_phases,
@@ -97,12 +97,12 @@ def test_random_phases_keep_every_amplitude_and_all_below_the_shell():
 
 def test_an_average_is_the_mean_of_the_curves(halves):
     pairs = [compare_maps(halves[0], halves[1], 2.0, mask) for mask in (BALL, GENEROUS)]
-    mean = average_comparison(pairs)
+    mean = average_comparisons(pairs)
     for name, curve in mean.curves.items():
         torch.testing.assert_close(
             curve.correlation, (pairs[0].curves[name].correlation + pairs[1].curves[name].correlation) / 2
         )
-    assert "randomised" not in average_comparison([*pairs, compare_maps(halves[0], halves[0], 2.0, BALL)]).curves
+    assert "randomised" not in average_comparisons([*pairs, compare_maps(halves[0], halves[0], 2.0, BALL)]).curves
 
 
 def test_files_of_one_grid_are_compared_and_the_words_name_grid_limit_and_mask(tmp_path, halves):

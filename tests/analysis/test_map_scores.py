@@ -3,11 +3,11 @@ import pytest
 from support.rotating_blobs import blobs
 
 from cryoformer_dist.analysis.map_scores import score_maps, score_region
-from cryoformer_dist.analysis.masks import moving_voxels, soften
+from cryoformer_dist.analysis.masks import find_moving_voxels, soften
 
 STATES = 8
 TRUTH = blobs(np.arange(STATES) * 360.0 / STATES)
-INSIDE = moving_voxels(TRUTH)
+INSIDE = find_moving_voxels(TRUTH)
 MASK = soften(INSIDE)
 
 

@@ -8,13 +8,13 @@ from support.rotating_blobs import BOX, VOXEL_SIZE_ANGSTROM, blobs, circle_truth
 
 from cryoformer_dist.analysis.oracle import (
     Likelihood,
-    coordinate_errors,
-    mean_state,
-    oracle_metrics,
+    average_states,
+    find_likelihood,
+    measure_errors,
     sample_images,
-    state_likelihood,
+    score_oracle,
 )
-from cryoformer_dist.analysis.truth import Truth, nearest_reference, read_truth, state_distance
+from cryoformer_dist.analysis.truth import Truth, find_nearest_reference, read_truth, state_distance
 from cryoformer_dist.data.cropped_images import CroppedImages
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function
@@ -53,7 +53,7 @@ def arc(circle: Truth) -> Truth:
 
 
 def likelihood(truth: Truth, sample: CroppedImages) -> Likelihood:
-    return state_likelihood(sample, truth.volumes, truth.volume_state, truth.period, truth.discrete)
+    return find_likelihood(sample, truth.volumes, truth.volume_state, truth.period, truth.discrete)
 
 
 @pytest.mark.parametrize("kind", ["circle", "arc"])
@@ -65,7 +65,7 @@ def test_on_clean_images_the_error_is_a_small_part_of_a_bin(kind, amplitude, cir
     found = likelihood(truth, imaged(truth, noise=0.0, amplitude=amplitude))
     error = state_distance(found.most_probable(), truth.state, truth.period)
     assert error.mean() < 0.1 * width
-    nearest = truth.volume_state[nearest_reference(truth.state, truth)]
+    nearest = truth.volume_state[find_nearest_reference(truth.state, truth)]
     assert error.mean() < 0.5 * state_distance(nearest, truth.state, truth.period).mean()
 
 
@@ -75,12 +75,12 @@ def test_the_more_noise_the_larger_the_error_up_to_chance(circle):
         sample = imaged(circle, noise)
         scaled = replace(sample, coefficients=sample.coefficients / noise)
         found = likelihood(circle, scaled).most_probable()
-        errors.append(coordinate_errors(found, circle.state, 360.0, 360.0))
-    angles = [error["angle_error_deg"] for error in errors]
+        errors.append(measure_errors(found, circle.state, 360.0, 360.0))
+    angles = [error.angle_error_deg for error in errors]
     assert angles[0] < 15 < angles[1] < angles[2]
     assert angles[2] == pytest.approx(90, abs=20)
-    assert errors[0]["rank_correlation"] > 0.95
-    assert abs(errors[2]["rank_correlation"]) < 0.35
+    assert errors[0].rank_correlation > 0.95
+    assert abs(errors[2].rank_correlation) < 0.35
 
 
 def test_wrong_poses_spoil_the_oracle(circle):
@@ -119,12 +119,12 @@ def test_without_anything_to_tell_states_apart_the_mean_stays_in_the_middle():
 
 def test_errors_are_those_that_were_put_in():
     true = np.linspace(0, 350, 36)
-    off = coordinate_errors(np.mod(true + 20, 360), true, 360.0, 360.0)
-    assert off["angle_error_deg"] == pytest.approx(20)
-    assert off["rank_correlation"] == pytest.approx(1)
-    line = coordinate_errors(true[::-1], true, 0.0, 350.0)
-    assert line["rank_correlation"] == pytest.approx(-1)
-    assert line["mean_absolute_error"] == pytest.approx(np.abs(true[::-1] - true).mean() / 350)
+    off = measure_errors(np.mod(true + 20, 360), true, 360.0, 360.0)
+    assert off.angle_error_deg == pytest.approx(20)
+    assert off.rank_correlation == pytest.approx(1)
+    line = measure_errors(true[::-1], true, 0.0, 350.0)
+    assert line.rank_correlation == pytest.approx(-1)
+    assert line.mean_absolute_error == pytest.approx(np.abs(true[::-1] - true).mean() / 350)
 
 
 def test_the_oracle_reads_a_store_and_stands_beside_our_latents(tiny_store: Path):
@@ -133,15 +133,15 @@ def test_the_oracle_reads_a_store_and_stands_beside_our_latents(tiny_store: Path
     rows = np.arange(len(store))
     state = truth.state[store.particles().source_row]
     rng = np.random.default_rng(0)
-    blind = oracle_metrics(store, truth, rng.normal(size=(len(store), 2)), rows, particles=40)
-    perfect = oracle_metrics(store, truth, state[:, None] / 100, rows, particles=40)
-    error = "mean_absolute_error"
-    assert blind["particles"] == 40
-    assert blind[error] == perfect[error]
-    assert blind["rank_correlation"] > 0.6
-    assert perfect[f"ours_{error}"] < perfect[error] < blind[f"ours_{error}"]
-    assert blind["error_ratio"] == pytest.approx(blind[f"ours_{error}"] / blind[error])
-    assert blind["neighbours_error_ratio"] == pytest.approx(blind[f"neighbours_{error}"] / blind[error])
+    blind = score_oracle(store, truth, rng.normal(size=(len(store), 2)), rows, particles=40)
+    perfect = score_oracle(store, truth, state[:, None] / 100, rows, particles=40)
+    assert blind.particles == 40
+    assert blind.oracle == perfect.oracle
+    assert blind.oracle.rank_correlation > 0.6
+    assert perfect.ours.mean_absolute_error < perfect.oracle.mean_absolute_error < blind.ours.mean_absolute_error
+    assert blind.posterior.mean_absolute_error < blind.ours.mean_absolute_error
+    assert blind.error_ratio == pytest.approx(blind.ours.error / blind.oracle.error)
+    assert blind.neighbours_error_ratio == pytest.approx(blind.neighbours.error / blind.oracle.error)
 
 
 def test_the_oracle_names_classes_too(tiny_store: Path):
@@ -150,26 +150,27 @@ def test_the_oracle_names_classes_too(tiny_store: Path):
     truth = read_truth(tiny_store.parent / "particles" / "truth")
     classes = replace(
         truth,
-        state=nearest_reference(truth.state, truth).astype(np.float64),
+        state=find_nearest_reference(truth.state, truth).astype(np.float64),
         volume_state=np.arange(10.0),
         discrete=True,
     )
     state = classes.state[store.particles().source_row]
     rows = np.arange(len(store))
-    found = oracle_metrics(store, classes, np.eye(10)[state.astype(int)], rows)
-    assert found["ours_class_accuracy"] > 0.9
-    assert found["class_accuracy"] > 0.3
-    assert found["neighbours_class_accuracy"] <= 1
-    assert "mean_absolute_error" not in found
-    blind = oracle_metrics(store, classes, np.random.default_rng(0).normal(size=(64, 2)), rows)
-    assert blind["class_accuracy"] == found["class_accuracy"]
-    assert blind["error_ratio"] > 1
+    found = score_oracle(store, classes, np.eye(10)[state.astype(int)], rows)
+    assert found.ours.class_accuracy > 0.9
+    assert found.oracle.class_accuracy > 0.3
+    assert found.neighbours.class_accuracy <= 1
+    assert (found.posterior, found.ours.mean_absolute_error) == (None, None)
+    blind = score_oracle(store, classes, np.random.default_rng(0).normal(size=(64, 2)), rows)
+    assert blind.oracle.class_accuracy == found.oracle.class_accuracy
+    assert blind.error_ratio > 1
+    assert blind.error_ratio == pytest.approx((1 - blind.ours.class_accuracy) / (1 - blind.oracle.class_accuracy))
 
 
 def test_the_mean_of_states_goes_round_the_corner():
     states = np.array([[350.0, 10.0, 0.0]])
-    assert mean_state(states, 0.0)[0] == pytest.approx(120)
-    assert abs((mean_state(states, 360.0)[0] + 180) % 360 - 180) < 1e-9
+    assert average_states(states, 0.0)[0] == pytest.approx(120)
+    assert abs((average_states(states, 360.0)[0] + 180) % 360 - 180) < 1e-9
 
 
 def test_images_larger_than_needed_are_cropped_and_keep_their_unit_noise(tiny_store: Path, monkeypatch):

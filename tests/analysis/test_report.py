@@ -111,6 +111,6 @@ def test_a_missing_run_is_named(tmp_path):
 def test_run_reads_back_what_was_written(truth, tmp_path):
     run = read_run(write_run(tmp_path / "run", truth))
     assert sorted(run.volumes) == ["kmeans", "pc1", "pc2", "state"]
-    assert run.fsc["fsc_own"].shape == (4, 8)
-    assert np.all(run.fsc["fsc_own"][:, 0] > 0.9)
+    assert run.curves.own.shape == (4, 8)
+    assert np.all(run.curves.own[:, 0] > 0.9)
     assert run.latent["latent"].shape == (500, 2)

@@ -3,13 +3,14 @@ import pytest
 from support.rotating_blobs import BOX, VOXEL_SIZE_ANGSTROM, blobs, write_run, write_truth
 
 from cryoformer_dist.analysis import report
-from cryoformer_dist.analysis.flexibility import measure_flexibility, write_flexibility
-from cryoformer_dist.analysis.report_sections import cluster_section, flexibility_section
+from cryoformer_dist.analysis.flexibility import measure_flexibility
+from cryoformer_dist.analysis.flexibility_files import write_flexibility
+from cryoformer_dist.analysis.report_sections import show_clusters, show_flexibility
 from cryoformer_dist.analysis.trained import DecodedState
-from cryoformer_dist.figures.surfaces import best_view, common_level
+from cryoformer_dist.figures.surfaces import find_best_view, find_common_level
 
 TRUTH = blobs(np.arange(0.0, 360.0, 30.0))
-VIEW = best_view(TRUTH, common_level(TRUTH))
+VIEW = find_best_view(TRUTH, find_common_level(TRUTH))
 
 
 def write_regions(folder, truth):
@@ -25,30 +26,30 @@ def run(tmp_path):
 
 
 def test_section_shows_the_mean_and_three_states_once_per_map(run):
-    section = flexibility_section(run, TRUTH, VIEW, 32)
-    assert section["captions"] == ["mean map", "cluster 0", "cluster 6", "cluster 11"]
-    assert [len(row["images"]) for row in section["rows"]] == [4, 4, 4]
-    flexible, attention, _ = section["rows"]
-    assert len(set(flexible["images"])) == 4
-    assert flexible["images"] != attention["images"]
-    assert all((run / row["file"]).is_file() for row in section["rows"])
+    section = show_flexibility(run, TRUTH, VIEW, 32)
+    assert section.captions == ["mean map", "cluster 0", "cluster 6", "cluster 11"]
+    assert [len(row.images) for row in section.rows] == [4, 4, 4]
+    flexible, attention, _ = section.rows
+    assert len(set(flexible.images)) == 4
+    assert flexible.images != attention.images
+    assert all((run / row.file).is_file() for row in section.rows)
 
 
 def test_section_says_what_was_measured_and_nothing_of_a_truth_that_is_not_known(run, tmp_path):
-    section = flexibility_section(run, TRUTH, VIEW, 32)
-    assert "12 particles" in section["text"]
-    assert "best of 7" in section["text"]
-    assert len(section["queries"]) == 5
-    assert section["detectors"][0]["name"] == "Flexibility map"
-    assert section["detectors"][0]["value"] == "1.000"
+    section = show_flexibility(run, TRUTH, VIEW, 32)
+    assert "12 particles" in section.text
+    assert "best of 7" in section.text
+    assert len(section.queries) == 5
+    assert section.detectors[0].name == "Flexibility map"
+    assert section.detectors[0].value == "1.000"
     write_regions(tmp_path, None)
-    assert flexibility_section(tmp_path, TRUTH, VIEW, 32)["detectors"] == []
+    assert show_flexibility(tmp_path, TRUTH, VIEW, 32).detectors == []
 
 
 def test_no_section_without_files_or_clusters(tmp_path):
-    assert flexibility_section(tmp_path, TRUTH, VIEW, 32) is None
-    assert cluster_section({}, TRUTH, VIEW, 32) is None
-    assert cluster_section({"kmeans_label": np.zeros(3, dtype=int)}, TRUTH[:1], VIEW, 32) is None
+    assert show_flexibility(tmp_path, TRUTH, VIEW, 32) is None
+    assert show_clusters({}, TRUTH, VIEW, 32) is None
+    assert show_clusters({"kmeans_label": np.zeros(3, dtype=int)}, TRUTH[:1], VIEW, 32) is None
 
 
 @pytest.mark.parametrize(("count", "shown"), [(3, 3), (20, 12)])
@@ -61,8 +62,8 @@ def test_clusters_show_their_share_of_the_particles_and_twelve_maps_at_most(coun
         "kmeans_pca": np.array([points[label == k].mean(axis=0) for k in range(count)]),
         "kmeans_label": label,
     }
-    section = cluster_section(latent, blobs(np.linspace(0, 300, count)), VIEW, 24)
-    captions = [caption for _, caption in section["tiles"]]
+    section = show_clusters(latent, blobs(np.linspace(0, 300, count)), VIEW, 24)
+    captions = [caption for _, caption in section.tiles]
     assert len(captions) == shown
     assert captions[0] == f"0 · {50 / len(label):.0%}"
     assert captions[-1].startswith(f"{count - 1} ·")

@@ -1,12 +1,13 @@
 import csv
-import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from support.judged_runs import POSE, POSE_ERRORS, STATE, judged
 from support.rotating_blobs import MANIFEST
 from support.tiny_runs import tiny_config
 from support.training_records import training_record
@@ -19,6 +20,7 @@ from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.config.trials import Trial, plan_trials
 from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.runs.manifest import write_manifest
+from cryoformer_dist.runs.scores import ScoresAgainstTruth, read_scores, write_scores
 from cryoformer_dist.runs.training_log import write_training_log
 from cryoformer_dist.runs.trial import TrialOutcome, append_epoch, write_outcome, write_trial
 
@@ -29,17 +31,16 @@ ABLATION: dict[str, Any] = {
 }
 
 
-def _metrics(score: float) -> dict[str, Any]:
-    states = [{"resolution_angstrom": r, "consensus_resolution_angstrom": 2 * r} for r in (8.0 / score, 9.0, 10.0)]
-    pose = {"squared_frobenius_mean": 0.1 / score, "angle_deg_median": 3.0, "shift_box_fraction_mean": 0.01 / score}
-    return {
-        "difference_map_correlation": score,
-        "auc_gap": score / 4,
-        "fsc_area_own": 0.9,
-        "latent_rank_correlation": score,
-        "states": states,
-        "pose": {"before": pose | {"squared_frobenius_mean": 9.0}, "after": pose},
-    }
+def _scores(score: float) -> ScoresAgainstTruth:
+    states = tuple(
+        replace(STATE, resolution_angstrom=resolution, consensus_resolution_angstrom=2 * resolution)
+        for resolution in (8.0 / score, 9.0, 10.0)
+    )
+    errors = replace(
+        POSE_ERRORS, squared_frobenius_mean=0.1 / score, angle_deg_median=3.0, shift_box_fraction_mean=0.01 / score
+    )
+    pose = replace(POSE, before=replace(errors, squared_frobenius_mean=9.0), after=errors)
+    return judged(score, score / 4, states=states, pose=pose)
 
 
 def _finish(folder: Path, trial: Trial, score: float, epochs: int, of: int = 4) -> None:
@@ -55,7 +56,7 @@ def _finish(folder: Path, trial: Trial, score: float, epochs: int, of: int = 4) 
     (folder / "config.yaml").write_text(dump_config(trial.config))
     write_manifest(folder, MANIFEST)
     if epochs == of:
-        (folder / "metrics.json").write_text(json.dumps(_metrics(score)))
+        write_scores(folder, _scores(score))
     write_outcome(folder, TrialOutcome("finished" if epochs == of else "stopped"))
 
 
@@ -104,13 +105,13 @@ def _rows(folder: Path) -> dict[str, dict[str, str]]:
 def test_numbers_are_those_of_the_runs_own_metrics(ablation: Path) -> None:
     rows = _rows(ablation)
     for seed in (0, 1):
-        metrics = json.loads((ablation / "trials" / f"full-seed{seed}" / "metrics.json").read_text())
+        scores = read_scores(ablation / "trials" / f"full-seed{seed}")
         row = rows[f"full-seed{seed}"]
-        assert float(row["difference_map_correlation"]) == metrics["difference_map_correlation"]
-        assert float(row["rotation_error"]) == metrics["pose"]["after"]["squared_frobenius_mean"]
-        assert float(row["rotation_error_deg"]) == metrics["pose"]["after"]["angle_deg_median"]
-        assert float(row["shift_error"]) == metrics["pose"]["after"]["shift_box_fraction_mean"]
-        assert float(row["resolution_angstrom"]) == np.median([s["resolution_angstrom"] for s in metrics["states"]])
+        assert float(row["difference_map_correlation"]) == scores.maps.difference_map_correlation
+        assert float(row["rotation_error"]) == scores.pose.after.squared_frobenius_mean
+        assert float(row["rotation_error_deg"]) == scores.pose.after.angle_deg_median
+        assert float(row["shift_error"]) == scores.pose.after.shift_box_fraction_mean
+        assert float(row["resolution_angstrom"]) == np.median([state.resolution_angstrom for state in scores.states])
         assert (float(row["hours"]), float(row["cpu_hours"])) == (2.0, 1.0)
 
 

@@ -15,7 +15,7 @@ from cpu_clock import CpuClock, one_thread, run_timed
 from cryodrgn_inputs import write_inputs
 from particle_set import Contender, ParticleSet, Snapshot
 
-from cryoformer_dist.analysis.cryobench import sampled_particles
+from cryoformer_dist.analysis.cryobench import sample_particles
 from cryoformer_dist.io.cryodrgn import load_numpy_pickle
 from cryoformer_dist.io.mrc import read_volume
 
@@ -77,7 +77,7 @@ def _snapshot(data: ParticleSet, folder: Path, environment: Path, epoch: int) ->
         program=environment / "bin" / "cryodrgn",
         weights=folder / "out" / f"weights.{epoch}.pkl",
         voxel_size_angstrom=data.store.pixel_size_angstrom,
-        soon=latents[in_file_order[sampled_particles(len(latents))]],
+        soon=latents[in_file_order[sample_particles(len(latents))]],
     )
     return Snapshot(latents, decoder)
 

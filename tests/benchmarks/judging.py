@@ -1,7 +1,6 @@
 """Every contender before the same judge: our evaluation, in full after the last epoch, its map scores on the way."""
 
 import sys
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,9 @@ from particle_set import Contender, ParticleSet, Snapshot
 from cryoformer_dist.analysis.evaluate import Estimate, evaluate
 from cryoformer_dist.analysis.latent import score_latents
 from cryoformer_dist.analysis.map_scores import fit_box, score_maps
-from cryoformer_dist.analysis.oracle import oracle_metrics
-from cryoformer_dist.analysis.truth import Truth, particles_of_states, read_truth
+from cryoformer_dist.analysis.oracle import score_oracle
+from cryoformer_dist.analysis.truth import Truth, choose_particles, read_truth
+from cryoformer_dist.storage.records import as_json
 
 # Column of the table -> number of the evaluation.
 COLUMNS = {
@@ -39,7 +39,7 @@ def judge(data: ParticleSet, contender: Contender, every: int, last: int | None)
         if epoch % every and not at_end:
             continue
         snapshot = data.alike(contender.snapshot(epoch))
-        scores = scalars(on_the_way(data, snapshot, truth))
+        scores = on_the_way(data, snapshot, truth)
         curve.append({"epoch": epoch, "cpu_seconds": seconds[epoch], **scores})
         motion = scores["difference_map_correlation"]
         print(f"{contender.name}: epoch {epoch}, {seconds[epoch]:.0f} s, dCC {motion:.3f}", file=sys.stderr)
@@ -48,30 +48,30 @@ def judge(data: ParticleSet, contender: Contender, every: int, last: int | None)
     return {"remark": contender.remark, "final": final, "curve": curve, "store": data.store.fingerprint}
 
 
-def on_the_way(data: ParticleSet, snapshot: Snapshot, truth: Truth) -> dict[str, Any]:
+def on_the_way(data: ParticleSet, snapshot: Snapshot, truth: Truth) -> dict[str, float]:
     """What `evaluate` says of the maps of the states and of the latents, without decoding single particles."""
     state = truth.state[data.particles.source_row]
-    chosen = particles_of_states(state, truth)
+    chosen = choose_particles(state, truth)
     seen = [index for index, rows in enumerate(chosen) if len(rows)]
     volumes = snapshot.decode(np.stack([snapshot.latents[chosen[index]].mean(axis=0) for index in seen]))
     references = np.stack([fit_box(truth.volumes[index], volumes.shape[-1]) for index in seen])
     latents = score_latents(snapshot.latents, state, truth.period, truth.discrete)
-    return {**asdict(score_maps(volumes, references)), **latents}
+    return scalars({**as_json(score_maps(volumes, references)), **as_json(latents)})
 
 
 def in_full(data: ParticleSet, snapshot: Snapshot, truth: Truth) -> dict[str, float]:
     """Every number of our evaluation, the oracle's among them."""
     particles, latents = data.particles, np.ascontiguousarray(snapshot.latents, dtype=np.float32)
     estimate = Estimate(latents, particles.source_row, particles.rotation, particles.shift_angstrom)
-    metrics = evaluate(snapshot.decode, estimate, data.consensus, truth).metrics
-    oracle = oracle_metrics(data.store, truth, latents, np.arange(len(latents)))
-    return scalars({**metrics, "oracle": oracle})
+    scores = evaluate(snapshot.decode, estimate, data.consensus, truth).scores
+    oracle = score_oracle(data.store, truth, latents, np.arange(len(latents)))
+    return scalars({**as_json(scores), "oracle": as_json(oracle)})
 
 
-def scalars(metrics: dict[str, Any]) -> dict[str, float]:
+def scalars(scores: dict[str, Any]) -> dict[str, float]:
     """Plain numbers of an evaluation, those of sections as ``section.name``."""
     flat: dict[str, float] = {}
-    for key, value in metrics.items():
+    for key, value in scores.items():
         if isinstance(value, dict) and key not in ("ceiling", "pose"):
             flat |= {f"{key}.{name}": number for name, number in scalars(value).items()}
         elif isinstance(value, int | float) and not isinstance(value, bool):

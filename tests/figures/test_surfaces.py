@@ -5,16 +5,16 @@ from support.rotating_blobs import blobs
 from cryoformer_dist.figures.surfaces import (
     CLUSTER_COLOURS,
     View,
-    best_view,
-    central_slices,
     cluster_colour,
     colour_at,
-    common_crop,
-    common_level,
+    colour_states,
+    crop_alike,
+    cut_slices,
     draw_surface,
     draw_values,
-    state_colours,
-    variation_map,
+    find_best_view,
+    find_common_level,
+    measure_variation,
 )
 
 FRONT = View(np.eye(3), 0.5, np.zeros(3))
@@ -109,23 +109,23 @@ def test_dust_is_hidden_and_a_second_part_of_the_molecule_is_not():
 
 def test_level_is_between_solvent_and_molecule_for_any_scale_and_offset():
     voxels = ball(0, 0, 0, 6)
-    plain = common_level(voxels[None])
+    plain = find_common_level(voxels[None])
     assert 0.2 < plain < 0.95
-    assert common_level((40 * voxels - 7)[None]) == pytest.approx(40 * plain - 7, rel=1e-3)
-    assert common_level(voxels[None], enclosed=0.5) > plain
+    assert find_common_level((40 * voxels - 7)[None]) == pytest.approx(40 * plain - 7, rel=1e-3)
+    assert find_common_level(voxels[None], enclosed=0.5) > plain
 
 
 def test_variation_marks_what_moves_and_only_that():
-    moving = variation_map(blobs(np.array([0.0, 90.0, 180.0, 270.0])))
+    moving = measure_variation(blobs(np.array([0.0, 90.0, 180.0, 270.0])))
     assert moving[8, 8, 7] < 0.2
     assert moving[10, 8, 12] > 0.8
-    assert not variation_map(blobs(np.zeros(3))).any()
+    assert not measure_variation(blobs(np.zeros(3))).any()
 
 
 def test_best_view_holds_every_state_in_the_picture():
     states = blobs(np.arange(8) * 45.0)
-    level = common_level(states)
-    view = best_view(states, level)
+    level = find_common_level(states)
+    view = find_best_view(states, level)
     np.testing.assert_allclose(view.rotation @ view.rotation.T, np.eye(3), atol=1e-9)
     assert np.linalg.det(view.rotation) == pytest.approx(1)
     for voxels in states:
@@ -137,22 +137,22 @@ def test_best_view_holds_every_state_in_the_picture():
 def test_colours_of_a_circle_close_and_of_a_line_do_not():
     assert colour_at(0.0, True) == colour_at(1.0, True)
     assert colour_at(0.0) != colour_at(1.0)
-    assert len({*state_colours(8, True)}) == len({*state_colours(8)}) == 8
-    assert len(state_colours(1)) == 1
+    assert len({*colour_states(8, True)}) == len({*colour_states(8)}) == 8
+    assert len(colour_states(1)) == 1
 
 
 def test_cropping_takes_the_same_rows_from_every_picture():
     pictures = [np.zeros((50, 20, 4)) for _ in range(2)]
     pictures[0][20:22, :, 3] = 1
     pictures[1][30:31, :, 3] = 1
-    cropped = common_crop(pictures, margin=2)
+    cropped = crop_alike(pictures, margin=2)
     assert [picture.shape[0] for picture in cropped] == [15, 15]
     np.testing.assert_array_equal(cropped[0], pictures[0][18:33])
 
 
 def test_slices_show_the_plane_they_are_named_for():
     voxels = ball(6, 0, 0, 4)
-    normal_to_z, normal_to_y, normal_to_x = central_slices(voxels, (0.0, 1.0), 64)
+    normal_to_z, normal_to_y, normal_to_x = cut_slices(voxels, (0.0, 1.0), 64)
     assert normal_to_z[32, 45] > 0.9
     assert normal_to_y[32, 45] > 0.9
     assert normal_to_x.max() < 0.2

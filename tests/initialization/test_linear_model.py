@@ -36,9 +36,9 @@ def latent(swinging: tuple[ParticleStore, np.ndarray]) -> torch.Tensor:
 
 def test_coordinates_follow_the_motion(swinging: tuple[ParticleStore, np.ndarray], latent: torch.Tensor) -> None:
     state = swinging[1]
-    assert score_latents(latent.numpy(), state, 0.0, False)["latent_rank_correlation"] > 0.8
+    assert score_latents(latent.numpy(), state, 0.0, False).latent_rank_correlation > 0.8
     shuffled = np.random.default_rng(0).permutation(state)
-    assert score_latents(latent.numpy(), shuffled, 0.0, False)["latent_rank_correlation"] < 0.15
+    assert score_latents(latent.numpy(), shuffled, 0.0, False).latent_rank_correlation < 0.15
 
 
 def test_coordinates_are_white(latent: torch.Tensor) -> None:
@@ -74,6 +74,6 @@ def test_latents_of_a_rigid_molecule_do_not_tell_images_of_another_pixel_size_ap
     for strength in (1.0, ratio):
         images = torch.where(coarse[:, None, None], clean * strength, clean) + noise
         latent = linear_latents(stored_images(images, pose, ctf, pixel), np.arange(count), SMALL, 2, 0)
-        accuracy.append(score_latents(latent.numpy(), coarse.double().numpy(), 0.0, True)["class_accuracy"])
+        accuracy.append(score_latents(latent.numpy(), coarse.double().numpy(), 0.0, True).class_accuracy)
     assert accuracy[0] < 0.57
     assert accuracy[1] > 0.64

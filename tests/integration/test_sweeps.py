@@ -12,8 +12,8 @@ import yaml
 from support.ray_nodes import ray_nodes
 from support.tiny_runs import tiny_settings
 
-from cryoformer_dist.analysis.sweep_folder import TrialResult, read_trials
 from cryoformer_dist.runs.directory import load_run
+from cryoformer_dist.runs.sweep import TrialResult, read_trials
 
 pytestmark = pytest.mark.slow
 

@@ -39,7 +39,7 @@ def test_a_metric_that_needs_a_truth_is_refused_where_there_is_none(
 ) -> None:
     path = _file(tmp_path, tiny_store)
     read_sweep_request(path, [])
-    monkeypatch.setattr(sweep, "truth_beside", lambda source: None)
+    monkeypatch.setattr(sweep, "find_truth_beside", lambda source: None)
     with pytest.raises(ConfigError, match="difference_map_correlation needs a truth"):
         read_sweep_request(path, [])
     read_sweep_request(path, ["metric=loss"])

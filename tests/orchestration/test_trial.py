@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +6,12 @@ from support.tiny_runs import tiny_config
 
 from cryoformer_dist.analysis import report
 from cryoformer_dist.analysis.results import evaluate_run
-from cryoformer_dist.analysis.sweep_folder import headline_scores, read_result
 from cryoformer_dist.config.loading import dump_config, parse_config
 from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.config.trials import Trial, plan_trials
 from cryoformer_dist.orchestration import trial, worker
+from cryoformer_dist.runs.scores import read_scores
+from cryoformer_dist.runs.sweep import pick_headline_scores, read_result
 from cryoformer_dist.runs.training_log import read_training_log
 from cryoformer_dist.runs.trial import TrialOutcome, read_epochs, read_outcome, write_trial
 
@@ -76,7 +76,7 @@ def test_a_trial_is_an_ordinary_run_with_its_results_and_tells_of_each_epoch_onc
     assert {"manifest.json", "metrics.json", "report.html", "volumes"} <= {path.name for path in run.iterdir()}
     assert [told["epoch"] for told in heard.told] == [1, 2, 3]
     # The last word is that of the run's own verdict.
-    judged = headline_scores(json.loads((run / "metrics.json").read_text()))
+    judged = pick_headline_scores(read_scores(run))
     assert heard.told[-1]["difference_map_correlation"] == judged["difference_map_correlation"]
     result = read_result(run)
     assert (result.state, result.epochs, result.of) == ("finished", 3, 3)
@@ -122,7 +122,7 @@ def test_what_trials_have_in_common_is_prepared_once(
 ) -> None:
     parameters = {"training.warmup_steps": {"grid": [1, 2]}}
     planned = _lay_out(tmp_path, tiny_store, {"training.epochs": 1}, parameters=parameters, seeds=[0, 1], metric="loss")
-    monkeypatch.setattr(trial, "make_results", lambda run: (run / "metrics.json").write_text("{}"))
+    monkeypatch.setattr(trial, "make_results", lambda run: None)
     runs = [_run(tmp_path, each.name) for each in planned]
     assert len(list((tmp_path / "prepared").glob("*/manifest.json"))) == 2
     assert {(run / "occupancy.mrc").read_bytes() for run in runs} == {(runs[0] / "occupancy.mrc").read_bytes()}

@@ -8,12 +8,12 @@ from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 from support.tiny_runs import tiny_config
 
-from cryoformer_dist.analysis.sweep_folder import TrialResult, read_trials
 from cryoformer_dist.config.loading import parse_config
 from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.errors import BackendUnavailableError
 from cryoformer_dist.orchestration import tuning
 from cryoformer_dist.orchestration.tuning import OptunaProposals, Past, SweepLog, describe_trial, make_scheduler
+from cryoformer_dist.runs.sweep import TrialResult, read_trials
 from cryoformer_dist.runs.trial import TrialOutcome, read_outcome, trial_folders, write_outcome
 
 RATE = "training.learning_rates.network"

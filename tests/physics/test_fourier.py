@@ -17,6 +17,7 @@ from cryoformer_dist.physics.fourier import (
     mean_squared_error_half_plane,
     shifted,
     spectrum,
+    to_real_vectors,
     volume_to_fourier,
 )
 from cryoformer_dist.physics.grids import centred_axis, frequency_grid, radius_grid
@@ -219,3 +220,9 @@ def test_resolution_agrees_with_relion_postprocess(shared_data):
     final = float(columns["rlnFinalResolution"][0])
     assert final == pytest.approx(16.363636, abs=1e-6)
     assert curve.resolution_angstrom(0.143) == pytest.approx(final, rel=1e-5)
+
+
+def test_products_of_real_vectors_are_the_real_parts_of_those_of_the_coefficients():
+    first, second = (torch.randn(2, 5, dtype=torch.complex128) for _ in range(2))
+    products = (to_real_vectors(first) * to_real_vectors(second)).sum(-1)
+    torch.testing.assert_close(products, (first * second.conj()).real.sum(-1))

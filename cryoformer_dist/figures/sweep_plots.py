@@ -9,11 +9,23 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cryoformer_dist.analysis.sweep_folder import TrialResult
-from cryoformer_dist.analysis.sweep_table import MEASURES, Importance, Setting, is_number
 from cryoformer_dist.config.sweep import DIRECTIONS, Scalar
 from cryoformer_dist.config.trials import short_names
-from cryoformer_dist.figures.style import ACCENT, FLOOR, GRID, INK, MUTED, STYLE, svg
+from cryoformer_dist.figures.style import ACCENT, FLOOR, GRID, INK, MUTED, STYLE, to_svg
+from cryoformer_dist.runs.sweep import Importance, Setting, TrialResult
+
+MEASURES = {
+    "difference_map_correlation": ("dCC", "{:.3f}"),
+    "resolution_angstrom": ("resolution, Å", "{:.2f}"),
+    "rotation_error": ("rotation error", "{:.4f}"),
+    "rotation_error_deg": ("median rotation error, °", "{:.2f}"),
+    "shift_error": ("translation error", "{:.4f}"),
+    "auc_gap": ("FSC gap", "{:.3f}"),
+    "fsc_area_own": ("FSC area", "{:.3f}"),
+    "latent_rank_correlation": ("latent order", "{:.3f}"),
+    "loss": ("loss", "{:.4f}"),
+}
+"""Scores that tables show, with heading and format."""
 
 # Told apart by most eyes, on white and on near black.
 _COLOURS = ("#2f6fde", "#e07b39", "#2a9d6f", "#c2477f", "#8b6fd6", "#b08d2e", "#3aa6b9", "#7c8798")
@@ -23,7 +35,12 @@ _BEST = "#e07b39"
 _WORST_TO_BEST = LinearSegmentedColormap.from_list("rank", ["#b7c0cf", "#8fb0ea", "#2f6fde"])
 
 
-def learning_curves(settings: Sequence[Setting], metric: str) -> str:
+def are_numbers(values: Sequence[Scalar]) -> bool:
+    """Whether values lie on a scale: numbers, and not yes or no."""
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def draw_learning_curves(settings: Sequence[Setting], metric: str) -> str:
     """Metric and loss against the epoch, a colour per setting, a line per seed; a cross where a trial was stopped."""
     drawn = {key for setting in settings for trial in setting.trials for point in trial.curve for key in point}
     keys = [key for key in dict.fromkeys((metric, "loss")) if key in drawn]
@@ -33,23 +50,23 @@ def learning_curves(settings: Sequence[Setting], metric: str) -> str:
         for panel, key in zip(panels, keys, strict=True):
             for number, setting in enumerate(settings):
                 for trial in setting.trials:
-                    _curve(panel, trial, key, _colour(number))
+                    _draw_curve(panel, trial, key, _pick_colour(number))
             panel.set_title(MEASURES[key][0])
             panel.set_xlabel("epoch")
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         named = settings[: len(_COLOURS) - 1]
         for number, setting in enumerate(named):
-            label = f"{number + 1}. {_short(setting.name, 48)}"
-            panels[0].plot([], [], color=_colour(number), linewidth=2, label=label)
+            label = f"{number + 1}. {_shorten(setting.name, 48)}"
+            panels[0].plot([], [], color=_pick_colour(number), linewidth=2, label=label)
         if len(settings) > len(named):
             panels[0].plot([], [], color=_COLOURS[-1], linewidth=2, label="all others")
         figure.legend(
             *panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=2 if len(named) > 4 else 3
         )
-        return svg(figure, "Learning curves of all trials")
+        return to_svg(figure, "Learning curves of all trials")
 
 
-def _curve(panel: Axes, trial: TrialResult, key: str, colour: str) -> None:
+def _draw_curve(panel: Axes, trial: TrialResult, key: str, colour: str) -> None:
     points = [(point["epoch"], point[key]) for point in trial.curve if key in point]
     if not points:
         return
@@ -59,11 +76,11 @@ def _curve(panel: Axes, trial: TrialResult, key: str, colour: str) -> None:
         panel.plot(epoch[-1:], value[-1:], color=colour, marker="x", markersize=6, linestyle="none")
 
 
-def _colour(number: int) -> str:
+def _pick_colour(number: int) -> str:
     return _COLOURS[number] if number < len(_COLOURS) - 1 else _COLOURS[-1]
 
 
-def seed_spread(settings: Sequence[Setting], metric: str) -> str:
+def draw_seeds(settings: Sequence[Setting], metric: str) -> str:
     """Every trial's metric on the line of its setting, best on top, with the mean."""
     shown = settings[:_MOST_ROWS]
     with mpl.rc_context(STYLE):
@@ -76,14 +93,14 @@ def seed_spread(settings: Sequence[Setting], metric: str) -> str:
                 axes.plot(trial.scores[metric], row, marker="o", markersize=6, color=colour, alpha=0.75, linewidth=0)
             if metric in setting.mean:
                 axes.plot([setting.mean[metric]] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=1.8)
-        axes.set_yticks(range(len(shown)), [_short(setting.name, 64) for setting in shown])
+        axes.set_yticks(range(len(shown)), [_shorten(setting.name, 64) for setting in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.grid(axis="x", visible=False)
-        axes.set_xlabel(f"{MEASURES[metric][0]} ({_better(metric)}); a dot per seed, the bar is the mean")
-        return svg(figure, "Spread over seeds")
+        axes.set_xlabel(f"{MEASURES[metric][0]} ({_name_better(metric)}); a dot per seed, the bar is the mean")
+        return to_svg(figure, "Spread over seeds")
 
 
-def parameter_importance(found: Sequence[Importance]) -> str:
+def draw_importance(found: Sequence[Importance]) -> str:
     """Share of the variance that each parameter explains, with its rank correlation."""
     names = short_names([importance.key for importance in found])
     with mpl.rc_context(STYLE):
@@ -103,24 +120,24 @@ def parameter_importance(found: Sequence[Importance]) -> str:
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "100 %"])
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("variance explained")
-        return svg(figure, "Importance of the parameters")
+        return to_svg(figure, "Importance of the parameters")
 
 
-def parallel_coordinates(trials: Sequence[TrialResult], metric: str) -> str:
+def draw_parallel_coordinates(trials: Sequence[TrialResult], metric: str) -> str:
     """One line per trial through the values of its parameters to its metric, the best on top."""
     scored = [trial for trial in trials if metric in trial.scores]
     worst_first = sorted(scored, key=lambda trial: trial.scores[metric], reverse=DIRECTIONS[metric] == "min")
     keys = list(worst_first[0].parameters)
     names = short_names(keys)
-    scales = [_scale([trial.parameters[key] for trial in worst_first]) for key in keys]
-    scales.append(_scale([trial.scores[metric] for trial in worst_first]))
+    scales = [_place_on_scale([trial.parameters[key] for trial in worst_first]) for key in keys]
+    scales.append(_place_on_scale([trial.scores[metric] for trial in worst_first]))
     with mpl.rc_context(STYLE | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
         figure = Figure(figsize=(5.4, 3.4), layout="constrained")
         axes = figure.subplots()
-        for place in range(len(worst_first)):
-            best = place == len(worst_first) - 1
-            colour = _BEST if best else to_hex(_WORST_TO_BEST(place / len(worst_first)))
-            heights = [scale[0][place] for scale in scales]
+        for number in range(len(worst_first)):
+            best = number == len(worst_first) - 1
+            colour = _BEST if best else to_hex(_WORST_TO_BEST(number / len(worst_first)))
+            heights = [scale[0][number] for scale in scales]
             axes.plot(range(len(scales)), heights, color=colour, linewidth=2.6 if best else 1.3, alpha=0.85)
         for column, (_, ticks) in enumerate(scales):
             axes.axvline(column, color=GRID, linewidth=1.2, zorder=0)
@@ -132,27 +149,27 @@ def parallel_coordinates(trials: Sequence[TrialResult], metric: str) -> str:
         axes.set_xticks(range(len(scales)), [*(names[key] for key in keys), MEASURES[metric][0]])
         axes.set_xlim(-0.12, len(scales) - 0.55)
         axes.set_yticks([])
-        return svg(figure, "Parameters and metric of every trial")
+        return to_svg(figure, "Parameters and metric of every trial")
 
 
-def _scale(values: Sequence[Scalar]) -> tuple[list[float], list[tuple[float, str]]]:
+def _place_on_scale(values: Sequence[Scalar]) -> tuple[list[float], list[tuple[float, str]]]:
     """Heights of values between 0 and 1, and what to write at which height."""
-    if not is_number(values):
+    if not are_numbers(values):
         words = sorted({str(value) for value in values})
-        heights = {word: (place + 0.5) / len(words) for place, word in enumerate(words)}
+        heights = {word: (number + 0.5) / len(words) for number, word in enumerate(words)}
         return [heights[str(value)] for value in values], [(height, word) for word, height in heights.items()]
     numbers = np.array(values, dtype=np.float64)
     logarithmic = numbers.min() > 0 and numbers.max() / numbers.min() >= 30
-    place = np.log(numbers) if logarithmic else numbers
-    span = float(np.ptp(place)) or 1.0
-    heights = (place - place.min()) / span
+    position = np.log(numbers) if logarithmic else numbers
+    span = float(np.ptp(position)) or 1.0
+    heights = (position - position.min()) / span
     distinct = np.unique(numbers)
     shown = distinct if len(distinct) <= 5 else np.array([numbers.min(), numbers.max()])
     ticks = [(float(heights[numbers == value][0]), f"{value:.3g}") for value in shown]
     return heights.tolist(), ticks
 
 
-def epochs_used(trials: Sequence[TrialResult]) -> str:
+def draw_epochs(trials: Sequence[TrialResult]) -> str:
     """Epochs each trial was given, of those planned, coloured by how it ended."""
     longest = sorted(trials, key=lambda trial: (-trial.epochs, trial.name))[: 2 * _MOST_ROWS]
     with mpl.rc_context(STYLE):
@@ -163,18 +180,18 @@ def epochs_used(trials: Sequence[TrialResult]) -> str:
             axes.barh(row, trial.epochs, height=0.62, color=_STATES[trial.state])
         for state in dict.fromkeys(trial.state for trial in longest):
             axes.barh(0, 0, color=_STATES[state], label=state)
-        axes.set_yticks(range(len(longest)), [_short(trial.name, 64) for trial in longest])
+        axes.set_yticks(range(len(longest)), [_shorten(trial.name, 64) for trial in longest])
         axes.set_ylim(len(longest) - 0.4, -0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("epochs")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=4)
-        return svg(figure, "Epochs used by each trial")
+        return to_svg(figure, "Epochs used by each trial")
 
 
-def _short(name: str, most: int) -> str:
+def _shorten(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def _better(metric: str) -> str:
+def _name_better(metric: str) -> str:
     return "more is better" if DIRECTIONS[metric] == "max" else "less is better"
