@@ -6,6 +6,7 @@ order, and again after a kill: the store comes out the same, byte for byte.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ from cryoformer_dist.data.store import (
     is_store_directory,
     write_shard,
 )
+from cryoformer_dist.data.store_attributes import Conversion, Source, SourceStack, StoreAttributes, StoredOptics
 from cryoformer_dist.data.stored_particles import COLUMNS, DEFAULT_CHUNK_ROWS, DEFAULT_SHARD_ROWS, StoreLayout
 from cryoformer_dist.errors import ParticleFormatError, StoreError
-from cryoformer_dist.io.particles import ParticleTable
+from cryoformer_dist.io.particles import OpticsGroup, ParticleTable
 from cryoformer_dist.io.reading import check_stacks
 from cryoformer_dist.progress import Progress
 from cryoformer_dist.storage.places import Place, in_reach, make_folder, place_at, remove_folder, write_whole
@@ -91,9 +93,26 @@ class ConversionPlan:
     order: NDArray[np.int64]
     preparation: Preparation
     contrast: Contrast
-    attributes: dict[str, Any]
+    attributes: StoreAttributes
     fingerprint: str
     resumes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _PlanRecord:
+    """What an interrupted conversion needs to go on, kept beside its shards.
+
+    Attributes
+    ----------
+    fingerprint
+        Of the plan.
+    contrast, scale
+        What was measured; see `Preparation`.
+    """
+
+    fingerprint: str
+    contrast: Contrast
+    scale: Mapping[int, float]
 
 
 def plan_conversion(table: ParticleTable, output: str | Place, options: ConversionOptions) -> ConversionPlan:
@@ -128,9 +147,8 @@ def plan_conversion(table: ParticleTable, output: str | Place, options: Conversi
     if recorded is None:
         preparation, contrast = measure_preparation(table, preparation, options.contrast, options.seed)
     else:
-        contrast = Contrast(**recorded["contrast"])
-        scale = {int(box): factor for box, factor in recorded["scale"].items()}
-        preparation = replace(preparation, sign=contrast.sign, scale=scale)
+        contrast = recorded.contrast
+        preparation = replace(preparation, sign=contrast.sign, scale=recorded.scale)
     return ConversionPlan(
         table=table,
         output=output,
@@ -150,18 +168,14 @@ def begin_conversion(plan: ConversionPlan) -> list[int]:
     A store that the plan replaces is removed here, an interrupted conversion of the same plan is kept.
     """
     folder = plan.output / PROGRESS_FOLDER
-    record = {
-        "fingerprint": plan.fingerprint,
-        "contrast": asdict(plan.contrast),
-        "scale": plan.preparation.scale,
-    }
+    record = _PlanRecord(plan.fingerprint, plan.contrast, plan.preparation.scale)
     with in_reach(plan.output):
         if plan.resumes and is_complete(plan.output):
             return []
         if not plan.resumes:
             remove_folder(plan.output)
         make_folder(folder)
-        write_whole(folder / _PLAN_FILE, json.dumps(record, indent=1))
+        write_whole(folder / _PLAN_FILE, json.dumps(asdict(record), indent=1))
         create_store(plan.output, plan.layout)
         return [shard for shard in range(plan.layout.shards) if not _marker(plan, shard).exists()]
 
@@ -250,21 +264,9 @@ def _layout(particles: int, box_size: int, options: ConversionOptions) -> StoreL
     return StoreLayout(particles, box_size, min(options.shard_rows, -(-particles // chunk) * chunk), chunk)
 
 
-def _describe_source(table: ParticleTable) -> dict[str, Any]:
+def _describe_source(table: ParticleTable) -> Source:
     """Name the source files with checksums; of stacks size and header, a whole read would double the work."""
-    stacks = []
     used = np.bincount(table.stack, minlength=len(table.stack_paths))
-    for path, particles in zip(table.stack_paths, used, strict=True):
-        with path.open("rb") as file:
-            header = hashlib.sha256(file.read(1024)).hexdigest()
-        stacks.append(
-            {
-                "path": str(path),
-                "particles": int(particles),
-                "bytes": path.stat().st_size,
-                "header_sha256": header,
-            }
-        )
     numbers = hashlib.sha256()
     for name in COLUMNS:
         numbers.update(np.ascontiguousarray(_column(table, name)).tobytes())
@@ -272,20 +274,24 @@ def _describe_source(table: ParticleTable) -> dict[str, Any]:
         numbers.update(np.ascontiguousarray(places).tobytes())
     with table.source.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return {
-        "path": str(table.source),
-        "sha256": sha256,
-        "table_sha256": numbers.hexdigest(),
-        "stacks": stacks,
-    }
+    stacks = tuple(
+        _describe_stack(path, int(particles)) for path, particles in zip(table.stack_paths, used, strict=True)
+    )
+    return Source(str(table.source), sha256, numbers.hexdigest(), stacks)
 
 
-def _plan_fingerprint(table: ParticleTable, source: dict[str, Any], options: ConversionOptions) -> str:
+def _describe_stack(path: Path, particles: int) -> SourceStack:
+    with path.open("rb") as file:
+        header = hashlib.sha256(file.read(1024)).hexdigest()
+    return SourceStack(str(path), particles, path.stat().st_size, header)
+
+
+def _plan_fingerprint(table: ParticleTable, source: Source, options: ConversionOptions) -> str:
     """Hash everything that decides the bytes of the store, and when the stacks were last changed."""
     choices = asdict(options)
     choices.pop("overwrite")
     content = {
-        "source": source,
+        "source": asdict(source),
         "options": choices,
         "optics": [asdict(group) for group in table.optics],
         "changed": [path.stat().st_mtime_ns for path in table.stack_paths],
@@ -294,23 +300,20 @@ def _plan_fingerprint(table: ParticleTable, source: dict[str, Any], options: Con
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _check_output(output: Place, fingerprint: str, overwrite: bool) -> dict[str, Any] | None:
+def _check_output(output: Place, fingerprint: str, overwrite: bool) -> _PlanRecord | None:
     """Read the record of an interrupted conversion of the same plan; None when a new one may start."""
     if not output.exists():
         return None
     if not is_store_directory(output) and (output.is_file() or any(output.iterdir())):
         raise StoreError(f"{output}: exists and is not a particle store: choose another output")
-    try:
-        record: dict[str, Any] = json.loads((output / PROGRESS_FOLDER / _PLAN_FILE).read_text())
-    except FileNotFoundError:
-        record = {}
-    if record.get("fingerprint") == fingerprint:
+    record = _read_record(output / PROGRESS_FOLDER / _PLAN_FILE)
+    if record is not None and record.fingerprint == fingerprint:
         return record
     if overwrite:
         return None
     if is_complete(output):
         raise StoreError(f"{output}: a finished store is there: choose another output, or give --overwrite")
-    if record:
+    if record is not None:
         raise StoreError(
             f"{output}: an unfinished conversion of other particles or with other options is there: repeat "
             "its command to continue it, or give --overwrite to begin anew"
@@ -318,40 +321,38 @@ def _check_output(output: Place, fingerprint: str, overwrite: bool) -> dict[str,
     return None
 
 
+def _read_record(file: Place) -> _PlanRecord | None:
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    scale = {int(box): factor for box, factor in content["scale"].items()}
+    return _PlanRecord(content["fingerprint"], Contrast(**content["contrast"]), scale)
+
+
 def _attributes(
-    table: ParticleTable,
-    source: dict[str, Any],
-    preparation: Preparation,
-    contrast: Contrast,
-    options: ConversionOptions,
-) -> dict[str, Any]:
+    table: ParticleTable, source: Source, preparation: Preparation, contrast: Contrast, options: ConversionOptions
+) -> StoreAttributes:
     """Gather what the store says about itself."""
     pixel_sizes = stored_pixel_size_angstrom(table, preparation.box_size)
-    optics = [
-        {
-            **asdict(group),
-            "unapplied_aberrations": list(group.unapplied_aberrations),
-            "source_pixel_size_angstrom": group.pixel_size_angstrom,
-            "source_box_size": group.box_size,
-            "pixel_size_angstrom": pixel_size,
-            "box_size": preparation.box_size,
-        }
-        for group, pixel_size in zip(table.optics, pixel_sizes, strict=True)
-    ]
-    return {
-        "program": _program(),
-        "box_size": preparation.box_size,
-        "pixel_size_angstrom": pixel_sizes[0],
-        "optics": optics,
-        "has_poses": table.rotation is not None,
-        "source": source,
-        "contrast": {"sign": contrast.sign, "z_score": contrast.z_score, "how": contrast.how},
-        "conversion": {
-            "seed": options.seed,
-            "particle_diameter_angstrom": preparation.particle_diameter_angstrom,
-            "scale_after_crop": {str(box): factor for box, factor in preparation.scale.items()},
-        },
-    }
+    groups = zip(table.optics, pixel_sizes, strict=True)
+    return StoreAttributes(
+        program=_program(),
+        box_size=preparation.box_size,
+        pixel_size_angstrom=pixel_sizes[0],
+        optics=tuple(_stored_optics(group, preparation.box_size, pixel_size) for group, pixel_size in groups),
+        has_poses=table.rotation is not None,
+        source=source,
+        contrast=contrast,
+        conversion=Conversion(options.seed, preparation.particle_diameter_angstrom, preparation.scale),
+    )
+
+
+def _stored_optics(group: OpticsGroup, box_size: int, pixel_size_angstrom: float) -> StoredOptics:
+    stored = replace(group, box_size=box_size, pixel_size_angstrom=pixel_size_angstrom)
+    return StoredOptics(
+        **asdict(stored), source_pixel_size_angstrom=group.pixel_size_angstrom, source_box_size=group.box_size
+    )
 
 
 def _column(table: ParticleTable, name: str) -> NDArray[Any]:

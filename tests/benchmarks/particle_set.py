@@ -78,7 +78,7 @@ class ParticleSet:
 
     @property
     def truth_folder(self) -> Path:
-        return Path(self.store.attributes["source"]["path"]).parent / TRUTH_FOLDER
+        return Path(self.store.attributes.source.path).parent / TRUTH_FOLDER
 
     @property
     def consensus(self) -> Volume:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from support.simulated_particles import PIXEL_SIZE_ANGSTROM, source_images, write_particles
 
+from cryoformer_dist.data.contrast import Contrast
 from cryoformer_dist.data.convert import (
     ConversionOptions,
     begin_conversion,
@@ -74,7 +75,7 @@ def test_what_is_read_is_the_crop_of_the_normalised_source(store: ParticleStore,
     outside = (radius_grid(32, 2) > 15).numpy()
     corners = images[:, outside]
     images = (images - corners.mean(1)[:, None, None]) / corners.std(1)[:, None, None]
-    scale = store.attributes["conversion"]["scale_after_crop"]["32"]
+    scale = store.attributes.conversion.scale_after_crop[32]
     expected = crop_images(torch.from_numpy(images), 24).numpy() * scale
     stored = store.read_images(np.arange(len(store))).astype(np.float32)
     np.testing.assert_allclose(stored, expected[store.particles().source_row], atol=4e-3, rtol=1e-3)
@@ -91,8 +92,8 @@ def test_background_deviation_is_one_after_conversion(table: ParticleTable, tmp_
 
 def test_pixel_size_grows_as_the_box_shrinks(store: ParticleStore) -> None:
     assert store.pixel_size_angstrom == pytest.approx(PIXEL_SIZE_ANGSTROM * 32 / 24)
-    assert store.attributes["optics"][0]["pixel_size_angstrom"] == store.pixel_size_angstrom
-    assert store.attributes["optics"][0]["source_pixel_size_angstrom"] == PIXEL_SIZE_ANGSTROM
+    assert store.attributes.optics[0].pixel_size_angstrom == store.pixel_size_angstrom
+    assert store.attributes.optics[0].source_pixel_size_angstrom == PIXEL_SIZE_ANGSTROM
     np.testing.assert_allclose(store.particles().pixel_size_angstrom, store.pixel_size_angstrom)
 
 
@@ -106,16 +107,16 @@ def test_both_contrasts_are_found_and_give_the_same_images(table: ParticleTable,
         content = source.read_bytes()
         target.write_bytes(content[:1024] + (-np.frombuffer(content[1024:], "<f4")).tobytes())
     dark = _convert(dark_table, tmp_path / "dark.zarr", options)
-    assert (light.attributes["contrast"]["sign"], dark.attributes["contrast"]["sign"]) == (1, -1)
-    assert light.attributes["contrast"]["z_score"] > 5
-    assert dark.attributes["contrast"]["z_score"] < -5
+    assert (light.attributes.contrast.sign, dark.attributes.contrast.sign) == (1, -1)
+    assert light.attributes.contrast.z_score > 5
+    assert dark.attributes.contrast.z_score < -5
     rows = np.arange(len(light))
     np.testing.assert_array_equal(light.read_images(rows), dark.read_images(rows))
 
 
 def test_a_given_contrast_is_obeyed(table: ParticleTable, tmp_path: Path, store: ParticleStore) -> None:
     dark = _convert(table, tmp_path / "s.zarr", replace(SMALL_SHARDS, contrast="dark"))
-    assert dark.attributes["contrast"] == {"sign": -1, "z_score": 0.0, "how": "given"}
+    assert dark.attributes.contrast == Contrast(sign=-1, z_score=0.0, how="given")
     np.testing.assert_array_equal(dark.read_images(np.arange(9)), -store.read_images(np.arange(9)))
 
 
@@ -139,8 +140,8 @@ def test_the_contrast_of_a_real_simulated_stack_is_dark(shared_data: Path, tmp_p
         table = read_particles(folder / "10076_both_32_sim.star", datadir=folder)
     store = _convert(table, tmp_path / "s.zarr", ConversionOptions())
     assert len(store) == 1296
-    assert store.attributes["contrast"]["sign"] == -1
-    assert store.attributes["contrast"]["z_score"] < -50
+    assert store.attributes.contrast.sign == -1
+    assert store.attributes.contrast.z_score < -50
     assert store.pixel_size_angstrom == pytest.approx(13.1)
 
 
