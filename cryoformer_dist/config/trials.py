@@ -8,8 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import JsonValue
+
 from cryoformer_dist.config.loading import mistakes_in, parse_config, set_value
 from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.config.section import PlainValues
 from cryoformer_dist.config.sweep import Scalar, SweepConfig, Values
 from cryoformer_dist.errors import ConfigError
 
@@ -111,7 +114,7 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _trial(
-    base: RunConfig, variant: str | None, parameters: Mapping[str, Scalar], seed: int, changes: Mapping[str, Any]
+    base: RunConfig, variant: str | None, parameters: Mapping[str, Scalar], seed: int, changes: Mapping[str, JsonValue]
 ) -> Trial:
     name = trial_name(variant, parameters, seed)
     config = parse_config(_changed(base, changes, seed, name), RunConfig, name)
@@ -119,7 +122,7 @@ def _trial(
     return Trial(name, variant, seed, {key: value_at(config, key) for key in parameters}, config)
 
 
-def _changed(base: RunConfig, changes: Mapping[str, Any], seed: int, name: str) -> dict[str, Any]:
+def _changed(base: RunConfig, changes: Mapping[str, JsonValue], seed: int, name: str) -> PlainValues:
     values = base.model_dump(mode="json")
     for key, value in {**changes, "training.seed": seed, "name": name}.items():
         set_value(values, key, value)

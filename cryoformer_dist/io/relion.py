@@ -204,7 +204,7 @@ def read_blocks(path: Path) -> dict[str, Block]:
     if not path.is_file():
         raise ParticleFormatError(f"{path}: no such file; check the path")
     try:
-        blocks: dict[str, Any] = starfile.read(path, always_dict=True, parse_as_string=list(_TEXT))
+        blocks = starfile.read(path, always_dict=True, parse_as_string=list(_TEXT))
     # starfile meets a broken file with whatever its parts raise: too many cells (pandas: ValueError), a block
     # without content (TypeError), an odd name (AttributeError), a lone label (ValueError).
     except (ValueError, TypeError, AttributeError, IndexError, OSError) as error:
