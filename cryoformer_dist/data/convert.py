@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from cryoformer_dist.data.contrast import Contrast
 from cryoformer_dist.data.image_normalisation import (
     ContrastChoice,
-    Preparation,
+    Normalisation,
     check_diameter,
-    common_box,
     image_location,
-    measure_preparation,
-    prepared_images,
+    measure_normalisation,
+    normalise_images,
+    settle_box,
     stored_pixel_size_angstrom,
 )
 from cryoformer_dist.data.store import (
@@ -91,7 +91,7 @@ class ConversionPlan:
     output: Place
     layout: StoreLayout
     order: NDArray[np.int64]
-    preparation: Preparation
+    normalisation: Normalisation
     contrast: Contrast
     attributes: StoreAttributes
     fingerprint: str
@@ -107,7 +107,7 @@ class _PlanRecord:
     fingerprint
         Of the plan.
     contrast, scale
-        What was measured; see `Preparation`.
+        What was measured; see `Normalisation`.
     """
 
     fingerprint: str
@@ -136,39 +136,39 @@ def plan_conversion(table: ParticleTable, output: str | Place, options: Conversi
     if len(table) == 0:
         raise ParticleFormatError(f"{table.source}: no particles; check the file, or the selection made with --ind")
     check_stacks(table)
-    box_size = common_box(table, options.box_size)
+    box_size = settle_box(table, options.box_size)
     check_diameter(table, options.particle_diameter_angstrom)
-    layout = _layout(len(table), box_size, options)
+    layout = _choose_layout(len(table), box_size, options)
     source = _describe_source(table)
     fingerprint = _plan_fingerprint(table, source, options)
     with in_reach(output):
         recorded = _check_output(output, fingerprint, options.overwrite)
-    preparation = Preparation(box_size, options.particle_diameter_angstrom)
+    normalisation = Normalisation(box_size, options.particle_diameter_angstrom)
     if recorded is None:
-        preparation, contrast = measure_preparation(table, preparation, options.contrast, options.seed)
+        normalisation, contrast = measure_normalisation(table, normalisation, options.contrast, options.seed)
     else:
         contrast = recorded.contrast
-        preparation = replace(preparation, sign=contrast.sign, scale=recorded.scale)
+        normalisation = replace(normalisation, sign=contrast.sign, scale=recorded.scale)
     return ConversionPlan(
         table=table,
         output=output,
         layout=layout,
         order=np.random.default_rng([options.seed, 0]).permutation(len(table)),
-        preparation=preparation,
+        normalisation=normalisation,
         contrast=contrast,
-        attributes=_attributes(table, source, preparation, contrast, options),
+        attributes=_describe_store(table, source, normalisation, contrast, options),
         fingerprint=fingerprint,
         resumes=recorded is not None,
     )
 
 
 def begin_conversion(plan: ConversionPlan) -> list[int]:
-    """Prepare the directory of the store and list the shards that are still to be written.
+    """Make the directory of the store and list the shards that are still to be written.
 
     A store that the plan replaces is removed here, an interrupted conversion of the same plan is kept.
     """
     folder = plan.output / PROGRESS_FOLDER
-    record = _PlanRecord(plan.fingerprint, plan.contrast, plan.preparation.scale)
+    record = _PlanRecord(plan.fingerprint, plan.contrast, plan.normalisation.scale)
     with in_reach(plan.output):
         if plan.resumes and is_complete(plan.output):
             return []
@@ -181,7 +181,7 @@ def begin_conversion(plan: ConversionPlan) -> list[int]:
 
 
 def convert_shard(plan: ConversionPlan, shard: int) -> int:
-    """Read, prepare and write one shard, then mark it as done.
+    """Read, normalise and write one shard, then mark it as done.
 
     Returns
     -------
@@ -194,9 +194,9 @@ def convert_shard(plan: ConversionPlan, shard: int) -> int:
     """
     start, stop = plan.layout.shard_range(shard)
     rows = plan.order[start:stop]
-    box = plan.preparation.box_size
+    box = plan.normalisation.box_size
     images = np.empty((len(rows), box, box), dtype=np.float16)
-    for positions, block in prepared_images(plan.table, rows, plan.preparation):
+    for positions, block in normalise_images(plan.table, rows, plan.normalisation):
         # A value beyond 65504 becomes infinite here and is refused below.
         with np.errstate(over="ignore"):
             images[positions] = block.numpy().astype(np.float16)
@@ -254,7 +254,7 @@ def particles_in(plan: ConversionPlan, shards: list[int]) -> int:
     return sum(stop - start for start, stop in ranges)
 
 
-def _layout(particles: int, box_size: int, options: ConversionOptions) -> StoreLayout:
+def _choose_layout(particles: int, box_size: int, options: ConversionOptions) -> StoreLayout:
     """Cut of the rows; a small set is not padded to a full shard."""
     chunk = options.chunk_rows
     if chunk < 1 or options.shard_rows % chunk:
@@ -330,21 +330,21 @@ def _read_record(file: Place) -> _PlanRecord | None:
     return _PlanRecord(content["fingerprint"], Contrast(**content["contrast"]), scale)
 
 
-def _attributes(
-    table: ParticleTable, source: Source, preparation: Preparation, contrast: Contrast, options: ConversionOptions
+def _describe_store(
+    table: ParticleTable, source: Source, normalisation: Normalisation, contrast: Contrast, options: ConversionOptions
 ) -> StoreAttributes:
     """Gather what the store says about itself."""
-    pixel_sizes = stored_pixel_size_angstrom(table, preparation.box_size)
+    pixel_sizes = stored_pixel_size_angstrom(table, normalisation.box_size)
     groups = zip(table.optics, pixel_sizes, strict=True)
     return StoreAttributes(
         program=_program(),
-        box_size=preparation.box_size,
+        box_size=normalisation.box_size,
         pixel_size_angstrom=pixel_sizes[0],
-        optics=tuple(_stored_optics(group, preparation.box_size, pixel_size) for group, pixel_size in groups),
+        optics=tuple(_stored_optics(group, normalisation.box_size, pixel_size) for group, pixel_size in groups),
         has_poses=table.rotation is not None,
         source=source,
         contrast=contrast,
-        conversion=Conversion(options.seed, preparation.particle_diameter_angstrom, preparation.scale),
+        conversion=Conversion(options.seed, normalisation.particle_diameter_angstrom, normalisation.scale),
     )
 
 

@@ -160,10 +160,10 @@ class ParticleStore:
         """
         path = place_at(path)
         with in_reach(path):
-            return cls(path, cls._checked(path))
+            return cls(path, cls._open_checked(path))
 
     @classmethod
-    def _checked(cls, path: Place) -> Any:
+    def _open_checked(cls, path: Place) -> Any:
         """The group of a finished store."""
         if not path.exists():
             raise StoreNotFoundError(f"{path}: no such particle store; make it with 'cryoformer-dist convert'")
@@ -238,7 +238,7 @@ class ParticleStore:
             raise StoreError(f"{self.path}: row {absent[0]} asked for, rows are 0 .. {len(self) - 1}")
         images = np.empty((rows.size, self.box_size, self.box_size), dtype=np.float16)
         chunk_of_row = rows // self.chunk_size
-        for first, last in _runs(np.unique(chunk_of_row), self.shard_size // self.chunk_size):
+        for first, last in _split_into_runs(np.unique(chunk_of_row), self.shard_size // self.chunk_size):
             wanted = np.flatnonzero((chunk_of_row >= first) & (chunk_of_row <= last))
             start = first * self.chunk_size
             block = self._read("images", start, min((last + 1) * self.chunk_size, len(self)))
@@ -328,7 +328,7 @@ class ParticleStore:
         return start // self.chunk_size, error
 
 
-def _runs(chunks: NDArray[np.int64], chunks_per_shard: int) -> Iterator[tuple[int, int]]:
+def _split_into_runs(chunks: NDArray[np.int64], chunks_per_shard: int) -> Iterator[tuple[int, int]]:
     """First and last of each run of neighbouring chunks inside one shard."""
     breaks = np.flatnonzero((np.diff(chunks) > 1) | (chunks[1:] % chunks_per_shard == 0)) + 1
     for run in np.split(chunks, breaks):

@@ -18,6 +18,7 @@ from cryoformer_dist.physics.fourier import comparable_frequencies
 from cryoformer_dist.physics.grids import half_plane_weight
 from cryoformer_dist.physics.lattice import Lattice
 from cryoformer_dist.physics.projection import project_points
+from cryoformer_dist.physics.spread import spread_step
 from cryoformer_dist.progress import Progress
 
 _PIXEL_ANGSTROM = 14.0
@@ -56,7 +57,7 @@ def linear_latents(
     """
     box = _coarse_box(store)
     model = LinearModel(_coarse_lattice(mask, box).points_pixels, box)
-    sample = CroppedImages.of(store, rows[:: _sampling(rows)], box)
+    sample = CroppedImages.of(store, rows[:: spread_step(len(rows), _SAMPLE)], box)
     latent = torch.randn(len(sample.rotation), dimensions, generator=torch.Generator().manual_seed(seed))
     maps = model.no_maps(dimensions)
     # Once the maps are there, all particles in blocks: their images do not fit in memory together.
@@ -91,7 +92,7 @@ def principal_maps(
     box = _coarse_box(store)
     lattice = _coarse_lattice(mask, box)
     model = LinearModel(lattice.points_pixels, box)
-    step = _sampling(rows)
+    step = spread_step(len(rows), _SAMPLE)
     maps = model.fit_maps(CroppedImages.of(store, rows[::step], box), latents[::step], model.no_maps(latents.shape[1]))
     voxels = torch.zeros(len(maps), box**3)
     voxels[:, lattice.flat_index] = maps
@@ -178,11 +179,6 @@ def _coarse_lattice(mask: Tensor, box: int) -> Lattice:
     size = mask.shape[-1]
     near = Lattice.of(mask, 1, 0).coarsened(size, box)
     return replace(near, points_pixels=near.points_pixels * (box / size))
-
-
-def _sampling(rows: Rows) -> int:
-    """Every so many particles, maps are fitted to one."""
-    return max(1, len(rows) // _SAMPLE)
 
 
 def whitened(latent: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from cryoformer_dist.initialization.pose_search import (
     ROUNDS_BY_CONFORMATION,
     LinearConformations,
     PoseSearchResult,
-    Round,
-    _ball,
-    _disc,
+    SearchRound,
+    draw_cone,
+    list_shifts,
     search_poses,
     search_poses_by_conformation,
 )
@@ -132,7 +132,7 @@ def test_true_poses_are_left_where_they_are(tmp_path: Path) -> None:
 def _likeness(store: ParticleStore, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Correlation of every image with the slice at its given pose, and its amplitude, as a round compares the two."""
     seen: list[torch.Tensor] = []
-    original = ReferenceMap.match
+    original = ReferenceMap.find_most_probable
 
     def best(reference: ReferenceMap, weighted: Any, energy: Any, transfer: Any, rotation: Any, *rest: Any) -> Any:
         # The first candidate is the pose itself.
@@ -143,8 +143,8 @@ def _likeness(store: ParticleStore, monkeypatch: pytest.MonkeyPatch) -> tuple[to
         return original(reference, weighted, energy, transfer, rotation, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pose_search, "ROUNDS", (Round(10, 5.0, 2, 0.0, 1.0),))
-        patch.setattr(ReferenceMap, "match", best)
+        patch.setattr(pose_search, "ROUNDS", (SearchRound(10, 5.0, 2, 0.0, 1.0),))
+        patch.setattr(ReferenceMap, "find_most_probable", best)
         search_poses(store, np.arange(len(store.particles().source_row)), 0)
     likeness, amplitude = torch.cat(seen, dim=1)
     return likeness, amplitude
@@ -176,7 +176,7 @@ def test_images_of_another_pixel_size_are_compared_with_the_same_map(monkeypatch
 def test_of_some_candidates_the_true_turn_and_shift_are_the_most_likely() -> None:
     phantom, rotation = blobs(), random_rotations(20, _generator(3))
     reference = ReferenceMap(phantom.voxels(32), shell=12)
-    cone, shifts = _ball(30, 25.0, _generator(4)), _disc(2.0, 1.0)
+    cone, shifts = draw_cone(30, 25.0, _generator(4)), list_shifts(2.0, 1.0)
     turn = torch.arange(20) % 30
     move = torch.arange(20) % len(shifts)
     # The true rotation of each is a candidate's; the stored shift centres the image.
@@ -185,16 +185,17 @@ def test_of_some_candidates_the_true_turn_and_shift_are_the_most_likely() -> Non
     candidates = torch.einsum("cij,bjk->bcik", cone, rotation)
     energy, transfer = weighted.abs().square().sum(1), torch.ones(weighted.shape)
     even = torch.zeros(20, len(cone))
-    found_turn, found_move = reference.match(weighted, energy, transfer, candidates, even, shifts)
+    found_turn, found_move = reference.find_most_probable(weighted, energy, transfer, candidates, even, shifts)
     assert torch.equal(found_turn, turn)
     assert torch.equal(found_move, move)
     # Of images that show next to nothing, expectation decides; of those that show something, it does not.
     expected = even - 20 * (torch.arange(len(cone)) != 5)
-    turn_seen, _ = reference.match(weighted, energy, transfer, candidates, expected, shifts)
+    turn_seen, _ = reference.find_most_probable(weighted, energy, transfer, candidates, expected, shifts)
     assert torch.equal(turn_seen, turn)
     noise = torch.complex(*(energy.mean().sqrt() * torch.randn(2, *weighted.shape, generator=_generator(5))))
     drowned = weighted + 10 * noise
-    turn_expected, _ = reference.match(drowned, drowned.abs().square().sum(1), transfer, candidates, expected, shifts)
+    energy = drowned.abs().square().sum(1)
+    turn_expected, _ = reference.find_most_probable(drowned, energy, transfer, candidates, expected, shifts)
     assert torch.equal(turn_expected, torch.full((20,), 5))
 
 
@@ -215,18 +216,18 @@ def test_what_all_poses_of_a_half_share_is_taken_back() -> None:
 
 
 def test_candidates_hold_the_pose_so_far_and_keep_within_their_bounds() -> None:
-    cone = _ball(400, 20.0, _generator(8))
+    cone = draw_cone(400, 20.0, _generator(8))
     angle = rotation_angle_deg(cone, torch.eye(3).expand_as(cone))
     assert torch.equal(cone[0], torch.eye(3))
     assert 18 < float(angle.max()) <= 20.001
     # Even in volume: half the radius holds an eighth.
     assert 0.05 < float((angle < 10).float().mean()) < 0.22
-    shifts = _disc(1.0, 0.25)
+    shifts = list_shifts(1.0, 0.25)
     assert [0.0, 0.0] in shifts.tolist()
     assert float(shifts.norm(dim=1).max()) == pytest.approx(1.0)
     assert float(shifts.sum(0).abs().max()) < 1e-5
     assert len(shifts) == len(torch.unique(shifts, dim=0)) == 49
-    assert _disc(0.0, 1.0).tolist() == [[0.0, 0.0]]
+    assert list_shifts(0.0, 1.0).tolist() == [[0.0, 0.0]]
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +260,7 @@ def test_given_poses_are_kept_row_by_row_where_found_ones_agree_less(
     outcomes = {}
     for name, after in (("better", 0.9), ("worse", 0.2), ("equal", 0.5)):
         agreement = iter((0.5, after))
-        monkeypatch.setattr(pose_search, "_agreement", lambda *_, agreement=agreement: next(agreement))
+        monkeypatch.setattr(pose_search, "_measure_agreement", lambda *_, agreement=agreement: next(agreement))
         outcomes[name] = search_poses(turned, rows, 0)
     assert {name: found.kept for name, found in outcomes.items()} == {"better": False, "worse": True, "equal": True}
     given = turned.particles().pose(rows)
