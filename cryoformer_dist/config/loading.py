@@ -76,7 +76,7 @@ def parse_config(values: PlainValues, schema: type[Config], where: str) -> Confi
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        lines = [f"  {line}" for line in _explained(error, schema)]
+        lines = [f"  {line}" for line in _explain_all(error, schema)]
         raise ConfigError("\n".join([f"{where}: {len(lines)} mistake{'s' * (len(lines) > 1)}", *lines])) from error
 
 
@@ -85,7 +85,7 @@ def mistakes_in(values: PlainValues, schema: type[BaseModel]) -> list[str]:
     try:
         schema.model_validate(values)
     except ValidationError as error:
-        return _explained(error, schema)
+        return _explain_all(error, schema)
     return []
 
 
@@ -132,7 +132,7 @@ def _dotted(place: Sequence[int | str]) -> str:
     return ".".join(map(str, place)) or "(file)"
 
 
-def _explained(error: ValidationError, schema: type[BaseModel]) -> list[str]:
+def _explain_all(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     # A cluster file's places start with its provider, which is no key.
     skip = int(schema is ClusterFile)
     return [f"{_dotted(item['loc'][skip:])}: {_explain(item)}" for item in error.errors()]

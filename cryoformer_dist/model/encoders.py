@@ -82,7 +82,7 @@ class AlignedEncoder(nn.Module):
     """Centred, in-plane turned image and the direction it was seen from, to latent vector.
 
     Not the paper's: its encoder sees neither pose, and learns the noise of its training images. This one is trained on
-    rendered images, of which there are as many as one likes.
+    projected images, of which there are as many as one likes.
 
     Parameters
     ----------
