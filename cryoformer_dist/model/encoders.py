@@ -87,7 +87,7 @@ class AlignedEncoder(nn.Module):
     Parameters
     ----------
     config
-        Depth (in residual blocks of two layers) and width.
+        Depth (here in residual blocks of two layers) and width.
     box
         Side of the images.
     dimensions
@@ -129,12 +129,8 @@ class DeformationEncoder(nn.Module):
 
     Parameters
     ----------
-    config
-        Depth and width.
-    box
-        Side of the images.
-    dimensions
-        Length of the latent vector.
+    config, box, dimensions
+        As of `AlignedEncoder`.
     """
 
     def __init__(self, config: EncoderConfig, box: int, dimensions: int) -> None:

@@ -20,7 +20,7 @@ ALL = [f"{queries}x{width}:{products}" for queries in SIZES for width in SIZES f
 
 
 def compile_kernels(capability: int, *words: str) -> dict[str, dict[str, Any]]:
-    """Everything `ahead_of_time` says, by kernel."""
+    """Everything `compile_kernels` says, by kernel."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, str(PROGRAM), str(capability), *words]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
