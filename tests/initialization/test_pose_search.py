@@ -12,7 +12,6 @@ from support.tiny_runs import write_set
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.initialization import pose_search
-from cryoformer_dist.initialization.frame_alignment import align_frame
 from cryoformer_dist.initialization.linear_model import principal_maps
 from cryoformer_dist.initialization.occupancy import sphere
 from cryoformer_dist.initialization.pose_search import (
@@ -173,48 +172,6 @@ def test_images_of_another_pixel_size_are_compared_with_the_same_map(monkeypatch
     assert float(amplitude[seen].mean() / amplitude[~seen].mean()) == pytest.approx(1, abs=0.05)
 
 
-def test_of_some_candidates_the_true_turn_and_shift_are_the_most_likely() -> None:
-    phantom, rotation = blobs(), random_rotations(20, _generator(3))
-    reference = ReferenceMap(phantom.voxels(32), shell=12)
-    cone, shifts = draw_cone(30, 25.0, _generator(4)), list_shifts(2.0, 1.0)
-    turn = torch.arange(20) % 30
-    move = torch.arange(20) % len(shifts)
-    # The true rotation of each is a candidate's; the stored shift centres the image.
-    images = phantom.images(cone[turn] @ rotation, -shifts[move], 32)
-    weighted = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1))).flatten(1)[:, reference.slices.flat_index]
-    candidates = torch.einsum("cij,bjk->bcik", cone, rotation)
-    energy, transfer = weighted.abs().square().sum(1), torch.ones(weighted.shape)
-    even = torch.zeros(20, len(cone))
-    found_turn, found_move = reference.find_most_probable(weighted, energy, transfer, candidates, even, shifts)
-    assert torch.equal(found_turn, turn)
-    assert torch.equal(found_move, move)
-    # Of images that show next to nothing, expectation decides; of those that show something, it does not.
-    expected = even - 20 * (torch.arange(len(cone)) != 5)
-    turn_seen, _ = reference.find_most_probable(weighted, energy, transfer, candidates, expected, shifts)
-    assert torch.equal(turn_seen, turn)
-    noise = torch.complex(*(energy.mean().sqrt() * torch.randn(2, *weighted.shape, generator=_generator(5))))
-    drowned = weighted + 10 * noise
-    energy = drowned.abs().square().sum(1)
-    turn_expected, _ = reference.find_most_probable(drowned, energy, transfer, candidates, expected, shifts)
-    assert torch.equal(turn_expected, torch.full((20,), 5))
-
-
-def test_what_all_poses_of_a_half_share_is_taken_back() -> None:
-    given = Pose(random_rotations(50, _generator(5)), 5 * torch.randn(50, 2, generator=_generator(6)))
-    turn, offset = random_rotations(1, _generator(7))[0], torch.tensor([3.0, -8.0, 5.0])
-    # The same images of a molecule whose frame is turned and whose origin lies elsewhere.
-    drifted = Pose(given.rotation @ turn, given.shift_angstrom + (given.rotation @ offset)[:, :2])
-    back = align_frame(given, drifted)
-    assert torch.allclose(back.rotation, given.rotation, atol=1e-5)
-    assert torch.allclose(back.shift_angstrom, given.shift_angstrom, atol=1e-3)
-    # What a particle has found for itself stays its own.
-    own = Pose(drifted.rotation.clone(), drifted.shift_angstrom.clone())
-    own.rotation[7] = rotation_from_axis_angle(torch.tensor([0.5, 0.0, 0.0])) @ own.rotation[7]
-    kept = squared_frobenius(align_frame(given, own).rotation, given.rotation)
-    assert float(kept[7]) == pytest.approx(8 * np.sin(0.25) ** 2, rel=0.1)
-    assert float(kept.sum() - kept[7]) < 0.02
-
-
 def test_candidates_hold_the_pose_so_far_and_keep_within_their_bounds() -> None:
     cone = draw_cone(400, 20.0, _generator(8))
     angle = rotation_angle_deg(cone, torch.eye(3).expand_as(cone))
@@ -271,22 +228,3 @@ def test_given_poses_are_kept_row_by_row_where_found_ones_agree_less(
     assert float(angle.mean()) > 1
     # Around the given pose of the same row: the widest cone is 30 degrees, the turn of the frame comes on top.
     assert float(angle.max()) < 50
-
-
-def test_a_drift_that_follows_the_conformation_is_taken_back_and_what_a_particle_found_stays() -> None:
-    count = 200
-    given = Pose(random_rotations(count, _generator(8)), 5 * torch.randn(count, 2, generator=_generator(9)))
-    latents = torch.randn(count, 2, generator=_generator(10))
-    latents = latents - latents.mean(0)
-    # Turns of some degrees per unit of each coordinate, and an origin that moves with them.
-    turn = rotation_from_axis_angle(latents @ torch.tensor([[0.05, -0.02, 0.03], [0.0, 0.04, -0.01]]))
-    offset = latents @ torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 1.0]])
-    rotation = given.rotation @ turn
-    own = rotation_from_axis_angle(0.02 * torch.randn(count, 3, generator=_generator(11)))
-    drifted = Pose(own @ rotation, given.shift_angstrom + torch.einsum("pij,pj->pi", rotation, offset)[:, :2])
-    back = align_frame(given, drifted, latents)
-    error = rotation_angle_deg(back.rotation, own @ given.rotation)
-    assert float(error.mean()) < 0.1 * float(rotation_angle_deg(drifted.rotation, given.rotation).mean())
-    assert float((back.shift_angstrom - given.shift_angstrom).norm(dim=1).mean()) < 0.3
-    rigid = align_frame(given, drifted)
-    assert float(rotation_angle_deg(rigid.rotation, own @ given.rotation).mean()) > 5 * float(error.mean())

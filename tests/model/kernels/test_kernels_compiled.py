@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-PROGRAM = Path(__file__).resolve().parents[1] / "support" / "compile_kernels.py"
+PROGRAM = Path(__file__).resolve().parents[2] / "support" / "compile_kernels.py"
 HOPPER = 90
 # Of one program, by compute capability: no GPU since Ampere has less than 8.6, that of its GeForce cards.
 SHARED_BYTES = {HOPPER: 227 * 2**10, 86: 99 * 2**10}
