@@ -202,5 +202,5 @@ def test_turning_in_plane_moves_a_pixel_by_minus_psi_about_the_centre_pixel():
 def test_views_along_the_pole_are_turned_by_some_angle_about_the_centre():
     rotation = rotation_from_relion_euler(torch.tensor([[30.0, 0.0, 40.0], [30.0, 180.0, 40.0]]))
     # Whatever the angle, a round image is the same afterwards.
-    images = torch.exp(-radius_grid(24, 2).square() / 20).expand(2, -1, -1)
+    images = torch.exp(-radius_grid(48, 2).square() / 100).expand(2, -1, -1)
     torch.testing.assert_close(turned_in_plane(images, rotation), images, atol=0.01, rtol=0)
