@@ -30,7 +30,7 @@ _DESCENTS = 3
 _BLOCK_VALUES = 2**17
 
 
-def linear_latents(
+def fit_linear_latents(
     store: ParticleStore,
     rows: Rows,
     mask: Bool[Tensor, "box box box"],
@@ -65,7 +65,7 @@ def linear_latents(
     steps = _ROUNDS + len(parts)
     for done in range(_ROUNDS):
         maps = model.fit_maps(sample, latent, maps)
-        latent = whitened(model.fit_latents(sample, maps))
+        latent = whiten(model.fit_latents(sample, maps))
         if progress is not None:
             progress(done + 1, steps)
     maps = model.fit_maps(sample, latent, maps)
@@ -74,10 +74,10 @@ def linear_latents(
         latents.append(model.fit_latents(CroppedImages.of(store, part, box), maps))
         if progress is not None:
             progress(done + 1, steps)
-    return whitened(torch.cat(latents))
+    return whiten(torch.cat(latents))
 
 
-def principal_maps(
+def fit_principal_maps(
     store: ParticleStore, rows: Rows, mask: Bool[Tensor, "box box box"], latents: Float[Tensor, "particles dimensions"]
 ) -> Float[Tensor, "maps coarse coarse coarse"]:
     """The mean map and the change per unit of each coordinate, given everybody's coordinates.
@@ -85,7 +85,7 @@ def principal_maps(
     Parameters
     ----------
     store, rows, mask
-        As of `linear_latents`.
+        As of `fit_linear_latents`.
     latents
         Coordinates of the same particles.
     """
@@ -181,7 +181,7 @@ def _coarse_lattice(mask: Tensor, box: int) -> Lattice:
     return replace(near, points_pixels=near.points_pixels * (box / size))
 
 
-def whitened(latent: Tensor) -> Tensor:
+def whiten(latent: Tensor) -> Tensor:
     """Uncorrelated coordinates of mean 0 and variance 1, the strongest first."""
     centred = latent - latent.mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))

@@ -34,7 +34,7 @@ def mask_box(box: int, voxel_size_angstrom: float) -> int:
     return min(box, max(_SMALLEST_MASK_BOX, wanted))
 
 
-def occupied(consensus: Float[Tensor, "box box box"], voxel_size_angstrom: float) -> Bool[Tensor, "box box box"]:
+def find_occupied(consensus: Float[Tensor, "box box box"], voxel_size_angstrom: float) -> Bool[Tensor, "box box box"]:
     """Voxels near density: smoothed consensus above the background's mean by five deviations, widened by one voxel.
 
     Decided on a grid of about 6 angstrom. A part that moves is smeared in the consensus but still well above the
@@ -65,7 +65,7 @@ class Missed:
     share: float
 
 
-def missed(residual: Float[Tensor, "coarse coarse coarse"], mask: Bool[Tensor, "box box box"]) -> Missed:
+def find_missed(residual: Float[Tensor, "coarse coarse coarse"], mask: Bool[Tensor, "box box box"]) -> Missed:
     """Find what a mask cuts off in a back-projection of data minus model.
 
     Where the mask allows no density this is, but for the noise, the density it should allow.

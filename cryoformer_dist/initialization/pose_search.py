@@ -20,7 +20,7 @@ from cryoformer_dist.data.cropped_images import read_cropped
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.initialization.frame_alignment import align_frame
-from cryoformer_dist.initialization.occupancy import occupied
+from cryoformer_dist.initialization.occupancy import find_occupied
 from cryoformer_dist.initialization.projection_matching import ReferenceMap
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.ctf import transfer_at
@@ -316,7 +316,7 @@ def _make_references(halves: Sequence[_Half], box: int) -> list[Tensor]:
     stays at twice the error.
     """
     maps = [half.back_project(half.pose, box) for half in halves]
-    inside = occupied(sum(maps, torch.zeros_like(maps[0])), halves[0].pixel_size_at(box))
+    inside = find_occupied(sum(maps, torch.zeros_like(maps[0])), halves[0].pixel_size_at(box))
     soft = smooth(inside.float())
     masked = [voxels * soft for voxels in maps]
     agreement = fourier_shell_correlation(masked[0], masked[1], 1.0).correlation.clamp(min=0)

@@ -5,7 +5,7 @@ import torch
 
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.initialization.consensus import back_project
-from cryoformer_dist.initialization.occupancy import occupied, sphere
+from cryoformer_dist.initialization.occupancy import find_occupied, sphere
 from cryoformer_dist.io.mrc import read_volume
 
 
@@ -13,7 +13,7 @@ def test_no_density_of_any_state_is_masked_away(swinging: Path) -> None:
     store = ParticleStore.open(swinging)
     calls: list[tuple[int, int]] = []
     consensus = back_project(store, np.arange(len(store)), progress=lambda *call: calls.append(call)).voxels
-    mask = occupied(consensus, 230 / 32)
+    mask = find_occupied(consensus, 230 / 32)
     assert calls[-1] == (1000, 1000)
     for path in sorted((swinging.parent / "particles" / "truth").glob("volume_*.mrc")):
         voxels = read_volume(path).voxels
@@ -26,13 +26,13 @@ def test_no_density_of_any_state_is_masked_away(swinging: Path) -> None:
 
 def test_noise_alone_is_no_density() -> None:
     noise = torch.randn(32, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert not occupied(noise, 7.0).any()
+    assert not find_occupied(noise, 7.0).any()
 
 
 def test_a_single_blob_is_found_and_widened_by_one_voxel() -> None:
     volume = 0.01 * torch.randn(32, 32, 32, generator=torch.Generator().manual_seed(0))
     volume[16, 18, 13] = 100.0
-    mask = occupied(volume, 7.0)
+    mask = find_occupied(volume, 7.0)
     expected = torch.zeros_like(mask)
     # One voxel from the smoothing, one from the widening.
     expected[14:19, 16:21, 11:16] = True

@@ -12,7 +12,7 @@ from support.tiny_runs import write_set
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.initialization import pose_search
-from cryoformer_dist.initialization.linear_model import principal_maps
+from cryoformer_dist.initialization.linear_model import fit_principal_maps
 from cryoformer_dist.initialization.occupancy import sphere
 from cryoformer_dist.initialization.pose_search import (
     ROUNDS_BY_CONFORMATION,
@@ -88,7 +88,7 @@ def test_maps_of_their_own_conformations_bring_poses_nearer_than_one_rigid_map(t
     # An arm's swing and how it curves.
     swing = (state - state.mean()) / state.std()
     latents = torch.stack([swing, swing.square() - swing.square().mean()], dim=1)
-    maps = principal_maps(store.with_pose(rows, rigid), rows, sphere(32), latents)
+    maps = fit_principal_maps(store.with_pose(rows, rigid), rows, sphere(32), latents)
     found = search_poses_by_conformation(
         store, rows, rigid, LinearConformations(latents, maps), ROUNDS_BY_CONFORMATION[0], seed=0
     )

@@ -114,7 +114,7 @@ def test_held_out_particles_are_not_in_the_maps_and_latents_that_training_starts
     store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, int]] = []
-    for name in ("search_poses", "back_project", "linear_latents"):
+    for name in ("search_poses", "back_project", "fit_linear_latents"):
         original = getattr(preparation, name)
 
         def watched(
@@ -126,7 +126,7 @@ def test_held_out_particles_are_not_in_the_maps_and_latents_that_training_starts
         monkeypatch.setattr(preparation, name, watched)
     changes = {"dataset.hold_out": 10, "model.pose.form": "table", "model.latent.start": "linear"}
     _prepared(store, tmp_path / "run", **changes)
-    assert asked == [("search_poses", 53), ("back_project", 53), ("linear_latents", 53)]
+    assert asked == [("search_poses", 53), ("back_project", 53), ("fit_linear_latents", 53)]
 
 
 def test_resuming_with_other_particles_held_out_is_refused_by_name(store: ParticleStore, tmp_path: Path) -> None:
