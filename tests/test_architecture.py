@@ -1,4 +1,4 @@
-"""The house rules that a reader relies on: who may import whom, who owns which library, how long things get."""
+"""The house rules that a reader relies on: imports, outside libraries, how long things get, where their tests lie."""
 
 import ast
 import re
@@ -79,7 +79,45 @@ ON_DEMAND = {*DOORKEEPERS["triton"], *DOORKEEPERS["tinycudann"]}
 EVERYWHERE = {"torch", "numpy", "jaxtyping"}
 LIGHT = ("cli", "config", "errors")
 
-LONGEST_FILE, LONGEST_FUNCTION = 400, 80
+LONGEST_FILE, LONGEST_FUNCTION = 400, 67
+# Nine functions in ten.
+LONG_FUNCTION = 25
+# So many modules a reader can keep in mind.
+MOST_MODULES = {"training": 15, "analysis": 22}
+# What stands in no signature: each is a form that nobody has named.
+MOST_FREE_DICTIONARIES = 52
+# Below so many lines, a module is tested where it is used.
+LONGEST_UNTESTED = 60
+TESTS = ROOT.parent / "tests"
+# Longer ones whose tests lie elsewhere.
+TESTED_ELSEWHERE = {
+    # The classes say themselves what they are.
+    "errors": "test_architecture.py",
+    # Names and nothing else.
+    "runs.layout": "runs/test_directory.py",
+    # What pages and plots show is read from the finished page.
+    "analysis.sweep_figures": "analysis/test_sweep_report.py",
+    "analysis.sweep_folder": "analysis/test_sweep_table.py",
+    "figures.check": "analysis/test_check.py",
+    # What providers have in common is tested through each of them.
+    "orchestration.providers.provider": "orchestration/providers/test_kuberay.py",
+    "orchestration.providers.job_server": "orchestration/providers/test_ray_up.py",
+    "orchestration.providers.on_head": "orchestration/providers/test_ray_up.py",
+    "orchestration.providers.ray_up_config": "orchestration/providers/test_ray_up.py",
+}
+# Whole runs and measurements belong to no module.
+ACROSS_ROOMS = {"integration", "benchmarks"}
+# Nor do these.
+TESTS_OF_NO_MODULE = {
+    "test_architecture.py",
+    # The files of configs/ and cluster/.
+    "config/test_shipped_configs.py",
+    # Real files of other programs.
+    "io/test_shared_files.py",
+    # All kernels, as the assembler sees them.
+    "model/kernels/test_kernels_compiled.py",
+}
+
 BANNED_MODULES = {"utils", "util", "helpers", "misc", "common"}
 BANNED_WORDS = re.compile(r"(^|_)(apix|psize|dfu|dfv|utils?)(_|$)")
 
@@ -120,6 +158,34 @@ def own_imports(tree: ast.AST) -> set[str]:
                 target = target.rpartition(".")[0]
             found.add(target)
     return found - {""}
+
+
+def functions() -> Iterator[tuple[int, str]]:
+    """Length and name of every function."""
+    for module, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield node.end_lineno - node.lineno + 1, f"{module}.{node.name}"
+
+
+def length_of(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def test_files() -> dict[str, Path]:
+    """By their path in tests/."""
+    return {path.relative_to(TESTS).as_posix(): path for path in sorted(TESTS.rglob("test_*.py"))}
+
+
+test_files.__test__ = False
+
+
+def module_tested_by(test: str) -> str | None:
+    """Module that a test file is named for, exactly or with an aspect of it: ``test_<module>_<aspect>.py``."""
+    *rooms, name = test.removesuffix(".py").split("/")
+    words = name.removeprefix("test_").split("_")
+    candidates = (".".join([*rooms, "_".join(words[:count])]) for count in range(len(words), 0, -1))
+    return next((module for module in candidates if module in modules()), None)
 
 
 def within(module: str, places: tuple[str, ...] | set[str]) -> bool:
@@ -248,17 +314,53 @@ def test_help_appears_without_torch_or_ray():
 
 
 def test_files_are_short():
-    lengths = {module: len(path.read_text().splitlines()) for module, path in paths().items()}
+    lengths = {module: length_of(path) for module, path in paths().items()}
     assert {module: length for module, length in lengths.items() if length > LONGEST_FILE} == {}
 
 
 def test_functions_are_short():
+    lengths = sorted(length for length, _ in functions())
+    nine_in_ten = lengths[9 * len(lengths) // 10]
+    print(f"{len(lengths)} functions, nine in ten up to {nine_in_ten} lines, the longest {lengths[-1]}")
+    assert nine_in_ten <= LONG_FUNCTION
+    assert [f"{name}: {length} lines" for length, name in functions() if length > LONGEST_FUNCTION] == []
+
+
+def test_rooms_stay_small_enough_to_know():
+    counts = {room: sum(name.startswith(f"{room}.") for name in modules()) for room in MAY_IMPORT}
+    print(", ".join(f"{room} {count}" for room, count in sorted(counts.items()) if count))
+    assert {room: counts[room] for room, most in MOST_MODULES.items() if counts[room] > most} == {}
+
+
+def test_few_dictionaries_hold_anything():
+    counts = {module: path.read_text().count("dict[str, Any]") for module, path in paths().items()}
+    print({module: count for module, count in counts.items() if count}, sum(counts.values()))
+    assert sum(counts.values()) <= MOST_FREE_DICTIONARIES
+
+
+def test_every_test_file_is_named_for_a_module_at_its_path():
+    assert module_tested_by("io/test_mrc.py") == "io.mrc"
+    assert module_tested_by("io/test_mrc_header.py") == "io.mrc_header"
+    assert module_tested_by("io/test_relion_writing.py") == "io.relion"
+    assert module_tested_by("data/test_mrc.py") is None
+    strangers = {test for test in test_files() if module_tested_by(test) is None}
+    assert {test for test in strangers if test.split("/")[0] not in ACROSS_ROOMS} == TESTS_OF_NO_MODULE
+
+
+def test_every_long_module_has_a_test_file_at_its_path():
+    tested = {module_tested_by(test) for test in test_files()}
+    long = {module for module, path in paths().items() if length_of(path) > LONGEST_UNTESTED}
+    # A kernel in Triton is tested with its twin in torch.
+    assert {module for module in long if module.removesuffix("_triton") not in tested} == set(TESTED_ELSEWHERE)
+    assert set(TESTED_ELSEWHERE.values()) <= set(test_files())
+
+
+def test_no_test_file_imports_another():
     assert [
-        f"{module}.{node.name}: {length} lines"
-        for module, tree in modules().items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and (length := node.end_lineno - node.lineno + 1) > LONGEST_FUNCTION
+        f"{test} imports {name}"
+        for test, path in test_files().items()
+        for name in imported(ast.parse(path.read_text()))
+        if any(part.startswith("test_") for part in name.split(".")[:-1])
     ] == []
 
 

@@ -169,7 +169,7 @@ def load_trained(run: Path) -> TrainedRun:
         config=config,
         manifest=manifest,
         checkpoint=checkpoint,
-        source=Path(store.attributes["source"]["path"]),
+        source=Path(store.attributes.source.path),
         latents=latents,
         source_row=particles.source_row[rows],
         rotation=pose.rotation.numpy(),

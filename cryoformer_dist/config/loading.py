@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 
 from cryoformer_dist.config.cluster import ClusterConfig, ClusterFile
+from cryoformer_dist.config.section import PlainValues
 from cryoformer_dist.errors import ConfigError
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -39,7 +40,7 @@ def load_config(path: Path, schema: type[Config], overrides: Sequence[str] = ())
     return parse_config(values, schema, str(path))
 
 
-def parse_yaml(text: str, where: str) -> dict[str, Any]:
+def parse_yaml(text: str, where: str) -> PlainValues:
     """Plain values of a YAML text.
 
     Raises
@@ -64,31 +65,31 @@ def load_cluster(path: Path) -> ClusterConfig:
 
 def parse_overrides(overrides: Sequence[str], schema: type[Config], where: str) -> Config:
     """A configuration made of overrides alone, everything else at its default."""
-    values: dict[str, Any] = {}
+    values: PlainValues = {}
     for override in overrides:
         _apply_override(values, override)
     return parse_config(values, schema, where)
 
 
-def parse_config(values: dict[str, Any], schema: type[Config], where: str) -> Config:
+def parse_config(values: PlainValues, schema: type[Config], where: str) -> Config:
     """Check plain values against a schema; see `load_config`."""
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        lines = [f"  {line}" for line in _explained(error, schema)]
+        lines = [f"  {line}" for line in _explain_all(error, schema)]
         raise ConfigError("\n".join([f"{where}: {len(lines)} mistake{'s' * (len(lines) > 1)}", *lines])) from error
 
 
-def mistakes_in(values: dict[str, Any], schema: type[BaseModel]) -> list[str]:
+def mistakes_in(values: PlainValues, schema: type[BaseModel]) -> list[str]:
     """What a schema refuses in plain values, one line each; none when they pass."""
     try:
         schema.model_validate(values)
     except ValidationError as error:
-        return _explained(error, schema)
+        return _explain_all(error, schema)
     return []
 
 
-def set_value(values: dict[str, Any], key: str, value: Any) -> None:
+def set_value(values: PlainValues, key: str, value: JsonValue) -> None:
     """Put a value at a dotted key, in place.
 
     Raises
@@ -99,9 +100,10 @@ def set_value(values: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
     target = values
     for section in sections:
-        target = target.setdefault(section, {})
-        if not isinstance(target, dict):
+        inner = target.setdefault(section, {})
+        if not isinstance(inner, dict):
             raise ConfigError(f"{key}: {section!r} holds a value, not a section")
+        target = inner
     target[last] = value
 
 
@@ -130,7 +132,7 @@ def _dotted(place: Sequence[int | str]) -> str:
     return ".".join(map(str, place)) or "(file)"
 
 
-def _explained(error: ValidationError, schema: type[BaseModel]) -> list[str]:
+def _explain_all(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     # A cluster file's places start with its provider, which is no key.
     skip = int(schema is ClusterFile)
     return [f"{_dotted(item['loc'][skip:])}: {_explain(item)}" for item in error.errors()]
@@ -149,7 +151,7 @@ def _explain(item: Any) -> str:
     return f"{item['msg']} (got {item['input']!r})"
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: PlainValues, override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override {override!r}: write dotted.key=value, as in training.epochs=5")

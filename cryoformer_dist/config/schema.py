@@ -72,7 +72,7 @@ class LatentConfig(Section):
     form: Literal["table", "encoder", "table_then_encoder", "none"] = Field(
         "table",
         description="table: one auto-decoded vector per particle; encoder: the paper's MLP; table_then_encoder: a "
-        "table, then an encoder that learns it from rendered images and serves unseen particles too; none: one state",
+        "table, then an encoder that learns it from projected images and serves unseen particles too; none: one state",
     )
     dimensions: PositiveInt = Field(8, description="length of the latent vector")
     prior: float = Field(

@@ -2,9 +2,11 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 PositiveInt = Annotated[int, Field(gt=0)]
+PlainValues = dict[str, JsonValue]
+"""What a file says, before a schema has checked it."""
 
 
 class Section(BaseModel):

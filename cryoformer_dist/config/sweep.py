@@ -1,11 +1,12 @@
 """What a sweep file may say: one run, many times, with other values."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cryoformer_dist.config.cluster import WorkersConfig
-from cryoformer_dist.config.section import PositiveInt, Section
+from cryoformer_dist.config.section import PlainValues, PositiveInt, Section
 
 Scalar = bool | int | float | str | None
 Metric = Literal["difference_map_correlation", "auc_gap", "fsc_area_own", "resolution_angstrom", "loss"]
@@ -64,6 +65,17 @@ class Values(Section):
         return found
 
 
+def _refuse_barred(keys: Iterable[str]) -> None:
+    mistakes = [
+        f"{key}: {reason}"
+        for key in keys
+        for barred, reason in _NOT_SWEPT.items()
+        if key == barred or key.startswith(f"{barred}.")
+    ]
+    if mistakes:
+        raise ValueError("; ".join(mistakes))
+
+
 class SchedulerConfig(Section):
     """Who ends bad trials before their last epoch."""
 
@@ -86,7 +98,7 @@ class SweepConfig(Section):
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = Field(
         (0,), description="every setting is trained with each of these as training.seed"
     )
-    variants: dict[str, dict[str, Any]] = Field(
+    variants: dict[str, PlainValues] = Field(
         {}, description="ablations: a name, and dotted.key: value of what is other than in the first, the full model"
     )
     parameters: dict[str, Values] = Field({}, description="dotted.key of the run file: the values it takes")
@@ -118,19 +130,17 @@ class SweepConfig(Section):
             raise ValueError("a seed stands there twice: the two trials would be the same")
         return seeds
 
-    @field_validator("variants", "parameters")
+    @field_validator("variants")
     @classmethod
-    def _may_be_swept(cls, section: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        keys = list(section) if info.field_name == "parameters" else [key for keys in section.values() for key in keys]
-        mistakes = [
-            f"{key}: {reason}"
-            for key in keys
-            for barred, reason in _NOT_SWEPT.items()
-            if key == barred or key.startswith(f"{barred}.")
-        ]
-        if mistakes:
-            raise ValueError("; ".join(mistakes))
-        return section
+    def _variants_may_be_swept(cls, variants: dict[str, PlainValues]) -> dict[str, PlainValues]:
+        _refuse_barred(key for changes in variants.values() for key in changes)
+        return variants
+
+    @field_validator("parameters")
+    @classmethod
+    def _parameters_may_be_swept(cls, parameters: dict[str, Values]) -> dict[str, Values]:
+        _refuse_barred(parameters)
+        return parameters
 
     @field_validator("workers")
     @classmethod

@@ -8,8 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import JsonValue
+
 from cryoformer_dist.config.loading import mistakes_in, parse_config, set_value
 from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.config.section import PlainValues
 from cryoformer_dist.config.sweep import Scalar, SweepConfig, Values
 from cryoformer_dist.errors import ConfigError
 
@@ -58,13 +61,13 @@ def plan_trials(sweep: SweepConfig, base: RunConfig, where: str) -> list[Trial]:
     if sweep.search == "optuna":
         return []
     found, refused = [], []
-    for variant, parameters, seed in itertools.product(sweep.variants or [None], _settings(sweep), sweep.seeds):
+    for variant, parameters, seed in itertools.product(sweep.variants or [None], _list_settings(sweep), sweep.seeds):
         name = trial_name(variant, parameters, seed)
         changes = (sweep.variants[variant] if variant else {}) | parameters
-        if mistakes := mistakes_in(_changed(base, changes, seed, name), RunConfig):
+        if mistakes := mistakes_in(_apply_changes(base, changes, seed, name), RunConfig):
             refused += [f"trial {name}: {mistake}" for mistake in mistakes]
         else:
-            found.append(_trial(base, variant, parameters, seed, changes))
+            found.append(_build_trial(base, variant, parameters, seed, changes))
     _refuse(refused, where)
     names = [trial.name for trial in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -74,7 +77,7 @@ def plan_trials(sweep: SweepConfig, base: RunConfig, where: str) -> list[Trial]:
 
 def make_trial(base: RunConfig, parameters: Mapping[str, Scalar], seed: int) -> Trial:
     """The trial of proposed values, which the ranges of a checked sweep hold."""
-    return _trial(base, None, parameters, seed, parameters)
+    return _build_trial(base, None, parameters, seed, parameters)
 
 
 def value_at(config: RunConfig, key: str) -> Any:
@@ -94,8 +97,8 @@ def trial_name(variant: str | None, parameters: Mapping[str, Scalar], seed: int)
     """
     parts = [] if variant is None else [variant]
     short = short_names(parameters)
-    parts += [f"{short[key]}_{_written(value)}" for key, value in parameters.items()]
-    return "-".join(_plain(part) for part in [*parts, f"seed{seed}"])
+    parts += [f"{short[key]}_{_format(value)}" for key, value in parameters.items()]
+    return "-".join(_strip(part) for part in [*parts, f"seed{seed}"])
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
@@ -110,16 +113,16 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _trial(
-    base: RunConfig, variant: str | None, parameters: Mapping[str, Scalar], seed: int, changes: Mapping[str, Any]
+def _build_trial(
+    base: RunConfig, variant: str | None, parameters: Mapping[str, Scalar], seed: int, changes: Mapping[str, JsonValue]
 ) -> Trial:
     name = trial_name(variant, parameters, seed)
-    config = parse_config(_changed(base, changes, seed, name), RunConfig, name)
+    config = parse_config(_apply_changes(base, changes, seed, name), RunConfig, name)
     # As the schema read them: YAML takes 1e-4 for a word.
     return Trial(name, variant, seed, {key: value_at(config, key) for key in parameters}, config)
 
 
-def _changed(base: RunConfig, changes: Mapping[str, Any], seed: int, name: str) -> dict[str, Any]:
+def _apply_changes(base: RunConfig, changes: Mapping[str, JsonValue], seed: int, name: str) -> PlainValues:
     values = base.model_dump(mode="json")
     for key, value in {**changes, "training.seed": seed, "name": name}.items():
         set_value(values, key, value)
@@ -134,7 +137,7 @@ def _check_values(sweep: SweepConfig, base: RunConfig, where: str) -> None:
     refused = []
     for place, change in changes.items():
         try:
-            mistakes = mistakes_in(_changed(base, change, sweep.seeds[0], "trial"), RunConfig)
+            mistakes = mistakes_in(_apply_changes(base, change, sweep.seeds[0], "trial"), RunConfig)
         except ConfigError as error:
             mistakes = [str(error)]
         refused += [f"{place}: {mistake}" for mistake in mistakes]
@@ -149,37 +152,37 @@ def _refuse(mistakes: list[str], where: str) -> None:
         raise ConfigError("\n".join([f"{where}: {count}", *shown, *more]))
 
 
-def _settings(sweep: SweepConfig) -> list[dict[str, Scalar]]:
+def _list_settings(sweep: SweepConfig) -> list[dict[str, Scalar]]:
     """Values of the parameters: all grids crossed, and at each point of them the same draws."""
     grids = {key: values.examples for key, values in sweep.parameters.items() if not values.random}
     # The same every time: a sweep that goes on must find its trials again.
     generator = random.Random(0)
     draws = [
-        {key: _drawn(values, generator) for key, values in sweep.parameters.items() if values.random}
+        {key: _draw(values, generator) for key, values in sweep.parameters.items() if values.random}
         for _ in range(sweep.samples)
     ]
     points = [dict(zip(grids, point, strict=True)) for point in itertools.product(*grids.values())]
     return [{key: (point | draw)[key] for key in sweep.parameters} for point in points for draw in draws]
 
 
-def _drawn(values: Values, generator: random.Random) -> Scalar:
+def _draw(values: Values, generator: random.Random) -> Scalar:
     if values.choice is not None:
         return generator.choice(values.choice)
     if values.uniform is not None:
-        return _rounded(generator.uniform(*values.uniform))
+        return _round(generator.uniform(*values.uniform))
     assert values.loguniform is not None
     low, high = map(math.log, values.loguniform)
-    return _rounded(math.exp(generator.uniform(low, high)))
+    return _round(math.exp(generator.uniform(low, high)))
 
 
-def _rounded(value: float) -> float:
+def _round(value: float) -> float:
     """Four digits: what the folder's name says is what was trained."""
     return float(f"{value:.4g}")
 
 
-def _written(value: Scalar) -> str:
+def _format(value: Scalar) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _plain(text: str) -> str:
+def _strip(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "", text.replace(" ", "_"))

@@ -92,7 +92,7 @@ def make_batch(block: ImageBlock, particles: StoredParticles) -> ParticleBatch:
 
 
 def local_batches(store: ParticleStore) -> BatchSource:
-    """Batches read from the store by a thread of this process, one read ahead: the loader without Ray."""
+    """Batches read from the store by a thread of this process, one shard ahead: the loader without Ray."""
     particles = store.particles()
 
     def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
@@ -103,11 +103,11 @@ def local_batches(store: ParticleStore) -> BatchSource:
 
 
 def read_here(store: ParticleStore, reads: Iterable[ShardRead]) -> Iterator[ImageBlock]:
-    """Images of reads, read by a thread of this process, one read ahead."""
+    """Images of shards, read by a thread of this process, one shard ahead."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting = None
-        for read in reads:
-            following = pool.submit(_read, store, read)
+        for shard in reads:
+            following = pool.submit(_read_shard, store, shard)
             if waiting is not None:
                 yield waiting.result()
             waiting = following
@@ -115,8 +115,8 @@ def read_here(store: ParticleStore, reads: Iterable[ShardRead]) -> Iterator[Imag
             yield waiting.result()
 
 
-def _read(store: ParticleStore, read: ShardRead) -> ImageBlock:
-    return ImageBlock(store.read_images(read.rows), read.rows, np.full(len(read.rows), read.epoch))
+def _read_shard(store: ParticleStore, shard: ShardRead) -> ImageBlock:
+    return ImageBlock(store.read_images(shard.rows), shard.rows, np.full(len(shard.rows), shard.epoch))
 
 
 def resident_batches(store: ParticleStore, rows: Rows, device: torch.device) -> BatchSource:
@@ -135,20 +135,20 @@ def resident_batches(store: ParticleStore, rows: Rows, device: torch.device) -> 
     particles = store.particles()
     images = torch.empty(len(rows), store.box_size, store.box_size, dtype=torch.float16, device=device)
     for start in range(0, len(rows), store.shard_size):
-        part = slice(start, start + store.shard_size)
-        images[part] = torch.from_numpy(store.read_images(rows[part])).to(device)
+        shard = slice(start, start + store.shard_size)
+        images[shard] = torch.from_numpy(store.read_images(rows[shard])).to(device)
 
     def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
-        for block in rebatch(map(_without_images, order.reads(rank, world)), size):
+        for block in rebatch(map(_leave_images_out, order.reads(rank, world)), size):
             place = torch.from_numpy(np.searchsorted(rows, block.row)).to(device)
             yield replace(make_batch(block, particles), images=images[place].float())
 
     return batches
 
 
-def _without_images(read: ShardRead) -> ImageBlock:
-    count = len(read.rows)
-    return ImageBlock(np.empty((count, 0, 0), np.float16), read.rows, np.full(count, read.epoch))
+def _leave_images_out(shard: ShardRead) -> ImageBlock:
+    count = len(shard.rows)
+    return ImageBlock(np.empty((count, 0, 0), np.float16), shard.rows, np.full(count, shard.epoch))
 
 
 def on_device(batches: Iterable[ParticleBatch], device: torch.device) -> Iterator[ParticleBatch]:
@@ -170,12 +170,12 @@ def on_device(batches: Iterable[ParticleBatch], device: torch.device) -> Iterato
         working = torch.cuda.current_stream(device)
         working.wait_stream(copying)
         # Or the allocator would hand the memory out again while the working stream still reads it.
-        waiting = following.each(partial(_used_by, working))
+        waiting = following.each(partial(_mark_used, working))
     if waiting is not None:
         yield waiting
 
 
-def _used_by(stream: torch.cuda.Stream, tensor: Tensor) -> Tensor:
+def _mark_used(stream: torch.cuda.Stream, tensor: Tensor) -> Tensor:
     tensor.record_stream(stream)
     return tensor
 
@@ -184,18 +184,18 @@ def rebatch(blocks: Iterable[ImageBlock], size: int) -> Iterator[ImageBlock]:
     """Cut a stream of blocks into batches of one size, and a last smaller one."""
     held: ImageBlock | None = None
     for block in blocks:
-        held = block if held is None else _joined(held, block)
+        held = block if held is None else _join(held, block)
         while len(held.row) >= size:
-            yield _part(held, 0, size)
-            held = _part(held, size, len(held.row))
+            yield _cut(held, 0, size)
+            held = _cut(held, size, len(held.row))
     if held is not None and len(held.row):
         yield held
 
 
-def _joined(first: ImageBlock, second: ImageBlock) -> ImageBlock:
+def _join(first: ImageBlock, second: ImageBlock) -> ImageBlock:
     pairs = [(getattr(first, field.name), getattr(second, field.name)) for field in fields(ImageBlock)]
     return ImageBlock(*(np.concatenate(pair) for pair in pairs))
 
 
-def _part(block: ImageBlock, start: int, stop: int) -> ImageBlock:
+def _cut(block: ImageBlock, start: int, stop: int) -> ImageBlock:
     return ImageBlock(*(getattr(block, field.name)[start:stop] for field in fields(ImageBlock)))

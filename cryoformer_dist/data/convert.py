@@ -6,6 +6,7 @@ order, and again after a kill: the store comes out the same, byte for byte.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ from numpy.typing import NDArray
 from cryoformer_dist.data.contrast import Contrast
 from cryoformer_dist.data.image_normalisation import (
     ContrastChoice,
-    Preparation,
+    Normalisation,
     check_diameter,
-    common_box,
     image_location,
-    measure_preparation,
-    prepared_images,
+    measure_normalisation,
+    normalise_images,
+    settle_box,
     stored_pixel_size_angstrom,
 )
 from cryoformer_dist.data.store import (
@@ -33,9 +34,10 @@ from cryoformer_dist.data.store import (
     is_store_directory,
     write_shard,
 )
+from cryoformer_dist.data.store_attributes import Conversion, Source, SourceStack, StoreAttributes, StoredOptics
 from cryoformer_dist.data.stored_particles import COLUMNS, DEFAULT_CHUNK_ROWS, DEFAULT_SHARD_ROWS, StoreLayout
 from cryoformer_dist.errors import ParticleFormatError, StoreError
-from cryoformer_dist.io.particles import ParticleTable
+from cryoformer_dist.io.particles import OpticsGroup, ParticleTable
 from cryoformer_dist.io.reading import check_stacks
 from cryoformer_dist.progress import Progress
 from cryoformer_dist.storage.places import Place, in_reach, make_folder, place_at, remove_folder, write_whole
@@ -89,11 +91,28 @@ class ConversionPlan:
     output: Place
     layout: StoreLayout
     order: NDArray[np.int64]
-    preparation: Preparation
+    normalisation: Normalisation
     contrast: Contrast
-    attributes: dict[str, Any]
+    attributes: StoreAttributes
     fingerprint: str
     resumes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _PlanRecord:
+    """What an interrupted conversion needs to go on, kept beside its shards.
+
+    Attributes
+    ----------
+    fingerprint
+        Of the plan.
+    contrast, scale
+        What was measured; see `Normalisation`.
+    """
+
+    fingerprint: str
+    contrast: Contrast
+    scale: Mapping[int, float]
 
 
 def plan_conversion(table: ParticleTable, output: str | Place, options: ConversionOptions) -> ConversionPlan:
@@ -117,57 +136,52 @@ def plan_conversion(table: ParticleTable, output: str | Place, options: Conversi
     if len(table) == 0:
         raise ParticleFormatError(f"{table.source}: no particles; check the file, or the selection made with --ind")
     check_stacks(table)
-    box_size = common_box(table, options.box_size)
+    box_size = settle_box(table, options.box_size)
     check_diameter(table, options.particle_diameter_angstrom)
-    layout = _layout(len(table), box_size, options)
+    layout = _choose_layout(len(table), box_size, options)
     source = _describe_source(table)
     fingerprint = _plan_fingerprint(table, source, options)
     with in_reach(output):
         recorded = _check_output(output, fingerprint, options.overwrite)
-    preparation = Preparation(box_size, options.particle_diameter_angstrom)
+    normalisation = Normalisation(box_size, options.particle_diameter_angstrom)
     if recorded is None:
-        preparation, contrast = measure_preparation(table, preparation, options.contrast, options.seed)
+        normalisation, contrast = measure_normalisation(table, normalisation, options.contrast, options.seed)
     else:
-        contrast = Contrast(**recorded["contrast"])
-        scale = {int(box): factor for box, factor in recorded["scale"].items()}
-        preparation = replace(preparation, sign=contrast.sign, scale=scale)
+        contrast = recorded.contrast
+        normalisation = replace(normalisation, sign=contrast.sign, scale=recorded.scale)
     return ConversionPlan(
         table=table,
         output=output,
         layout=layout,
         order=np.random.default_rng([options.seed, 0]).permutation(len(table)),
-        preparation=preparation,
+        normalisation=normalisation,
         contrast=contrast,
-        attributes=_attributes(table, source, preparation, contrast, options),
+        attributes=_describe_store(table, source, normalisation, contrast, options),
         fingerprint=fingerprint,
         resumes=recorded is not None,
     )
 
 
 def begin_conversion(plan: ConversionPlan) -> list[int]:
-    """Prepare the directory of the store and list the shards that are still to be written.
+    """Make the directory of the store and list the shards that are still to be written.
 
     A store that the plan replaces is removed here, an interrupted conversion of the same plan is kept.
     """
     folder = plan.output / PROGRESS_FOLDER
-    record = {
-        "fingerprint": plan.fingerprint,
-        "contrast": asdict(plan.contrast),
-        "scale": plan.preparation.scale,
-    }
+    record = _PlanRecord(plan.fingerprint, plan.contrast, plan.normalisation.scale)
     with in_reach(plan.output):
         if plan.resumes and is_complete(plan.output):
             return []
         if not plan.resumes:
             remove_folder(plan.output)
         make_folder(folder)
-        write_whole(folder / _PLAN_FILE, json.dumps(record, indent=1))
+        write_whole(folder / _PLAN_FILE, json.dumps(asdict(record), indent=1))
         create_store(plan.output, plan.layout)
         return [shard for shard in range(plan.layout.shards) if not _marker(plan, shard).exists()]
 
 
 def convert_shard(plan: ConversionPlan, shard: int) -> int:
-    """Read, prepare and write one shard, then mark it as done.
+    """Read, normalise and write one shard, then mark it as done.
 
     Returns
     -------
@@ -180,9 +194,9 @@ def convert_shard(plan: ConversionPlan, shard: int) -> int:
     """
     start, stop = plan.layout.shard_range(shard)
     rows = plan.order[start:stop]
-    box = plan.preparation.box_size
+    box = plan.normalisation.box_size
     images = np.empty((len(rows), box, box), dtype=np.float16)
-    for positions, block in prepared_images(plan.table, rows, plan.preparation):
+    for positions, block in normalise_images(plan.table, rows, plan.normalisation):
         # A value beyond 65504 becomes infinite here and is refused below.
         with np.errstate(over="ignore"):
             images[positions] = block.numpy().astype(np.float16)
@@ -240,7 +254,7 @@ def particles_in(plan: ConversionPlan, shards: list[int]) -> int:
     return sum(stop - start for start, stop in ranges)
 
 
-def _layout(particles: int, box_size: int, options: ConversionOptions) -> StoreLayout:
+def _choose_layout(particles: int, box_size: int, options: ConversionOptions) -> StoreLayout:
     """Cut of the rows; a small set is not padded to a full shard."""
     chunk = options.chunk_rows
     if chunk < 1 or options.shard_rows % chunk:
@@ -250,21 +264,9 @@ def _layout(particles: int, box_size: int, options: ConversionOptions) -> StoreL
     return StoreLayout(particles, box_size, min(options.shard_rows, -(-particles // chunk) * chunk), chunk)
 
 
-def _describe_source(table: ParticleTable) -> dict[str, Any]:
+def _describe_source(table: ParticleTable) -> Source:
     """Name the source files with checksums; of stacks size and header, a whole read would double the work."""
-    stacks = []
     used = np.bincount(table.stack, minlength=len(table.stack_paths))
-    for path, particles in zip(table.stack_paths, used, strict=True):
-        with path.open("rb") as file:
-            header = hashlib.sha256(file.read(1024)).hexdigest()
-        stacks.append(
-            {
-                "path": str(path),
-                "particles": int(particles),
-                "bytes": path.stat().st_size,
-                "header_sha256": header,
-            }
-        )
     numbers = hashlib.sha256()
     for name in COLUMNS:
         numbers.update(np.ascontiguousarray(_column(table, name)).tobytes())
@@ -272,20 +274,24 @@ def _describe_source(table: ParticleTable) -> dict[str, Any]:
         numbers.update(np.ascontiguousarray(places).tobytes())
     with table.source.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return {
-        "path": str(table.source),
-        "sha256": sha256,
-        "table_sha256": numbers.hexdigest(),
-        "stacks": stacks,
-    }
+    stacks = tuple(
+        _describe_stack(path, int(particles)) for path, particles in zip(table.stack_paths, used, strict=True)
+    )
+    return Source(str(table.source), sha256, numbers.hexdigest(), stacks)
 
 
-def _plan_fingerprint(table: ParticleTable, source: dict[str, Any], options: ConversionOptions) -> str:
+def _describe_stack(path: Path, particles: int) -> SourceStack:
+    with path.open("rb") as file:
+        header = hashlib.sha256(file.read(1024)).hexdigest()
+    return SourceStack(str(path), particles, path.stat().st_size, header)
+
+
+def _plan_fingerprint(table: ParticleTable, source: Source, options: ConversionOptions) -> str:
     """Hash everything that decides the bytes of the store, and when the stacks were last changed."""
     choices = asdict(options)
     choices.pop("overwrite")
     content = {
-        "source": source,
+        "source": asdict(source),
         "options": choices,
         "optics": [asdict(group) for group in table.optics],
         "changed": [path.stat().st_mtime_ns for path in table.stack_paths],
@@ -294,23 +300,20 @@ def _plan_fingerprint(table: ParticleTable, source: dict[str, Any], options: Con
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _check_output(output: Place, fingerprint: str, overwrite: bool) -> dict[str, Any] | None:
+def _check_output(output: Place, fingerprint: str, overwrite: bool) -> _PlanRecord | None:
     """Read the record of an interrupted conversion of the same plan; None when a new one may start."""
     if not output.exists():
         return None
     if not is_store_directory(output) and (output.is_file() or any(output.iterdir())):
         raise StoreError(f"{output}: exists and is not a particle store: choose another output")
-    try:
-        record: dict[str, Any] = json.loads((output / PROGRESS_FOLDER / _PLAN_FILE).read_text())
-    except FileNotFoundError:
-        record = {}
-    if record.get("fingerprint") == fingerprint:
+    record = _read_record(output / PROGRESS_FOLDER / _PLAN_FILE)
+    if record is not None and record.fingerprint == fingerprint:
         return record
     if overwrite:
         return None
     if is_complete(output):
         raise StoreError(f"{output}: a finished store is there: choose another output, or give --overwrite")
-    if record:
+    if record is not None:
         raise StoreError(
             f"{output}: an unfinished conversion of other particles or with other options is there: repeat "
             "its command to continue it, or give --overwrite to begin anew"
@@ -318,40 +321,38 @@ def _check_output(output: Place, fingerprint: str, overwrite: bool) -> dict[str,
     return None
 
 
-def _attributes(
-    table: ParticleTable,
-    source: dict[str, Any],
-    preparation: Preparation,
-    contrast: Contrast,
-    options: ConversionOptions,
-) -> dict[str, Any]:
+def _read_record(file: Place) -> _PlanRecord | None:
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    scale = {int(box): factor for box, factor in content["scale"].items()}
+    return _PlanRecord(content["fingerprint"], Contrast(**content["contrast"]), scale)
+
+
+def _describe_store(
+    table: ParticleTable, source: Source, normalisation: Normalisation, contrast: Contrast, options: ConversionOptions
+) -> StoreAttributes:
     """Gather what the store says about itself."""
-    pixel_sizes = stored_pixel_size_angstrom(table, preparation.box_size)
-    optics = [
-        {
-            **asdict(group),
-            "unapplied_aberrations": list(group.unapplied_aberrations),
-            "source_pixel_size_angstrom": group.pixel_size_angstrom,
-            "source_box_size": group.box_size,
-            "pixel_size_angstrom": pixel_size,
-            "box_size": preparation.box_size,
-        }
-        for group, pixel_size in zip(table.optics, pixel_sizes, strict=True)
-    ]
-    return {
-        "program": _program(),
-        "box_size": preparation.box_size,
-        "pixel_size_angstrom": pixel_sizes[0],
-        "optics": optics,
-        "has_poses": table.rotation is not None,
-        "source": source,
-        "contrast": {"sign": contrast.sign, "z_score": contrast.z_score, "how": contrast.how},
-        "conversion": {
-            "seed": options.seed,
-            "particle_diameter_angstrom": preparation.particle_diameter_angstrom,
-            "scale_after_crop": {str(box): factor for box, factor in preparation.scale.items()},
-        },
-    }
+    pixel_sizes = stored_pixel_size_angstrom(table, normalisation.box_size)
+    groups = zip(table.optics, pixel_sizes, strict=True)
+    return StoreAttributes(
+        program=_program(),
+        box_size=normalisation.box_size,
+        pixel_size_angstrom=pixel_sizes[0],
+        optics=tuple(_stored_optics(group, normalisation.box_size, pixel_size) for group, pixel_size in groups),
+        has_poses=table.rotation is not None,
+        source=source,
+        contrast=contrast,
+        conversion=Conversion(options.seed, normalisation.particle_diameter_angstrom, normalisation.scale),
+    )
+
+
+def _stored_optics(group: OpticsGroup, box_size: int, pixel_size_angstrom: float) -> StoredOptics:
+    stored = replace(group, box_size=box_size, pixel_size_angstrom=pixel_size_angstrom)
+    return StoredOptics(
+        **asdict(stored), source_pixel_size_angstrom=group.pixel_size_angstrom, source_box_size=group.box_size
+    )
 
 
 def _column(table: ParticleTable, name: str) -> NDArray[Any]:

@@ -23,7 +23,7 @@ from cryoformer_dist.data.store import ParticleStore
 # starve beside many workers, and on wide machines start by the hundred. So they ask for none, and few read at a time.
 _READERS_PER_WORKER = 2
 # One Ray Data execution costs about a second to start: it spans epochs, but its task list must stay small.
-_PIECES_PER_EXECUTION = 512
+_READS_PER_EXECUTION = 512
 # A task may cost the start of a process, seconds of a small machine: it must have something to read.
 _TASK_BYTES = 64 * 2**20
 
@@ -37,7 +37,7 @@ def _rows_per_task(store: ParticleStore) -> int:
 
 
 class ShardReadDatasource(Datasource):
-    """Reads reads of shards in the order given, one block each.
+    """Reads shards in the order given, one block each.
 
     Parameters
     ----------
@@ -50,48 +50,48 @@ class ShardReadDatasource(Datasource):
     def __init__(self, store: ParticleStore, reads: Sequence[ShardRead]) -> None:
         super().__init__()
         self._path = str(store.path)
-        self._pieces = reads
+        self._reads = reads
         self._row_bytes, self._rows_per_task = _row_bytes(store), _rows_per_task(store)
 
     def estimate_inmemory_data_size(self) -> int:
         """Bytes of all blocks together."""
-        return self._row_bytes * sum(len(read.rows) for read in self._pieces)
+        return self._row_bytes * sum(len(shard.rows) for shard in self._reads)
 
     @property
     def task_count(self) -> int:
-        """How many tasks read the reads."""
-        return len(self._groups())
+        """How many tasks read them."""
+        return len(self._group_reads())
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         """Tasks of some 64 MiB; ``parallelism`` is Ray's wish, our order is the law."""
-        return [self._task(group, per_task_row_limit) for group in self._groups()]
+        return [self._make_task(group, per_task_row_limit) for group in self._group_reads()]
 
-    def _groups(self) -> list[list[ShardRead]]:
-        """Consecutive reads that one task reads."""
+    def _group_reads(self) -> list[list[ShardRead]]:
+        """Divide into consecutive reads of one task each."""
         groups: list[list[ShardRead]] = []
-        room = 0
-        for read in self._pieces:
-            if len(read.rows) > room:
+        free = 0
+        for shard in self._reads:
+            if len(shard.rows) > free:
                 groups.append([])
-                room = self._rows_per_task
-            groups[-1].append(read)
-            room -= len(read.rows)
+                free = self._rows_per_task
+            groups[-1].append(shard)
+            free -= len(shard.rows)
         return groups
 
-    def _task(self, group: Sequence[ShardRead], per_task_row_limit: int | None) -> ReadTask:
+    def _make_task(self, group: Sequence[ShardRead], per_task_row_limit: int | None) -> ReadTask:
         # Plain values only: a task that captured this object would carry all reads.
-        path, reads = self._path, [(read.rows, read.epoch) for read in group]
+        path, rows_and_epochs = self._path, [(shard.rows, shard.epoch) for shard in group]
 
         def read() -> Iterator[Any]:
             store = ParticleStore.open(path)
-            for rows, epoch in reads:
+            for rows, epoch in rows_and_epochs:
                 columns = {"images": store.read_images(rows), "row": rows, "epoch": np.full(len(rows), epoch)}
                 yield BlockAccessor.batch_to_block(columns)
 
-        rows = sum(len(read.rows) for read in group)
-        metadata = BlockMetadata(num_rows=rows, size_bytes=rows * self._row_bytes, input_files=None, exec_stats=None)
+        count = sum(len(shard.rows) for shard in group)
+        metadata = BlockMetadata(num_rows=count, size_bytes=count * self._row_bytes, input_files=None, exec_stats=None)
         return ReadTask(read, metadata, per_task_row_limit=per_task_row_limit)
 
 
@@ -103,21 +103,21 @@ def ray_batches(store: ParticleStore) -> BatchSource:
     particles = store.particles()
 
     def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
-        here = _of_one_epoch(islice(order.reads(rank, world), max(1, _rows_per_task(store) // store.shard_size)))
-        there = _blocks(store, islice(order.reads(rank, world), len(here), None))
+        here = _take_first_epoch(islice(order.reads(rank, world), max(1, _rows_per_task(store) // store.shard_size)))
+        there = _read_through_ray(store, islice(order.reads(rank, world), len(here), None))
         with ThreadPoolExecutor(max_workers=1) as pool:
             coming = pool.submit(next, there, None)
-            for block in rebatch(chain(read_here(store, here), _begun(coming, there)), size):
+            for block in rebatch(chain(read_here(store, here), _await_first(coming, there)), size):
                 yield make_batch(block, particles)
 
     return batches
 
 
-def _of_one_epoch(reads: Iterator[ShardRead]) -> list[ShardRead]:
-    return [read for _, epoch in islice(groupby(reads, key=attrgetter("epoch")), 1) for read in epoch]
+def _take_first_epoch(reads: Iterator[ShardRead]) -> list[ShardRead]:
+    return [shard for _, epoch in islice(groupby(reads, key=attrgetter("epoch")), 1) for shard in epoch]
 
 
-def _begun(first: Future[ImageBlock | None], blocks: Iterator[ImageBlock]) -> Iterator[ImageBlock]:
+def _await_first(first: Future[ImageBlock | None], blocks: Iterator[ImageBlock]) -> Iterator[ImageBlock]:
     """All blocks, of which the first is on its way."""
     block = first.result()
     if block is not None:
@@ -125,14 +125,14 @@ def _begun(first: Future[ImageBlock | None], blocks: Iterator[ImageBlock]) -> It
         yield from blocks
 
 
-def _blocks(store: ParticleStore, reads: Iterator[ShardRead]) -> Iterator[ImageBlock]:
+def _read_through_ray(store: ParticleStore, reads: Iterator[ShardRead]) -> Iterator[ImageBlock]:
     context = ray.data.DataContext.get_current()
     # The order of particles is a function of the seed; without this, blocks come as they finish.
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     # A rank that is busy elsewhere (a long search of latents) reads nothing meanwhile; hangs are found by our reporter.
     context.execution_no_progress_timeout_s = -1
-    while window := list(islice(reads, _PIECES_PER_EXECUTION)):
+    while window := list(islice(reads, _READS_PER_EXECUTION)):
         source = ShardReadDatasource(store, window)
         tasks = source.task_count
         at_once = min(tasks, _READERS_PER_WORKER)

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ _CONTRAST_BOX = 48
 
 
 @dataclass(frozen=True, slots=True)
-class Preparation:
+class Normalisation:
     """One recipe for all images of a store.
 
     Attributes
@@ -56,8 +56,8 @@ class Preparation:
         return radius_grid(box, 2) > radius
 
 
-def common_box(table: ParticleTable, asked: int | None) -> int:
-    """Box of the stored images.
+def settle_box(table: ParticleTable, asked: int | None) -> int:
+    """Choose the box of the stored images.
 
     Parameters
     ----------
@@ -107,10 +107,10 @@ def check_diameter(table: ParticleTable, diameter_angstrom: float | None) -> Non
         )
 
 
-def prepared_images(
-    table: ParticleTable, rows: NDArray[np.int64], preparation: Preparation
+def normalise_images(
+    table: ParticleTable, rows: NDArray[np.int64], normalisation: Normalisation
 ) -> Iterator[tuple[NDArray[np.int64], Float[Tensor, "block box box"]]]:
-    """Read and prepare images block by block, each stack opened once, 16 MiB of source pixels at a time.
+    """Read and normalise images block by block, each stack opened once, 16 MiB of source pixels at a time.
 
     Parameters
     ----------
@@ -139,21 +139,21 @@ def prepared_images(
         optics = table.optics[group]
         if stack is None or number != opened:
             opened, stack = number, open_stack(table.stack_paths[number])
-        background = preparation.background(optics.box_size, optics.pixel_size_angstrom)
-        factor = preparation.sign * preparation.scale.get(optics.box_size, 1.0)
+        background = normalisation.background(optics.box_size, optics.pixel_size_angstrom)
+        factor = normalisation.sign * normalisation.scale.get(optics.box_size, 1.0)
         per_block = max(1, _BLOCK_BYTES // (4 * optics.box_size**2))
         for start in range(0, len(members), per_block):
             block = members[start : start + per_block]
             pixels = torch.from_numpy(np.ascontiguousarray(stack.read(table.stack_index[rows[block]]), np.float32))
-            normalised, bad = _normalise(pixels, background)
+            normalised, bad = _normalise_block(pixels, background)
             if bad is not None:
-                raise _bad_image(table, int(rows[block[bad]]), pixels[bad])
-            yield block, crop_images(normalised, preparation.box_size) * factor
+                _refuse_image(table, int(rows[block[bad]]), pixels[bad])
+            yield block, crop_images(normalised, normalisation.box_size) * factor
 
 
-def measure_preparation(
-    table: ParticleTable, preparation: Preparation, contrast: ContrastChoice, seed: int
-) -> tuple[Preparation, Contrast]:
+def measure_normalisation(
+    table: ParticleTable, normalisation: Normalisation, contrast: ContrastChoice, seed: int
+) -> tuple[Normalisation, Contrast]:
     """Find the contrast and the scale of each source box, from seeded samples of at most 2,000 and 1,000 images.
 
     Warns
@@ -163,9 +163,12 @@ def measure_preparation(
     """
     order = np.random.default_rng([seed, 1]).permutation(len(table))
     boxes = np.array([group.box_size for group in table.optics])[table.optics_group[order]]
-    scale = {box: _scale(table, order[boxes == box][:_SCALE_SAMPLE], preparation) for box in np.unique(boxes).tolist()}
-    found = _decide_contrast(table.select(order[:_CONTRAST_SAMPLE]), preparation, contrast)
-    return replace(preparation, sign=found.sign, scale=scale), found
+    scale = {
+        box: _measure_scale(table, order[boxes == box][:_SCALE_SAMPLE], normalisation)
+        for box in np.unique(boxes).tolist()
+    }
+    found = _decide_contrast(table.select(order[:_CONTRAST_SAMPLE]), normalisation, contrast)
+    return replace(normalisation, sign=found.sign, scale=scale), found
 
 
 def stored_pixel_size_angstrom(table: ParticleTable, box_size: int) -> list[float]:
@@ -179,28 +182,28 @@ def image_location(table: ParticleTable, row: int) -> str:
     return f"{stack}: image {number:06d} (row {int(table.source_row[row]) + 1} of {table.source})"
 
 
-def _scale(table: ParticleTable, rows: NDArray[np.int64], preparation: Preparation) -> float:
-    """One over the standard deviation that the background of prepared images has, before they are scaled."""
-    pixel_sizes = stored_pixel_size_angstrom(table, preparation.box_size)
+def _measure_scale(table: ParticleTable, rows: NDArray[np.int64], normalisation: Normalisation) -> float:
+    """One over the standard deviation that the background of normalised images has, before they are scaled."""
+    pixel_sizes = stored_pixel_size_angstrom(table, normalisation.box_size)
     variance = np.empty(len(rows))
-    for positions, images in prepared_images(table, rows, preparation):
+    for positions, images in normalise_images(table, rows, normalisation):
         # A block holds one optics group.
         pixel_size = pixel_sizes[table.optics_group[rows[positions[0]]]]
-        background = preparation.background(preparation.box_size, pixel_size)
+        background = normalisation.background(normalisation.box_size, pixel_size)
         variance[positions] = images[:, background].double().var(dim=1, correction=0).numpy()
     return float(1 / np.sqrt(variance.mean()))
 
 
-def _decide_contrast(sample: ParticleTable, preparation: Preparation, contrast: ContrastChoice) -> Contrast:
+def _decide_contrast(sample: ParticleTable, normalisation: Normalisation, contrast: ContrastChoice) -> Contrast:
     """Contrast as given, as measured, or as assumed with a warning."""
     if contrast != "auto":
         return Contrast(1 if contrast == "light" else -1, 0.0, "given")
     if sample.rotation is None:
         _warn_uncertain(f"{sample.source}: no poses, so the contrast cannot be measured")
         return Contrast(1, 0.0, "assumed")
-    box = min(preparation.box_size, _CONTRAST_BOX)
+    box = min(normalisation.box_size, _CONTRAST_BOX)
     images = torch.empty(len(sample), box, box)
-    for positions, block in prepared_images(sample, np.arange(len(sample)), preparation):
+    for positions, block in normalise_images(sample, np.arange(len(sample)), normalisation):
         images[positions] = crop_images(block, box)
     pixel_sizes = np.array(stored_pixel_size_angstrom(sample, box), dtype=np.float32)
     pixel_size = torch.from_numpy(pixel_sizes[sample.optics_group])
@@ -219,7 +222,7 @@ def _warn_uncertain(finding: str) -> None:
     warnings.warn(f"{finding}: {remedy}", SmallSampleWarning, stacklevel=4)
 
 
-def _normalise(
+def _normalise_block(
     images: Float[Tensor, "block box box"], background: Bool[Tensor, "box box"]
 ) -> tuple[Float[Tensor, "block box box"], int | None]:
     """Background mean 0 and standard deviation 1, and the first image for which that is impossible."""
@@ -232,12 +235,12 @@ def _normalise(
     return normalised, int(bad[0, 0]) if len(bad) else None
 
 
-def _bad_image(table: ParticleTable, row: int, pixels: Tensor) -> ParticleFormatError:
-    """Error that names the file and the number of an image that cannot be normalised."""
+def _refuse_image(table: ParticleTable, row: int, pixels: Tensor) -> NoReturn:
+    """Name the file and the number of an image that cannot be normalised."""
     place = image_location(table, row)
     if not bool(torch.isfinite(pixels).all()):
-        return ParticleFormatError(f"{place} has pixels that are not finite: leave it out or extract it again")
-    return ParticleFormatError(
+        raise ParticleFormatError(f"{place} has pixels that are not finite: leave it out or extract it again")
+    raise ParticleFormatError(
         f"{place} has a constant background, so its noise cannot be measured: leave it out, or extract the "
         "particles unmasked; if only the corners are blank, give --particle-diameter"
     )

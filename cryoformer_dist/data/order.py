@@ -24,7 +24,7 @@ class ConsumedRows:
     world
         Number of ranks.
     rows_per_rank
-        Particles that each rank has consumed in this part.
+        Particles that each rank has consumed in this stretch.
     """
 
     world: int
@@ -66,42 +66,42 @@ class ParticleOrder:
 
     def rows_per_rank(self, world: int) -> int:
         """Particles each rank still sees."""
-        return sum(len(part) for _, part in self._rank_epochs(0, world))
+        return sum(len(rows) for _, rows in self._deal_to_rank(0, world))
 
     def reads(self, rank: int, world: int) -> Iterator[ShardRead]:
-        """What one rank of ``world`` reads, in order, from where the consumed consumed_rows ended."""
-        for epoch, rows in self._rank_epochs(rank, world):
+        """What one rank of ``world`` reads, in order, from where the consumed rows ended."""
+        for epoch, rows in self._deal_to_rank(rank, world):
             shard = rows // self.shard_rows
             borders = np.flatnonzero(np.diff(shard)) + 1
-            for part in np.split(rows, borders):
-                if len(part):
-                    yield ShardRead(epoch, int(part[0]) // self.shard_rows, part)
+            for within in np.split(rows, borders):
+                if len(within):
+                    yield ShardRead(epoch, int(within[0]) // self.shard_rows, within)
 
     def after(self, world: int, rows_per_rank: int) -> tuple[ConsumedRows, ...]:
-        """Consumed consumed_rows once ``world`` ranks have each taken this many more particles."""
+        """Consumed rows once ``world`` ranks have each taken this many more particles."""
         if self.consumed and self.consumed[-1].world == world:
             last = self.consumed[-1]
             return (*self.consumed[:-1], ConsumedRows(world, last.rows_per_rank + rows_per_rank))
         return (*self.consumed, ConsumedRows(world, rows_per_rank))
 
-    def _rank_epochs(self, rank: int, world: int) -> Iterator[tuple[int, Rows]]:
-        consumed_rows = list(self.consumed)
+    def _deal_to_rank(self, rank: int, world: int) -> Iterator[tuple[int, Rows]]:
+        consumed = list(self.consumed)
         # The same world goes on in its own stretches; only a change of world deals the rest anew.
-        skip = consumed_rows.pop().rows_per_rank if consumed_rows and consumed_rows[-1].world == world else 0
-        start, rest = self._remaining(consumed_rows)
-        for epoch, stretches, _ in self._dealt(start, rest, world):
+        skip = consumed.pop().rows_per_rank if consumed and consumed[-1].world == world else 0
+        start, rest = self._find_remaining(consumed)
+        for epoch, stretches, _ in self._deal(start, rest, world):
             mine = stretches[rank]
             dropped = min(skip, len(mine))
             skip -= dropped
             if len(mine) > dropped:
                 yield epoch, mine[dropped:]
 
-    def _remaining(self, consumed_rows: Sequence[ConsumedRows]) -> tuple[int, Rows | None]:
-        """First unfinished epoch after some consumed_rows, and what is left of it (``None``: all)."""
+    def _find_remaining(self, consumed: Sequence[ConsumedRows]) -> tuple[int, Rows | None]:
+        """First unfinished epoch after what is consumed, and what is left of it (``None``: all)."""
         start, rest = 0, None
-        for part in consumed_rows:
-            left = part.rows_per_rank
-            for epoch, stretches, carried in self._dealt(start, rest, part.world):
+        for earlier in consumed:
+            left = earlier.rows_per_rank
+            for epoch, stretches, carried in self._deal(start, rest, earlier.world):
                 if left < stretches.shape[1]:
                     start, rest = epoch, np.concatenate([stretches[:, left:].reshape(-1), carried])
                     break
@@ -110,17 +110,17 @@ class ParticleOrder:
                 return self.epochs, None
         return start, rest
 
-    def _dealt(self, start: int, rest: Rows | None, world: int) -> Iterator[tuple[int, Rows, Rows]]:
+    def _deal(self, start: int, rest: Rows | None, world: int) -> Iterator[tuple[int, Rows, Rows]]:
         """Epochs from ``start``, each cut into equal stretches per rank, with the rows carried to the next."""
         carried = np.empty(0, dtype=np.int64)
         for epoch in range(start, self.epochs):
-            order = rest if rest is not None and epoch == start else self._epoch_order(epoch)
+            order = rest if rest is not None and epoch == start else self._shuffle_epoch(epoch)
             sequence = np.concatenate([carried, order])
             each = len(sequence) // world
             carried = sequence[each * world :]
             yield epoch, sequence[: each * world].reshape(world, each), carried
 
-    def _epoch_order(self, epoch: int) -> Rows:
+    def _shuffle_epoch(self, epoch: int) -> Rows:
         shard = self.rows // self.shard_rows
         groups = np.split(self.rows, np.flatnonzero(np.diff(shard)) + 1)
         shuffled = np.random.default_rng([*self.seed, epoch]).permutation(len(groups))

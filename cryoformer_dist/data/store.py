@@ -6,7 +6,6 @@ store is complete is written last.
 """
 
 import copy
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -18,13 +17,18 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
+from cryoformer_dist.data.store_attributes import (
+    SCHEMA_VERSION,
+    StoreAttributes,
+    attributes_to_write,
+    read_attributes,
+)
 from cryoformer_dist.data.stored_particles import COLUMNS, StoredParticles, StoreLayout
 from cryoformer_dist.errors import StoreError, StoreNotFoundError
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.progress import Progress
 from cryoformer_dist.storage.places import OBJECT_STORE_OPTIONS, Place, in_reach, place_at, synchronise
 
-SCHEMA_VERSION = 1
 _REMEDY = "copy the store again from where it was whole, or convert the particles again"
 PROGRESS_FOLDER = ".conversion"
 
@@ -36,17 +40,6 @@ def _open_group(path: Place, mode: str) -> Any:
     zarr.config.set({"array.write_empty_chunks": True})
     place, options = (path, None) if isinstance(path, Path) else (str(path), OBJECT_STORE_OPTIONS)
     return zarr.open_group(place, mode=mode, zarr_format=3, use_consolidated=False, storage_options=options)
-
-
-def attributes_fingerprint(attributes: Mapping[str, Any], particles: int) -> str:
-    """sha256 of what a store says about itself, without the places its sources lay at."""
-    kept = {key: value for key, value in attributes.items() if key not in ("fingerprint", "complete", "source")}
-    source = dict(attributes.get("source", {}))
-    source.pop("path", None)
-    stacks = source.get("stacks", [])
-    source["stacks"] = [{key: value for key, value in stack.items() if key != "path"} for stack in stacks]
-    text = json.dumps([kept, source, particles], sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def create_store(path: Place, layout: StoreLayout) -> None:
@@ -91,7 +84,7 @@ def write_shard(path: Place, shard: int, arrays: Mapping[str, NDArray[Any]]) -> 
             synchronise(target)
 
 
-def complete_store(path: Place, attributes: Mapping[str, Any]) -> None:
+def complete_store(path: Place, attributes: StoreAttributes) -> None:
     """Write the attributes and, in the same atomic step, the mark that makes the directory a particle store.
 
     Raises
@@ -107,9 +100,7 @@ def complete_store(path: Place, attributes: Mapping[str, Any]) -> None:
     if isinstance(path, Path):
         for leftover in path.rglob("*.partial"):
             leftover.unlink(missing_ok=True)
-    content = {**attributes, "schema_version": SCHEMA_VERSION}
-    content["fingerprint"] = attributes_fingerprint(content, arrays["images"].shape[0])
-    group.attrs.put({**dict(sorted(content.items())), "complete": True})
+    group.attrs.put(attributes_to_write(attributes, arrays["images"].shape[0]))
     for target in (path / "zarr.json", path):
         synchronise(target)
 
@@ -143,7 +134,8 @@ class ParticleStore:
 
     def __init__(self, path: Place, group: Any):
         self.path = path
-        self.attributes: dict[str, Any] = dict(group.attrs)
+        self.attributes = read_attributes(dict(group.attrs), path)
+        self._recorded_fingerprint = str(group.attrs.get("fingerprint"))
         self._arrays = {name: group[name] for name in ("images", *COLUMNS)}
         self._images = self._arrays["images"]
         self._moved: StoredParticles | None = None
@@ -164,15 +156,15 @@ class ParticleStore:
         StoreNotFoundError
             If there is nothing at ``path``.
         StoreError
-            If it is not a particle store, its conversion is unfinished, or a newer program wrote it.
+            If it is not a particle store, its conversion is unfinished, or its attributes are of another schema.
         """
         path = place_at(path)
         with in_reach(path):
-            return cls(path, cls._checked(path))
+            return cls(path, cls._open_checked(path))
 
     @classmethod
-    def _checked(cls, path: Place) -> Any:
-        """The group of a finished store of our schema."""
+    def _open_checked(cls, path: Place) -> Any:
+        """The group of a finished store."""
         if not path.exists():
             raise StoreNotFoundError(f"{path}: no such particle store; make it with 'cryoformer-dist convert'")
         if not is_store_directory(path):
@@ -180,12 +172,6 @@ class ParticleStore:
         if not is_complete(path):
             raise StoreError(f"{path}: conversion unfinished: run the same convert command again to continue")
         group = _open_group(path, "r")
-        version = group.attrs.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise StoreError(
-                f"{path}: store schema {version}, this program reads {SCHEMA_VERSION}: "
-                "update cryoformer-dist, or convert the particles again"
-            )
         missing = [name for name in ("images", *COLUMNS) if name not in group]
         if missing:
             raise StoreError(f"{path}: array '{missing[0]}' is missing: convert the particles again")
@@ -207,7 +193,7 @@ class ParticleStore:
     @property
     def pixel_size_angstrom(self) -> float:
         """Pixel size of the stored images of the first optics group."""
-        return float(self.attributes["pixel_size_angstrom"])
+        return self.attributes.pixel_size_angstrom
 
     @property
     def shard_size(self) -> int:
@@ -222,12 +208,12 @@ class ParticleStore:
     @property
     def has_poses(self) -> bool:
         """Whether the source file carried poses."""
-        return bool(self.attributes["has_poses"])
+        return self.attributes.has_poses
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the attributes and the number of particles; the places of the sources do not count."""
-        return attributes_fingerprint(self.attributes, len(self))
+        return self.attributes.fingerprint(len(self))
 
     def read_images(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float16]:
         """Read images in the order asked for.
@@ -252,7 +238,7 @@ class ParticleStore:
             raise StoreError(f"{self.path}: row {absent[0]} asked for, rows are 0 .. {len(self) - 1}")
         images = np.empty((rows.size, self.box_size, self.box_size), dtype=np.float16)
         chunk_of_row = rows // self.chunk_size
-        for first, last in _runs(np.unique(chunk_of_row), self.shard_size // self.chunk_size):
+        for first, last in _split_into_runs(np.unique(chunk_of_row), self.shard_size // self.chunk_size):
             wanted = np.flatnonzero((chunk_of_row >= first) & (chunk_of_row <= last))
             start = first * self.chunk_size
             block = self._read("images", start, min((last + 1) * self.chunk_size, len(self)))
@@ -269,7 +255,7 @@ class ParticleStore:
         group = columns["optics_group"]
         names = ("voltage_kv", "spherical_aberration_mm", "amplitude_contrast", "pixel_size_angstrom")
         optics = {
-            name: np.array([entry[name] for entry in self.attributes["optics"]], dtype=np.float32)[group]
+            name: np.array([getattr(entry, name) for entry in self.attributes.optics], dtype=np.float32)[group]
             for name in names
         }
         for values in (*columns.values(), *optics.values()):
@@ -295,11 +281,10 @@ class ParticleStore:
         StoreError
             Naming array, chunk, rows and file of the first damaged or absent chunk.
         """
-        recorded = self.attributes.get("fingerprint")
-        if recorded != self.fingerprint:
+        if self._recorded_fingerprint != self.fingerprint:
             raise StoreError(
                 f"{self.path / 'zarr.json'}: the attributes are not those that were written "
-                f"(fingerprint {self.fingerprint[:12]}, recorded {str(recorded)[:12]}): convert again"
+                f"(fingerprint {self.fingerprint[:12]}, recorded {self._recorded_fingerprint[:12]}): convert again"
             )
         shards = -(-len(self) // self.shard_size)
         names = ("images", *COLUMNS)
@@ -343,7 +328,7 @@ class ParticleStore:
         return start // self.chunk_size, error
 
 
-def _runs(chunks: NDArray[np.int64], chunks_per_shard: int) -> Iterator[tuple[int, int]]:
+def _split_into_runs(chunks: NDArray[np.int64], chunks_per_shard: int) -> Iterator[tuple[int, int]]:
     """First and last of each run of neighbouring chunks inside one shard."""
     breaks = np.flatnonzero((np.diff(chunks) > 1) | (chunks[1:] % chunks_per_shard == 0)) + 1
     for run in np.split(chunks, breaks):

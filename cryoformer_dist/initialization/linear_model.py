@@ -18,6 +18,7 @@ from cryoformer_dist.physics.fourier import comparable_frequencies
 from cryoformer_dist.physics.grids import half_plane_weight
 from cryoformer_dist.physics.lattice import Lattice
 from cryoformer_dist.physics.projection import project_points
+from cryoformer_dist.physics.spread import spread_step
 from cryoformer_dist.progress import Progress
 
 _PIXEL_ANGSTROM = 14.0
@@ -29,7 +30,7 @@ _DESCENTS = 3
 _BLOCK_VALUES = 2**17
 
 
-def linear_latents(
+def fit_linear_latents(
     store: ParticleStore,
     rows: Rows,
     mask: Bool[Tensor, "box box box"],
@@ -56,7 +57,7 @@ def linear_latents(
     """
     box = _coarse_box(store)
     model = LinearModel(_coarse_lattice(mask, box).points_pixels, box)
-    sample = CroppedImages.of(store, rows[:: _sampling(rows)], box)
+    sample = CroppedImages.of(store, rows[:: spread_step(len(rows), _SAMPLE)], box)
     latent = torch.randn(len(sample.rotation), dimensions, generator=torch.Generator().manual_seed(seed))
     maps = model.no_maps(dimensions)
     # Once the maps are there, all particles in blocks: their images do not fit in memory together.
@@ -64,7 +65,7 @@ def linear_latents(
     steps = _ROUNDS + len(parts)
     for done in range(_ROUNDS):
         maps = model.fit_maps(sample, latent, maps)
-        latent = whitened(model.fit_latents(sample, maps))
+        latent = whiten(model.fit_latents(sample, maps))
         if progress is not None:
             progress(done + 1, steps)
     maps = model.fit_maps(sample, latent, maps)
@@ -73,10 +74,10 @@ def linear_latents(
         latents.append(model.fit_latents(CroppedImages.of(store, part, box), maps))
         if progress is not None:
             progress(done + 1, steps)
-    return whitened(torch.cat(latents))
+    return whiten(torch.cat(latents))
 
 
-def principal_maps(
+def fit_principal_maps(
     store: ParticleStore, rows: Rows, mask: Bool[Tensor, "box box box"], latents: Float[Tensor, "particles dimensions"]
 ) -> Float[Tensor, "maps coarse coarse coarse"]:
     """The mean map and the change per unit of each coordinate, given everybody's coordinates.
@@ -84,14 +85,14 @@ def principal_maps(
     Parameters
     ----------
     store, rows, mask
-        As of `linear_latents`.
+        As of `fit_linear_latents`.
     latents
         Coordinates of the same particles.
     """
     box = _coarse_box(store)
     lattice = _coarse_lattice(mask, box)
     model = LinearModel(lattice.points_pixels, box)
-    step = _sampling(rows)
+    step = spread_step(len(rows), _SAMPLE)
     maps = model.fit_maps(CroppedImages.of(store, rows[::step], box), latents[::step], model.no_maps(latents.shape[1]))
     voxels = torch.zeros(len(maps), box**3)
     voxels[:, lattice.flat_index] = maps
@@ -180,12 +181,7 @@ def _coarse_lattice(mask: Tensor, box: int) -> Lattice:
     return replace(near, points_pixels=near.points_pixels * (box / size))
 
 
-def _sampling(rows: Rows) -> int:
-    """Every so many particles, maps are fitted to one."""
-    return max(1, len(rows) // _SAMPLE)
-
-
-def whitened(latent: Tensor) -> Tensor:
+def whiten(latent: Tensor) -> Tensor:
     """Uncorrelated coordinates of mean 0 and variance 1, the strongest first."""
     centred = latent - latent.mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))

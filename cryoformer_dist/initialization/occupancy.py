@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cryoformer_dist.physics.fourier import crop_volume
 from cryoformer_dist.physics.grids import centred_axis, radius_grid
+from cryoformer_dist.physics.neighbours import smooth, widen
 
 # Background statistics come from a shell that a centred particle does not reach.
 _SHELL_FRACTION = 0.42
@@ -33,7 +34,7 @@ def mask_box(box: int, voxel_size_angstrom: float) -> int:
     return min(box, max(_SMALLEST_MASK_BOX, wanted))
 
 
-def occupied(consensus: Float[Tensor, "box box box"], voxel_size_angstrom: float) -> Bool[Tensor, "box box box"]:
+def find_occupied(consensus: Float[Tensor, "box box box"], voxel_size_angstrom: float) -> Bool[Tensor, "box box box"]:
     """Voxels near density: smoothed consensus above the background's mean by five deviations, widened by one voxel.
 
     Decided on a grid of about 6 angstrom. A part that moves is smeared in the consensus but still well above the
@@ -42,10 +43,10 @@ def occupied(consensus: Float[Tensor, "box box box"], voxel_size_angstrom: float
     """
     box = consensus.shape[-1]
     coarse = mask_box(box, voxel_size_angstrom)
-    smooth = _smoothed(crop_volume(consensus, coarse))
-    outer = smooth[(radius_grid(coarse, 3) > _SHELL_FRACTION * coarse) & sphere(coarse)]
-    dense = (smooth > outer.mean() + _BACKGROUND_DEVIATIONS * outer.std()) & sphere(coarse)
-    return _refined(_widened(dense), box) & sphere(box)
+    smoothed = smooth(crop_volume(consensus, coarse))
+    outer = smoothed[(radius_grid(coarse, 3) > _SHELL_FRACTION * coarse) & sphere(coarse)]
+    dense = (smoothed > outer.mean() + _BACKGROUND_DEVIATIONS * outer.std()) & sphere(coarse)
+    return _refine(widen(dense), box) & sphere(box)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Missed:
     share: float
 
 
-def missed(residual: Float[Tensor, "coarse coarse coarse"], mask: Bool[Tensor, "box box box"]) -> Missed:
+def find_missed(residual: Float[Tensor, "coarse coarse coarse"], mask: Bool[Tensor, "box box box"]) -> Missed:
     """Find what a mask cuts off in a back-projection of data minus model.
 
     Where the mask allows no density this is, but for the noise, the density it should allow.
@@ -77,28 +78,18 @@ def missed(residual: Float[Tensor, "coarse coarse coarse"], mask: Bool[Tensor, "
         Where density is allowed.
     """
     box, coarse = mask.shape[-1], residual.shape[-1]
-    outside = sphere(coarse) & ~_coarsened(mask, coarse)
+    outside = sphere(coarse) & ~_coarsen(mask, coarse)
     if not outside.any():
         return Missed(torch.zeros_like(mask), 0.0)
     excess = residual - residual[outside].median()
     # Means over outside voxels alone: inside, the model's own errors are many times larger.
-    summed = _smoothed(torch.where(outside, excess, 0.0)) / _smoothed(outside.float()).clamp_min(1 / 27).sqrt()
+    summed = smooth(torch.where(outside, excess, 0.0)) / smooth(outside.float()).clamp_min(1 / 27).sqrt()
     # The background's spread by its median: a domain that is missing must not hide itself.
     deviation = _DEVIATIONS_PER_MEDIAN * summed[outside].abs().median()
     significant = outside & (summed > _MISSED_DEVIATIONS * deviation)
     share = excess[significant].square().sum() / excess[sphere(coarse)].square().sum()
-    found = _refined(_widened(significant), box) & sphere(box) & ~mask
+    found = _refine(widen(significant), box) & sphere(box) & ~mask
     return Missed(found, float(share))
-
-
-def _smoothed(values: Float[Tensor, "box box box"]) -> Float[Tensor, "box box box"]:
-    """Mean over each voxel and its 26 neighbours, of which those beyond the box count as zero."""
-    return torch.nn.functional.avg_pool3d(values[None, None], 3, 1, 1)[0, 0]
-
-
-def _widened(mask: Bool[Tensor, "box box box"]) -> Bool[Tensor, "box box box"]:
-    """The voxels of a mask and all their neighbours."""
-    return torch.nn.functional.max_pool3d(mask[None, None].float(), 3, 1, 1)[0, 0] > 0
 
 
 def _nearest(box: int, coarse: int) -> Tensor:
@@ -106,13 +97,13 @@ def _nearest(box: int, coarse: int) -> Tensor:
     return (centred_axis(box) * coarse / box).round().long().clamp(-coarse // 2, coarse // 2 - 1) + coarse // 2
 
 
-def _refined(mask: Bool[Tensor, "coarse coarse coarse"], box: int) -> Bool[Tensor, "box box box"]:
+def _refine(mask: Bool[Tensor, "coarse coarse coarse"], box: int) -> Bool[Tensor, "box box box"]:
     """A mask on a finer grid over the same field of view."""
     nearest = _nearest(box, mask.shape[-1])
     return mask[nearest][:, nearest][:, :, nearest]
 
 
-def _coarsened(mask: Bool[Tensor, "box box box"], coarse: int) -> Bool[Tensor, "coarse coarse coarse"]:
+def _coarsen(mask: Bool[Tensor, "box box box"], coarse: int) -> Bool[Tensor, "coarse coarse coarse"]:
     """The coarse voxels that hold any of a mask's voxels."""
     nearest = _nearest(mask.shape[-1], coarse)
     held = torch.zeros(coarse, coarse, coarse, dtype=torch.bool)

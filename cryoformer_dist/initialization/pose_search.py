@@ -20,7 +20,7 @@ from cryoformer_dist.data.cropped_images import read_cropped
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.initialization.frame_alignment import align_frame
-from cryoformer_dist.initialization.occupancy import occupied
+from cryoformer_dist.initialization.occupancy import find_occupied
 from cryoformer_dist.initialization.projection_matching import ReferenceMap
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.ctf import transfer_at
@@ -32,6 +32,7 @@ from cryoformer_dist.physics.fourier import (
     upsample_volume,
     weighted_shells,
 )
+from cryoformer_dist.physics.neighbours import smooth
 from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from_axis_angle
 from cryoformer_dist.physics.projection import magnification
 from cryoformer_dist.progress import Progress
@@ -42,8 +43,8 @@ _CONFORMATIONS = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
-    """One sweep over the particles.
+class SearchRound:
+    """What one round of a search tries at every particle.
 
     Attributes
     ----------
@@ -70,20 +71,20 @@ class Round:
 
 
 ROUNDS = (
-    Round(8, 30.0, 100, 3.0, 0.5),
-    Round(8, 25.0, 100, 2.0, 0.5),
-    Round(10, 20.0, 100, 1.5, 0.5),
-    Round(12, 14.0, 100, 1.0, 0.33),
-    Round(14, 9.0, 60, 1.0, 0.25),
-    Round(18, 6.0, 60, 0.5, 0.25),
-    Round(22, 4.0, 40, 0.5, 0.25),
+    SearchRound(8, 30.0, 100, 3.0, 0.5),
+    SearchRound(8, 25.0, 100, 2.0, 0.5),
+    SearchRound(10, 20.0, 100, 1.5, 0.5),
+    SearchRound(12, 14.0, 100, 1.0, 0.33),
+    SearchRound(14, 9.0, 60, 1.0, 0.25),
+    SearchRound(18, 6.0, 60, 0.5, 0.25),
+    SearchRound(22, 4.0, 40, 0.5, 0.25),
 )
 """Coarse to fine; a step of the cone is about one radian of phase at the rim of the particle. Finer than the last round
 is left to the gradients of training."""
 
 ROUNDS_BY_CONFORMATION = (
-    (Round(14, 8.0, 60, 0.5, 0.25), Round(18, 6.0, 60, 0.5, 0.25)),
-    (Round(18, 6.0, 60, 0.5, 0.25), Round(22, 4.0, 40, 0.5, 0.25)),
+    (SearchRound(14, 8.0, 60, 0.5, 0.25), SearchRound(18, 6.0, 60, 0.5, 0.25)),
+    (SearchRound(18, 6.0, 60, 0.5, 0.25), SearchRound(22, 4.0, 40, 0.5, 0.25)),
 )
 """Once more from medium to fine with maps of the conformations, which are learned anew at better poses in between."""
 
@@ -148,20 +149,20 @@ def search_poses(store: ParticleStore, rows: Rows, seed: int, progress: Progress
     progress
         Called with particles done and in all, over all rounds.
     """
-    rounds = _that_fit(ROUNDS, store.box_size)
+    rounds = _select_rounds(ROUNDS, store.box_size)
     halves = [_Half(store, rows[first::2]) for first in (0, 1)]
     done = 0
-    for number, sweep in enumerate(rounds):
-        for half, voxels in zip(halves, _references(halves, sweep), strict=True):
+    for number, search_round in enumerate(rounds):
+        for half, voxels in zip(halves, _make_references(halves, search_round.box), strict=True):
             everyone = np.zeros(len(half.given.rotation), dtype=np.int64)
-            for block in half.search(sweep, [voxels], everyone, torch.Generator().manual_seed(seed + number)):
+            for block in half.search(search_round, [voxels], everyone, torch.Generator().manual_seed(seed + number)):
                 done += block
                 if progress is not None:
                     progress(done, len(rows) * len(rounds))
             half.pose = align_frame(half.given, half.pose)
     given, found = [half.given for half in halves], [half.pose for half in halves]
-    before, after = _agreement(halves, given, rounds[-1]), _agreement(halves, found, rounds[-1])
-    return PoseSearchResult(_interleaved(found if after > before else given), before, after)
+    before, after = _measure_agreement(halves, given, rounds[-1]), _measure_agreement(halves, found, rounds[-1])
+    return PoseSearchResult(_interleave(found if after > before else given), before, after)
 
 
 def search_poses_by_conformation(
@@ -169,7 +170,7 @@ def search_poses_by_conformation(
     rows: Rows,
     start: Pose,
     conformations: LinearConformations,
-    rounds: Sequence[Round],
+    rounds: Sequence[SearchRound],
     seed: int,
     progress: Progress | None = None,
 ) -> Pose:
@@ -188,38 +189,38 @@ def search_poses_by_conformation(
     conformations
         What is known of the motion.
     rounds
-        One or more sweeps, those of them that the box holds.
+        One or more, those of them that the box holds.
     seed
         Of the rotations that are tried.
     progress
         Called with particles done and in all, over all rounds.
     """
     latents = conformations.latents
-    group, centres = _groups(latents, seed)
+    group, centres = _group_by_conformation(latents, seed)
     halves = [_Half(store, rows[first::2]) for first in (0, 1)]
     for first, half in enumerate(halves):
         half.pose = align_frame(half.given, start[torch.arange(first, len(rows), 2)], latents[first::2])
     done = 0
-    rounds = _that_fit(rounds, store.box_size)
-    for number, sweep in enumerate(rounds):
-        differences = conformations.differences(centres, sweep.box)
-        for first, voxels in enumerate(_references(halves, sweep)):
+    rounds = _select_rounds(rounds, store.box_size)
+    for number, search_round in enumerate(rounds):
+        differences = conformations.differences(centres, search_round.box)
+        for first, voxels in enumerate(_make_references(halves, search_round.box)):
             half, own = halves[first], group[first::2]
             generator = torch.Generator().manual_seed(seed + number)
-            for block in half.search(sweep, [voxels + difference for difference in differences], own, generator):
+            for block in half.search(search_round, [voxels + difference for difference in differences], own, generator):
                 done += block
                 if progress is not None:
                     progress(done, len(rows) * len(rounds))
             half.pose = align_frame(half.given, half.pose, latents[first::2])
-    return _interleaved([half.pose for half in halves])
+    return _interleave([half.pose for half in halves])
 
 
-def _that_fit(rounds: Sequence[Round], box: int) -> Sequence[Round]:
-    """Rounds whose shells a box holds; of a very small box one at what it holds."""
+def _select_rounds(rounds: Sequence[SearchRound], box: int) -> Sequence[SearchRound]:
+    """Take the rounds whose shells a box holds; for a very small box one at what it holds."""
     return [each for each in rounds if each.box <= box] or [replace(rounds[0], shell=box // 2 - 2)]
 
 
-def _interleaved(halves: Sequence[Pose]) -> Pose:
+def _interleave(halves: Sequence[Pose]) -> Pose:
     count = sum(len(half.rotation) for half in halves)
     rotation, shift = torch.empty(count, 3, 3), torch.empty(count, 2)
     for first, pose in enumerate(halves):
@@ -227,7 +228,7 @@ def _interleaved(halves: Sequence[Pose]) -> Pose:
     return Pose(rotation, shift)
 
 
-def _groups(latents: Tensor, seed: int) -> tuple[NDArray[np.int64], Tensor]:
+def _group_by_conformation(latents: Tensor, seed: int) -> tuple[NDArray[np.int64], Tensor]:
     """Group of each particle by its conformation, and the mean coordinates of each group."""
     count = min(_CONFORMATIONS, len(latents))
     _, label = kmeans2(latents.double().numpy(), count, minit="++", rng=seed)
@@ -243,23 +244,23 @@ class _Half:
         self.given = self.pose = self._particles.pose(rows)
 
     def search(
-        self, sweep: Round, maps: Sequence[Tensor], group: NDArray[np.int64], generator: torch.Generator
+        self, search_round: SearchRound, maps: Sequence[Tensor], group: NDArray[np.int64], generator: torch.Generator
     ) -> Iterator[int]:
         """Move every particle to the most probable candidate around its pose, by its group's map; yields sizes."""
-        spread_deg = self._spread_deg(sweep)
-        shifts = _disc(sweep.shift_radius, sweep.shift_step)
-        cone = _ball(sweep.candidates, sweep.cone_deg, generator)
+        spread_deg = self._spread_deg(search_round)
+        shifts = list_shifts(search_round.shift_radius, search_round.shift_step)
+        cone = draw_cone(search_round.candidates, search_round.cone_deg, generator)
         rotation, shift_angstrom = self.pose.rotation.clone(), self.pose.shift_angstrom.clone()
         for name, voxels in enumerate(maps):
-            reference = ReferenceMap(voxels, sweep.shell)
+            reference = ReferenceMap(voxels, search_round.shell)
             members = np.flatnonzero(group == name)
             for start in range(0, len(members), _BLOCK):
                 part = members[start : start + _BLOCK]
-                images, transfer, pixel, scale = self._block(part, sweep, reference)
+                images, transfer, pixel, scale = self._read_block(part, search_round.box, reference)
                 weighted = images * transfer * phase_ramp(reference.slices.frequency, shift_angstrom[part] / pixel)
                 candidates = torch.einsum("cij,bjk->bcik", cone, rotation[part])
                 away = rotation_angle_deg(candidates, self.given.rotation[part][:, None].expand_as(candidates))
-                turn, move = reference.match(
+                turn, move = reference.find_most_probable(
                     weighted,
                     images.abs().square().sum(1),
                     transfer,
@@ -273,64 +274,64 @@ class _Half:
                 yield len(turn)
         self.pose = Pose(rotation, shift_angstrom)
 
-    def _spread_deg(self, sweep: Round) -> float:
+    def _spread_deg(self, search_round: SearchRound) -> float:
         """How far the given rotations are taken to be off, about each axis: what the search has found of it so far.
 
         Without that prior, noise draws one particle in ten of a smooth molecule to the far side of its cone, and no
         later round brings it back. It is never narrower than a third of the cone: no round is kept from looking.
         """
         moved = rotation_angle_deg(self.pose.rotation, self.given.rotation)
-        return max(float((moved.square().mean() / 3).sqrt()), sweep.cone_deg / 3)
+        return max(float((moved.square().mean() / 3).sqrt()), search_round.cone_deg / 3)
 
-    def pixel_size_at(self, sweep: Round) -> float:
-        """Voxel size of a round's maps in angstrom."""
-        return self._store.pixel_size_angstrom * self._store.box_size / sweep.box
+    def pixel_size_at(self, box: int) -> float:
+        """Voxel size in angstrom of maps cropped to a box."""
+        return self._store.pixel_size_angstrom * self._store.box_size / box
 
-    def map(self, pose: Pose, sweep: Round) -> Tensor:
-        """Back-projection at the given poses, at the round's box."""
-        accumulator = FourierAccumulator(sweep.box, self.pixel_size_at(sweep))
+    def back_project(self, pose: Pose, box: int) -> Tensor:
+        """Make the map of the particles at some poses, cropped to a box."""
+        accumulator = FourierAccumulator(box, self.pixel_size_at(box))
         for start in range(0, len(self._rows), 4 * _BLOCK):
             part = slice(start, start + 4 * _BLOCK)
             rows = self._rows[part]
-            pixel = torch.from_numpy(self._particles.pixel_size_angstrom[rows]) * (self._store.box_size / sweep.box)
+            pixel = torch.from_numpy(self._particles.pixel_size_angstrom[rows]) * (self._store.box_size / box)
             here = Pose(pose.rotation[part], pose.shift_angstrom[part])
-            accumulator.add(read_cropped(self._store, rows, sweep.box), here, self._particles.ctf(rows), pixel)
+            accumulator.add(read_cropped(self._store, rows, box), here, self._particles.ctf(rows), pixel)
         return accumulator.solve(_WIENER)
 
-    def _block(self, part: NDArray[np.int64], sweep: Round, reference: ReferenceMap) -> tuple[Tensor, ...]:
-        """Transforms and transfer functions where they are compared, cropped pixel sizes and magnifications."""
+    def _read_block(self, part: NDArray[np.int64], box: int, reference: ReferenceMap) -> tuple[Tensor, ...]:
+        """Read transforms and transfer functions where they are compared, cropped pixel sizes and magnifications."""
         rows = self._rows[part]
         stored = torch.from_numpy(self._particles.pixel_size_angstrom[rows])
-        pixel = stored * (self._store.box_size / sweep.box)
+        pixel = stored * (self._store.box_size / box)
         scale = magnification(self._store.pixel_size_angstrom, stored)[:, None]
         transfer = transfer_at(self._particles.ctf(rows), reference.slices.frequency, pixel) * scale
-        images = image_to_fourier(read_cropped(self._store, rows, sweep.box)).flatten(1)[:, reference.slices.flat_index]
+        images = image_to_fourier(read_cropped(self._store, rows, box)).flatten(1)[:, reference.slices.flat_index]
         return images, transfer, pixel[:, None], scale
 
 
-def _references(halves: Sequence[_Half], sweep: Round) -> list[Tensor]:
-    """Both halves' maps at their poses so far: inside a common mask, each shell weighted by how well the halves agree.
+def _make_references(halves: Sequence[_Half], box: int) -> list[Tensor]:
+    """Make both halves' maps at their poses so far: in a common mask, each shell weighted by how well the halves agree.
 
     Noise in a map draws images of the same noise: without mask and weights a search over images whose signal is weak
     stays at twice the error.
     """
-    maps = [half.map(half.pose, sweep) for half in halves]
-    inside = occupied(sum(maps, torch.zeros_like(maps[0])), halves[0].pixel_size_at(sweep))
-    soft = torch.nn.functional.avg_pool3d(inside[None, None].float(), 3, 1, 1)[0, 0]
+    maps = [half.back_project(half.pose, box) for half in halves]
+    inside = find_occupied(sum(maps, torch.zeros_like(maps[0])), halves[0].pixel_size_at(box))
+    soft = smooth(inside.float())
     masked = [voxels * soft for voxels in maps]
     agreement = fourier_shell_correlation(masked[0], masked[1], 1.0).correlation.clamp(min=0)
     return [weighted_shells(voxels, agreement) for voxels in masked]
 
 
-def _agreement(halves: list[_Half], poses: list[Pose], sweep: Round) -> float:
+def _measure_agreement(halves: list[_Half], poses: list[Pose], search_round: SearchRound) -> float:
     """Mean FSC of the halves' maps up to the round's shell."""
-    first, second = (half.map(pose, sweep) for half, pose in zip(halves, poses, strict=True))
+    first, second = (half.back_project(pose, search_round.box) for half, pose in zip(halves, poses, strict=True))
     curve = fourier_shell_correlation(first, second, 1.0)
-    return float(curve.correlation[1 : sweep.shell + 1].mean())
+    return float(curve.correlation[1 : search_round.shell + 1].mean())
 
 
-def _ball(count: int, cone_deg: float, generator: torch.Generator) -> Float[Tensor, "count 3 3"]:
-    """Rotations evenly spread up to an angle; the first is none."""
+def draw_cone(count: int, cone_deg: float, generator: torch.Generator) -> Float[Tensor, "count 3 3"]:
+    """Draw rotations evenly spread up to an angle; the first is none."""
     axis = torch.randn(count, 3, generator=generator)
     angle = np.deg2rad(cone_deg) * torch.rand(count, 1, generator=generator) ** (1 / 3)
     vector = axis / axis.norm(dim=1, keepdim=True) * angle
@@ -338,8 +339,8 @@ def _ball(count: int, cone_deg: float, generator: torch.Generator) -> Float[Tens
     return rotation_from_axis_angle(vector)
 
 
-def _disc(radius: float, step: float) -> Float[Tensor, "shifts 2"]:
-    """Shifts on a grid within a radius, none among them."""
+def list_shifts(radius: float, step: float) -> Float[Tensor, "shifts 2"]:
+    """List the shifts on a grid within a radius, none among them."""
     reach = int(radius / step)
     axis = torch.arange(-reach, reach + 1) * step
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).reshape(-1, 2)

@@ -27,7 +27,7 @@ class ReferenceMap:
     def __init__(self, voxels: Float[Tensor, "box box box"], shell: int) -> None:
         self.slices = TrilinearSlices(voxels[None], shell)
 
-    def match(
+    def find_most_probable(
         self,
         weighted: Complex[Tensor, "particles k"],
         energy: Float[Tensor, " particles"],
@@ -36,7 +36,7 @@ class ReferenceMap:
         log_prior: Float[Tensor, "particles candidates"],
         shifts: Float[Tensor, "shifts 2"],
     ) -> tuple[Tensor, Tensor]:
-        """Most probable candidate rotation and shift of each particle.
+        """Find the most probable candidate rotation and shift of each particle.
 
         Parameters
         ----------

@@ -67,13 +67,13 @@ def read_structure(path: Path) -> list[AtomicModel]:
     structure.remove_hydrogens()
     structure.remove_waters()
     structure.remove_alternative_conformations()
-    models = [_atoms_of(model) for model in structure]
+    models = [_list_atoms(model) for model in structure]
     if not models or min(len(model) for model in models) == 0:
         raise ConfigError(f"{path}: holds no atoms (hydrogens and waters are left out); give a .pdb or .cif file")
     return models
 
 
-def _atoms_of(model: Any) -> AtomicModel:
+def _list_atoms(model: Any) -> AtomicModel:
     rows = [
         (*atom.pos.tolist(), atom.element.atomic_number * atom.occ, chain.name, *_number(residue), atom.name)
         for chain in model

@@ -58,10 +58,8 @@ def read_cs(
         ``cryosparc_..._particles.cs`` and the like; it decides which particles and in which order.
     passthrough
         ``..._passthrough_particles.cs``; a field that several files have is taken from the first.
-    datadir
-        Folder of the stacks, where they are not where the file says.
-    require_poses, require_ctf
-        False when other files will give them; absent numbers are then None (poses) or 0 (CTF, voltage).
+    datadir, require_poses, require_ctf
+        Where the stacks are, and whether poses (else None) and CTF and optics (else 0) must be there.
 
     Raises
     ------
@@ -72,36 +70,20 @@ def read_cs(
     Warns
     -----
     AberrationsNotAppliedWarning
-        If it carries aberrations, a B-factor or a CTF scale, which the forward model leaves out.
+        As `read_particles` does.
     """
-    fields = _join(path, passthrough)
+    fields = _join_files(path, passthrough)
     _refuse_missing(path, fields, require_poses, require_ctf)
-    count = len(fields["blob/path"])
-    positive = [label for label in ("blob/psize_A", "ctf/accel_kv") if label in fields]
-    numeric = [label for label in (*_CTF, "blob/psize_A", _POSE, _SHIFT) if label in fields]
-    check_finite(path, {label: fields[label].astype(np.float64) for label in numeric}, positive)
-    optics, optics_group = group_optics(_optics_columns(path, fields))
-    warn_of_unapplied_terms(path, optics)
-    names, stack = _stacks(fields["blob/path"])
-    rotation, shift = _poses(path, fields)
-    split = fields.get("alignments3D/split", np.full(count, -1)).astype(np.int64)
-    return ParticleTable(
-        source=path,
-        stack_paths=resolve_stacks(names, path, datadir),
-        stack=stack,
-        stack_index=fields["blob/idx"].astype(np.int64),
-        rotation=rotation,
-        shift_angstrom=shift,
-        defocus_u_angstrom=_column(fields, "ctf/df1_A"),
-        defocus_v_angstrom=_column(fields, "ctf/df2_A"),
-        defocus_angle_deg=np.rad2deg(_column(fields, "ctf/df_angle_rad")),
-        phase_shift_deg=np.rad2deg(_column(fields, "ctf/phase_shift_rad")),
-        optics=optics,
-        optics_group=optics_group,
-        half_set=np.where(np.isin(split, (0, 1)), split + 1, 0).astype(np.int8),
-        uid=fields.get("uid", np.zeros(count)).astype(np.uint64),
-        source_row=np.arange(count, dtype=np.int64),
-    )
+    _check_numbers(path, fields)
+    table = _make_table(path, fields, datadir)
+    warn_of_unapplied_terms(path, table.optics)
+    if table.rotation is not None and _POSE_PIXEL not in fields:
+        warnings.warn(
+            f"{path}: no field {_POSE_PIXEL}; shifts are taken in pixels of blob/psize_A",
+            CryoFormerWarning,
+            stacklevel=2,
+        )
+    return table
 
 
 def update_cs_poses(
@@ -119,10 +101,8 @@ def update_cs_poses(
         Where to write; may be `source` itself.
     source_row
         ``(k,)`` rows from 0.
-    rotation
-        ``(k, 3, 3)`` RELION matrices.
-    shift_angstrom
-        ``(k, 2)`` (x, y) to add to the image.
+    rotation, shift_angstrom
+        ``(k, 3, 3)`` RELION matrices and ``(k, 2)`` (x, y) to add to the image.
 
     Raises
     ------
@@ -136,16 +116,10 @@ def update_cs_poses(
     """
     records = _load(source)
     refuse_rows_beyond(source, len(records), source_row)
+    pixel_size = _require_pixel_size(source, records)
     kept = np.arange(len(records))
-    names = records.dtype.names or ()
-    pixel_size = _pose_pixel_size({name: records[name] for name in names})
-    if pixel_size is None:
-        raise ParticleFormatError(
-            f"{source}: no {_POSE_PIXEL} or blob/psize_A to write shifts in; give the job's own file"
-        )
-    if not {_POSE, _SHIFT} <= set(names):
-        kept = np.sort(source_row)
-        records = _with_pose_fields(records, pixel_size)
+    if not {_POSE, _SHIFT} <= set(records.dtype.names or ()):
+        records, kept = _add_pose_fields(records, pixel_size), np.sort(source_row)
     if len(kept) < len(records):
         warnings.warn(
             f"{output}: {source} has no pose fields, so its {len(records) - len(kept)} particles without a "
@@ -153,8 +127,7 @@ def update_cs_poses(
             CryoFormerWarning,
             stacklevel=2,
         )
-    vector = axis_angle_from_rotation(torch.from_numpy(np.asarray(rotation, dtype=np.float64)))
-    records[_POSE][source_row] = vector.numpy()
+    records[_POSE][source_row] = axis_angle_from_rotation(torch.from_numpy(rotation.astype(np.float64))).numpy()
     records[_SHIFT][source_row] = shift_angstrom / pixel_size[source_row, None]
     with replaced(output) as beside, beside.open("wb") as handle:
         np.save(handle, records[kept], allow_pickle=False)
@@ -187,7 +160,7 @@ def _load(path: Path) -> np.ndarray:
     return records
 
 
-def _join(path: Path, passthrough: Sequence[Path]) -> Fields:
+def _join_files(path: Path, passthrough: Sequence[Path]) -> Fields:
     """Fields of the file, completed from its passthrough files in the order of its own rows."""
     records = _load(path)
     fields: Fields = {name: records[name] for name in records.dtype.names or ()}
@@ -233,7 +206,38 @@ def _refuse_missing(path: Path, fields: Fields, require_poses: bool, require_ctf
         )
 
 
-def _optics_columns(path: Path, fields: Fields) -> OpticsColumns:
+def _make_table(path: Path, fields: Fields, datadir: Path | None) -> ParticleTable:
+    count = len(fields["blob/path"])
+    optics, optics_group = group_optics(_collect_optics(path, fields))
+    names, stack = _number_stacks(fields["blob/path"])
+    rotation, shift = _convert_poses(path, fields)
+    split = fields.get("alignments3D/split", np.full(count, -1)).astype(np.int64)
+    return ParticleTable(
+        source=path,
+        stack_paths=resolve_stacks(names, path, datadir),
+        stack=stack,
+        stack_index=fields["blob/idx"].astype(np.int64),
+        rotation=rotation,
+        shift_angstrom=shift,
+        defocus_u_angstrom=_column(fields, "ctf/df1_A"),
+        defocus_v_angstrom=_column(fields, "ctf/df2_A"),
+        defocus_angle_deg=np.rad2deg(_column(fields, "ctf/df_angle_rad")),
+        phase_shift_deg=np.rad2deg(_column(fields, "ctf/phase_shift_rad")),
+        optics=optics,
+        optics_group=optics_group,
+        half_set=np.where(np.isin(split, (0, 1)), split + 1, 0).astype(np.int8),
+        uid=fields.get("uid", np.zeros(count)).astype(np.uint64),
+        source_row=np.arange(count, dtype=np.int64),
+    )
+
+
+def _check_numbers(path: Path, fields: Fields) -> None:
+    positive = [label for label in ("blob/psize_A", "ctf/accel_kv") if label in fields]
+    numeric = [label for label in (*_CTF, "blob/psize_A", _POSE, _SHIFT) if label in fields]
+    check_finite(path, {label: fields[label].astype(np.float64) for label in numeric}, positive)
+
+
+def _collect_optics(path: Path, fields: Fields) -> OpticsColumns:
     count = len(fields["blob/path"])
     shape = fields["blob/shape"].reshape(count, -1)
     uneven = shape.min(axis=1) != shape.max(axis=1)
@@ -263,16 +267,10 @@ def _optics_columns(path: Path, fields: Fields) -> OpticsColumns:
     )
 
 
-def _poses(path: Path, fields: Fields) -> tuple[np.ndarray | None, np.ndarray]:
+def _convert_poses(path: Path, fields: Fields) -> tuple[np.ndarray | None, np.ndarray]:
     count = len(fields["blob/path"])
     if _POSE not in fields or _SHIFT not in fields:
         return None, np.zeros((count, 2), dtype=np.float32)
-    if _POSE_PIXEL not in fields:
-        warnings.warn(
-            f"{path}: no field {_POSE_PIXEL}; shifts are taken in pixels of blob/psize_A",
-            CryoFormerWarning,
-            stacklevel=3,
-        )
     pixel_size = _pose_pixel_size(fields)
     assert pixel_size is not None, "blob/psize_A was checked before"
     check_finite(path, {_POSE_PIXEL: pixel_size}, positive=(_POSE_PIXEL,))
@@ -287,7 +285,17 @@ def _pose_pixel_size(fields: Fields) -> np.ndarray | None:
     return None if size is None else size.astype(np.float64)
 
 
-def _with_pose_fields(records: np.ndarray, pixel_size: np.ndarray) -> np.ndarray:
+def _require_pixel_size(source: Path, records: np.ndarray) -> np.ndarray:
+    """Pixel size ``(N,)`` in which shifts are to be written."""
+    size = _pose_pixel_size({name: records[name] for name in records.dtype.names or ()})
+    if size is None:
+        raise ParticleFormatError(
+            f"{source}: no {_POSE_PIXEL} or blob/psize_A to write shifts in; give the job's own file"
+        )
+    return size
+
+
+def _add_pose_fields(records: np.ndarray, pixel_size: np.ndarray) -> np.ndarray:
     """Copy the records with the three pose fields added."""
     present = records.dtype.names or ()
     wanted = [(_POSE, "<f4", (3,)), (_SHIFT, "<f4", (2,)), (_POSE_PIXEL, "<f4")]
@@ -299,7 +307,7 @@ def _with_pose_fields(records: np.ndarray, pixel_size: np.ndarray) -> np.ndarray
     return wider
 
 
-def _stacks(paths: np.ndarray) -> tuple[list[str], np.ndarray]:
+def _number_stacks(paths: np.ndarray) -> tuple[list[str], np.ndarray]:
     """Distinct stacks in order of appearance, and the ``(N,)`` int32 index into them."""
     distinct, first, inverse = np.unique(paths, return_index=True, return_inverse=True)
     order = np.argsort(first)

@@ -59,12 +59,12 @@ def read_particles(
         raise ParticleFormatError(f"{path}: --passthrough belongs to cryoSPARC .cs files only; leave it out")
     table = _read_dialect(path, datadir, passthrough, require_poses and poses is None, ctf is None)
     if ctf is not None:
-        table = _with_ctf(table, ctf, indices)
-    table = _with_boxes(table, from_pickle=ctf is not None)
+        table = _replace_ctf(table, ctf, indices)
+    table = _fill_boxes(table, from_pickle=ctf is not None)
     if poses is not None:
-        table = _with_poses(table, poses, indices)
+        table = _replace_poses(table, poses, indices)
     if indices is not None:
-        table = table.select(_rows_of(indices, len(table), table.source))
+        table = table.select(_read_rows(indices, len(table), table.source))
     return table
 
 
@@ -96,7 +96,7 @@ def check_stacks(table: ParticleTable) -> None:
     for number, rows in zip(used, np.split(order, starts[1:]), strict=True):
         header = read_header(table.stack_paths[number])
         _check_stack(table, header, rows)
-        conflicts += _pixel_size_conflicts(table, header, rows)
+        conflicts += _find_conflicts(table, header, rows)
     if conflicts:
         more = f" (and {len(conflicts) - 1} more stacks)" if len(conflicts) > 1 else ""
         warnings.warn(
@@ -120,10 +120,10 @@ def _read_dialect(
         raise ParticleFormatError(
             f"{path}: bare images have neither poses nor CTF; give {' and '.join(lacking)}, or the .star or .cs file"
         )
-    return _bare_images(path, datadir)
+    return _list_images(path, datadir)
 
 
-def _bare_images(path: Path, datadir: Path | None) -> ParticleTable:
+def _list_images(path: Path, datadir: Path | None) -> ParticleTable:
     """All images of a stack, or of the stacks that a ``.txt`` lists one per line."""
     if not path.is_file():
         raise ParticleFormatError(f"{path}: no such file; check the path")
@@ -155,7 +155,7 @@ def _bare_images(path: Path, datadir: Path | None) -> ParticleTable:
     )
 
 
-def _rows_of(indices: Path, count: int, source: Path) -> np.ndarray:
+def _read_rows(indices: Path, count: int, source: Path) -> np.ndarray:
     rows = read_indices_pkl(indices)
     if rows.max() >= count:
         raise ParticleFormatError(
@@ -165,12 +165,12 @@ def _rows_of(indices: Path, count: int, source: Path) -> np.ndarray:
     return rows
 
 
-def _aligned(path: Path, values: np.ndarray, table: ParticleTable, indices: Path | None) -> np.ndarray:
+def _align_rows(path: Path, values: np.ndarray, table: ParticleTable, indices: Path | None) -> np.ndarray:
     """Bring a pickle, which holds all particles or those of `indices`, to the rows of the table."""
     if len(values) == len(table):
         return values
     if indices is not None:
-        rows = _rows_of(indices, len(table), table.source)
+        rows = _read_rows(indices, len(table), table.source)
         if len(values) == len(rows):
             spread = np.repeat(values[:1], len(table), axis=0)
             spread[rows] = values
@@ -180,8 +180,8 @@ def _aligned(path: Path, values: np.ndarray, table: ParticleTable, indices: Path
     )
 
 
-def _with_ctf(table: ParticleTable, path: Path, indices: Path | None) -> ParticleTable:
-    values = _aligned(path, read_ctf_pkl(path), table, indices)
+def _replace_ctf(table: ParticleTable, path: Path, indices: Path | None) -> ParticleTable:
+    values = _align_rows(path, read_ctf_pkl(path), table, indices)
     column = {label: values[:, place] for place, label in enumerate(CTF_COLUMNS)}
     terms = unapplied_terms(table.optics)
     masks = [sum(1 << terms.index(term) for term in group.unapplied_aberrations) for group in table.optics]
@@ -209,7 +209,7 @@ def _with_ctf(table: ParticleTable, path: Path, indices: Path | None) -> Particl
     )
 
 
-def _with_boxes(table: ParticleTable, from_pickle: bool) -> ParticleTable:
+def _fill_boxes(table: ParticleTable, from_pickle: bool) -> ParticleTable:
     """Box sizes that the metadata leave out, from the stacks.
 
     A ``ctf.pkl`` keeps box and pixel size of the extraction when images are downsampled later (cryoDRGN's
@@ -228,9 +228,9 @@ def _with_boxes(table: ParticleTable, from_pickle: bool) -> ParticleTable:
     return replace(table, optics=tuple(optics))
 
 
-def _with_poses(table: ParticleTable, path: Path, indices: Path | None) -> ParticleTable:
+def _replace_poses(table: ParticleTable, path: Path, indices: Path | None) -> ParticleTable:
     rotation, shift_fraction = read_poses_pkl(path)
-    rotation, shift_fraction = (_aligned(path, values, table, indices) for values in (rotation, shift_fraction))
+    rotation, shift_fraction = (_align_rows(path, values, table, indices) for values in (rotation, shift_fraction))
     box_angstrom = table.per_particle(lambda group: group.box_size * group.pixel_size_angstrom)
     if not box_angstrom.all():
         raise ParticleFormatError(
@@ -271,7 +271,7 @@ def _check_stack(table: ParticleTable, header: MRCHeader, rows: np.ndarray) -> N
         )
 
 
-def _pixel_size_conflicts(table: ParticleTable, header: MRCHeader, rows: np.ndarray) -> list[str]:
+def _find_conflicts(table: ParticleTable, header: MRCHeader, rows: np.ndarray) -> list[str]:
     """Say when the header has another pixel size than the metadata; an unset header has none."""
     for number in np.unique(table.optics_group[rows]).tolist():
         size = table.optics[number].pixel_size_angstrom

@@ -47,10 +47,8 @@ def read_star(
     ----------
     path
         ``run_data.star``, ``particles.star`` and the like.
-    datadir
-        Folder of the stacks, where they are not where the file says.
-    require_poses, require_ctf
-        False when other files will give them; absent numbers are then None (poses) or 0 (CTF, optics).
+    datadir, require_poses, require_ctf
+        Where the stacks are, and whether poses (else None) and CTF and optics (else 0) must be there.
 
     Raises
     ------
@@ -60,7 +58,7 @@ def read_star(
     Warns
     -----
     AberrationsNotAppliedWarning
-        If it carries aberrations, a B-factor or a CTF scale, which the forward model leaves out.
+        As `read_particles` does.
     """
     rows = open_rows(path, read_blocks(path))
     refuse_missing(rows, require_poses, require_ctf)
@@ -154,10 +152,8 @@ def update_star_poses(
         Where to write; may be `source` itself.
     source_row
         ``(k,)`` rows of the particles block, from 0.
-    rotation
-        ``(k, 3, 3)`` RELION matrices.
-    shift_angstrom
-        ``(k, 2)`` (x, y) to add to the image.
+    rotation, shift_angstrom
+        ``(k, 3, 3)`` RELION matrices and ``(k, 2)`` (x, y) to add to the image.
 
     Raises
     ------
@@ -204,7 +200,7 @@ def read_blocks(path: Path) -> dict[str, Block]:
     if not path.is_file():
         raise ParticleFormatError(f"{path}: no such file; check the path")
     try:
-        blocks: dict[str, Any] = starfile.read(path, always_dict=True, parse_as_string=list(_TEXT))
+        blocks = starfile.read(path, always_dict=True, parse_as_string=list(_TEXT))
     # starfile meets a broken file with whatever its parts raise: too many cells (pandas: ValueError), a block
     # without content (TypeError), an odd name (AttributeError), a lone label (ValueError).
     except (ValueError, TypeError, AttributeError, IndexError, OSError) as error:

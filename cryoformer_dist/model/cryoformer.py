@@ -127,7 +127,7 @@ class CryoFormer(nn.Module):
     ) -> Iterator[Float[Tensor, "box box box"]]:
         """As `volumes`, one map at a time."""
         if self.domain == "fourier":
-            yield from self._from_transforms(latent)
+            yield from self._invert_transforms(latent)
             return
         hidden = self.feature_volume.in_tiles(points_pixels)
         for vector in latent:
@@ -135,14 +135,14 @@ class CryoFormer(nn.Module):
             voxels[flat_index] = self.density(hidden, self.condition(vector[None]))[0]
             yield voxels.reshape(self.box, self.box, self.box)
 
-    def _from_transforms(self, latent: Tensor) -> Iterator[Float[Tensor, "box box box"]]:
+    def _invert_transforms(self, latent: Tensor) -> Iterator[Float[Tensor, "box box box"]]:
         """Maps, from their transforms on the half space z >= 0."""
         points = lattice_points(self.box).to(self.spectrum.device)
         inside = points.square().sum(-1) <= (self.box / 2 - 1) ** 2
         side = torch.where(points[inside, 2] < 0, -1.0, 1.0)
-        asked = (points[inside] * side[:, None])[None]
+        wanted = (points[inside] * side[:, None])[None]
         # All maps share them.
-        known = [self._frequency_features(part) for part in asked.split(_POINTS_AT_A_TIME, dim=1)]
+        known = [self._frequency_features(part) for part in wanted.split(_POINTS_AT_A_TIME, dim=1)]
         for vector in latent:
             folded = self.condition(vector[None])
             found = torch.cat([self._coefficients(*features, folded)[0] for features in known])

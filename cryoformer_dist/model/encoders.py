@@ -82,12 +82,12 @@ class AlignedEncoder(nn.Module):
     """Centred, in-plane turned image and the direction it was seen from, to latent vector.
 
     Not the paper's: its encoder sees neither pose, and learns the noise of its training images. This one is trained on
-    rendered images, of which there are as many as one likes.
+    projected images, of which there are as many as one likes.
 
     Parameters
     ----------
     config
-        Depth (in residual blocks of two layers) and width.
+        Depth (here in residual blocks of two layers) and width.
     box
         Side of the images.
     dimensions
@@ -129,12 +129,8 @@ class DeformationEncoder(nn.Module):
 
     Parameters
     ----------
-    config
-        Depth and width.
-    box
-        Side of the images.
-    dimensions
-        Length of the latent vector.
+    config, box, dimensions
+        As of `AlignedEncoder`.
     """
 
     def __init__(self, config: EncoderConfig, box: int, dimensions: int) -> None:

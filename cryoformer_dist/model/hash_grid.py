@@ -53,7 +53,7 @@ class HashGrid(nn.Module):
         self.layout = GridLayout.of(config.levels, config.base_resolution, growth, 2**config.log2_table_size)
         self.width = config.levels * config.features_per_level
         self.backend = config.backend
-        self._encode = _encoder(config, self.layout)
+        self._encode = _choose_encoder(config, self.layout)
         table = torch.empty(self.layout.entries, config.features_per_level)
         # tiny-cuda-nn starts at 1e-4; from there the conditioning path takes far longer to wake up.
         self.table = nn.Parameter(table.uniform_(-1e-2, 1e-2))
@@ -71,7 +71,7 @@ class HashGrid(nn.Module):
         return self._encode(self.table, points, self.layout)
 
 
-def _encoder(config: HashGridConfig, layout: GridLayout) -> Callable[[Tensor, Tensor, GridLayout], Tensor]:
+def _choose_encoder(config: HashGridConfig, layout: GridLayout) -> Callable[[Tensor, Tensor, GridLayout], Tensor]:
     """The backend that the configuration names, loaded now: what is missing is told before anything is trained."""
     if config.backend == "triton":
         require_triton("set model.hash_grid.backend: torch; its tables are the same")

@@ -136,7 +136,7 @@ def open_posed_store(place: str) -> ParticleStore:
         If they have no poses.
     """
     store = ParticleStore.open(place)
-    if not store.attributes["has_poses"]:
+    if not store.has_poses:
         raise ConfigError(
             f"{store.path}: the particles have no poses, training needs a first estimate; refine them in RELION or "
             "cryoSPARC and convert the result"

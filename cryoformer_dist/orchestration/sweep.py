@@ -257,6 +257,6 @@ def _refuse_without_truth(sweep: SweepConfig, base: RunConfig, path: Path) -> No
     store = place_at(base.dataset.store)
     if sweep.metric == "loss" or base.dataset.simulate is not None or not is_complete(store):
         return
-    source = Path(ParticleStore.open(store).attributes["source"]["path"])
+    source = Path(ParticleStore.open(store).attributes.source.path)
     if find_truth_beside(source) is None:
         raise ConfigError(f"{path}: metric: {sweep.metric} needs a truth, and there is none beside {source}; take loss")

@@ -65,8 +65,7 @@ def crop_images(images: Float[Tensor, "*batch old old"], box: int) -> Float[Tens
         If ``box`` is odd or larger than the images: ask for an even, smaller box.
     """
     old = images.shape[-1]
-    if box % 2 or box > old:
-        raise ValueError(f"cannot crop images of {old} pixels to {box}: ask for an even box of at most {old}")
+    _refuse_cropping(f"images of {old} pixels", old, box)
     if box == old:
         return images
     coefficients = crop_half_plane(image_to_fourier(images), box)
@@ -91,8 +90,7 @@ def crop_volume(voxels: Float[Tensor, "old old old"], box: int) -> Float[Tensor,
         If ``box`` is odd or larger than the map.
     """
     old = voxels.shape[-1]
-    if box % 2 or box > old:
-        raise ValueError(f"cannot crop a map of {old} voxels to {box}: ask for an even box of at most {old}")
+    _refuse_cropping(f"a map of {old} voxels", old, box)
     if box == old:
         return voxels
     coefficients = volume_to_fourier(voxels)
@@ -101,6 +99,11 @@ def crop_volume(voxels: Float[Tensor, "old old old"], box: int) -> Float[Tensor,
     cropped = coefficients[keep][:, keep][:, :, keep].clone()
     cropped[half], cropped[:, half], cropped[:, :, half] = 0, 0, 0
     return fourier_to_volume(cropped) * (box / old) ** 3
+
+
+def _refuse_cropping(what: str, old: int, box: int) -> None:
+    if box % 2 or box > old:
+        raise ValueError(f"cannot crop {what} to {box}: ask for an even box of at most {old}")
 
 
 def upsample_volume(voxels: Float[Tensor, "old old old"], box: int) -> Float[Tensor, "box box box"]:

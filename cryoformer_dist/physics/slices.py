@@ -29,8 +29,8 @@ class TrilinearSlices:
 
     Attributes
     ----------
-    place
-        Of each frequency in a flattened half plane; on the column ``kx = 0`` one of each pair.
+    flat_index
+        Place of each frequency in a flattened half plane; on the column ``kx = 0`` one of each pair.
     frequency
         ``(k, 2)`` cycles/pixel.
     """

@@ -96,7 +96,7 @@ class _Splat(torch.autograd.Function):
         to_density = torch.empty_like(density)
         to_position = torch.empty_like(position) if ctx.needs_input_grad[1] else None
         for part in _parts(density):
-            value, slopes = _gathered(around[part], position[part], gradient.shape[-1], to_position is not None)
+            value, slopes = _gather(around[part], position[part], gradient.shape[-1], to_position is not None)
             to_density[part] = value
             if to_position is not None:
                 torch.mul(torch.stack(slopes, dim=-1), density[part][..., None], out=to_position[part])
@@ -120,7 +120,7 @@ def _taps(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return (base + first[..., 1] * padded + first[..., 0]).reshape(-1), position - cell
 
 
-def _gathered(around: Tensor, position: Tensor, size: int, wants_slopes: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _gather(around: Tensor, position: Tensor, size: int, wants_slopes: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The padded grids' interpolants at the points, and their slopes along x and y."""
     index, fraction = _taps(position, size)
     padded, flat, shape = size + TAPS - 1, around.reshape(-1), position.shape[:-1]

@@ -134,9 +134,9 @@ def draw_poses(config: SimulationConfig) -> PoseDraw:
     matrix, projected back onto SO(3), and a uniform shift.
     """
     if config.poses.table is None:
-        rotation, shift = _uniform_poses(config)
+        rotation, shift = _draw_uniform_poses(config)
     else:
-        rotation, shift = _tabulated_poses(config.poses, config.poses.table, config)
+        rotation, shift = _take_poses(config.poses, config.poses.table, config)
     errors = config.perturbation
     generator = stream(config.seed, Stream.PERTURBATION)
     noise = generator.standard_normal(rotation.shape) * np.sqrt(errors.rotation_variance)
@@ -148,7 +148,7 @@ def draw_poses(config: SimulationConfig) -> PoseDraw:
     return PoseDraw(rotation, shift, given, given_shift.astype(np.float32))
 
 
-def _uniform_poses(config: SimulationConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _draw_uniform_poses(config: SimulationConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     seed = int(stream(config.seed, Stream.ROTATIONS).integers(2**63))
     rotation = random_rotations(config.particles, torch.Generator().manual_seed(seed)).numpy()
     limit = config.poses.max_shift_fraction * config.box_length_angstrom
@@ -156,14 +156,14 @@ def _uniform_poses(config: SimulationConfig) -> tuple[NDArray[np.float32], NDArr
     return rotation, shift.astype(np.float32)
 
 
-def _tabulated_poses(
+def _take_poses(
     poses: PosesConfig, table: Path, config: SimulationConfig
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     if table.suffix == ".npz":
-        arrays = _npz_columns("poses.table", table, ("rotation", "shift_angstrom"), ())
+        arrays = _read_npz_columns("poses.table", table, ("rotation", "shift_angstrom"), ())
         rotation, shift = arrays["rotation"], arrays["shift_angstrom"]
     else:
-        particles = _particle_table("poses.table", table, require_poses=True)
+        particles = _read_particle_table("poses.table", table, require_poses=True)
         pose = particles.pose()
         rotation, shift = pose.rotation.numpy(), pose.shift_angstrom.numpy()
     if rotation.shape[1:] != (3, 3) or shift.shape != (len(rotation), 2):
@@ -176,14 +176,14 @@ def _tabulated_poses(
         raise ConfigError(
             f"poses.table: {table}: rotation holds matrices that are no rotations; give RELION matrices A"
         )
-    rows = _table_rows("poses", table, len(rotation), poses.rows, config)
+    rows = _choose_rows("poses", table, len(rotation), poses.rows, config)
     return rotation[rows].astype(np.float32), shift[rows].astype(np.float32)
 
 
 def draw_ctf(config: SimulationConfig) -> CTFParams:
     """Draw the CTF of every particle from ranges or a table, or make it an ideal phase plate's (CTF 1)."""
     if config.ctf.table is not None:
-        return _tabulated_ctf(config.ctf, config.ctf.table, config)
+        return _take_ctf(config.ctf, config.ctf.table, config)
     settings, count = config.ctf, config.particles
     if not settings.apply:
         zero = torch.zeros(count)
@@ -195,10 +195,10 @@ def draw_ctf(config: SimulationConfig) -> CTFParams:
     mean = generator.uniform(settings.min_defocus_angstrom, settings.max_defocus_angstrom, count)
     half_difference = generator.uniform(0, settings.max_astigmatism_angstrom / 2, count)
     angle = generator.uniform(0, 180, count)
-    return _ctf_params(settings, mean + half_difference, mean - half_difference, angle)
+    return _make_ctf(settings, mean + half_difference, mean - half_difference, angle)
 
 
-def _ctf_params(
+def _make_ctf(
     settings: MicroscopeConfig,
     defocus_u_angstrom: NDArray[np.float64],
     defocus_v_angstrom: NDArray[np.float64],
@@ -216,11 +216,11 @@ def _ctf_params(
     )
 
 
-def _tabulated_ctf(settings: MicroscopeConfig, table: Path, config: SimulationConfig) -> CTFParams:
+def _take_ctf(settings: MicroscopeConfig, table: Path, config: SimulationConfig) -> CTFParams:
     if table.suffix == ".npz":
         names = ("defocus_u_angstrom", "defocus_v_angstrom", "defocus_angle_deg")
-        columns = _npz_columns("ctf.table", table, names, ("phase_shift_deg",))
-        params = _ctf_params(
+        columns = _read_npz_columns("ctf.table", table, names, ("phase_shift_deg",))
+        params = _make_ctf(
             settings,
             columns["defocus_u_angstrom"],
             columns["defocus_v_angstrom"],
@@ -228,12 +228,12 @@ def _tabulated_ctf(settings: MicroscopeConfig, table: Path, config: SimulationCo
             columns.get("phase_shift_deg"),
         )
     else:
-        params = _particle_table("ctf.table", table, require_poses=False).ctf_params()
-    rows = _table_rows("ctf", table, len(params.voltage_kv), settings.rows, config)
+        params = _read_particle_table("ctf.table", table, require_poses=False).ctf_params()
+    rows = _choose_rows("ctf", table, len(params.voltage_kv), settings.rows, config)
     return params[torch.from_numpy(rows)]
 
 
-def _particle_table(key: str, path: Path, *, require_poses: bool) -> ParticleTable:
+def _read_particle_table(key: str, path: Path, *, require_poses: bool) -> ParticleTable:
     """Another program's particle file; its images are not needed."""
     try:
         return read_particles(path, require_poses=require_poses)
@@ -241,7 +241,7 @@ def _particle_table(key: str, path: Path, *, require_poses: bool) -> ParticleTab
         raise ConfigError(f"{key}: {error}") from error
 
 
-def _npz_columns(
+def _read_npz_columns(
     key: str, path: Path, required: tuple[str, ...], optional: tuple[str, ...]
 ) -> dict[str, NDArray[np.float64]]:
     try:
@@ -262,7 +262,7 @@ def _npz_columns(
     return columns
 
 
-def _table_rows(section: str, table: Path, available: int, order: str, config: SimulationConfig) -> NDArray[np.int64]:
+def _choose_rows(section: str, table: Path, available: int, order: str, config: SimulationConfig) -> NDArray[np.int64]:
     if order == "random" and available:
         generator = np.random.default_rng(
             np.random.SeedSequence(config.seed, spawn_key=(int(Stream.TABLE_ROWS), section == "ctf"))
@@ -282,7 +282,7 @@ def draw_half_sets(config: SimulationConfig) -> NDArray[np.int8]:
     return stream(config.seed, Stream.HALF_SETS).permutation(half)
 
 
-def optics_of(config: SimulationConfig, ctf: CTFParams) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
+def group_particles(config: SimulationConfig, ctf: CTFParams) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
     """Group particles by microscope setting: the groups, and that of every particle, `(particles,)`."""
     count = config.particles
     return group_optics(

@@ -4,7 +4,7 @@ Atoms are Gaussians, and both their images and their maps come from the same dir
 cut off at the Nyquist frequency: a central slice of the map is the image, to rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,30 @@ _MAP_SIZE_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
+class Views:
+    """What images show of a molecule.
+
+    Attributes
+    ----------
+    coordinate
+        `(images,)` state coordinates; numbers of maps where each class has its own.
+    rotation, shift_angstrom
+        `(images, 3, 3)` and `(images, 2)`: a point ``c`` lands at ``(A c)_xy - shift``.
+    """
+
+    coordinate: NDArray[np.float64]
+    rotation: Float[Tensor, "images 3 3"]
+    shift_angstrom: Float[Tensor, "images 2"]
+
+    def blocks(self, elements_per_image: int) -> Iterator["Views"]:
+        """So many at a time that what is computed for them stays near the processor."""
+        step = max(1, _BLOCK_ELEMENTS // elements_per_image)
+        for start in range(0, len(self.coordinate), step):
+            rows = slice(start, start + step)
+            yield Views(self.coordinate[rows], self.rotation[rows], self.shift_angstrom[rows])
+
+
+@dataclass(frozen=True, slots=True)
 class AtomImager:
     """Images and maps of Gaussian pseudo-atoms.
 
@@ -49,27 +73,17 @@ class AtomImager:
     box_length_angstrom: float
     sigma_angstrom: float
 
-    def project(
-        self,
-        coordinate: NDArray[np.float64],
-        rotation: Float[Tensor, "images 3 3"],
-        shift_angstrom: Float[Tensor, "images 2"],
-    ) -> Complex[Tensor, "images box half"]:
-        """Half-plane transforms of the images at each state coordinate, atoms at ``(A c)_xy - shift``.
-
-        The pixels of an image add up to the weight of all atoms.
-        """
-        per_image = len(self.molecule.weight) * 4 * (self.box_size // 2 + 1)
-        step = max(1, _BLOCK_ELEMENTS // per_image)
+    def project(self, views: Views) -> Complex[Tensor, "images box half"]:
+        """Half-plane transforms of the images; the pixels of one add up to the weight of all atoms."""
         weight = torch.tensor(self.molecule.weight, dtype=torch.float32)
         pixel = self.box_length_angstrom / self.box_size
+        half = self.box_size // 2 + 1
         blocks = []
-        for start in range(0, len(coordinate), step):
-            rows = slice(start, start + step)
-            atoms = torch.as_tensor(self.molecule.coordinates_angstrom(coordinate[rows]), dtype=torch.float32)
-            seen = torch.einsum("bij,baj->bia", rotation[rows, :2], atoms) - shift_angstrom[rows, :, None]
+        for block in views.blocks(len(weight) * 4 * half):
+            atoms = torch.as_tensor(self.molecule.coordinates_angstrom(block.coordinate), dtype=torch.float32)
+            seen = torch.einsum("bij,baj->bia", block.rotation[:, :2], atoms) - block.shift_angstrom[:, :, None]
             blocks.append(_transform_of_points(seen / pixel, weight, self.box_size))
-        return torch.cat(blocks) * self._envelope(self.box_size, 2)[:, : self.box_size // 2 + 1]
+        return torch.cat(blocks) * self._envelope(self.box_size, 2)[:, :half]
 
     def volume(self, coordinate: float, box: int) -> Float[Tensor, "box box box"]:
         """Map at one state in voxels of ``box``; its sum along the beam has `project`'s pixel values."""
@@ -145,23 +159,16 @@ class VolumeImager:
     volumes: Float[Tensor, "classes box box box"]
     box_length_angstrom: float
 
-    def project(
-        self,
-        coordinate: NDArray[np.float64],
-        rotation: Float[Tensor, "images 3 3"],
-        shift_angstrom: Float[Tensor, "images 2"],
-    ) -> Complex[Tensor, "images box half"]:
+    def project(self, views: Views) -> Complex[Tensor, "images box half"]:
         """Half-plane transforms of the images of the map of each class number; see `AtomImager.project`."""
         box = self.volumes.shape[-1]
         inside = _inscribed(box)
         points, density = lattice_points(box)[inside], self.volumes.reshape(len(self.volumes), -1)[:, inside]
-        moved = -shift_angstrom * (box / self.box_length_angstrom)
-        classes = torch.from_numpy(coordinate.astype(np.int64))
-        step = max(1, _BLOCK_ELEMENTS // len(points))
-        blocks = [
-            project_points(density[classes[rows]], points, rotation[rows], moved[rows], box)
-            for rows in (slice(start, start + step) for start in range(0, len(classes), step))
-        ]
+        blocks = []
+        for block in views.blocks(len(points)):
+            classes = torch.from_numpy(block.coordinate.astype(np.int64))
+            moved = -block.shift_angstrom * (box / self.box_length_angstrom)
+            blocks.append(project_points(density[classes], points, block.rotation, moved, box))
         return torch.cat(blocks)
 
     def volume(self, coordinate: float, box: int) -> Float[Tensor, "box box box"]:

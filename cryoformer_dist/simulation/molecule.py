@@ -144,11 +144,11 @@ def build_molecule(source: PhantomSource | HingeSource | MorphSource | ModelsSou
         turning = (phantom.moving, phantom.pivot_angstrom, phantom.axis)
         molecule = HingedMolecule(atoms, weight, *turning, (0.0, source.arc_deg))
     elif isinstance(source, HingeSource):
-        molecule = _hinged(source)
+        molecule = _build_hinged(source)
     elif isinstance(source, MorphSource):
-        molecule = _morph(source)
+        molecule = _build_morph(source)
     else:
-        molecule = _path(source)
+        molecule = _build_path(source)
     return molecule.moved(-enclosing_sphere(molecule)[0])
 
 
@@ -183,7 +183,7 @@ def _places(molecule: Molecule) -> NDArray[np.float64]:
     return molecule.coordinates_angstrom(np.linspace(first, last, count)).reshape(-1, 3)
 
 
-def _read(key: str, path: Path) -> list[AtomicModel]:
+def _read_models(key: str, path: Path) -> list[AtomicModel]:
     """Models of a file, any complaint headed by the key that named it."""
     try:
         return read_trajectory(path) if path.suffix == ".npz" else read_structure(path)
@@ -191,22 +191,22 @@ def _read(key: str, path: Path) -> list[AtomicModel]:
         raise ConfigError(f"{key}: {error}") from error
 
 
-def _select(key: str, model: AtomicModel, selections: Sequence[str]) -> NDArray[np.bool_]:
+def _select_atoms(key: str, model: AtomicModel, selections: Sequence[str]) -> NDArray[np.bool_]:
     try:
         return select_atoms(model, selections)
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from error
 
 
-def _hinged(source: HingeSource) -> HingedMolecule:
-    model = _read("source.model", source.model)[0]
-    moving = _select("source.moving", model, source.moving)
+def _build_hinged(source: HingeSource) -> HingedMolecule:
+    model = _read_models("source.model", source.model)[0]
+    moving = _select_atoms("source.moving", model, source.moving)
     if moving.all():
         raise ConfigError("source.moving: selects every atom, so nothing would move; leave the fixed part out")
     atoms = model.coordinates_angstrom
     pivot = np.asarray(source.hinge_angstrom or (), np.float64)
     if source.hinge:
-        pivot = atoms[_select("source.hinge", model, source.hinge)].mean(0)
+        pivot = atoms[_select_atoms("source.hinge", model, source.hinge)].mean(0)
     states = (source.start_deg, source.start_deg + source.arc_deg)
     axis = np.asarray(source.axis or freest_axis(atoms, moving, pivot, states), np.float64)
     return HingedMolecule(atoms, model.weight, moving, pivot, axis / np.linalg.norm(axis), states)
@@ -218,7 +218,7 @@ def freest_axis(
     pivot_angstrom: NDArray[np.float64],
     state_range: tuple[float, float],
 ) -> tuple[float, float, float]:
-    """Direction about which the group sweeps its range with the fewest atoms within 4 A of the rest.
+    """Find the direction about which the group turns through its range with the fewest atoms within 4 A of the rest.
 
     Axes 40 to 60 degrees from the line pivot - centre of the group are tried: nearer ones hardly move it,
     farther ones drive it through the rest. The same molecule always gets the same axis.
@@ -243,8 +243,8 @@ def freest_axis(
     return x, y, z
 
 
-def _morph(source: MorphSource) -> PathMolecule:
-    first, last = _read("source.first", source.first)[0], _read("source.last", source.last)[0]
+def _build_morph(source: MorphSource) -> PathMolecule:
+    first, last = _read_models("source.first", source.first)[0], _read_models("source.last", source.last)[0]
     sizes = len(first), len(last)
     rows_first, rows_last = match_atoms(first, last)
     matched = f"{len(rows_first)} of {sizes[0]} and {sizes[1]} atoms match by chain, residue and atom name"
@@ -259,23 +259,25 @@ def _morph(source: MorphSource) -> PathMolecule:
     first, last = first.select(rows_first), last.select(rows_last)
     start, end = first.coordinates_angstrom, last.coordinates_angstrom
     if source.align:
-        core = _select("source.align_on", first, source.align_on) if source.align_on else np.ones(len(first), np.bool_)
-        end = _laid_onto(end, start, core)
+        core = (
+            _select_atoms("source.align_on", first, source.align_on)
+            if source.align_on
+            else np.ones(len(first), np.bool_)
+        )
+        end = _lay_onto(end, start, core)
     return PathMolecule(np.stack([start, end]), first.weight)
 
 
-def _laid_onto(
-    points: NDArray[np.float64], target: NDArray[np.float64], core: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Points moved rigidly so that their core fits the target's in the least squares sense (Kabsch)."""
+def _lay_onto(points: NDArray[np.float64], target: NDArray[np.float64], core: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Move points rigidly so that their core fits the target's in the least squares sense (Kabsch)."""
     centre, target_centre = points[core].mean(0), target[core].mean(0)
     u, _, vt = np.linalg.svd((points[core] - centre).T @ (target[core] - target_centre))
     hand = np.sign(np.linalg.det(u @ vt))
     return np.asarray((points - centre) @ (u @ np.diag([1.0, 1.0, hand]) @ vt) + target_centre)
 
 
-def _path(source: ModelsSource) -> PathMolecule:
-    models = _read("source.path", source.path)
+def _build_path(source: ModelsSource) -> PathMolecule:
+    models = _read_models("source.path", source.path)
     if len(models) < 2:
         raise ConfigError(f"source.path: {source.path} holds one model, so nothing moves; give two or more")
     for number, (before, after) in enumerate(itertools.pairwise(models), start=2):

@@ -3,6 +3,10 @@
 One image is ``CTF * projection + noise``, light on dark, in units of the noise: its standard deviation is 1
 in the written images, and the reference maps carry the same units, so the sum of a map along the beam is the
 noise-free image.
+
+The signal-to-noise ratio is var(signal) / var(noise) of whole CTF-applied images at ``snr_box`` (the mean
+variance of the first images, up to 1,000); cropping to a smaller box afterwards raises it, as in CryoBench. The
+noise is white and equally strong in every image.
 """
 
 from collections.abc import Iterator
@@ -32,13 +36,14 @@ from cryoformer_dist.simulation.acquisition import (
     draw_half_sets,
     draw_poses,
     draw_states,
-    optics_of,
+    group_particles,
     stream,
 )
 from cryoformer_dist.simulation.imaging import (
     DEFAULT_SIGMA_PIXELS,
     SIGMA_PER_RESOLUTION,
     AtomImager,
+    Views,
     VolumeImager,
     load_volumes,
 )
@@ -80,11 +85,9 @@ class _Scene:
 
     def signal(self, rows: slice) -> Tensor:
         """CTF-applied images at the simulated box, before any scaling."""
-        rotation, shift = (
-            torch.from_numpy(self.poses.rotation[rows]),
-            torch.from_numpy(self.poses.shift_angstrom[rows]),
-        )
-        transform = self.imager.project(self.states.coordinate[rows], rotation, shift)
+        rotation, shift = self.poses.rotation[rows], self.poses.shift_angstrom[rows]
+        views = Views(self.states.coordinate[rows], torch.from_numpy(rotation), torch.from_numpy(shift))
+        transform = self.imager.project(views)
         which = torch.arange(rows.start, rows.stop)
         frequency = frequency_grid(self.box)[None] / self.pixel_size_angstrom
         return fourier_to_image(transform * contrast_transfer_function(self.ctf[which], frequency), self.box)
@@ -99,11 +102,7 @@ class _Scale:
 
 
 def simulate(
-    config: SimulationConfig,
-    output: Path,
-    progress: Progress | None = None,
-    *,
-    overwrite: bool = False,
+    config: SimulationConfig, output: Path, progress: Progress | None = None, *, overwrite: bool = False
 ) -> SimulatedSet:
     """Make a particle set: ``particles.star``, stacks, and ``truth/`` (states, clean poses, reference maps).
 
@@ -131,25 +130,17 @@ def simulate(
     ConfigError
         If a file is missing or unfit, a selection is empty, the molecule leaves the box, or the folder holds
         a set already; with the dotted key and the remedy.
-
-    Notes
-    -----
-    The signal-to-noise ratio is var(signal) / var(noise) of whole CTF-applied images at ``snr_box`` (the mean
-    variance of the first images, up to 1,000); cropping to a smaller box afterwards raises it, as in
-    CryoBench. The noise is white and equally strong in every image.
     """
     star = output / STAR_NAME
     if star.exists() and not overwrite:
         raise ConfigError(f"{star}: a particle set is already there; choose another folder, or overwrite it")
-    scene = _scene(config)
+    scene = _make_scene(config)
     _clear(output)
-    blocks = _blocks(config)
-    made = _with_progress(_signals(scene, blocks), config.particles, progress)
-    head: list[Tensor] = []
+    blocks = _cut_into_blocks(config)
+    made = _tell_progress(_make_signals(scene, blocks), config.particles, progress)
     kept = max(1, min(_CALIBRATION_IMAGES, config.particles, _CALIBRATION_PIXELS // scene.box**2))
-    while sum(map(len, head)) < kept:
-        head.append(next(made))
-    scale = _scale(config, torch.cat(head)[:kept])
+    head = _take_head(made, kept)
+    scale = _measure_scale(config, torch.cat(head)[:kept])
     truth = _write_truth(config, scene, scale, output / TRUTH_FOLDER)
     stacks = _write_stacks(config, _chain(head, made), blocks, scale, output)
     _write_particles(config, scene, stacks, star)
@@ -165,7 +156,7 @@ def _clear(output: Path) -> None:
         old.unlink()
 
 
-def _scene(config: SimulationConfig) -> _Scene:
+def _make_scene(config: SimulationConfig) -> _Scene:
     """Read or build the molecule and draw what chance decides."""
     box = config.simulated_box
     imager: AtomImager | VolumeImager
@@ -195,7 +186,7 @@ def _require_fit(config: SimulationConfig, radius_angstrom: float, largest_shift
         )
 
 
-def _blocks(config: SimulationConfig) -> list[list[slice]]:
+def _cut_into_blocks(config: SimulationConfig) -> list[list[slice]]:
     """Rows of each block of images, per stack."""
     size = max(1, min(256, _BLOCK_PIXELS // config.simulated_box**2))
     stacks = []
@@ -205,19 +196,27 @@ def _blocks(config: SimulationConfig) -> list[list[slice]]:
     return stacks
 
 
-def _signals(scene: _Scene, blocks: list[list[slice]]) -> Iterator[Tensor]:
+def _make_signals(scene: _Scene, blocks: list[list[slice]]) -> Iterator[Tensor]:
     for stack in blocks:
         for rows in stack:
             yield scene.signal(rows)
 
 
-def _with_progress(made: Iterator[Tensor], total: int, progress: Progress | None) -> Iterator[Tensor]:
+def _tell_progress(made: Iterator[Tensor], total: int, progress: Progress | None) -> Iterator[Tensor]:
     done = 0
     for images in made:
         done += len(images)
         if progress is not None:
             progress(done, total)
         yield images
+
+
+def _take_head(made: Iterator[Tensor], images: int) -> list[Tensor]:
+    """Take the first blocks, as many as hold so many images."""
+    head: list[Tensor] = []
+    while sum(map(len, head)) < images:
+        head.append(next(made))
+    return head
 
 
 def _chain(head: list[Tensor], rest: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -227,7 +226,7 @@ def _chain(head: list[Tensor], rest: Iterator[Tensor]) -> Iterator[Tensor]:
     yield from rest
 
 
-def _scale(config: SimulationConfig, images: Tensor) -> _Scale:
+def _measure_scale(config: SimulationConfig, images: Tensor) -> _Scale:
     """Units in which the noise of the written images is 1; without noise, the signal's variance."""
     variance = float(images.double().var(dim=(1, 2), correction=0).mean())
     if variance == 0:
@@ -269,12 +268,12 @@ def _write_stacks(
         path = output / ("particles.mrcs" if len(blocks) == 1 else f"particles_{number:03d}.mrcs")
         with new_stack(path, config.pixel_size_angstrom, (_LABEL,)) as writer:
             for _ in stack:
-                writer.append(_finished(next(images), scale, config.box_size, generator))
+                writer.append(_finish(next(images), scale, config.box_size, generator))
         paths.append(path)
     return tuple(paths)
 
 
-def _finished(signal: Tensor, scale: _Scale, box: int, generator: np.random.Generator) -> NDArray[np.float32]:
+def _finish(signal: Tensor, scale: _Scale, box: int, generator: np.random.Generator) -> NDArray[np.float32]:
     """Scaled, noisy, cropped."""
     images = signal * scale.signal
     if scale.noise:
@@ -285,7 +284,7 @@ def _finished(signal: Tensor, scale: _Scale, box: int, generator: np.random.Gene
 def _write_particles(config: SimulationConfig, scene: _Scene, stacks: tuple[Path, ...], star: Path) -> None:
     rows = np.arange(config.particles)
     stack, index = rows // config.images_per_stack, rows % config.images_per_stack
-    optics, optics_group = optics_of(config, scene.ctf)
+    optics, optics_group = group_particles(config, scene.ctf)
     table = ParticleTable(
         source=star,
         stack_paths=stacks,

@@ -44,8 +44,8 @@ _QUERY_TENSORS = 14
 # Maps of the whole box while one is decoded and cropped; transforms beside those that are kept; tensors of the size
 # of all slices of a batch.
 _DECODED_MAPS, _TRANSFORMS_UNDER_WAY, _SLICE_TENSORS = 6, 8, 4
-# Pieces of shards under way: being read, waiting, joined and cut.
-_PIECES_UNDER_WAY = 4
+# Reads of shards under way: being read, waiting, joined and cut.
+_READS_UNDER_WAY = 4
 # Allocators keep some of what is freed.
 _SLACK = 1.1
 # Of `training.global_batch_size: auto`: larger batches use a machine no better, fewer steps learn less.
@@ -126,7 +126,7 @@ def plan_memory(config: RunConfig, work: Workload, batch: int, on_gpu: bool) -> 
         "resident images": 2 * work.box**2 * work.trained if config.dataset.loader == "resident" else 0,
     }
     if not on_gpu:
-        reading = 0 if config.dataset.loader == "resident" else _PIECES_UNDER_WAY * 2 * work.box**2 * work.shard_rows
+        reading = 0 if config.dataset.loader == "resident" else _READS_UNDER_WAY * 2 * work.box**2 * work.shard_rows
         kept |= {"program": _PROGRAM_BYTES, "metadata": _METADATA_BYTES * work.rows, "images being read": reading}
     step = {
         "images": _PIXEL_BYTES * work.box**2 * batch,

@@ -10,7 +10,7 @@ from torch import Tensor
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.errors import DensityMaskedAwayWarning
-from cryoformer_dist.initialization.occupancy import mask_box, missed
+from cryoformer_dist.initialization.occupancy import find_missed, mask_box
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.fourier import comparable_frequencies, crop_half_plane, fourier_to_image
 from cryoformer_dist.ranks import broadcast_from_leader, rank_and_world, sum_over_ranks
@@ -66,7 +66,7 @@ def refresh_occupancy(learner: Learner, stage: Stage, epoch: float, batches: Ite
     DensityMaskedAwayWarning
         If much of the residual still lies outside after an earlier refresh.
     """
-    found = missed(residual_map(learner, stage, epoch, batches), learner.mask)
+    found = find_missed(residual_map(learner, stage, epoch, batches), learner.mask)
     # All ranks hold the same sums, but the last bit of a transform may depend on the processor.
     voxels = broadcast_from_leader(found.voxels.to(learner.device)).cpu()
     share = float(broadcast_from_leader(torch.tensor(found.share, device=learner.device)))

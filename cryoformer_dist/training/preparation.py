@@ -17,8 +17,8 @@ from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, SlowEncodingWarning, SmallSampleWarning, StoreError
 from cryoformer_dist.initialization.consensus import back_project
-from cryoformer_dist.initialization.linear_model import linear_latents, principal_maps
-from cryoformer_dist.initialization.occupancy import occupied, sphere
+from cryoformer_dist.initialization.linear_model import fit_linear_latents, fit_principal_maps
+from cryoformer_dist.initialization.occupancy import find_occupied, sphere
 from cryoformer_dist.initialization.pose_search import (
     ROUNDS_BY_CONFORMATION,
     LinearConformations,
@@ -243,10 +243,10 @@ def _poses_by_conformation(
         here = store.with_pose(rows, pose)
         consensus = back_project(here, rows, progress=partial(progress, "consensus map"))
         mask = _occupancy(config, here, consensus.voxels)
-        latents = linear_latents(
+        latents = fit_linear_latents(
             here, rows, mask, _linear_dimensions(config), seed, partial(progress, "conformations for the poses")
         )
-        conformations = LinearConformations(latents, principal_maps(here, rows, mask, latents))
+        conformations = LinearConformations(latents, fit_principal_maps(here, rows, mask, latents))
         report = partial(progress, "pose search by conformation")
         pose = search_poses_by_conformation(store, rows, pose, conformations, rounds, seed, report)
     return pose
@@ -256,7 +256,7 @@ def _occupancy(
     config: RunConfig, store: ParticleStore, consensus: Float[Tensor, "box box box"]
 ) -> Bool[Tensor, "box box box"]:
     by_data = config.training.occupancy == "data"
-    mask = occupied(consensus, store.pixel_size_angstrom) if by_data else sphere(store.box_size)
+    mask = find_occupied(consensus, store.pixel_size_angstrom) if by_data else sphere(store.box_size)
     if not mask.any():
         raise StoreError(
             f"{store.path}: the back-projection of the particles shows no density above the background; run "
@@ -271,7 +271,7 @@ def _first_latents(
     """First latents of every store row: the linear model's coordinates, the other dimensions close to zero."""
     count, seed = _linear_dimensions(config), config.seed
     first = 0.1 * torch.randn(len(store), config.model.latent.dimensions, generator=torch.Generator().manual_seed(seed))
-    first[rows, :count] = linear_latents(store, rows, mask, count, seed, partial(progress, "first latents"))
+    first[rows, :count] = fit_linear_latents(store, rows, mask, count, seed, partial(progress, "first latents"))
     return first
 
 

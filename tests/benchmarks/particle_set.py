@@ -14,7 +14,7 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.initialization.consensus import back_project
-from cryoformer_dist.initialization.occupancy import occupied
+from cryoformer_dist.initialization.occupancy import find_occupied
 from cryoformer_dist.orchestration.config_files import read_run_file
 from cryoformer_dist.physics.fourier import weighted_shells
 from cryoformer_dist.physics.volume import Volume
@@ -78,7 +78,7 @@ class ParticleSet:
 
     @property
     def truth_folder(self) -> Path:
-        return Path(self.store.attributes["source"]["path"]).parent / TRUTH_FOLDER
+        return Path(self.store.attributes.source.path).parent / TRUTH_FOLDER
 
     @property
     def consensus(self) -> Volume:
@@ -112,7 +112,7 @@ class ParticleSet:
             folder.mkdir(parents=True, exist_ok=True)
             start = time.process_time()
             consensus, voxel_size = back_project(self.store, np.arange(len(self.store))), self.store.pixel_size_angstrom
-            mask = occupied(consensus.voxels, voxel_size)
+            mask = find_occupied(consensus.voxels, voxel_size)
             write_maps(folder, consensus, mask, voxel_size)
             CpuClock(folder).append(0, time.process_time() - start)
         return folder

@@ -27,7 +27,7 @@ def _rows_of(order: ParticleOrder, rank: int, world: int) -> list[int]:
     return [int(row) for read in order.reads(rank, world) for row in read.rows]
 
 
-def test_batches_follow_the_order_across_pieces_and_the_last_is_smaller(tiny_store: Path) -> None:
+def test_batches_follow_the_order_across_shards_and_the_last_is_smaller(tiny_store: Path) -> None:
     store = ParticleStore.open(tiny_store)
     order = _order(store)
     for rank, world in [(0, 1), (0, 3), (2, 3)]:

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.simulated_particles import PIXEL_SIZE_ANGSTROM, source_images, write_particles
+from support.simulated_particles import PIXEL_SIZE_ANGSTROM, replace_image, source_images, write_particles
 
+from cryoformer_dist.data.contrast import Contrast
 from cryoformer_dist.data.convert import (
     ConversionOptions,
     begin_conversion,
@@ -51,15 +52,6 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _replace_image(table: ParticleTable, row: int, image: np.ndarray) -> None:
-    """Overwrite an image of a table's stack on disk."""
-    path, box = table.stack_paths[table.stack[row]], table.optics[0].box_size
-    content = bytearray(path.read_bytes())
-    start = 1024 + int(table.stack_index[row]) * box * box * 4
-    content[start : start + box * box * 4] = image.astype("<f4").tobytes()
-    path.write_bytes(bytes(content))
-
-
 def test_store_rows_are_a_permutation_of_the_table_rows(store: ParticleStore, table: ParticleTable) -> None:
     particles = store.particles()
     rows = particles.source_row
@@ -74,7 +66,7 @@ def test_what_is_read_is_the_crop_of_the_normalised_source(store: ParticleStore,
     outside = (radius_grid(32, 2) > 15).numpy()
     corners = images[:, outside]
     images = (images - corners.mean(1)[:, None, None]) / corners.std(1)[:, None, None]
-    scale = store.attributes["conversion"]["scale_after_crop"]["32"]
+    scale = store.attributes.conversion.scale_after_crop[32]
     expected = crop_images(torch.from_numpy(images), 24).numpy() * scale
     stored = store.read_images(np.arange(len(store))).astype(np.float32)
     np.testing.assert_allclose(stored, expected[store.particles().source_row], atol=4e-3, rtol=1e-3)
@@ -91,8 +83,8 @@ def test_background_deviation_is_one_after_conversion(table: ParticleTable, tmp_
 
 def test_pixel_size_grows_as_the_box_shrinks(store: ParticleStore) -> None:
     assert store.pixel_size_angstrom == pytest.approx(PIXEL_SIZE_ANGSTROM * 32 / 24)
-    assert store.attributes["optics"][0]["pixel_size_angstrom"] == store.pixel_size_angstrom
-    assert store.attributes["optics"][0]["source_pixel_size_angstrom"] == PIXEL_SIZE_ANGSTROM
+    assert store.attributes.optics[0].pixel_size_angstrom == store.pixel_size_angstrom
+    assert store.attributes.optics[0].source_pixel_size_angstrom == PIXEL_SIZE_ANGSTROM
     np.testing.assert_allclose(store.particles().pixel_size_angstrom, store.pixel_size_angstrom)
 
 
@@ -106,27 +98,20 @@ def test_both_contrasts_are_found_and_give_the_same_images(table: ParticleTable,
         content = source.read_bytes()
         target.write_bytes(content[:1024] + (-np.frombuffer(content[1024:], "<f4")).tobytes())
     dark = _convert(dark_table, tmp_path / "dark.zarr", options)
-    assert (light.attributes["contrast"]["sign"], dark.attributes["contrast"]["sign"]) == (1, -1)
-    assert light.attributes["contrast"]["z_score"] > 5
-    assert dark.attributes["contrast"]["z_score"] < -5
+    assert (light.attributes.contrast.sign, dark.attributes.contrast.sign) == (1, -1)
+    assert light.attributes.contrast.z_score > 5
+    assert dark.attributes.contrast.z_score < -5
     rows = np.arange(len(light))
     np.testing.assert_array_equal(light.read_images(rows), dark.read_images(rows))
 
 
 def test_a_given_contrast_is_obeyed(table: ParticleTable, tmp_path: Path, store: ParticleStore) -> None:
     dark = _convert(table, tmp_path / "s.zarr", replace(SMALL_SHARDS, contrast="dark"))
-    assert dark.attributes["contrast"] == {"sign": -1, "z_score": 0.0, "how": "given"}
+    assert dark.attributes.contrast == Contrast(sign=-1, z_score=0.0, how="given")
     np.testing.assert_array_equal(dark.read_images(np.arange(9)), -store.read_images(np.arange(9)))
 
 
-def test_an_uncertain_contrast_is_said_and_taken_as_light(tmp_path: Path) -> None:
-    noise = write_particles(tmp_path / "noise", particles=40, noise_ratio=1e6)
-    with pytest.warns(SmallSampleWarning, match="uncertain.*--contrast"):
-        plan = plan_conversion(noise, tmp_path / "s.zarr", ConversionOptions())
-    assert (plan.contrast.sign, plan.contrast.how) == (1, "uncertain")
-
-
-def test_without_poses_the_contrast_is_assumed_and_said(table: ParticleTable, tmp_path: Path) -> None:
+def test_particles_without_poses_make_a_store_without_poses(table: ParticleTable, tmp_path: Path) -> None:
     with pytest.warns(SmallSampleWarning, match="no poses.*--contrast"):
         plan = plan_conversion(replace(table, rotation=None), tmp_path / "s.zarr", ConversionOptions(box_size=16))
     assert plan.contrast.how == "assumed"
@@ -139,8 +124,8 @@ def test_the_contrast_of_a_real_simulated_stack_is_dark(shared_data: Path, tmp_p
         table = read_particles(folder / "10076_both_32_sim.star", datadir=folder)
     store = _convert(table, tmp_path / "s.zarr", ConversionOptions())
     assert len(store) == 1296
-    assert store.attributes["contrast"]["sign"] == -1
-    assert store.attributes["contrast"]["z_score"] < -50
+    assert store.attributes.contrast.sign == -1
+    assert store.attributes.contrast.z_score < -50
     assert store.pixel_size_angstrom == pytest.approx(13.1)
 
 
@@ -222,7 +207,7 @@ def test_a_kill_after_completion_is_recognised(table: ParticleTable, store: Part
     folder = finished.path / PROGRESS_FOLDER
     folder.mkdir()
     (folder / "plan.json").write_text(
-        f'{{"fingerprint": "{plan.fingerprint}", "scale": {json.dumps(plan.preparation.scale)}, '
+        f'{{"fingerprint": "{plan.fingerprint}", "scale": {json.dumps(plan.normalisation.scale)}, '
         '"contrast": {"sign": 1, "z_score": 0.0, "how": "given"}}'
     )
     assert len(ParticleStore.open(finished.path)) == len(table)
@@ -277,25 +262,6 @@ def test_a_missing_stack_is_found_before_anything_is_written(table: ParticleTabl
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("box", "message"),
-    [
-        (34, "never enlarged: give --box with an even number up to 32"),
-        (23, "give --box 22"),
-        (4, "give --box 8"),
-    ],
-)
-def test_a_box_that_cannot_be_is_refused(table: ParticleTable, tmp_path: Path, box: int, message: str) -> None:
-    with pytest.raises(ParticleFormatError, match=message):
-        plan_conversion(table, tmp_path / "s.zarr", ConversionOptions(box_size=box))
-
-
-@pytest.mark.parametrize("diameter", [0.0, 160.0, 500.0])
-def test_a_diameter_that_leaves_no_background_is_refused(table: ParticleTable, tmp_path: Path, diameter: float) -> None:
-    with pytest.raises(ParticleFormatError, match="smaller --particle-diameter"):
-        plan_conversion(table, tmp_path / "s.zarr", ConversionOptions(particle_diameter_angstrom=diameter))
-
-
 def test_the_particle_diameter_moves_the_background(table: ParticleTable, tmp_path: Path) -> None:
     store = _convert(table, tmp_path / "s.zarr", replace(SMALL_SHARDS, particle_diameter_angstrom=80.0))
     images = store.read_images(np.arange(len(store))).astype(np.float32)
@@ -303,27 +269,11 @@ def test_the_particle_diameter_moves_the_background(table: ParticleTable, tmp_pa
     assert images[:, background].std() == pytest.approx(1.0, abs=0.02)
 
 
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (np.full((32, 32), 5.0), "constant background"),
-        (np.zeros((32, 32)), "constant background"),
-        (np.where(np.eye(32) > 0, np.nan, np.random.default_rng(0).normal(size=(32, 32))), "not finite"),
-    ],
-)
-def test_an_image_that_cannot_be_normalised_is_named(tmp_path: Path, image: np.ndarray, message: str) -> None:
-    table = write_particles(tmp_path / "p", particles=60)
-    _replace_image(table, 50, image)
-    number = int(table.stack_index[50]) + 1
-    with pytest.raises(ParticleFormatError, match=rf"b\.mrcs: image {number:06d} \(row 51 of .*{message}"):
-        _convert(table, tmp_path / "s.zarr", SMALL_SHARDS)
-
-
 def test_a_pixel_beyond_float16_is_named(tmp_path: Path) -> None:
     table = write_particles(tmp_path / "p", particles=60)
     image = np.random.default_rng(0).normal(size=(32, 32))
     image[16, 16] = 1e8
-    _replace_image(table, 5, image)
+    replace_image(table, 5, image)
     with pytest.raises(ParticleFormatError, match=r"a\.mrcs: image 000006 .*65504"):
         _convert(table, tmp_path / "s.zarr", replace(SMALL_SHARDS, box_size=None))
 

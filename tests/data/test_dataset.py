@@ -38,7 +38,7 @@ def test_ray_gives_exactly_the_batches_of_the_local_reader_in_their_order(
     tiny_store: Path, monkeypatch: pytest.MonkeyPatch, rank: int, world: int, consumed: tuple[ConsumedRows, ...]
 ) -> None:
     # Several executions must follow one another without a seam.
-    monkeypatch.setattr(dataset, "_PIECES_PER_EXECUTION", 5)
+    monkeypatch.setattr(dataset, "_READS_PER_EXECUTION", 5)
     monkeypatch.setattr(dataset, "_TASK_BYTES", 2 * 16 * (16 * 16 * 2 + 16))
     store = ParticleStore.open(tiny_store)
     order = _order(store, epochs=2, consumed=consumed)
@@ -72,7 +72,7 @@ def test_workers_that_hold_every_cpu_do_not_starve_their_readers(
 
 
 @pytest.mark.parametrize(("task_bytes", "tasks"), [(1, 4), (2 * 16 * (16 * 16 * 2 + 16), 2), (2**20, 1)])
-def test_tasks_read_consecutive_pieces_up_to_a_size_one_block_each(
+def test_tasks_take_consecutive_reads_up_to_a_size_one_block_each(
     tiny_store: Path, monkeypatch: pytest.MonkeyPatch, task_bytes: int, tasks: int
 ) -> None:
     monkeypatch.setattr(dataset, "_TASK_BYTES", task_bytes)

@@ -6,7 +6,7 @@ import torch
 
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.initialization.consensus import Consensus, back_project
-from cryoformer_dist.initialization.occupancy import occupied, sphere
+from cryoformer_dist.initialization.occupancy import find_occupied, sphere
 from cryoformer_dist.physics.fourier import weighted_shells
 
 
@@ -16,7 +16,7 @@ def test_the_consensus_is_that_of_the_rows_asked_for(swinging: Path) -> None:
         back_project(store, rows).voxels for rows in (np.arange(200), np.arange(200, 400), np.arange(200))
     )
     assert torch.equal(some, again)
-    inside = occupied(some, 230 / 32)
+    inside = find_occupied(some, 230 / 32)
     correlation = torch.corrcoef(torch.stack([some[inside], others[inside]]))[0, 1]
     assert 0.5 < correlation < 0.999
 

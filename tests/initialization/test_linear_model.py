@@ -9,7 +9,7 @@ from support.tiny_runs import write_set
 
 from cryoformer_dist.analysis.latent import score_latents
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.initialization.linear_model import linear_latents
+from cryoformer_dist.initialization.linear_model import fit_linear_latents
 from cryoformer_dist.physics.ctf import transfer_at
 from cryoformer_dist.physics.fourier import fourier_to_image
 from cryoformer_dist.physics.grids import frequency_grid, radius_grid
@@ -31,7 +31,7 @@ def swinging(tmp_path_factory: pytest.TempPathFactory) -> tuple[ParticleStore, n
 
 @pytest.fixture(scope="module")
 def latent(swinging: tuple[ParticleStore, np.ndarray]) -> torch.Tensor:
-    return linear_latents(swinging[0], np.arange(400), SMALL, 2, 0)
+    return fit_linear_latents(swinging[0], np.arange(400), SMALL, 2, 0)
 
 
 def test_coordinates_follow_the_motion(swinging: tuple[ParticleStore, np.ndarray], latent: torch.Tensor) -> None:
@@ -48,7 +48,7 @@ def test_coordinates_are_white(latent: torch.Tensor) -> None:
 
 def test_another_seed_finds_the_same_motion(swinging: tuple[ParticleStore, np.ndarray], latent: torch.Tensor) -> None:
     calls: list[tuple[int, int]] = []
-    other = linear_latents(swinging[0], np.arange(400), SMALL, 2, 1, lambda *call: calls.append(call))
+    other = fit_linear_latents(swinging[0], np.arange(400), SMALL, 2, 1, lambda *call: calls.append(call))
     # Axes may turn into one another; the space they span is that of the motion.
     assert torch.linalg.svdvals(latent.T @ other / 400).max() > 0.8
     assert calls[-1][0] == calls[-1][1]
@@ -73,7 +73,7 @@ def test_latents_of_a_rigid_molecule_do_not_tell_images_of_another_pixel_size_ap
     # The second time as strong as in counts, which grow with the pixel's area: not in units of the noise.
     for strength in (1.0, ratio):
         images = torch.where(coarse[:, None, None], clean * strength, clean) + noise
-        latent = linear_latents(stored_images(images, pose, ctf, pixel), np.arange(count), SMALL, 2, 0)
+        latent = fit_linear_latents(stored_images(images, pose, ctf, pixel), np.arange(count), SMALL, 2, 0)
         accuracy.append(score_latents(latent.numpy(), coarse.double().numpy(), 0.0, True).class_accuracy)
     assert accuracy[0] < 0.57
     assert accuracy[1] > 0.64

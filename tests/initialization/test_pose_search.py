@@ -12,16 +12,15 @@ from support.tiny_runs import write_set
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.initialization import pose_search
-from cryoformer_dist.initialization.frame_alignment import align_frame
-from cryoformer_dist.initialization.linear_model import principal_maps
+from cryoformer_dist.initialization.linear_model import fit_principal_maps
 from cryoformer_dist.initialization.occupancy import sphere
 from cryoformer_dist.initialization.pose_search import (
     ROUNDS_BY_CONFORMATION,
     LinearConformations,
     PoseSearchResult,
-    Round,
-    _ball,
-    _disc,
+    SearchRound,
+    draw_cone,
+    list_shifts,
     search_poses,
     search_poses_by_conformation,
 )
@@ -89,7 +88,7 @@ def test_maps_of_their_own_conformations_bring_poses_nearer_than_one_rigid_map(t
     # An arm's swing and how it curves.
     swing = (state - state.mean()) / state.std()
     latents = torch.stack([swing, swing.square() - swing.square().mean()], dim=1)
-    maps = principal_maps(store.with_pose(rows, rigid), rows, sphere(32), latents)
+    maps = fit_principal_maps(store.with_pose(rows, rigid), rows, sphere(32), latents)
     found = search_poses_by_conformation(
         store, rows, rigid, LinearConformations(latents, maps), ROUNDS_BY_CONFORMATION[0], seed=0
     )
@@ -132,7 +131,7 @@ def test_true_poses_are_left_where_they_are(tmp_path: Path) -> None:
 def _likeness(store: ParticleStore, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Correlation of every image with the slice at its given pose, and its amplitude, as a round compares the two."""
     seen: list[torch.Tensor] = []
-    original = ReferenceMap.match
+    original = ReferenceMap.find_most_probable
 
     def best(reference: ReferenceMap, weighted: Any, energy: Any, transfer: Any, rotation: Any, *rest: Any) -> Any:
         # The first candidate is the pose itself.
@@ -143,8 +142,8 @@ def _likeness(store: ParticleStore, monkeypatch: pytest.MonkeyPatch) -> tuple[to
         return original(reference, weighted, energy, transfer, rotation, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pose_search, "ROUNDS", (Round(10, 5.0, 2, 0.0, 1.0),))
-        patch.setattr(ReferenceMap, "match", best)
+        patch.setattr(pose_search, "ROUNDS", (SearchRound(10, 5.0, 2, 0.0, 1.0),))
+        patch.setattr(ReferenceMap, "find_most_probable", best)
         search_poses(store, np.arange(len(store.particles().source_row)), 0)
     likeness, amplitude = torch.cat(seen, dim=1)
     return likeness, amplitude
@@ -173,60 +172,19 @@ def test_images_of_another_pixel_size_are_compared_with_the_same_map(monkeypatch
     assert float(amplitude[seen].mean() / amplitude[~seen].mean()) == pytest.approx(1, abs=0.05)
 
 
-def test_of_some_candidates_the_true_turn_and_shift_are_the_most_likely() -> None:
-    phantom, rotation = blobs(), random_rotations(20, _generator(3))
-    reference = ReferenceMap(phantom.voxels(32), shell=12)
-    cone, shifts = _ball(30, 25.0, _generator(4)), _disc(2.0, 1.0)
-    turn = torch.arange(20) % 30
-    move = torch.arange(20) % len(shifts)
-    # The true rotation of each is a candidate's; the stored shift centres the image.
-    images = phantom.images(cone[turn] @ rotation, -shifts[move], 32)
-    weighted = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1))).flatten(1)[:, reference.slices.flat_index]
-    candidates = torch.einsum("cij,bjk->bcik", cone, rotation)
-    energy, transfer = weighted.abs().square().sum(1), torch.ones(weighted.shape)
-    even = torch.zeros(20, len(cone))
-    found_turn, found_move = reference.match(weighted, energy, transfer, candidates, even, shifts)
-    assert torch.equal(found_turn, turn)
-    assert torch.equal(found_move, move)
-    # Of images that show next to nothing, expectation decides; of those that show something, it does not.
-    expected = even - 20 * (torch.arange(len(cone)) != 5)
-    turn_seen, _ = reference.match(weighted, energy, transfer, candidates, expected, shifts)
-    assert torch.equal(turn_seen, turn)
-    noise = torch.complex(*(energy.mean().sqrt() * torch.randn(2, *weighted.shape, generator=_generator(5))))
-    drowned = weighted + 10 * noise
-    turn_expected, _ = reference.match(drowned, drowned.abs().square().sum(1), transfer, candidates, expected, shifts)
-    assert torch.equal(turn_expected, torch.full((20,), 5))
-
-
-def test_what_all_poses_of_a_half_share_is_taken_back() -> None:
-    given = Pose(random_rotations(50, _generator(5)), 5 * torch.randn(50, 2, generator=_generator(6)))
-    turn, offset = random_rotations(1, _generator(7))[0], torch.tensor([3.0, -8.0, 5.0])
-    # The same images of a molecule whose frame is turned and whose origin lies elsewhere.
-    drifted = Pose(given.rotation @ turn, given.shift_angstrom + (given.rotation @ offset)[:, :2])
-    back = align_frame(given, drifted)
-    assert torch.allclose(back.rotation, given.rotation, atol=1e-5)
-    assert torch.allclose(back.shift_angstrom, given.shift_angstrom, atol=1e-3)
-    # What a particle has found for itself stays its own.
-    own = Pose(drifted.rotation.clone(), drifted.shift_angstrom.clone())
-    own.rotation[7] = rotation_from_axis_angle(torch.tensor([0.5, 0.0, 0.0])) @ own.rotation[7]
-    kept = squared_frobenius(align_frame(given, own).rotation, given.rotation)
-    assert float(kept[7]) == pytest.approx(8 * np.sin(0.25) ** 2, rel=0.1)
-    assert float(kept.sum() - kept[7]) < 0.02
-
-
 def test_candidates_hold_the_pose_so_far_and_keep_within_their_bounds() -> None:
-    cone = _ball(400, 20.0, _generator(8))
+    cone = draw_cone(400, 20.0, _generator(8))
     angle = rotation_angle_deg(cone, torch.eye(3).expand_as(cone))
     assert torch.equal(cone[0], torch.eye(3))
     assert 18 < float(angle.max()) <= 20.001
     # Even in volume: half the radius holds an eighth.
     assert 0.05 < float((angle < 10).float().mean()) < 0.22
-    shifts = _disc(1.0, 0.25)
+    shifts = list_shifts(1.0, 0.25)
     assert [0.0, 0.0] in shifts.tolist()
     assert float(shifts.norm(dim=1).max()) == pytest.approx(1.0)
     assert float(shifts.sum(0).abs().max()) < 1e-5
     assert len(shifts) == len(torch.unique(shifts, dim=0)) == 49
-    assert _disc(0.0, 1.0).tolist() == [[0.0, 0.0]]
+    assert list_shifts(0.0, 1.0).tolist() == [[0.0, 0.0]]
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +217,7 @@ def test_given_poses_are_kept_row_by_row_where_found_ones_agree_less(
     outcomes = {}
     for name, after in (("better", 0.9), ("worse", 0.2), ("equal", 0.5)):
         agreement = iter((0.5, after))
-        monkeypatch.setattr(pose_search, "_agreement", lambda *_, agreement=agreement: next(agreement))
+        monkeypatch.setattr(pose_search, "_measure_agreement", lambda *_, agreement=agreement: next(agreement))
         outcomes[name] = search_poses(turned, rows, 0)
     assert {name: found.kept for name, found in outcomes.items()} == {"better": False, "worse": True, "equal": True}
     given = turned.particles().pose(rows)
@@ -270,22 +228,3 @@ def test_given_poses_are_kept_row_by_row_where_found_ones_agree_less(
     assert float(angle.mean()) > 1
     # Around the given pose of the same row: the widest cone is 30 degrees, the turn of the frame comes on top.
     assert float(angle.max()) < 50
-
-
-def test_a_drift_that_follows_the_conformation_is_taken_back_and_what_a_particle_found_stays() -> None:
-    count = 200
-    given = Pose(random_rotations(count, _generator(8)), 5 * torch.randn(count, 2, generator=_generator(9)))
-    latents = torch.randn(count, 2, generator=_generator(10))
-    latents = latents - latents.mean(0)
-    # Turns of some degrees per unit of each coordinate, and an origin that moves with them.
-    turn = rotation_from_axis_angle(latents @ torch.tensor([[0.05, -0.02, 0.03], [0.0, 0.04, -0.01]]))
-    offset = latents @ torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 1.0]])
-    rotation = given.rotation @ turn
-    own = rotation_from_axis_angle(0.02 * torch.randn(count, 3, generator=_generator(11)))
-    drifted = Pose(own @ rotation, given.shift_angstrom + torch.einsum("pij,pj->pi", rotation, offset)[:, :2])
-    back = align_frame(given, drifted, latents)
-    error = rotation_angle_deg(back.rotation, own @ given.rotation)
-    assert float(error.mean()) < 0.1 * float(rotation_angle_deg(drifted.rotation, given.rotation).mean())
-    assert float((back.shift_angstrom - given.shift_angstrom).norm(dim=1).mean()) < 0.3
-    rigid = align_frame(given, drifted)
-    assert float(rotation_angle_deg(rigid.rotation, own @ given.rotation).mean()) > 5 * float(error.mean())

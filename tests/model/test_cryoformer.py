@@ -57,7 +57,8 @@ def test_the_concatenation_decoder_takes_the_place_of_attention():
     density = network.density(network.feature_volume(points), network.condition(torch.randn(5, 3)))
     assert density.shape == (5, len(points))
     (density * torch.randn_like(density)).sum().backward()
-    assert all(parameter.grad is not None for parameter in network.parameters())
+    for name, parameter in network.named_parameters():
+        assert name.endswith("key.bias") or float(parameter.grad.abs().sum()) > 0, name
     flat_index = torch.nonzero((radius_grid(BOX, 3) <= 6.0).ravel())[:, 0]
     maps = network.volumes(torch.randn(2, 3), points, flat_index)
     assert float((maps[0] - maps[1]).abs().max()) > 1e-4
@@ -78,11 +79,16 @@ def test_different_latents_give_different_shapes_from_the_start(box, seed):
     assert float(shape.std(0).mean() / over_space) > 0.1
 
 
-def test_prior_mean_is_one_conformation_for_all():
+def test_the_prior_mean_is_the_structure_without_deformation_and_its_neighbours_are_like_it():
     network = model()
     hidden = network.feature_volume(points_within(6.0, BOX))
-    density = network.density(hidden, network.condition(torch.zeros(3, 3)))
-    assert torch.allclose(density, density[:1].expand(3, -1), atol=1e-7)
+    decoder = network.decoder
+    still = decoder.fold(decoder.queries(torch.zeros(1, *decoder.structure_queries.shape)))
+    mean = network.density(hidden, network.condition(torch.zeros(1, 3)))
+    assert torch.allclose(mean, network.density(hidden, still), atol=1e-7)
+    latent = torch.randn(20, 3)
+    near, far = (network.density(hidden, network.condition(scale * latent)) - mean for scale in (0.01, 1.0))
+    assert 0 < near.square().mean().item() < 1e-3 * far.square().mean().item()
 
 
 def test_volumes_hold_the_density_on_the_lattice_and_nothing_outside():

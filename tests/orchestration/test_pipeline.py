@@ -1,5 +1,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +150,7 @@ def test_particles_without_poses_are_refused_with_where_to_get_them(
     tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ParticleStore.open(tiny_store)
-    store.attributes["has_poses"] = False
+    store.attributes = replace(store.attributes, has_poses=False)
     monkeypatch.setattr(pipeline.ParticleStore, "open", lambda path: store)
     with pytest.raises(ConfigError, match=r"no poses.*RELION or cryoSPARC"):
         run_pipeline(_request(tiny_config(tiny_store), tmp_path / "run"), _Heard().display)

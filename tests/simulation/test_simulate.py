@@ -14,7 +14,6 @@ from cryoformer_dist.io.relion import write_star
 from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import crop_images, fourier_to_image, image_to_fourier
 from cryoformer_dist.physics.grids import frequency_grid, lattice_points
-from cryoformer_dist.physics.pose import nearest_rotation, squared_frobenius
 from cryoformer_dist.physics.projection import project_points
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.simulation.acquisition import draw_ctf, draw_half_sets, draw_poses
@@ -194,22 +193,6 @@ def test_same_configuration_gives_the_same_bytes(tmp_path):
     assert not {name for name in first if first[name] == third[name]}
 
 
-@pytest.mark.parametrize(("variance", "expected", "tolerance"), [(0.01, 0.03, 0.05), (0.1, 0.30, 0.12)])
-def test_perturbed_rotations_have_the_expected_squared_error(variance, expected, tolerance):
-    config = configured(particles=4000, perturbation={"rotation_variance": variance})
-    poses = draw_poses(config)
-    given, clean = torch.from_numpy(poses.given_rotation), torch.from_numpy(poses.rotation)
-    assert squared_frobenius(given, clean).mean() == pytest.approx(expected, rel=tolerance)
-    torch.testing.assert_close(given, nearest_rotation(given), atol=1e-5, rtol=0)
-
-
-def test_perturbed_shifts_are_uniform_in_pixels_of_the_reference_box():
-    poses = draw_poses(configured(particles=4000, perturbation={"shift_pixels": 10}))
-    pixels = (poses.given_shift_angstrom - poses.shift_angstrom) / (230 / 128)
-    assert np.abs(pixels).max() == pytest.approx(10, abs=0.05)
-    assert pixels.std() == pytest.approx(20 / 12**0.5, rel=0.03)
-
-
 def test_star_gives_the_perturbed_poses_and_the_truth_the_clean_ones(tmp_path):
     config = configured(perturbation={"rotation_variance": 0.1, "shift_pixels": 10})
     simulated, poses = simulate(config, tmp_path / "set"), draw_poses(config)
@@ -227,23 +210,6 @@ def test_star_gives_the_perturbed_poses_and_the_truth_the_clean_ones(tmp_path):
     np.testing.assert_array_equal(table.half_set, draw_half_sets(config))
     clean = simulate(configured(), tmp_path / "clean")
     assert torch.equal(images_of(clean), images_of(simulated))
-
-
-def test_defocus_and_astigmatism_fill_their_ranges():
-    ctf = draw_ctf(configured(particles=4000))
-    mean = (ctf.defocus_u_angstrom + ctf.defocus_v_angstrom) / 2
-    split = ctf.defocus_u_angstrom - ctf.defocus_v_angstrom
-    assert mean.min().item() == pytest.approx(10_000, abs=50)
-    assert mean.max().item() == pytest.approx(30_000, abs=50)
-    assert split.min() >= 0
-    assert split.max().item() == pytest.approx(300, abs=2)
-    assert ctf.defocus_angle_deg.min() < 5 < 175 < ctf.defocus_angle_deg.max() <= 180
-
-
-def test_half_sets_are_equally_large_and_in_random_order():
-    half = draw_half_sets(configured(particles=1001))
-    assert np.bincount(half).tolist() == [0, 501, 500]
-    assert 400 < (half[1:] != half[:-1]).sum() < 600
 
 
 def test_continuous_states_fill_the_arc_and_references_stand_at_bin_centres(noisy):
@@ -309,34 +275,6 @@ def test_poses_and_ctf_come_from_tables_in_order_or_at_random(tmp_path, noisy):
     assert set(distance.argmin(1).tolist()) == {0, 1, 2, 3, 4}
 
 
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"rotation": np.eye(3)[None].repeat(40, 0)}, "poses.table: .* lacks shift_angstrom"),
-        (
-            {"rotation": np.eye(3)[None], "shift_angstrom": np.zeros((1, 2))},
-            "1 rows for 40 particles; set poses.rows",
-        ),
-        ({"rotation": np.ones((40, 3, 3)), "shift_angstrom": np.zeros((40, 2))}, "no rotations"),
-        (
-            {"rotation": np.eye(3)[None].repeat(40, 0), "shift_angstrom": np.zeros((4, 2))},
-            "different lengths",
-        ),
-    ],
-)
-def test_unfit_pose_tables_are_refused(tmp_path, arrays, message):
-    np.savez(tmp_path / "poses.npz", **arrays)
-    with pytest.raises(ConfigError, match=message):
-        draw_poses(configured(poses={"table": str(tmp_path / "poses.npz")}))
-
-
-def test_missing_tables_are_refused_with_their_key(tmp_path):
-    for section, draw in (("poses", draw_poses), ("ctf", draw_ctf)):
-        for name in ("none.star", "none.npz"):
-            with pytest.raises(ConfigError, match=rf"{section}\.table: .*{name}"):
-                draw(configured(**{section: {"table": str(tmp_path / name)}}))
-
-
 def test_long_sets_are_split_into_stacks_in_order(tmp_path):
     whole = simulate(configured(), tmp_path / "whole")
     split = simulate(configured(images_per_stack=15), tmp_path / "split")
@@ -381,19 +319,11 @@ def test_molecule_that_leaves_the_box_is_refused_with_the_least_box(tmp_path):
     assert not (tmp_path / "set").exists()
 
 
-def test_unfit_maps_are_refused_by_number(tmp_path):
-    write_volume(tmp_path / "small.mrc", Volume(torch.ones(16, 16, 16), 230 / 16))
-    write_volume(tmp_path / "long.mrc", Volume(torch.ones(24, 24, 24), 11.0))
+def test_maps_without_density_are_refused(tmp_path):
     write_volume(tmp_path / "empty.mrc", Volume(torch.zeros(24, 24, 24), 230 / 24))
-    for name, message in (
-        ("none", r"source\.paths\.0: .*none\.mrc: no such file"),
-        ("small", r"source\.paths\.0: .*small\.mrc has 16 voxels a side"),
-        ("long", r"long\.mrc spans 264 A, the images 230 A: set box_length_angstrom to 264"),
-        ("empty", "every image is empty"),
-    ):
-        source = {"kind": "volumes", "paths": [str(tmp_path / f"{name}.mrc")]}
-        with pytest.raises(ConfigError, match=message):
-            simulate(configured(source=source, states={"kind": "discrete"}), tmp_path / "set")
+    source = {"kind": "volumes", "paths": [str(tmp_path / "empty.mrc")]}
+    with pytest.raises(ConfigError, match="every image is empty"):
+        simulate(configured(source=source, states={"kind": "discrete"}), tmp_path / "set")
 
 
 def test_wrong_number_of_weights_is_refused(tmp_path):

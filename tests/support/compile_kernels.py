@@ -1,6 +1,6 @@
 """Compile Triton kernels for a GPU that need not be there, and say what became of them.
 
-    python tests/ahead_of_time.py 90 splat encode 64x64:bf16
+    python tests/support/compile_kernels.py 90 splat encode 64x64:bf16
 
 Without TRITON_INTERPRET, since an interpreted kernel cannot be compiled. The number is the GPU's compute capability.
 Prints one JSON object per kernel: registers, bytes spilled to the stack or to local memory, bytes of shared memory,

@@ -86,6 +86,15 @@ def source_images(table: ParticleTable) -> np.ndarray:
     return np.stack([stacks[s][i] for s, i in zip(table.stack, table.stack_index, strict=True)])
 
 
+def replace_image(table: ParticleTable, row: int, image: np.ndarray) -> None:
+    """Overwrite an image of a table's stack on disk."""
+    path, box = table.stack_paths[table.stack[row]], table.optics[0].box_size
+    content = bytearray(path.read_bytes())
+    start = 1024 + int(table.stack_index[row]) * box * box * 4
+    content[start : start + box * box * 4] = image.astype("<f4").tobytes()
+    path.write_bytes(bytes(content))
+
+
 def _blob(box: int) -> torch.Tensor:
     """Points of a compact object without symmetry, in pixels about the centre."""
     generator = torch.Generator().manual_seed(11)

@@ -129,10 +129,13 @@ def test_while_low_frequencies_are_learned_only_those_are_compared() -> None:
 
 def test_all_maps_are_mixtures_of_a_few() -> None:
     # Linear in two coordinates: so are the maps.
-    assert _found().mixture.shape == (4, 2)
+    mixture = _found().mixture
+    assert mixture.shape == (4, 2)
+    torch.testing.assert_close(mixture.T @ mixture, torch.eye(2))
     one = build_conformations(_objectives(), torch.zeros(5, 2), False, seed=0)
     assert one.mixture.shape == (1, 1)
-    assert torch.isfinite(one.posterior(_batch(_exact(torch.zeros(2))), POSE)).all()
+    posterior = one.posterior(_batch(_exact(torch.zeros(2))), POSE)
+    assert torch.equal(posterior, torch.ones(COUNT, 1))
 
 
 @pytest.mark.parametrize(("particles", "expected"), [(12, 12), (100, 16), (800, 50), (6_000, 256)])

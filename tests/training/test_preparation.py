@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.runs.directory import (
     load_first_latents,
-    load_lattice,
     load_run,
     selected_rows,
     store_at_first_poses,
@@ -61,10 +61,12 @@ def test_a_run_that_is_there_is_not_written_over(store: ParticleStore, tmp_path:
 
 def test_a_folder_whose_preparation_was_cut_short_is_prepared_again(store: ParticleStore, tmp_path: Path) -> None:
     run = _prepared(store, tmp_path / "run")
+    whole = (run / "occupancy.mrc").read_bytes()
     (run / "manifest.json").unlink()
     (run / "occupancy.mrc").write_bytes(b"half")
     _prepared(store, run)
-    assert load_lattice(load_run(run)[0], run).points_pixels.shape[1] == 3
+    assert (run / "occupancy.mrc").read_bytes() == whole
+    assert (run / "manifest.json").is_file()
 
 
 def test_resume_where_there_is_nothing_starts(store: ParticleStore, tmp_path: Path) -> None:
@@ -89,6 +91,8 @@ def test_resuming_on_another_store_is_refused_and_a_moved_one_is_not(store: Part
     other = ParticleStore.open(write_set(tmp_path / "other", particles=32))
     with pytest.raises(ConfigError, match=r"trained on another store"):
         prepare_run(tiny_config(other.path), other, run, resume=True)
+    moved = ParticleStore.open(shutil.copytree(store.path, tmp_path / "moved.zarr"))
+    prepare_run(tiny_config(moved.path), moved, run, resume=True)
 
 
 def test_particles_that_are_held_out_are_the_last_ones_and_nobody_trains_on_them(
@@ -110,7 +114,7 @@ def test_held_out_particles_are_not_in_the_maps_and_latents_that_training_starts
     store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, int]] = []
-    for name in ("search_poses", "back_project", "linear_latents"):
+    for name in ("search_poses", "back_project", "fit_linear_latents"):
         original = getattr(preparation, name)
 
         def watched(
@@ -122,7 +126,7 @@ def test_held_out_particles_are_not_in_the_maps_and_latents_that_training_starts
         monkeypatch.setattr(preparation, name, watched)
     changes = {"dataset.hold_out": 10, "model.pose.form": "table", "model.latent.start": "linear"}
     _prepared(store, tmp_path / "run", **changes)
-    assert asked == [("search_poses", 53), ("back_project", 53), ("linear_latents", 53)]
+    assert asked == [("search_poses", 53), ("back_project", 53), ("fit_linear_latents", 53)]
 
 
 def test_resuming_with_other_particles_held_out_is_refused_by_name(store: ParticleStore, tmp_path: Path) -> None:

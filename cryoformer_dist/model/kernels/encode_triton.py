@@ -37,6 +37,16 @@ def _place(points_ptr, point, inside, scale, AXIS: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def _cell(points_ptr, point, inside, scale):
+    """Cell that each point lies in, and how far along its three axes."""
+    x, along_x = _place(points_ptr, point, inside, scale, 0)
+    y, along_y = _place(points_ptr, point, inside, scale, 1)
+    z, along_z = _place(points_ptr, point, inside, scale, 2)
+    return x, y, z, along_x, along_y, along_z
+
+
+@triton.jit
+@no_type_check
 def _entry(x, y, z, level_ptr, CORNER: tl.constexpr):
     """Row of the whole table that a corner of each point's cell owns or shares."""
     offset, size = tl.load(level_ptr), tl.load(level_ptr + 1).to(tl.uint32)
@@ -61,6 +71,13 @@ def _along(fraction, CORNER: tl.constexpr, AXIS: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def _share(along_x, along_y, along_z, CORNER: tl.constexpr):
+    """A corner's weight."""
+    return _along(along_x, CORNER, 0) * _along(along_y, CORNER, 1) * _along(along_z, CORNER, 2)
+
+
+@triton.jit
+@no_type_check
 def interpolate(
     points_ptr,
     table_ptr,
@@ -75,13 +92,11 @@ def interpolate(
     point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     level, feature, inside = tl.program_id(1), tl.arange(0, FEATURES), point < points
     scale = tl.load(scales_ptr + level)
-    x, along_x = _place(points_ptr, point, inside, scale, 0)
-    y, along_y = _place(points_ptr, point, inside, scale, 1)
-    z, along_z = _place(points_ptr, point, inside, scale, 2)
+    x, y, z, along_x, along_y, along_z = _cell(points_ptr, point, inside, scale)
     total = tl.zeros([BLOCK, FEATURES], tl.float32)
     for corner in tl.static_range(8):
         entry = _entry(x, y, z, levels_ptr + 4 * level, corner)
-        weight = _along(along_x, corner, 0) * _along(along_y, corner, 1) * _along(along_z, corner, 2)
+        weight = _share(along_x, along_y, along_z, corner)
         row = tl.load(table_ptr + entry[:, None] * FEATURES + feature[None, :], mask=inside[:, None], other=0.0)
         total += weight[:, None] * row
     place = (point.to(tl.int64) * tl.num_programs(1) + level) * FEATURES
@@ -104,14 +119,12 @@ def table_gradient(
     point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     level, feature, inside = tl.program_id(1), tl.arange(0, FEATURES), point < points
     scale = tl.load(scales_ptr + level)
-    x, along_x = _place(points_ptr, point, inside, scale, 0)
-    y, along_y = _place(points_ptr, point, inside, scale, 1)
-    z, along_z = _place(points_ptr, point, inside, scale, 2)
+    x, y, z, along_x, along_y, along_z = _cell(points_ptr, point, inside, scale)
     place = (point.to(tl.int64) * tl.num_programs(1) + level) * FEATURES
     incoming = tl.load(gradient_ptr + place[:, None] + feature[None, :], mask=inside[:, None], other=0.0)
     for corner in tl.static_range(8):
         entry = _entry(x, y, z, levels_ptr + 4 * level, corner)
-        weight = _along(along_x, corner, 0) * _along(along_y, corner, 1) * _along(along_z, corner, 2)
+        weight = _share(along_x, along_y, along_z, corner)
         row = to_table_ptr + entry[:, None] * FEATURES + feature[None, :]
         tl.atomic_add(row, weight[:, None] * incoming, mask=inside[:, None], sem="relaxed")
 
@@ -136,9 +149,7 @@ def point_gradient(
     to_x, to_y, to_z = (tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32))
     for level in range(0, levels):
         scale = tl.load(scales_ptr + level)
-        x, along_x = _place(points_ptr, point, inside, scale, 0)
-        y, along_y = _place(points_ptr, point, inside, scale, 1)
-        z, along_z = _place(points_ptr, point, inside, scale, 2)
+        x, y, z, along_x, along_y, along_z = _cell(points_ptr, point, inside, scale)
         place = (point.to(tl.int64) * levels + level) * FEATURES
         incoming = tl.load(gradient_ptr + place[:, None] + feature[None, :], mask=inside[:, None], other=0.0)
         for corner in tl.static_range(8):

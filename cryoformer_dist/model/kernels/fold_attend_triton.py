@@ -344,7 +344,7 @@ class _FoldAttend(torch.autograd.Function):
         return to_hidden, to_key, to_key_bias, to_value, to_residual, to_output, None
 
 
-def _constants(tensors: tuple[Tensor, ...], launch: Launch, products: Products) -> dict[str, Any]:
+def _constants(tensors: tuple[Tensor, ...], launch: Launch, products: Products) -> dict[str, int | str]:
     _, key, _, _, _, output = tensors
     _, features, queries = key.shape
     sizes = {"FEATURES": features, "QUERIES": queries, "WIDTH": len(output)}

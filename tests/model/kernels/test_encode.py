@@ -9,7 +9,7 @@ from torch import Tensor
 from cryoformer_dist.model.grid_layout import GridLayout, corner_weights
 from cryoformer_dist.model.kernels import encode as torch_backend
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "hash_grid.npz"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "hash_grid.npz"
 SMALL = GridLayout.of(levels=4, base_resolution=4, growth=1.6, table_size=2**8)
 POINTS = 300
 

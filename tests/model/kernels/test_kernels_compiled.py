@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-PROGRAM = Path(__file__).resolve().parents[1] / "support" / "compile_kernels.py"
+PROGRAM = Path(__file__).resolve().parents[2] / "support" / "compile_kernels.py"
 HOPPER = 90
 # Of one program, by compute capability: no GPU since Ampere has less than 8.6, that of its GeForce cards.
 SHARED_BYTES = {HOPPER: 227 * 2**10, 86: 99 * 2**10}
@@ -20,7 +20,7 @@ ALL = [f"{queries}x{width}:{products}" for queries in SIZES for width in SIZES f
 
 
 def compile_kernels(capability: int, *words: str) -> dict[str, dict[str, Any]]:
-    """Everything `ahead_of_time` says, by kernel."""
+    """Everything `compile_kernels` says, by kernel."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, str(PROGRAM), str(capability), *words]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

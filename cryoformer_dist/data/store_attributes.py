@@ -1,0 +1,174 @@
+"""What a particle store says about itself; the only place where that is written and read."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cryoformer_dist.data.contrast import Contrast
+from cryoformer_dist.errors import StoreError
+from cryoformer_dist.io.particles import OpticsGroup
+from cryoformer_dist.storage.places import Place
+
+SCHEMA_VERSION = 1
+_REMEDY = "convert the particles again"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStack:
+    """A stack that a store was converted from.
+
+    Attributes
+    ----------
+    path
+        Where it lay.
+    particles
+        How many of its images were taken.
+    bytes, header_sha256
+        Size, and checksum of the header.
+    """
+
+    path: str
+    particles: int
+    bytes: int
+    header_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The particle file that a store was converted from.
+
+    Attributes
+    ----------
+    path
+        Where it lay.
+    sha256, table_sha256
+        Of the file, and of the numbers read from it.
+    stacks
+        Its image stacks.
+    """
+
+    path: str
+    sha256: str
+    table_sha256: str
+    stacks: tuple[SourceStack, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredOptics(OpticsGroup):
+    """An optics group: box and pixel size of the stored images, and what they were in the source."""
+
+    source_pixel_size_angstrom: float
+    source_box_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """How the source images became the stored ones.
+
+    Attributes
+    ----------
+    seed
+        Of the row permutation and of the sample.
+    particle_diameter_angstrom
+        What lies outside is background; the circle that fills the box when ``None``.
+    scale_after_crop
+        By side of the source images: factor that makes the background standard deviation 1 again.
+    """
+
+    seed: int
+    particle_diameter_angstrom: float | None
+    scale_after_crop: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAttributes:
+    """What a particle store says about itself.
+
+    Attributes
+    ----------
+    program
+        Name and version of what wrote it.
+    box_size, pixel_size_angstrom
+        Of the stored images; pixels are those of the first optics group.
+    optics
+        The optics groups, in the order that the stored particles name them by.
+    has_poses
+        Whether the source file carried poses.
+    source
+        What it was converted from.
+    contrast
+        Sign of the source images.
+    conversion
+        What was done to them.
+    """
+
+    program: str
+    box_size: int
+    pixel_size_angstrom: float
+    optics: tuple[StoredOptics, ...]
+    has_poses: bool
+    source: Source
+    contrast: Contrast
+    conversion: Conversion
+
+    def fingerprint(self, particles: int) -> str:
+        """sha256 of the attributes and the number of particles; the places of the sources do not count."""
+        content = _content(self)
+        source = content.pop("source")
+        for located in (source, *source["stacks"]):
+            del located["path"]
+        text = json.dumps([content, source, particles], sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def attributes_to_write(attributes: StoreAttributes, particles: int) -> dict[str, Any]:
+    """Content of a finished store's attributes, with schema version, fingerprint and the mark that it is complete."""
+    content = _content(attributes) | {"fingerprint": attributes.fingerprint(particles)}
+    return {**dict(sorted(content.items())), "complete": True}
+
+
+def read_attributes(content: dict[str, Any], store: Place) -> StoreAttributes:
+    """Read what `attributes_to_write` gave.
+
+    Parameters
+    ----------
+    content
+        As written, and possibly changed or by another version since.
+    store
+        Where it was found, for errors.
+
+    Raises
+    ------
+    StoreError
+        If it is of another schema, or something is missing, too much or no attribute at all.
+    """
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise StoreError(f"{store}: store schema {version}, this program reads {SCHEMA_VERSION}: {_REMEDY}")
+    try:
+        source, conversion = content["source"], content["conversion"]
+        stacks = tuple(SourceStack(**stack) for stack in source["stacks"])
+        scale = {int(box): factor for box, factor in conversion["scale_after_crop"].items()}
+        terms = [{"unapplied_aberrations": tuple(group["unapplied_aberrations"])} for group in content["optics"]]
+        optics = tuple(StoredOptics(**group | own) for group, own in zip(content["optics"], terms, strict=True))
+        return StoreAttributes(
+            program=content["program"],
+            box_size=content["box_size"],
+            pixel_size_angstrom=content["pixel_size_angstrom"],
+            optics=optics,
+            has_poses=content["has_poses"],
+            source=Source(**source | {"stacks": stacks}),
+            contrast=Contrast(**content["contrast"]),
+            conversion=Conversion(**conversion | {"scale_after_crop": scale}),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(f"{store}: its attributes are damaged ({error!r}): {_REMEDY}") from error
+
+
+def _content(attributes: StoreAttributes) -> dict[str, Any]:
+    content = asdict(attributes) | {"schema_version": SCHEMA_VERSION}
+    scale = attributes.conversion.scale_after_crop
+    content["conversion"]["scale_after_crop"] = {str(box): factor for box, factor in scale.items()}
+    return content
