@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from cryoformer_dist.config.cluster import ClusterConfig, ClusterFile
-from cryoformer_dist.config.section import PlainValues
+from cryoformer_dist.config.plain_values import PlainValues
 from cryoformer_dist.errors import ConfigError
 
 Config = TypeVar("Config", bound=BaseModel)

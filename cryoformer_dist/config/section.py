@@ -2,11 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field
 
 PositiveInt = Annotated[int, Field(gt=0)]
-PlainValues = dict[str, JsonValue]
-"""What a file says, before a schema has checked it."""
 
 
 class Section(BaseModel):

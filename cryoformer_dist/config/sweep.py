@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cryoformer_dist.config.cluster import WorkersConfig
-from cryoformer_dist.config.section import PlainValues, PositiveInt, Section
+from cryoformer_dist.config.plain_values import PlainValues
+from cryoformer_dist.config.section import PositiveInt, Section
 
 Scalar = bool | int | float | str | None
 Metric = Literal["difference_map_correlation", "auc_gap", "fsc_area_own", "resolution_angstrom", "loss"]

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import JsonValue
 
 from cryoformer_dist.config.loading import mistakes_in, parse_config, set_value
+from cryoformer_dist.config.plain_values import PlainValues
 from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.config.section import PlainValues
 from cryoformer_dist.config.sweep import Scalar, SweepConfig, Values
 from cryoformer_dist.errors import ConfigError
 
