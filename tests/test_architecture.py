@@ -79,13 +79,13 @@ ON_DEMAND = {*DOORKEEPERS["triton"], *DOORKEEPERS["tinycudann"]}
 EVERYWHERE = {"torch", "numpy", "jaxtyping"}
 LIGHT = ("cli", "config", "errors")
 
-LONGEST_FILE, LONGEST_FUNCTION = 400, 67
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 # Nine functions in ten.
 LONG_FUNCTION = 25
 # So many modules a reader can keep in mind.
 MOST_MODULES = {"training": 15, "analysis": 22}
 # What stands in no signature: each is a form that nobody has named.
-MOST_FREE_DICTIONARIES = 52
+MOST_FREE_DICTIONARIES = 40
 # Below so many lines, a module is tested where it is used.
 LONGEST_UNTESTED = 60
 TESTS = ROOT.parent / "tests"
@@ -95,10 +95,6 @@ TESTED_ELSEWHERE = {
     "errors": "test_architecture.py",
     # Names and nothing else.
     "runs.layout": "runs/test_directory.py",
-    # What pages and plots show is read from the finished page.
-    "analysis.sweep_figures": "analysis/test_sweep_report.py",
-    "analysis.sweep_folder": "analysis/test_sweep_table.py",
-    "figures.check": "analysis/test_check.py",
     # What providers have in common is tested through each of them.
     "orchestration.providers.provider": "orchestration/providers/test_kuberay.py",
     "orchestration.providers.job_server": "orchestration/providers/test_ray_up.py",
