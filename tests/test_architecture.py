@@ -328,6 +328,46 @@ def test_rooms_stay_small_enough_to_know():
     assert {room: counts[room] for room, most in MOST_MODULES.items() if counts[room] > most} == {}
 
 
+def names_of_the_run_directory() -> set[str]:
+    """Values of all constants of the layout."""
+    assigned = [node.value for node in modules()["runs.layout"].body if isinstance(node, ast.Assign)]
+    return {node.value for node in assigned if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def named_files(tree: ast.AST, names: set[str]) -> set[str]:
+    """Literal names of files, and of folders where a path is made of them."""
+    files = {name for name in names if "." in name}
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    parts = {
+        node.right.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and isinstance(node.right, ast.Constant)
+    }
+    return {text for text in texts if text in files} | (parts & (names - files))
+
+
+def test_names_of_the_run_directory_stand_in_its_layout_only():
+    names = names_of_the_run_directory()
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "volumes"} <= names
+    assert named_files(ast.parse('x = run / "volumes" / "mean.mrc"\ny = "volumes"'), names) == {"volumes"}
+    assert named_files(ast.parse('x = "manifest.json"'), names) == {"manifest.json"}
+    assert {
+        module: found
+        for module, tree in modules().items()
+        if module != "runs.layout" and (found := named_files(tree, names))
+    } == {}
+
+
+def test_nobody_but_the_learner_writes_tables():
+    assert [
+        module
+        for module, tree in modules().items()
+        if module != "training.learner"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "tables" and module.startswith(("training.", "analysis."))
+    ] == []
+
+
 def test_few_dictionaries_hold_anything():
     counts = {module: path.read_text().count("dict[str, Any]") for module, path in paths().items()}
     print({module: count for module, count in counts.items() if count}, sum(counts.values()))

@@ -16,6 +16,7 @@ from cryoformer_dist.cli import clusters, sweeps, terminal
 from cryoformer_dist.cli.options import Name, Overrides, Resume, RunDirectory
 from cryoformer_dist.errors import CryoFormerError, CryoFormerWarning
 from cryoformer_dist.orchestration.environment import prepare_environment
+from cryoformer_dist.runs.layout import HALVES
 
 app = typer.Typer(
     name="cryoformer-dist",
@@ -268,7 +269,7 @@ def halves(
 
     with open_results(first) as one, open_results(second) as other:
         found = compare_halves(one.folder, other.folder, mask)
-        written = write_half_maps(output or one.folder / "halves", found, (one.home, other.home))
+        written = write_half_maps(output or one.folder / HALVES, found, (one.home, other.home))
         place = written if output else one.at_home(written)
     terminal.say(f"motion      correlation {found.matched.correlation:.3f} between the halves")
     for line in describe(found.average, found.mask_name, f"mean of {len(found.pairs)} pairs"):

@@ -7,6 +7,7 @@ import typer
 
 from cryoformer_dist.cli import terminal
 from cryoformer_dist.cli.options import Overrides, Resume
+from cryoformer_dist.runs.layout import SWEEP_BEST
 
 if TYPE_CHECKING:
     from cryoformer_dist.config.cluster import ClusterConfig
@@ -50,6 +51,6 @@ def make_sweep(
     terminal.say(f"sweep          {request.folder}")
     report = carry_out_sweep(request, terminal.make_display())
     terminal.say(f"report         {report}")
-    if (request.folder / "best.yaml").is_file():
-        best = request.folder / "best.yaml"
+    best = request.folder / SWEEP_BEST
+    if best.is_file():
         terminal.say(f"next: cryoformer-dist launch cluster/local.yaml --run {best}")

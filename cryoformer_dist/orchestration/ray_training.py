@@ -15,6 +15,7 @@ from cryoformer_dist.errors import ClusterError, CryoFormerError, TrainingError
 from cryoformer_dist.orchestration.following import OnRecord, follow_training_log
 from cryoformer_dist.orchestration.resources import refuse_too_many_workers
 from cryoformer_dist.orchestration.worker import WorkerArguments, run_worker
+from cryoformer_dist.runs.layout import RAY_RECORDS
 from cryoformer_dist.storage.places import Place
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.machine import worker_threads
@@ -51,7 +52,9 @@ def train_with_ray(working: WorkingFolder, config: RunConfig, cluster: ClusterCo
         # Ranks that wait for one that hangs give up a little later than that one itself.
         torch_config=TorchConfig(timeout_s=round(silence) + 60),
         scaling_config=_scale_workers(cluster.workers),
-        run_config=_configure_attempt(working.home / "ray", cluster.max_failures, config.training.keep_checkpoints),
+        run_config=_configure_attempt(
+            working.home / RAY_RECORDS, cluster.max_failures, config.training.keep_checkpoints
+        ),
     )
     with follow_training_log(working, on_record, elsewhere=True):
         try:

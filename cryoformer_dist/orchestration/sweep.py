@@ -30,7 +30,7 @@ from cryoformer_dist.orchestration.tuning import (
     load_optuna,
     make_scheduler,
 )
-from cryoformer_dist.runs.layout import SWEEP
+from cryoformer_dist.runs.layout import RAY_RECORDS, SWEEP
 from cryoformer_dist.runs.sweep import is_sweep, read_result, read_trials
 from cryoformer_dist.runs.trial import (
     folder_of_trial,
@@ -210,7 +210,7 @@ def _tune(request: SweepRequest, slots: int, display: Display) -> None:
         run_config=tune.RunConfig(
             # Tune's own files, which nobody reads: a sweep that goes on reads the trials' folders.
             name=time.strftime("%Y%m%d-%H%M%S"),
-            storage_path=str(folder / "ray"),
+            storage_path=str(folder / RAY_RECORDS),
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
             callbacks=[SweepLog(sweep.metric, display.say)],
             verbose=0,

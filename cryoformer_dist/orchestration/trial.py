@@ -22,6 +22,7 @@ from cryoformer_dist.orchestration.resources import find_smallest_memory
 from cryoformer_dist.orchestration.worker import train_alone
 from cryoformer_dist.runs.checkpoint import latest_checkpoint
 from cryoformer_dist.runs.directory import is_prepared, load_run
+from cryoformer_dist.runs.layout import RAY_POINTER, SWEEP_PREPARED, TRIAL_LOCK
 from cryoformer_dist.runs.scores import read_scores
 from cryoformer_dist.runs.sweep import pick_headline_scores, read_sweep
 from cryoformer_dist.runs.training_log import TrainingRecord
@@ -61,7 +62,7 @@ def run_trial(arguments: TrialArguments) -> None:
     trial = arguments["trial"]
     folder = Path(trial["folder"])
     # A process of a sweep that was killed may not have noticed yet.
-    with held(folder / "lock"):
+    with held(folder / TRIAL_LOCK):
         if read_outcome(folder) is not None:
             return
         try:
@@ -96,7 +97,7 @@ def _prepare(folder: Path, workers: WorkersConfig, workers_per_device: int) -> N
         if workers.count == 1
         else find_smallest_memory(workers, workers_per_device)
     )
-    shared = folder.parents[1] / "prepared" / preparation_key(config, store)
+    shared = folder.parents[1] / SWEEP_PREPARED / preparation_key(config, store)
     with held(shared.with_suffix(".lock")):
         if not is_prepared(shared):
             prepare_run(config, store, shared, resume=False, memory=memory)
@@ -109,7 +110,7 @@ def _take_over_when_told(folder: Path, values: dict[str, Scalar]) -> None:
     if checkpoint is None:
         return
     with checkpoint.as_directory() as pointer:
-        donor = Path(json.loads((Path(pointer) / "pointer.json").read_text())["run"])
+        donor = Path(json.loads((Path(pointer) / RAY_POINTER).read_text())["run"])
     if donor != folder:
         take_over(folder, donor, values)
 
@@ -211,7 +212,7 @@ class EpochReports:
             tune.report(told)
             return
         with tempfile.TemporaryDirectory() as pointer:
-            (Path(pointer) / "pointer.json").write_text(json.dumps({"run": str(self._folder)}))
+            (Path(pointer) / RAY_POINTER).write_text(json.dumps({"run": str(self._folder)}))
             tune.report(told, checkpoint=tune.Checkpoint.from_directory(pointer))
 
 

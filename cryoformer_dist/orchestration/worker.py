@@ -17,6 +17,7 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointNotWrittenError, ConfigError, CryoFormerError, TrainingError
 from cryoformer_dist.orchestration.prometheus import Publish, publishing
 from cryoformer_dist.runs.directory import load_run, open_run_directory, selected_rows
+from cryoformer_dist.runs.layout import RAY_POINTER
 from cryoformer_dist.runs.training_log import TrainingRecord
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.machine import set_threads
@@ -69,7 +70,7 @@ class RayReporter:
             return
         with tempfile.TemporaryDirectory() as folder:
             pointer = {"checkpoint": str(checkpoint.relative_to(self._run))}
-            (Path(folder) / "pointer.json").write_text(json.dumps(pointer))
+            (Path(folder) / RAY_POINTER).write_text(json.dumps(pointer))
             ray.train.report(asdict(record), checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def alive(self) -> None:

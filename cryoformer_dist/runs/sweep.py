@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -134,7 +134,7 @@ def read_result(folder: Path) -> TrialResult:
     done = epochs_done(records)
     curve = [{"epoch": float(epoch.number), "loss": epoch.loss} for epoch in done]
     of_epoch = {float(line["epoch"]): line for line in lines}
-    curve = [{**_keep_numbers(of_epoch.get(point["epoch"], {})), **point} for point in curve]
+    curve = [{**of_epoch.get(point["epoch"], {}), **point} for point in curve]
     scores = read_scores(folder)
     if scores is not None:
         headline = pick_headline_scores(scores)
@@ -184,9 +184,5 @@ def _take_median(values: Sequence[float]) -> float:
     return float(np.median(values))
 
 
-def _keep_numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    return {key: float(value) for key, value in line.items() if isinstance(value, int | float)}
-
-
-def _sum_hours(lines: Sequence[Mapping[str, Any]], key: str) -> float:
-    return sum(float(line.get(key, 0.0)) for line in lines) / 3600
+def _sum_hours(lines: Sequence[Mapping[str, float]], key: str) -> float:
+    return sum(line.get(key, 0.0) for line in lines) / 3600

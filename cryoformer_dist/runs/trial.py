@@ -121,13 +121,13 @@ def epochs_done(records: list[TrainingRecord]) -> list[EpochSummary]:
     return found
 
 
-def append_epoch(folder: Path, line: Mapping[str, Any]) -> None:
+def append_epoch(folder: Path, line: Mapping[str, float]) -> None:
     """Keep what an epoch came to, and what it cost."""
     with (folder / TRIAL_EPOCHS).open("a") as stream:
         stream.write(json.dumps(line) + "\n")
 
 
-def read_epochs(folder: Path) -> list[dict[str, Any]]:
+def read_epochs(folder: Path) -> list[dict[str, float]]:
     """What the epochs of a trial came to, in order; an epoch that was gone through again stands there once."""
     path = folder / TRIAL_EPOCHS
     if not path.is_file():

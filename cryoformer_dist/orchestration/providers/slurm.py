@@ -12,6 +12,7 @@ from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration.launch_record import find_launch_folder
 from cryoformer_dist.orchestration.providers.provider import Handle, JobState, run_program
 from cryoformer_dist.orchestration.request import RunRequest
+from cryoformer_dist.runs.layout import LAUNCH
 
 # Slurm's words; every other one (FAILED, TIMEOUT, NODE_FAIL, OUT_OF_MEMORY, ...) is a failure.
 _PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
@@ -151,7 +152,7 @@ def _choose_folder(request: RunRequest) -> Path:
     """Where the nodes find the launch's files: in its run directory, or at home when runs go to an object store."""
     if "://" in request.cluster.storage:
         return find_launch_folder() / request.name
-    return Path(request.cluster.storage) / request.name / "launch"
+    return Path(request.cluster.storage) / request.name / LAUNCH
 
 
 def _make_command(folder: Path) -> list[str]:
