@@ -1,14 +1,13 @@
 """What has been launched from here, and where to ask how it is doing."""
 
-import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration.environment import find_state_folder
-from cryoformer_dist.storage.places import write_whole
+from cryoformer_dist.storage.records import read_record, write_record
 
 _SCHEMA_VERSION = 1
 
@@ -53,8 +52,7 @@ def write_launch(name: str, storage: str, files: Mapping[str, str], handle: Mapp
     launch = Launch(name, storage, dict(files), dict(handle), time.strftime("%Y-%m-%d %H:%M:%S"))
     folder = find_launch_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"schema_version": _SCHEMA_VERSION, **asdict(launch)}
-    write_whole(folder / f"{name}.json", json.dumps(content, indent=1))
+    write_record(folder / f"{name}.json", launch, _SCHEMA_VERSION)
     return launch
 
 
@@ -85,14 +83,4 @@ def read_launches() -> list[Launch]:
 
 
 def _read(path: Path) -> Launch:
-    try:
-        values = json.loads(path.read_text())
-        version = values.pop("schema_version")
-        if version == _SCHEMA_VERSION:
-            return Launch(**values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ClusterError(f"{path}: not readable ({error}); delete it") from error
-    raise ClusterError(
-        f"{path}: a launch written by another version of cryoformer-dist (schema {version}, not {_SCHEMA_VERSION}); "
-        "use that version, or delete the file"
-    )
+    return read_record(path, Launch, _SCHEMA_VERSION, "delete it, or use the version of cryoformer-dist that wrote it")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cryoformer_dist.errors import ClusterError
+from cryoformer_dist.errors import ClusterError, CryoFormerError
 from cryoformer_dist.orchestration.launch_record import (
     Launch,
     find_launch,
@@ -45,11 +45,11 @@ def test_an_unknown_name_is_told_with_those_there_are() -> None:
         read_launch("demo")
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "delete it"), ("[]", "delete it"), ('{"a": 1}', "delete it")])
-def test_a_broken_record_is_named(text: str, said: str) -> None:
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', '{"schema_version": 1, "name": "demo"}'])
+def test_a_broken_record_is_named(text: str) -> None:
     _write("demo")
     (find_launch_folder() / "demo.json").write_text(text)
-    with pytest.raises(ClusterError, match=rf"demo\.json.*{said}"):
+    with pytest.raises(CryoFormerError, match=r"demo\.json: damaged.*delete it"):
         read_launch("demo")
 
 
@@ -58,7 +58,5 @@ def test_a_record_of_another_version_is_refused_by_name_and_not_half_read(versio
     _write("demo")
     path = find_launch_folder() / "demo.json"
     path.write_text(path.read_text().replace('"schema_version": 1', f'"schema_version": {version}'))
-    with pytest.raises(
-        ClusterError, match=rf"demo\.json: a launch written by another version.*schema {version}, not 1"
-    ):
+    with pytest.raises(CryoFormerError, match=rf"demo\.json: schema {version}, .* reads schema 1; delete it"):
         read_launch("demo")

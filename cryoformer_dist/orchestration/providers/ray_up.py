@@ -27,11 +27,13 @@ from cryoformer_dist.orchestration.providers.ray_up_config import (
     make_ray_config,
 )
 from cryoformer_dist.orchestration.request import RunRequest
+from cryoformer_dist.storage.records import read_record, write_record
 
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")
 # Clouds take minutes to start a node, and its setup may install torch.
 _NODE_SECONDS = 1800
 _POLL_SECONDS = 5.0
+_SCHEMA_VERSION = 1
 _WORDS: dict[str | None, Literal["pending", "running", "succeeded", "failed", "stopped", "lost"]] = {
     "PENDING": "pending",
     "RUNNING": "running",
@@ -195,12 +197,12 @@ class RayUpProvider:
             return
         # The job's end is known to the cluster only, which goes.
         kept = _locate_end(handle)
-        kept.write_text(json.dumps({"word": _WORDS[told["status"]], "exit_code": told["exit_code"]}))
+        write_record(kept, JobState(_WORDS[told["status"]], told["exit_code"]), _SCHEMA_VERSION)
         run_program([*_RAY, "down", "--yes", handle["ray"]], "taking the cluster down")
 
     def _recall_end(self, handle: Handle) -> JobState | None:
         kept = _locate_end(handle)
-        return JobState(**json.loads(kept.read_text())) if kept.is_file() else None
+        return read_record(kept, JobState, _SCHEMA_VERSION, "delete it") if kept.is_file() else None
 
 
 class _ClusterFiles:
