@@ -173,15 +173,16 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Train on this machine and write volumes, latents, verdict and report."""
-    from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
+    from cryoformer_dist.config.cluster import LocalCluster
+    from cryoformer_dist.config.loading import parse_config
     from cryoformer_dist.orchestration.config_files import read_run_file
     from cryoformer_dist.orchestration.pipeline import run_pipeline
     from cryoformer_dist.orchestration.request import RunRequest
     from cryoformer_dist.storage.places import placed_from
 
     config = read_run_file(run_file, overrides or [])
-    workers_config = WorkersConfig(count=workers, gpus=gpus)
-    cluster = LocalCluster(storage=placed_from(Path.cwd(), storage), workers=workers_config)
+    here = {"storage": placed_from(Path.cwd(), storage), "workers": {"count": workers, "gpus": gpus}}
+    cluster = parse_config(here, LocalCluster, "train")
     run_pipeline(RunRequest(name or config.name, config, cluster, resume, local), terminal.make_display())
 
 

@@ -222,6 +222,16 @@ def test_a_store_that_is_absent_and_not_to_be_simulated_is_refused(
     assert f"{tmp_path / 'absent.zarr'}: no such particle store" in message
 
 
+def test_workers_that_cannot_be_are_refused_in_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_file = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
+    options = ("--storage", tmp_path, "--workers", 2, "--gpus", 0.6)
+    message = _refused(monkeypatch, capsys, "train", run_file, *options)
+    assert "workers: gpus: 0.6: workers of a run cannot share a GPU" in message
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_fsc_speaks_of_two_maps_and_writes_table_and_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
