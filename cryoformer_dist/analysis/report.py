@@ -15,14 +15,14 @@ from cryoformer_dist.analysis.report_sections import (
     show_clusters,
     show_flexibility,
 )
-from cryoformer_dist.analysis.truth import Truth, read_truth
-from cryoformer_dist.analysis.verdict import (
+from cryoformer_dist.analysis.report_tables import (
     list_key_figures,
     list_measures,
     list_pose_errors,
     list_stages,
     put_in_words,
 )
+from cryoformer_dist.analysis.truth import Truth, read_truth
 from cryoformer_dist.errors import StoreNotFoundError
 from cryoformer_dist.figures import run_plots
 from cryoformer_dist.figures.page import fill_template

@@ -31,7 +31,7 @@ from cryoformer_dist.runs.directory import load_consensus, open_run_directory, s
 from cryoformer_dist.runs.layout import REFINED_POSES
 from cryoformer_dist.runs.scores import HeldOutScores, ResolvedMapScores, ScoresAgainstTruth
 from cryoformer_dist.runs.sweep import is_sweep
-from cryoformer_dist.simulation.simulate import TRUTH_FOLDER, TRUTH_TABLE
+from cryoformer_dist.simulation.particle_set import TRUTH_FOLDER, TRUTH_TABLE
 from cryoformer_dist.storage.places import Place
 from cryoformer_dist.storage.working_folder import WorkingFolder
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryoformer_dist.analysis.report_tables import Tile, Tone, Verdict
 from cryoformer_dist.analysis.sweep_table import (
     find_best_trial,
     format_mean,
@@ -15,7 +16,6 @@ from cryoformer_dist.analysis.sweep_table import (
     group_trials,
     rank_parameters,
 )
-from cryoformer_dist.analysis.verdict import Tile, Tone, Verdict
 from cryoformer_dist.config.loading import dump_config
 from cryoformer_dist.config.sweep import SweepConfig
 from cryoformer_dist.config.trials import short_names

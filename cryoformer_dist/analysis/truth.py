@@ -11,7 +11,7 @@ from cryoformer_dist.analysis.masks import SIZE_TOLERANCE
 from cryoformer_dist.errors import SmallSampleWarning, StoreError, StoreNotFoundError
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.volume import Volume
-from cryoformer_dist.simulation.simulate import TRUTH_TABLE
+from cryoformer_dist.simulation.particle_set import TRUTH_TABLE
 
 WINDOW_SHARE = 0.6
 """Part of a state's half bin width from which its particles are taken."""

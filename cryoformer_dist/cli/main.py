@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from cryoformer_dist.cli import clusters, sweeps, terminal
+from cryoformer_dist.cli import launches as launches
+from cryoformer_dist.cli import sweeps, terminal
 from cryoformer_dist.cli.options import Name, Overrides, Resume, RunDirectory
 from cryoformer_dist.errors import CryoFormerError, CryoFormerWarning
 from cryoformer_dist.orchestration.environment import prepare_environment
@@ -67,7 +68,7 @@ def simulate(
     """Make particle images with known states, poses and volumes."""
     from cryoformer_dist.config.loading import load_config, parse_overrides
     from cryoformer_dist.config.simulation import SimulationConfig
-    from cryoformer_dist.simulation.simulate import simulate as make
+    from cryoformer_dist.simulation.particle_set import simulate as make
 
     if config is None:
         settings = parse_overrides(overrides or [], SimulationConfig, "simulate")
@@ -181,12 +182,12 @@ def train(
     from cryoformer_dist.storage.places import placed_from
 
     config = read_run_file(run_file, overrides or [])
-    here = {"storage": placed_from(Path.cwd(), storage), "workers": {"count": workers, "gpus": gpus}}
-    cluster = parse_config(here, LocalCluster, "train")
+    where = {"storage": placed_from(Path.cwd(), storage)}
+    cluster = parse_config({**where, "workers": {"count": workers, "gpus": gpus}}, LocalCluster, "train")
     run_pipeline(RunRequest(name or config.name, config, cluster, resume, local), terminal.make_display())
 
 
-app.add_typer(clusters.app)
+app.add_typer(launches.app)
 app.add_typer(sweeps.app)
 
 
@@ -218,8 +219,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Judge a run: against the truth where there is one, with the consensus map as the floor."""
+    from cryoformer_dist.analysis.report_tables import summarise
     from cryoformer_dist.analysis.results import MaskFiles, evaluate_run, open_results
-    from cryoformer_dist.analysis.verdict import summarise
     from cryoformer_dist.runs.scores import read_scores
 
     with open_results(home) as working:

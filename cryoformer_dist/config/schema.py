@@ -249,6 +249,10 @@ class TrainingConfig(Section):
         "one another at most 1800 s",
     )
 
+    def threads_for(self, cpus_per_worker: float) -> int:
+        """CPU threads of a worker that holds so many CPUs."""
+        return self.threads_per_worker or max(1, round(cpus_per_worker))
+
 
 class ResultsConfig(Section):
     """What is made of the trained network."""

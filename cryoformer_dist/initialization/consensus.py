@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.data.thinning import stride_for
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.fourier import fourier_shell_correlation
-from cryoformer_dist.physics.spread import spread_step
 from cryoformer_dist.progress import Progress
 
 _BLOCK = 256
@@ -75,7 +75,7 @@ def back_project(
         Called with images done and in all.
     """
     particles, asked = store.particles(), len(rows)
-    rows = rows[:: spread_step(asked, sample)]
+    rows = rows[:: stride_for(asked, sample)]
     first, second = (FourierAccumulator(store.box_size, store.pixel_size_angstrom) for _ in range(2))
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]

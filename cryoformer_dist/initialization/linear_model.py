@@ -14,11 +14,11 @@ from torch import Tensor
 from cryoformer_dist.data.cropped_images import CroppedImages
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.data.thinning import stride_for
 from cryoformer_dist.physics.fourier import comparable_frequencies
 from cryoformer_dist.physics.grids import half_plane_weight
 from cryoformer_dist.physics.lattice import Lattice
 from cryoformer_dist.physics.projection import project_points
-from cryoformer_dist.physics.spread import spread_step
 from cryoformer_dist.progress import Progress
 
 _PIXEL_ANGSTROM = 14.0
@@ -57,7 +57,7 @@ def fit_linear_latents(
     """
     box = _coarse_box(store)
     model = LinearModel(_coarse_lattice(mask, box).points_pixels, box)
-    sample = CroppedImages.of(store, rows[:: spread_step(len(rows), _SAMPLE)], box)
+    sample = CroppedImages.of(store, rows[:: stride_for(len(rows), _SAMPLE)], box)
     latent = torch.randn(len(sample.rotation), dimensions, generator=torch.Generator().manual_seed(seed))
     maps = model.no_maps(dimensions)
     # Once the maps are there, all particles in blocks: their images do not fit in memory together.
@@ -92,7 +92,7 @@ def fit_principal_maps(
     box = _coarse_box(store)
     lattice = _coarse_lattice(mask, box)
     model = LinearModel(lattice.points_pixels, box)
-    step = spread_step(len(rows), _SAMPLE)
+    step = stride_for(len(rows), _SAMPLE)
     maps = model.fit_maps(CroppedImages.of(store, rows[::step], box), latents[::step], model.no_maps(latents.shape[1]))
     voxels = torch.zeros(len(maps), box**3)
     voxels[:, lattice.flat_index] = maps

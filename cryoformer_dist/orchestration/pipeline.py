@@ -10,6 +10,7 @@ from cryoformer_dist.data.convert import ConversionOptions, convert_serially, pl
 from cryoformer_dist.data.store import ParticleStore, is_complete
 from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.io.reading import read_particles
+from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.orchestration.cluster import use_ray
 from cryoformer_dist.orchestration.conversion import convert_particles
 from cryoformer_dist.orchestration.display import Display
@@ -22,10 +23,9 @@ from cryoformer_dist.orchestration.resources import measure_cluster_memory, meas
 from cryoformer_dist.orchestration.worker import SilentReporter, train_alone
 from cryoformer_dist.runs.directory import load_run, open_run_directory, send_run
 from cryoformer_dist.runs.manifest import RunManifest
-from cryoformer_dist.simulation.simulate import STAR_NAME, simulate
+from cryoformer_dist.simulation.particle_set import STAR_NAME, simulate
 from cryoformer_dist.storage.places import Place, place_at
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.training.machine import WorkerMemory
 from cryoformer_dist.training.preparation import prepare_run
 
 

@@ -18,7 +18,6 @@ from cryoformer_dist.orchestration.worker import WorkerArguments, run_worker
 from cryoformer_dist.runs.layout import RAY_RECORDS
 from cryoformer_dist.storage.places import Place
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.training.machine import worker_threads
 
 
 def train_with_ray(working: WorkingFolder, config: RunConfig, cluster: ClusterConfig, on_record: OnRecord) -> None:
@@ -46,7 +45,7 @@ def train_with_ray(working: WorkingFolder, config: RunConfig, cluster: ClusterCo
     silence = 60 * cluster.workers.silence_minutes
     # One that does not even answer (a stopped process, a node without network) is lost after the same time.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(silence)
-    arguments = WorkerArguments(str(working.home), worker_threads(config, cluster.workers.cpus), silence)
+    arguments = WorkerArguments(str(working.home), config.training.threads_for(cluster.workers.cpus), silence)
     trainer = TorchTrainer(
         partial(run_worker, arguments),
         # Ranks that wait for one that hangs give up a little later than that one itself.

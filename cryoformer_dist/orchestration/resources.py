@@ -5,8 +5,8 @@ import torch
 
 from cryoformer_dist.config.cluster import ClusterConfig, LocalCluster, WorkersConfig
 from cryoformer_dist.errors import ClusterError
+from cryoformer_dist.machine import WorkerMemory, measure_worker_memory
 from cryoformer_dist.orchestration.nodes import Node, list_nodes, repeat_while_nodes_die, run_on_nodes
-from cryoformer_dist.training.machine import WorkerMemory, measure_worker_memory
 
 
 def refuse_too_many_workers(workers: WorkersConfig) -> None:

@@ -16,6 +16,7 @@ from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
 from cryoformer_dist.config.sweep import Scalar, SweepConfig
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CryoFormerError
+from cryoformer_dist.machine import measure_worker_memory
 from cryoformer_dist.orchestration.pipeline import open_posed_store
 from cryoformer_dist.orchestration.ray_training import train_with_ray
 from cryoformer_dist.orchestration.resources import find_smallest_memory
@@ -39,7 +40,6 @@ from cryoformer_dist.runs.trial import (
     write_outcome,
 )
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.training.machine import measure_worker_memory, worker_threads
 from cryoformer_dist.training.preparation import preparation_key, prepare_like, prepare_run
 
 
@@ -89,7 +89,7 @@ def _prepare(folder: Path, workers: WorkersConfig, workers_per_device: int) -> N
     if is_prepared(folder):
         return
     config = read_trial(folder).config
-    torch.set_num_threads(worker_threads(config, workers.cpus))
+    torch.set_num_threads(config.training.threads_for(workers.cpus))
     store = open_posed_store(config.dataset.store)
     # A trial of several workers is driven from the head, which may hold none of them.
     memory = (
@@ -119,7 +119,7 @@ def _train(folder: Path, sweep: SweepConfig, reports: "EpochReports") -> None:
     workers, working = sweep.workers, WorkingFolder.on_disk(folder)
     config, manifest = load_run(folder)
     if workers.count == 1:
-        store, threads = ParticleStore.open(manifest.store), worker_threads(config, workers.cpus)
+        store, threads = ParticleStore.open(manifest.store), config.training.threads_for(workers.cpus)
         train_alone(working, config, store, reports, threads, workers.gpus > 0)
     else:
         cluster = LocalCluster(workers=workers, max_failures=sweep.max_failures)

@@ -15,14 +15,14 @@ from cryoformer_dist.data.batch import BatchSource, local_batches, resident_batc
 from cryoformer_dist.data.dataset import ray_batches
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointNotWrittenError, ConfigError, CryoFormerError, TrainingError
+from cryoformer_dist.machine import set_threads
 from cryoformer_dist.orchestration.prometheus import Publish, publishing
 from cryoformer_dist.runs.directory import load_run, open_run_directory, selected_rows
 from cryoformer_dist.runs.layout import RAY_POINTER
 from cryoformer_dist.runs.training_log import TrainingRecord
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.training.machine import set_threads
 from cryoformer_dist.training.reporting import Reporter
-from cryoformer_dist.training.worker import join_world_of_one, train_rank
+from cryoformer_dist.training.train_rank import join_world_of_one, train_rank
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,9 +166,9 @@ def describe(record: TrainingRecord) -> str:
     share = record.step / record.steps
     left = format_duration((record.steps - record.step) * record.seconds_per_step)
     # How long a step at the whole box takes is not known before one has been taken.
-    passes, eta = (" coarse", f"over {left}") if record.coarse else ("", left)
+    coarse, eta = (" coarse", f"over {left}") if record.coarse else ("", left)
     return (
-        f"{record.stage.replace('_', ' ')} {record.epoch + 1}/{record.epochs}{passes}  "
+        f"{record.stage.replace('_', ' ')} {record.epoch + 1}/{record.epochs}{coarse}  "
         f"step {record.step}/{record.steps} {share:.0%}  loss {record.loss:.4f}  "
         f"{_describe_mask(record)}  {_describe_search(record)}"
         f"{record.particles_per_second:.0f} particles/s  data-wait {record.data_wait_share:.0%}  "

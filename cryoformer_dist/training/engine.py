@@ -1,5 +1,6 @@
 """Gradients across workers: the one seam between the loop and DeepSpeed or plain torch."""
 
+import math
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -82,6 +83,13 @@ class _Rates:
             resting = taking_part is not None and number not in taking_part
             group["lr"] = 0.0 if resting else self.peak[number] * factor
             group["weight_decay"] = self.weight_decay[number]
+
+
+def learning_rate_factor(training: TrainingConfig, stage_step: int, progress: float) -> float:
+    """Linear warm-up, then half a cosine down to the final share."""
+    warmup = min(1.0, (stage_step + 1) / max(training.warmup_steps, 1))
+    floor = training.final_learning_rate
+    return warmup * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
 def _save_whole(folder: Path, module: nn.Module, optimizer: Any) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.order import Rows
+from cryoformer_dist.data.thinning import stride_for
 from cryoformer_dist.errors import UndecidedLatentsWarning
 from cryoformer_dist.physics.ctf import transfer_at
 from cryoformer_dist.physics.fourier import (
@@ -30,7 +31,6 @@ from cryoformer_dist.physics.fourier import (
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.projection import magnification
 from cryoformer_dist.physics.slices import TrilinearSlices
-from cryoformer_dist.physics.spread import spread_step
 from cryoformer_dist.ranks import broadcast_from_leader, gather_rows, sum_over_ranks
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.objectives import Objectives
@@ -279,7 +279,7 @@ def build_conformations(
 
 def _representatives(latents: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Centres of k-means clusters, and what share of the particles each has; on every rank the leader's."""
-    sample = latents[:: spread_step(len(latents), _CLUSTERED_PARTICLES)].cpu().double().numpy()
+    sample = latents[:: stride_for(len(latents), _CLUSTERED_PARTICLES)].cpu().double().numpy()
     wanted = min(REPRESENTATIVES, max(_FEWEST_REPRESENTATIVES, len(latents) // _PARTICLES_PER_REPRESENTATIVE))
     count = min(wanted, len(np.unique(sample, axis=0)))
     with warnings.catch_warnings():

@@ -26,6 +26,7 @@ from cryoformer_dist.initialization.pose_search import (
     search_poses,
     search_poses_by_conformation,
 )
+from cryoformer_dist.machine import WorkerMemory, free_bytes, measure_worker_memory
 from cryoformer_dist.model.kernels.sizes import refuse_sizes_without_kernel
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.progress import StagedProgress, silent
@@ -42,7 +43,6 @@ from cryoformer_dist.runs.directory import (
 )
 from cryoformer_dist.runs.layout import PREPARED
 from cryoformer_dist.runs.manifest import RunManifest, write_manifest
-from cryoformer_dist.training.machine import WorkerMemory, free_bytes, measure_worker_memory
 from cryoformer_dist.training.memory import (
     Workload,
     refuse_preparation,

@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoformer_dist.runs.training_log import TrainingRecord
-from cryoformer_dist.training.stages import Moment
 
 
 class Reporter(Protocol):
@@ -66,16 +65,6 @@ class Interval:
     def is_empty(self) -> bool:
         """Whether no step was taken; waits for the device."""
         return not float(self.totals[2])
-
-
-class EpochTask(Protocol):
-    """Something that is done between two steps, when an epoch has ended."""
-
-    def due(self, moment: Moment) -> bool:
-        """Whether it is to be done now."""
-
-    def run(self, moment: Moment, interval: Interval) -> None:
-        """Do it, on all ranks; what the next record should tell goes into the interval."""
 
 
 class Stopwatch:

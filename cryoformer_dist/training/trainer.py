@@ -20,12 +20,11 @@ from cryoformer_dist.runs.directory import write_occupancy
 from cryoformer_dist.runs.training_log import TrainingLog, TrainingRecord
 from cryoformer_dist.storage.retry import StorageRetry
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.training.engine import Engine
-from cryoformer_dist.training.latent_search import LatentSearch
+from cryoformer_dist.training.engine import Engine, learning_rate_factor
+from cryoformer_dist.training.epoch_tasks import make_epoch_tasks
 from cryoformer_dist.training.learner import Learner
-from cryoformer_dist.training.occupancy_refresh import OccupancyRefresh
 from cryoformer_dist.training.particles import RankParticles
-from cryoformer_dist.training.reporting import EpochTask, Interval, Pace, Reporter, Stopwatch, memory_gib
+from cryoformer_dist.training.reporting import Interval, Pace, Reporter, Stopwatch, memory_gib
 from cryoformer_dist.training.stages import Moment, Stage, stages
 
 
@@ -57,7 +56,7 @@ class Trainer:
         self.learner, self.engine, self.particles = learner, engine, particles
         self.reporter, self.working = reporter, working
         self.config, self.leads = learner.config.training, engine.rank == 0
-        self.tasks: tuple[EpochTask, ...] = (OccupancyRefresh(learner, particles), LatentSearch(learner, particles))
+        self.tasks = make_epoch_tasks(learner, particles)
         self.retry = StorageRetry(working.home, self.config.storage_patience_seconds, self.leads, gather_objects)
         self.position = Position()
         self.checkpointed_step = 0
@@ -252,10 +251,3 @@ def particles_per_rank(training: TrainingConfig, world: int, particles: int) -> 
     if size > particles:
         raise ConfigError(f"training.global_batch_size: {size} exceeds the {particles} particles to train on")
     return size // world
-
-
-def learning_rate_factor(training: TrainingConfig, stage_step: int, progress: float) -> float:
-    """Linear warm-up, then half a cosine down to the final share."""
-    warmup = min(1.0, (stage_step + 1) / max(training.warmup_steps, 1))
-    floor = training.final_learning_rate
-    return warmup * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))

@@ -19,7 +19,7 @@ from cryoformer_dist.orchestration.config_files import read_run_file
 from cryoformer_dist.physics.fourier import weighted_shells
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.runs.directory import SHELL_WEIGHT, load_consensus, load_mask, load_shell_weight, write_maps
-from cryoformer_dist.simulation.simulate import TRUTH_FOLDER
+from cryoformer_dist.simulation.particle_set import TRUTH_FOLDER
 
 
 @dataclass(frozen=True)

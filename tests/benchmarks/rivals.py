@@ -22,7 +22,7 @@ from own_run import finished_run, ours
 from particle_set import Contender, ParticleSet
 from voxel_basis_rival import voxel_basis
 
-from cryoformer_dist.training.machine import set_threads
+from cryoformer_dist.machine import set_threads
 
 RIVALS = ("cryodrgn", "linear", "voxel_basis", "ours")
 

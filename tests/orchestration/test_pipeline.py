@@ -90,7 +90,7 @@ def test_a_launch_cut_while_it_made_the_particles_goes_on(
     config = tiny_config(tmp_path / "s.zarr", SIMULATED)
     with monkeypatch.context() as patch:
         if cut == "simulate":
-            patch.setattr("cryoformer_dist.simulation.simulate._write_particles", fail)
+            patch.setattr("cryoformer_dist.simulation.particle_set._write_particles", fail)
         else:
             patch.setattr(convert, "convert_shard", fail)
         with pytest.raises(KeyboardInterrupt):

@@ -5,10 +5,10 @@ import ray
 
 from cryoformer_dist.config.cluster import ExistingCluster, LocalCluster, WorkersConfig
 from cryoformer_dist.errors import ClusterError
+from cryoformer_dist.machine import WorkerMemory, measure_worker_memory
 from cryoformer_dist.orchestration import resources
 from cryoformer_dist.orchestration.nodes import Node
 from cryoformer_dist.orchestration.resources import measure_cluster_memory, refuse_too_many_workers
-from cryoformer_dist.training.machine import WorkerMemory, measure_worker_memory
 
 
 def _node(number: int, resources: dict[str, float]) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.runs.checkpoint import latest_checkpoint
 from cryoformer_dist.runs.directory import is_prepared, load_run, write_occupancy
 from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log
-from cryoformer_dist.simulation.simulate import simulate
+from cryoformer_dist.simulation.particle_set import simulate
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.preparation import prepare_run
-from cryoformer_dist.training.worker import train_rank
+from cryoformer_dist.training.train_rank import train_rank
 
 PARTICLES = 64
 SHARD_ROWS = 16

@@ -1,7 +1,9 @@
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
@@ -11,8 +13,8 @@ from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.errors import BackendUnavailableError, CheckpointError
 from cryoformer_dist.ranks import gather_rows, rank_and_world, sum_over_ranks
 from cryoformer_dist.training import engine as engine_module
-from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine, parameter_groups
-from cryoformer_dist.training.worker import join_world_of_one
+from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine, learning_rate_factor, parameter_groups
+from cryoformer_dist.training.train_rank import join_world_of_one
 
 CPU = torch.device("cpu")
 NAMES = ("hash_grid", "network", "encoder")
@@ -314,3 +316,15 @@ def test_alone_gathering_and_summing_change_nothing() -> None:
     assert torch.equal(total, values)
     total.zero_()
     assert values.abs().sum() > 0
+
+
+def test_the_learning_rate_warms_up_then_follows_half_a_cosine() -> None:
+    training = TrainingConfig(warmup_steps=4, final_learning_rate=0.1)
+    warm = [learning_rate_factor(training, step, 0.0) for step in range(6)]
+    assert warm == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    falling = [learning_rate_factor(training, 100, progress) for progress in np.linspace(0, 1, 11)]
+    assert all(one > other for one, other in itertools.pairwise(falling))
+    assert falling[5] == pytest.approx(0.55)
+    assert falling[-1] == pytest.approx(0.1)
+    assert learning_rate_factor(training, 100, 1.5) == pytest.approx(0.1)
+    assert learning_rate_factor(TrainingConfig(warmup_steps=0), 0, 0.0) == 1

@@ -7,9 +7,9 @@ from support.tiny_runs import tiny_config
 
 from cryoformer_dist.config.schema import DatasetConfig, RunConfig, TrainingConfig
 from cryoformer_dist.errors import ConfigError
+from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.model.cryoformer import CryoFormer
 from cryoformer_dist.training import objectives
-from cryoformer_dist.training.machine import WorkerMemory
 from cryoformer_dist.training.memory import (
     Workload,
     parameter_count,

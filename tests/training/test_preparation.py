@@ -14,6 +14,7 @@ from cryoformer_dist.errors import ConfigError, SlowEncodingWarning, SmallSample
 from cryoformer_dist.initialization.consensus import Consensus
 from cryoformer_dist.initialization.pose_search import PoseSearchResult
 from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.runs.directory import (
     load_first_latents,
@@ -22,7 +23,6 @@ from cryoformer_dist.runs.directory import (
     store_at_first_poses,
 )
 from cryoformer_dist.training import objectives, preparation
-from cryoformer_dist.training.machine import WorkerMemory
 from cryoformer_dist.training.preparation import preparation_key, prepare_like, prepare_run
 
 

@@ -37,7 +37,7 @@ from cryoformer_dist.training import trainer as module
 from cryoformer_dist.training.engine import TorchEngine
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.particles import RankParticles
-from cryoformer_dist.training.trainer import Trainer, learning_rate_factor, particles_per_rank
+from cryoformer_dist.training.trainer import Trainer, particles_per_rank
 
 REFRESHED = {"training.occupancy": "data", "training.occupancy_refresh_epochs": 1, "training.epochs": 3}
 # The molecule is larger.
@@ -74,18 +74,6 @@ def test_the_global_batch_is_shared_out_evenly_or_refused_by_name() -> None:
         particles_per_rank(TrainingConfig(global_batch_size=12), 13, 100)
     with pytest.raises(ConfigError, match=r"training\.global_batch_size: 12 exceeds the 11 particles"):
         particles_per_rank(TrainingConfig(global_batch_size=12), 1, 11)
-
-
-def test_the_learning_rate_warms_up_then_follows_half_a_cosine() -> None:
-    training = TrainingConfig(warmup_steps=4, final_learning_rate=0.1)
-    warm = [learning_rate_factor(training, step, 0.0) for step in range(6)]
-    assert warm == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
-    falling = [learning_rate_factor(training, 100, progress) for progress in np.linspace(0, 1, 11)]
-    assert all(one > other for one, other in itertools.pairwise(falling))
-    assert falling[5] == pytest.approx(0.55)
-    assert falling[-1] == pytest.approx(0.1)
-    assert learning_rate_factor(training, 100, 1.5) == pytest.approx(0.1)
-    assert learning_rate_factor(TrainingConfig(warmup_steps=0), 0, 0.0) == 1
 
 
 def test_a_run_takes_the_steps_it_announces_and_reports_each_particle(whole: tuple[RunConfig, Path]) -> None:

@@ -8,8 +8,8 @@ from support.tiny_runs import tiny_config, train
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.runs.checkpoint import checkpoints
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.training import worker as module
-from cryoformer_dist.training.worker import agree_on_checkpoint
+from cryoformer_dist.training import train_rank as module
+from cryoformer_dist.training.train_rank import agree_on_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 from support.judged_runs import ALONE, STATE, judged
 from support.training_records import training_record
 
-from cryoformer_dist.analysis.verdict import (
+from cryoformer_dist.analysis.report_tables import (
     list_key_figures,
     list_measures,
     list_pose_errors,

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import torch
 
-from cryoformer_dist.config.schema import RunConfig
-
 # Left to the rest of the machine, and to what no plan foresees.
 _SHARE = 0.9
 
@@ -50,11 +48,6 @@ def measure_worker_memory(on_gpu: bool, workers_per_device: int = 1, workers: in
 def usable_cores() -> int:
     """CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def worker_threads(config: RunConfig, cpus_per_worker: float) -> int:
-    """CPU threads a worker may use."""
-    return config.training.threads_per_worker or max(1, round(cpus_per_worker))
 
 
 def set_threads(count: int) -> None:

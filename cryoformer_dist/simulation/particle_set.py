@@ -1,12 +1,8 @@
 """Synthetic particle sets with known truth, written as RELION would find them.
 
-One image is ``CTF * projection + noise``, light on dark, in units of the noise: its standard deviation is 1
-in the written images, and the reference maps carry the same units, so the sum of a map along the beam is the
-noise-free image.
-
-The signal-to-noise ratio is var(signal) / var(noise) of whole CTF-applied images at ``snr_box`` (the mean
-variance of the first images, up to 1,000); cropping to a smaller box afterwards raises it, as in CryoBench. The
-noise is white and equally strong in every image.
+One image is ``CTF * projection + noise`` (`simulation.noise`), light on dark, in units of the noise: its standard
+deviation is 1 in the written images, and the reference maps carry the same units, so the sum of a map along the beam is
+the noise-free image.
 """
 
 from collections.abc import Iterator
@@ -15,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cryoformer_dist.config.simulation import SimulationConfig, VolumesSource
@@ -24,7 +19,7 @@ from cryoformer_dist.io.mrc import new_stack, write_volume
 from cryoformer_dist.io.particles import ParticleTable
 from cryoformer_dist.io.relion import write_star
 from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function
-from cryoformer_dist.physics.fourier import crop_images, fourier_to_image
+from cryoformer_dist.physics.fourier import fourier_to_image
 from cryoformer_dist.physics.grids import frequency_grid
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.progress import Progress
@@ -48,6 +43,7 @@ from cryoformer_dist.simulation.imaging import (
     load_volumes,
 )
 from cryoformer_dist.simulation.molecule import build_molecule, reach_angstrom
+from cryoformer_dist.simulation.noise import NoiseScale, add_noise, measure_noise_scale
 from cryoformer_dist.storage.places import replaced
 
 STAR_NAME = "particles.star"
@@ -93,14 +89,6 @@ class _Scene:
         return fourier_to_image(transform * contrast_transfer_function(self.ctf[which], frequency), self.box)
 
 
-@dataclass(frozen=True, slots=True)
-class _Scale:
-    """Factor on the signal, and standard deviation of the scaled noise, both at the simulated box."""
-
-    signal: float
-    noise: float
-
-
 def simulate(
     config: SimulationConfig, output: Path, progress: Progress | None = None, *, overwrite: bool = False
 ) -> SimulatedSet:
@@ -140,7 +128,7 @@ def simulate(
     made = _tell_progress(_make_signals(scene, blocks), config.particles, progress)
     kept = max(1, min(_CALIBRATION_IMAGES, config.particles, _CALIBRATION_PIXELS // scene.box**2))
     head = _take_head(made, kept)
-    scale = _measure_scale(config, torch.cat(head)[:kept])
+    scale = measure_noise_scale(config, torch.cat(head)[:kept])
     truth = _write_truth(config, scene, scale, output / TRUTH_FOLDER)
     stacks = _write_stacks(config, _chain(head, made), blocks, scale, output)
     _write_particles(config, scene, stacks, star)
@@ -226,19 +214,7 @@ def _chain(head: list[Tensor], rest: Iterator[Tensor]) -> Iterator[Tensor]:
     yield from rest
 
 
-def _measure_scale(config: SimulationConfig, images: Tensor) -> _Scale:
-    """Units in which the noise of the written images is 1; without noise, the signal's variance."""
-    variance = float(images.double().var(dim=(1, 2), correction=0).mean())
-    if variance == 0:
-        raise ConfigError("source: every image is empty; give a molecule or maps with density inside the box")
-    if config.snr is None:
-        return _Scale(signal=variance**-0.5, noise=0.0)
-    # Cropping in Fourier space averages pixels: white noise weakens by the ratio of the boxes.
-    noise = config.simulated_box / config.box_size
-    return _Scale(signal=noise * (config.snr / variance) ** 0.5, noise=noise)
-
-
-def _write_truth(config: SimulationConfig, scene: _Scene, scale: _Scale, folder: Path) -> Path:
+def _write_truth(config: SimulationConfig, scene: _Scene, scale: NoiseScale, folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     states = scene.states
     for number, (state, coordinate) in enumerate(zip(states.volume_state, states.volume_coordinate, strict=True)):
@@ -259,7 +235,7 @@ def _write_truth(config: SimulationConfig, scene: _Scene, scale: _Scale, folder:
 
 
 def _write_stacks(
-    config: SimulationConfig, images: Iterator[Tensor], blocks: list[list[slice]], scale: _Scale, output: Path
+    config: SimulationConfig, images: Iterator[Tensor], blocks: list[list[slice]], scale: NoiseScale, output: Path
 ) -> tuple[Path, ...]:
     seed = config.seed if config.noise_seed is None else config.noise_seed
     generator = stream(seed, Stream.NOISE)
@@ -268,17 +244,9 @@ def _write_stacks(
         path = output / ("particles.mrcs" if len(blocks) == 1 else f"particles_{number:03d}.mrcs")
         with new_stack(path, config.pixel_size_angstrom, (_LABEL,)) as writer:
             for _ in stack:
-                writer.append(_finish(next(images), scale, config.box_size, generator))
+                writer.append(add_noise(next(images), scale, config.box_size, generator))
         paths.append(path)
     return tuple(paths)
-
-
-def _finish(signal: Tensor, scale: _Scale, box: int, generator: np.random.Generator) -> NDArray[np.float32]:
-    """Scaled, noisy, cropped."""
-    images = signal * scale.signal
-    if scale.noise:
-        images += torch.from_numpy(generator.standard_normal(images.shape, dtype=np.float32)) * scale.noise
-    return crop_images(images, box).numpy()
 
 
 def _write_particles(config: SimulationConfig, scene: _Scene, stacks: tuple[Path, ...], star: Path) -> None:

@@ -17,7 +17,7 @@ from cryoformer_dist.physics.grids import frequency_grid, lattice_points
 from cryoformer_dist.physics.projection import project_points
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.simulation.acquisition import draw_ctf, draw_half_sets, draw_poses
-from cryoformer_dist.simulation.simulate import simulate
+from cryoformer_dist.simulation.particle_set import simulate
 
 CLEAN = {"snr": None, "ctf": {"apply": False}}
 

@@ -1,9 +1,8 @@
 from pathlib import Path
 
 import pytest
-from support.tiny_runs import tiny_config
 
-from cryoformer_dist.training.machine import free_bytes, measure_worker_memory, worker_threads
+from cryoformer_dist.machine import free_bytes, measure_worker_memory
 
 MIB = 2**20
 
@@ -50,9 +49,3 @@ def test_workers_share_what_is_free() -> None:
     )
     assert four.bytes == pytest.approx(alone.bytes / 4, rel=0.2)
     assert four.workers == 8
-
-
-def test_threads_are_those_asked_for_or_the_worker_s_share(tmp_path: Path) -> None:
-    assert worker_threads(tiny_config(tmp_path, {"training.threads_per_worker": 3}), 8) == 3
-    free = tiny_config(tmp_path, {"training.threads_per_worker": 0})
-    assert [worker_threads(free, cpus) for cpus in (0.2, 0.9, 4.0)] == [1, 1, 4]

@@ -107,9 +107,9 @@ def drive(
     resume: Resume = False,
 ) -> None:
     """On the cluster: the whole way, from particles to report."""
+    from cryoformer_dist.machine import set_threads, usable_cores
     from cryoformer_dist.orchestration.pipeline import run_pipeline
     from cryoformer_dist.orchestration.request import RunRequest, read_request
-    from cryoformer_dist.training.machine import set_threads, usable_cores
 
     # Ray starts what it runs with one thread; the first maps and poses of a large run would take hours.
     set_threads(usable_cores())
