@@ -31,9 +31,32 @@ def gather_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Element-wise sum over ranks."""
     values = values.clone()
+    add_over_ranks(values)
+    return values
+
+
+def take_share(count: int) -> slice:
+    """Which of so many things are this rank's: every ``world``-th. Shares differ by one thing at the most."""
+    rank, world = rank_and_world()
+    return slice(rank, count, world)
+
+
+def gather_shares(values: Tensor, count: int) -> Tensor:
+    """What all ranks have made of their shares (`take_share`) of ``count`` things, in the order of the things."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return values
+    longest = -(-count // world)
+    padded = torch.cat([values, values.new_zeros(longest - len(values), *values.shape[1:])]).contiguous()
+    shares = [torch.empty_like(padded) for _ in range(world)]
+    torch.distributed.all_gather(shares, padded)
+    return torch.stack(shares, dim=1).flatten(0, 1)[:count]
+
+
+def add_over_ranks(values: Tensor) -> None:
+    """Element-wise sum over ranks, in place: what is large is not held twice."""
     if rank_and_world()[1] > 1:
         torch.distributed.all_reduce(values)
-    return values
 
 
 def gather_objects(value: T) -> list[T]:

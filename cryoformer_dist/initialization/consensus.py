@@ -5,14 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
 from torch import Tensor
 
+from cryoformer_dist.data.batch import ImageBlock, make_batch
+from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.data.thinning import stride_for
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.fourier import fourier_shell_correlation
 from cryoformer_dist.progress import Progress
+from cryoformer_dist.ranks import add_over_ranks, take_share
 
 _BLOCK = 256
 _WIENER = 0.1
@@ -30,25 +31,21 @@ class Consensus:
         From all of them.
     halves
         From every other one, and from the others.
-    share
-        Of the particles asked for, those that it was made from.
     """
 
     voxels: Float[Tensor, "box box box"]
     halves: tuple[Float[Tensor, "box box box"], Float[Tensor, "box box box"]]
-    share: float
 
     def shell_weight(self, mask: Bool[Tensor, "box box box"], voxel_size_angstrom: float) -> Float[Tensor, " shells"]:
-        """Signal's share of a map's power on shells ``0 .. box // 2 - 1``, were it made from all the particles.
+        """Signal's share of a map's power on shells ``0 .. box // 2 - 1``.
 
-        The Wiener filter that half maps ask for: ``2 FSC / (1 + FSC)`` of all the data. The FSC of a sample gives
-        its signal-to-noise ratio, which scales with the number of particles.
+        The Wiener filter that half maps ask for: ``2 FSC / (1 + FSC)`` of all the data.
         """
         first, second = self.halves
         fsc = fourier_shell_correlation(first, second, voxel_size_angstrom, mask.float()).correlation
         # No shell is silenced: a map is to be judged there too. Equal half maps leave no noise to compare with.
         fsc = fsc.clamp(_LEAST_CORRELATION, 1 - 1e-6)
-        signal_to_noise = 2 * fsc / (1 - fsc) / self.share
+        signal_to_noise = 2 * fsc / (1 - fsc)
         weight = signal_to_noise / (1 + signal_to_noise)
         # The mean is not compared with data.
         weight[0] = 1
@@ -57,38 +54,43 @@ class Consensus:
 
 def back_project(
     store: ParticleStore,
-    rows: NDArray[np.int64],
-    sample: int = 10_000,
+    rows: Rows,
     progress: Progress | None = None,
+    device: torch.device | None = None,
 ) -> Consensus:
-    """Homogeneous reconstruction of the given particles at the store's poses.
+    """Homogeneous reconstruction of the given particles at the store's poses, by all ranks together.
+
+    Each rank inserts its share; the sums add up. Every rank returns the same maps, but for the order of summation.
 
     Parameters
     ----------
     store
         Particle store.
     rows
-        Store rows to use.
-    sample
-        So many or up to twice as many, evenly taken: store rows are in random order.
+        Store rows to use, the same on every rank.
     progress
-        Called with images done and in all.
+        Called with images done and in all, of this rank's share.
+    device
+        Where images are inserted and maps are solved; the CPU when ``None``.
     """
-    particles, asked = store.particles(), len(rows)
-    rows = rows[:: stride_for(asked, sample)]
-    first, second = (FourierAccumulator(store.box_size, store.pixel_size_angstrom) for _ in range(2))
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
-        images = torch.from_numpy(store.read_images(block).astype(np.float32))
-        pixel = torch.from_numpy(particles.pixel_size_angstrom[block])
-        pose, ctf = particles.pose(block), particles.ctf(block)
-        for half, accumulator in enumerate((first, second)):
-            mine = torch.arange(half, len(block), 2)
-            # A last block of one particle has none for the second half.
-            if len(mine):
-                accumulator.add(images[mine], pose[mine], ctf[mine], pixel[mine])
+    device = device or torch.device("cpu")
+    particles, share = store.particles(), np.arange(len(rows))[take_share(len(rows))]
+    halves = [FourierAccumulator(store.box_size, store.pixel_size_angstrom, device) for _ in range(2)]
+    for start in range(0, len(share), _BLOCK):
+        mine = share[start : start + _BLOCK]
+        batch = make_batch(ImageBlock(store.read_images(rows[mine]), rows[mine], np.zeros_like(mine)), particles)
+        batch = batch.to(device)
+        for half, accumulator in enumerate(halves):
+            # Every other particle, whoever inserts it; a rank may have none of a half.
+            of_half = torch.from_numpy(np.flatnonzero(mine % 2 == half)).to(device)
+            if len(of_half):
+                part = batch.each(lambda values, of_half=of_half: values[of_half])  # type: ignore[misc]
+                accumulator.add(part.images, part.pose, part.ctf, part.pixel_size_angstrom)
         if progress is not None:
-            progress(start + len(block), len(rows))
-    halves = first.solve(wiener=_WIENER), second.solve(wiener=_WIENER)
+            progress(start + len(mine), len(share))
+    for accumulator in halves:
+        add_over_ranks(accumulator.sums)
+    first, second = halves
+    maps = first.solve(wiener=_WIENER), second.solve(wiener=_WIENER)
     first.sums += second.sums
-    return Consensus(first.solve(wiener=_WIENER), halves, len(rows) / asked)
+    return Consensus(first.solve(wiener=_WIENER), maps)

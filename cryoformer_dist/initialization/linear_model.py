@@ -7,6 +7,7 @@ alternating least squares; its coordinates are where the latent table starts.
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -20,6 +21,7 @@ from cryoformer_dist.physics.grids import half_plane_weight
 from cryoformer_dist.physics.lattice import Lattice
 from cryoformer_dist.physics.projection import project_points
 from cryoformer_dist.progress import Progress
+from cryoformer_dist.ranks import broadcast_from_leader, gather_shares, sum_over_ranks, take_share
 
 _PIXEL_ANGSTROM = 14.0
 _SMALLEST_BOX = 16
@@ -40,12 +42,14 @@ def fit_linear_latents(
 ) -> Float[Tensor, "particles dimensions"]:
     """Coordinates of particles along the principal maps of their differences, uncorrelated and of unit variance.
 
+    By all ranks together: coordinates are found for shares of the particles, and the maps' slopes add up.
+
     Parameters
     ----------
     store
         Particle store, with poses.
     rows
-        Particles; the maps are fitted to 10,000 of them, at most twice as many.
+        Particles, the same on every rank; the maps are fitted to 10,000 of them, at most twice as many.
     mask
         Where there may be density.
     dimensions
@@ -57,11 +61,14 @@ def fit_linear_latents(
     """
     box = _coarse_box(store)
     model = LinearModel(_coarse_lattice(mask, box).points_pixels, box)
-    sample = CroppedImages.of(store, rows[:: stride_for(len(rows), _SAMPLE)], box)
-    latent = torch.randn(len(sample.rotation), dimensions, generator=torch.Generator().manual_seed(seed))
+    sampled = rows[:: stride_for(len(rows), _SAMPLE)]
+    share = take_share(len(sampled))
+    sample = CroppedImages.of(store, sampled[share], box)
+    latent = torch.randn(len(sampled), dimensions, generator=torch.Generator().manual_seed(seed))[share]
     maps = model.no_maps(dimensions)
     # Once the maps are there, all particles in blocks: their images do not fit in memory together.
-    parts = [rows[start : start + _SAMPLE] for start in range(0, len(rows), _SAMPLE)]
+    mine = rows[take_share(len(rows))]
+    parts = [mine[start : start + _SAMPLE] for start in range(0, len(mine), _SAMPLE)]
     steps = _ROUNDS + len(parts)
     for done in range(_ROUNDS):
         maps = model.fit_maps(sample, latent, maps)
@@ -74,7 +81,7 @@ def fit_linear_latents(
         latents.append(model.fit_latents(CroppedImages.of(store, part, box), maps))
         if progress is not None:
             progress(done + 1, steps)
-    return whiten(torch.cat(latents))
+    return gather_shares(whiten(torch.cat(latents)), len(rows))
 
 
 def fit_principal_maps(
@@ -93,7 +100,10 @@ def fit_principal_maps(
     lattice = _coarse_lattice(mask, box)
     model = LinearModel(lattice.points_pixels, box)
     step = stride_for(len(rows), _SAMPLE)
-    maps = model.fit_maps(CroppedImages.of(store, rows[::step], box), latents[::step], model.no_maps(latents.shape[1]))
+    sampled = np.arange(len(rows))[::step]
+    mine = sampled[take_share(len(sampled))]
+    images = CroppedImages.of(store, rows[mine], box)
+    maps = model.fit_maps(images, latents[torch.from_numpy(mine)], model.no_maps(latents.shape[1]))
     voxels = torch.zeros(len(maps), box**3)
     voxels[:, lattice.flat_index] = maps
     return voxels.reshape(-1, box, box, box)
@@ -166,7 +176,7 @@ class LinearModel:
             error = 0.5 * ((difference.real.square() + difference.imag.square()) * self._weight).sum()
             (slope,) = torch.autograd.grad(error, density)
             total += mixing[part].T @ slope
-        return total
+        return sum_over_ranks(total)
 
 
 def _coarse_box(store: ParticleStore) -> int:
@@ -182,8 +192,11 @@ def _coarse_lattice(mask: Tensor, box: int) -> Lattice:
 
 
 def whiten(latent: Tensor) -> Tensor:
-    """Uncorrelated coordinates of mean 0 and variance 1, the strongest first."""
-    centred = latent - latent.mean(0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+    """Uncorrelated coordinates of mean 0 and variance 1 over the particles of all ranks, the strongest first."""
+    count = sum_over_ranks(latent.new_tensor(len(latent)))
+    centred = latent - sum_over_ranks(latent.sum(0)) / count
+    values, vectors = torch.linalg.eigh(sum_over_ranks(centred.T @ centred) / count)
+    # A direction may come out either way round, and must not on some ranks only.
+    vectors = broadcast_from_leader(vectors)
     white: Tensor = (centred @ vectors.flip(1)) / values.flip(0).clamp_min(1e-12).sqrt()
     return white

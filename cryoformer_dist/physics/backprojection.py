@@ -103,7 +103,7 @@ class FourierAccumulator:
         """
         size, box = self._size, self.box
         # Only half of each slice was inserted: the map is real, so the other half is its conjugate at -k.
-        real, imaginary, weight = self.sums.cpu().reshape(3, size, size, size)
+        real, imaginary, weight = self.sums.reshape(3, size, size, size)
         signal = torch.complex(real, imaginary)
         signal = signal + _at_minus_k(signal).conj()
         weight = weight + _at_minus_k(weight)
@@ -112,7 +112,7 @@ class FourierAccumulator:
         voxels = fourier_to_volume(signal / (weight + floor))
         margin = (size - box) // 2
         cut = slice(margin, margin + box)
-        return voxels[cut, cut, cut] / interpolation_envelope(box, size, degree=1)
+        return (voxels[cut, cut, cut]).cpu() / interpolation_envelope(box, size, degree=1)
 
 
 def _at_minus_k(grid: Tensor) -> Tensor:

@@ -21,12 +21,6 @@ def test_the_consensus_is_that_of_the_rows_asked_for(swinging: Path) -> None:
     assert 0.5 < correlation < 0.999
 
 
-def test_a_sample_is_taken_evenly(swinging: Path) -> None:
-    store = ParticleStore.open(swinging)
-    sampled = back_project(store, np.arange(300), sample=100)
-    assert torch.equal(sampled.voxels, back_project(store, np.arange(0, 300, 3)).voxels)
-
-
 @pytest.mark.parametrize("particles", [300, 257])
 def test_the_halves_are_of_every_other_particle(swinging: Path, particles: int) -> None:
     store = ParticleStore.open(swinging)
@@ -39,11 +33,11 @@ def _white(seed: int) -> torch.Tensor:
     return torch.randn(32, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def _halves(noise: float, share: float = 1.0) -> Consensus:
+def _halves(noise: float) -> Consensus:
     """A white molecule in the ball, seen twice through noise of this variance."""
     signal = _white(0) * sphere(32)
     first, second = (signal + noise**0.5 * _white(seed) for seed in (1, 2))
-    return Consensus((first + second) / 2, (first, second), share)
+    return Consensus((first + second) / 2, (first, second))
 
 
 @pytest.mark.parametrize("noise", [0.5, 2.0])
@@ -61,17 +55,10 @@ def test_shells_count_for_what_of_them_is_signal(noise: float) -> None:
     assert errors[1] < min(errors[0], errors[2])
 
 
-def test_a_sample_speaks_for_all_particles() -> None:
-    """Of a quarter of the particles the noise is four times that of all of them."""
-    of_all = _halves(0.5).shell_weight(sphere(32), 7.0)
-    of_a_quarter = _halves(2.0, share=0.25).shell_weight(sphere(32), 7.0)
-    torch.testing.assert_close(of_a_quarter[6:].mean(), of_all[6:].mean(), rtol=0.03, atol=0)
-
-
 def test_halves_without_noise_count_whole_and_without_signal_not_at_all() -> None:
-    same = Consensus(_white(0), (_white(0), _white(0)), 1.0)
+    same = Consensus(_white(0), (_white(0), _white(0)))
     torch.testing.assert_close(same.shell_weight(sphere(32), 7.0), torch.ones(16), rtol=1e-5, atol=0)
-    other = Consensus(_white(0), (_white(0), _white(1)), 1.0)
+    other = Consensus(_white(0), (_white(0), _white(1)))
     weight = other.shell_weight(sphere(32), 7.0)
     assert float(weight[0]) == 1
     assert float(weight[6:].max()) < 0.15
@@ -82,6 +69,3 @@ def test_noisier_images_count_for_less_in_fine_shells(swinging: Path) -> None:
     few, many = (back_project(store, np.arange(rows)) for rows in (100, 1000))
     weights = [maps.shell_weight(sphere(32), store.pixel_size_angstrom) for maps in (few, many)]
     assert (weights[0][5:] < weights[1][5:]).float().mean() > 0.8
-    # A hundred of a thousand foresee what the thousand reach.
-    foreseen = back_project(store, np.arange(1000), sample=100).shell_weight(sphere(32), store.pixel_size_angstrom)
-    assert float((foreseen[1:12] - weights[1][1:12]).abs().max()) < 0.2

@@ -1,0 +1,25 @@
+"""Several ranks on this machine, one process each, that speak by gloo."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing
+
+
+def run_on_ranks(world: int, act: Callable[..., Any], *arguments: object) -> list[Any]:
+    """What a module's function returns on each rank: tensors, and lists and dictionaries of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_act_on_rank, args=(world, folder, act, arguments), nprocs=world)
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def _act_on_rank(rank: int, world: int, folder: str, act: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
+    try:
+        torch.save(act(*arguments), Path(folder) / f"{rank}.pt")
+    finally:
+        torch.distributed.destroy_process_group()
