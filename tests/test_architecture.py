@@ -33,8 +33,8 @@ MAY_IMPORT = {
     | {"config", "physics", "io", "model", "data", "simulation", "initialization", "runs", "training", "figures"}
     | {"storage"},
     "orchestration": GROUND
-    | {"config", "io.reading", "model.kernels.encode_tinycudann", "data", "simulation", "runs", "training", "analysis"}
-    | {"storage"},
+    | {"config", "physics", "io.reading", "model.kernels.encode_tinycudann", "data", "simulation", "runs", "training"}
+    | {"analysis", "storage"},
 }
 # The command line stands above all rooms.
 MAY_IMPORT["cli"] = set(MAY_IMPORT)

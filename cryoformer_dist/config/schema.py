@@ -108,6 +108,16 @@ class LatentConfig(Section):
         """Whether the table is refined by comparing particles with conformations after every epoch."""
         return self.tabulated and self.refinement == "search"
 
+    @property
+    def starts_linear(self) -> bool:
+        """Whether the table starts from a linear model's coordinates."""
+        return self.tabulated and self.start == "linear"
+
+    @property
+    def linear_dimensions_used(self) -> int:
+        """Coordinates of the linear model that find a place in the table."""
+        return min(self.linear_dimensions, self.dimensions)
+
 
 class PoseConfig(Section):
     """Where poses come from and whether they are refined."""
@@ -126,6 +136,11 @@ class PoseConfig(Section):
     def tabulated(self) -> bool:
         """Whether every particle has a row of its own."""
         return self.form in ("table", "encoder_then_table")
+
+    @property
+    def searched(self) -> bool:
+        """Whether the table starts from poses that are searched for around the given ones."""
+        return self.form == "table" and self.start == "search"
 
 
 class ModelConfig(Section):

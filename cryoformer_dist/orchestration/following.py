@@ -1,10 +1,12 @@
-"""Word of what training writes to its log, as it comes."""
+"""Word of what a run writes down, as it comes."""
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from cryoformer_dist.runs.layout import TRAINING_LOG
+from cryoformer_dist.progress import StagedProgress, silent
+from cryoformer_dist.runs.layout import STAGE_PROGRESS, TRAINING_LOG
+from cryoformer_dist.runs.stage_progress import StageProgress, read_stage_progress
 from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log
 from cryoformer_dist.storage.places import client_errors
 from cryoformer_dist.storage.working_folder import WorkingFolder
@@ -15,11 +17,17 @@ OnRecord = Callable[[TrainingRecord], None]
 
 
 @contextmanager
-def follow_training_log(working: WorkingFolder, on_record: OnRecord, elsewhere: bool = False) -> Iterator[None]:
-    """Tell of every record that the leader adds to the training log of a run directory for as long as this lasts.
+def follow_run(
+    working: WorkingFolder, on_record: OnRecord, on_stage: StagedProgress = silent, elsewhere: bool = False
+) -> Iterator[None]:
+    """Tell of what the leader writes down for as long as this lasts.
 
     Parameters
     ----------
+    on_record
+        Called with each record that is added to the training log.
+    on_stage
+        Called with (stage, done, in all) of the stages before training.
     elsewhere
         Whether the leader is another process, with a working copy of its own.
     """
@@ -28,19 +36,26 @@ def follow_training_log(working: WorkingFolder, on_record: OnRecord, elsewhere: 
     before = max((record.step for record in read_training_log(working.folder)), default=-1)
     pause = _FETCH_SECONDS if elsewhere and working.is_copy else _POLL_SECONDS
 
-    def read() -> list[TrainingRecord]:
+    known = set(read_stage_progress(working.folder))
+
+    def read() -> tuple[list[StageProgress], list[TrainingRecord]]:
         # While storage is away there is no news; that it is away is for the leader to say.
         with suppress(OSError, *client_errors()):
             if elsewhere:
-                working.fetch(TRAINING_LOG)
-            return read_training_log(working.folder)
-        return []
+                working.fetch(STAGE_PROGRESS, TRAINING_LOG)
+            return read_stage_progress(working.folder), read_training_log(working.folder)
+        return [], []
 
     def follow() -> None:
         told = before
         while True:
             last_look = stop.is_set()
-            for record in read():
+            stages, records = read()
+            for stage in stages:
+                if stage not in known:
+                    known.add(stage)
+                    on_stage(stage.stage, stage.done, stage.total)
+            for record in records:
                 if record.step > told:
                     told = record.step
                     on_record(record)

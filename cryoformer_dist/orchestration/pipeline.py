@@ -15,7 +15,7 @@ from cryoformer_dist.orchestration.cluster import use_ray
 from cryoformer_dist.orchestration.conversion import convert_particles
 from cryoformer_dist.orchestration.display import Display
 from cryoformer_dist.orchestration.environment import describe_token_place
-from cryoformer_dist.orchestration.following import follow_training_log
+from cryoformer_dist.orchestration.following import follow_run
 from cryoformer_dist.orchestration.preflight import preflight, wait_for_nodes
 from cryoformer_dist.orchestration.ray_training import train_with_ray
 from cryoformer_dist.orchestration.request import RunRequest
@@ -26,7 +26,7 @@ from cryoformer_dist.runs.manifest import RunManifest
 from cryoformer_dist.simulation.particle_set import STAR_NAME, simulate
 from cryoformer_dist.storage.places import Place, place_at
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.training.preparation import prepare_run
+from cryoformer_dist.training.preparation import begin_run
 
 
 def run_pipeline(request: RunRequest, display: Display) -> Place:
@@ -54,10 +54,10 @@ def _train_in_process(request: RunRequest, display: Display) -> None:
     """Store and training of a run, without Ray."""
     ensure_store(request.config, display, parallel=False)
     with open_run_directory(request.home) as working:
-        config, manifest = _prepare(request, working, display, measure_local_memory())
+        config, manifest = _begin(request, working, measure_local_memory())
         store = ParticleStore.open(manifest.store)
         threads = config.training.threads_per_worker or torch.get_num_threads()
-        with follow_training_log(working, display.record):
+        with display.stages() as progress, follow_run(working, display.record, progress):
             train_alone(working, config, store, SilentReporter(), threads, torch.cuda.is_available())
 
 
@@ -70,8 +70,10 @@ def _train_on_ray(request: RunRequest, display: Display) -> None:
         _examine_nodes(cluster, request.config.dataset.store, display)
     ensure_store(request.config, display, parallel=True)
     with open_run_directory(request.home) as working:
-        config, _ = _prepare(request, working, display, measure_cluster_memory(cluster))
-        train_with_ray(working, config, cluster, display.record)
+        memory = measure_cluster_memory(cluster)
+        config, _ = _begin(request, working, memory)
+        with display.stages() as progress:
+            train_with_ray(working, config, cluster, memory, display.record, progress)
 
 
 def tell_of_idle_gpu(cluster: LocalCluster, display: Display) -> None:
@@ -116,13 +118,10 @@ def ensure_store(config: RunConfig, display: Display, parallel: bool) -> None:
             convert_serially(plan, progress)
 
 
-def _prepare(
-    request: RunRequest, working: WorkingFolder, display: Display, memory: WorkerMemory
-) -> tuple[RunConfig, RunManifest]:
-    """Make the run directory, or check that it holds this run; returns the configuration and manifest it holds."""
+def _begin(request: RunRequest, working: WorkingFolder, memory: WorkerMemory) -> tuple[RunConfig, RunManifest]:
+    """Begin the run directory, or check that it holds this run; returns the configuration and manifest it holds."""
     store = open_posed_store(request.config.dataset.store)
-    with display.stages() as progress:
-        prepare_run(request.config, store, working.folder, request.resume, progress, memory)
+    begin_run(request.config, store, working.folder, request.resume, memory)
     send_run(working)
     return load_run(working.folder)
 

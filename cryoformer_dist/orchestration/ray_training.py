@@ -12,15 +12,24 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cryoformer_dist.config.cluster import ClusterConfig, WorkersConfig
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.errors import ClusterError, CryoFormerError, TrainingError
-from cryoformer_dist.orchestration.following import OnRecord, follow_training_log
+from cryoformer_dist.machine import WorkerMemory
+from cryoformer_dist.orchestration.following import OnRecord, follow_run
 from cryoformer_dist.orchestration.resources import refuse_too_many_workers
 from cryoformer_dist.orchestration.worker import WorkerArguments, run_worker
+from cryoformer_dist.progress import StagedProgress, silent
 from cryoformer_dist.runs.layout import RAY_RECORDS
 from cryoformer_dist.storage.places import Place
 from cryoformer_dist.storage.working_folder import WorkingFolder
 
 
-def train_with_ray(working: WorkingFolder, config: RunConfig, cluster: ClusterConfig, on_record: OnRecord) -> None:
+def train_with_ray(
+    working: WorkingFolder,
+    config: RunConfig,
+    cluster: ClusterConfig,
+    memory: WorkerMemory,
+    on_record: OnRecord,
+    on_stage: StagedProgress = silent,
+) -> None:
     """Train a prepared run with Ray Train workers on the Ray that is up.
 
     Parameters
@@ -31,8 +40,12 @@ def train_with_ray(working: WorkingFolder, config: RunConfig, cluster: ClusterCo
         As the run directory holds it.
     cluster
         Workers and the losses to survive.
+    memory
+        Of a worker.
     on_record
         Called in this process for each new record.
+    on_stage
+        Called in this process with (stage, done, in all) of the stages before training.
 
     Raises
     ------
@@ -45,7 +58,7 @@ def train_with_ray(working: WorkingFolder, config: RunConfig, cluster: ClusterCo
     silence = 60 * cluster.workers.silence_minutes
     # One that does not even answer (a stopped process, a node without network) is lost after the same time.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(silence)
-    arguments = WorkerArguments(str(working.home), config.training.threads_for(cluster.workers.cpus), silence)
+    arguments = WorkerArguments(str(working.home), config.training.threads_for(cluster.workers.cpus), silence, memory)
     trainer = TorchTrainer(
         partial(run_worker, arguments),
         # Ranks that wait for one that hangs give up a little later than that one itself.
@@ -55,7 +68,7 @@ def train_with_ray(working: WorkingFolder, config: RunConfig, cluster: ClusterCo
             working.home / RAY_RECORDS, cluster.max_failures, config.training.keep_checkpoints
         ),
     )
-    with follow_training_log(working, on_record, elsewhere=True):
+    with follow_run(working, on_record, on_stage, elsewhere=True):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:

@@ -19,7 +19,7 @@ from cryoformer_dist.errors import CryoFormerError
 from cryoformer_dist.machine import measure_worker_memory
 from cryoformer_dist.orchestration.pipeline import open_posed_store
 from cryoformer_dist.orchestration.ray_training import train_with_ray
-from cryoformer_dist.orchestration.resources import find_smallest_memory
+from cryoformer_dist.orchestration.resources import count_workers_per_device, find_smallest_memory
 from cryoformer_dist.orchestration.worker import train_alone
 from cryoformer_dist.runs.checkpoint import latest_checkpoint
 from cryoformer_dist.runs.directory import is_prepared, load_run
@@ -39,6 +39,7 @@ from cryoformer_dist.runs.trial import (
     take_over,
     write_outcome,
 )
+from cryoformer_dist.storage.places import remove_folder
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.preparation import preparation_key, prepare_like, prepare_run
 
@@ -100,6 +101,8 @@ def _prepare(folder: Path, workers: WorkersConfig, workers_per_device: int) -> N
     shared = folder.parents[1] / SWEEP_PREPARED / preparation_key(config, store)
     with held(shared.with_suffix(".lock")):
         if not is_prepared(shared):
+            # What a kill left of it may be another trial's configuration.
+            remove_folder(shared)
             prepare_run(config, store, shared, resume=False, memory=memory)
     prepare_like(config, store, folder, shared, memory)
 
@@ -123,7 +126,8 @@ def _train(folder: Path, sweep: SweepConfig, reports: "EpochReports") -> None:
         train_alone(working, config, store, reports, threads, workers.gpus > 0)
     else:
         cluster = LocalCluster(workers=workers, max_failures=sweep.max_failures)
-        train_with_ray(working, config, cluster, lambda record: reports.look())
+        memory = find_smallest_memory(workers, count_workers_per_device(workers, workers.most))
+        train_with_ray(working, config, cluster, memory, lambda record: reports.look())
 
 
 class EpochReports:

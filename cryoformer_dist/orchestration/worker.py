@@ -15,7 +15,7 @@ from cryoformer_dist.data.batch import BatchSource, local_batches, resident_batc
 from cryoformer_dist.data.dataset import ray_batches
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointNotWrittenError, ConfigError, CryoFormerError, TrainingError
-from cryoformer_dist.machine import set_threads
+from cryoformer_dist.machine import WorkerMemory, measure_worker_memory, set_threads
 from cryoformer_dist.orchestration.prometheus import Publish, publishing
 from cryoformer_dist.runs.directory import load_run, open_run_directory, selected_rows
 from cryoformer_dist.runs.layout import RAY_POINTER
@@ -37,11 +37,14 @@ class WorkerArguments:
         CPU threads it may use.
     silence_seconds
         See `RayReporter`.
+    memory
+        That it may use.
     """
 
     home: str
     threads: int
     silence_seconds: float
+    memory: WorkerMemory
 
 
 class RayReporter:
@@ -98,7 +101,8 @@ def run_worker(arguments: WorkerArguments) -> CryoFormerError | None:
             config, manifest = load_run(working.folder)
             store = ParticleStore.open(manifest.store)
             reporter = RayReporter(working.folder, arguments.silence_seconds, publish)
-            train_rank(working, config, store, reporter, choose_loader(config, device), device)
+            loader = choose_loader(config, device)
+            train_rank(working, config, store, arguments.memory, reporter, loader, device)
     except (ConfigError, TrainingError, CheckpointNotWrittenError) as error:
         # All ranks meet these together. Raised, Ray would start the workers again, to meet them again.
         return error
@@ -129,7 +133,7 @@ def train_alone(
     device = torch.device("cuda" if on_gpu else "cpu")
     join_world_of_one(device)
     loader = choose_loader(config, device, with_ray=False)
-    train_rank(working, config, store, reporter, loader, device)
+    train_rank(working, config, store, measure_worker_memory(on_gpu), reporter, loader, device)
 
 
 def choose_loader(

@@ -1,6 +1,8 @@
 """The folder of a run: what was asked, on which data, with what; and the maps that training starts from."""
 
 import json
+import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ from cryoformer_dist.config.loading import dump_config, load_config
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import StoreError
+from cryoformer_dist.errors import StorageError, StoreError
 from cryoformer_dist.initialization.consensus import Consensus
 from cryoformer_dist.initialization.pose_search import PoseSearchResult
 from cryoformer_dist.io.mrc import read_volume, write_volume
@@ -36,9 +38,10 @@ from cryoformer_dist.runs.layout import (
     SHELL_WEIGHT,
 )
 from cryoformer_dist.runs.manifest import RunManifest, read_manifest
-from cryoformer_dist.storage.places import Place
+from cryoformer_dist.storage.places import Place, replaced, write_whole
 from cryoformer_dist.storage.working_folder import WorkingFolder, open_working_folder
 
+_LOOK_AGAIN_SECONDS = 1.0
 # Checkpoints come and go by themselves, and Ray keeps its own records.
 _LEFT_AT_HOME = (CHECKPOINTS, RAY_RECORDS)
 
@@ -80,9 +83,20 @@ def send_run(run: WorkingFolder) -> None:
     run.send_changes(_LEFT_AT_HOME, last=MANIFEST)
 
 
-def is_prepared(run: Path) -> bool:
-    """Whether a folder holds a run that workers can train."""
+def holds_run(run: Path) -> bool:
+    """Whether a folder holds a run, however far it has come."""
     return (run / MANIFEST).is_file()
+
+
+def is_prepared(run: Path) -> bool:
+    """Whether a folder holds a run and all that its training starts from."""
+    if not holds_run(run):
+        return False
+    model = load_run(run)[0].model
+    needed = [OCCUPANCY]
+    needed += [FIRST_POSES] if model.pose.searched else []
+    needed += [FIRST_LATENTS] if model.latent.starts_linear else []
+    return all((run / name).is_file() for name in needed)
 
 
 def load_run(run: Path) -> tuple[RunConfig, RunManifest]:
@@ -150,35 +164,74 @@ def store_at_first_poses(run: Path, store: ParticleStore) -> ParticleStore:
         return store.with_pose(found["rows"], pose)
 
 
-def begin_run(run: Path, config: RunConfig) -> None:
+def write_config(run: Path, config: RunConfig) -> None:
     """Make a run's folder, and write its configuration."""
     run.mkdir(parents=True, exist_ok=True)
-    (run / CONFIG).write_text(dump_config(config))
+    rewrite_config(run, config)
     for left_over in PREPARED:
-        # Of a preparation that was cut short: this one may ask for less.
+        # Of a folder that was never finished: this run may ask for less.
         (run / left_over).unlink(missing_ok=True)
+
+
+def rewrite_config(run: Path, config: RunConfig) -> str:
+    """Write a run's configuration anew, once what was left open in it is settled; the file's name."""
+    write_whole(run / CONFIG, dump_config(config))
+    return CONFIG
+
+
+def discard_run(working: WorkingFolder) -> None:
+    """Have a folder hold no run any more that turned out to be impossible; the manifest goes first."""
+    for name in (MANIFEST, CONFIG, *PREPARED):
+        (working.home / name).unlink(missing_ok=True)
+        (working.folder / name).unlink(missing_ok=True)
+
+
+def wait_for_file(working: WorkingFolder, name: str, patience_seconds: float) -> None:
+    """Wait until a file of the run directory, which another rank has written, is seen here too.
+
+    Raises
+    ------
+    StorageError
+        If it is not within so many seconds: network file systems show a node new files late, but not that late.
+    """
+    give_up = time.monotonic() + patience_seconds
+    while not (working.folder / name).is_file():
+        working.fetch(*PREPARED)
+        if (working.folder / name).is_file():
+            return
+        if time.monotonic() >= give_up:
+            raise StorageError(
+                f"{working.home}: {name} was written by another worker and is not seen on {platform.node()}, not after "
+                f"{patience_seconds:g} s; storage must be one that all nodes see"
+            )
+        time.sleep(_LOOK_AGAIN_SECONDS)
 
 
 def write_maps(run: Path, consensus: Consensus, mask: Bool[Tensor, "box box box"], pixel_size_angstrom: float) -> None:
     """Consensus map, where there may be density, and what its Fourier shells count for."""
     volume = Volume(consensus.voxels.float(), pixel_size_angstrom)
     write_volume(run / CONSENSUS, volume, ["cryoformer-dist consensus"])
-    write_occupancy(run, mask, pixel_size_angstrom)
     write_shell_weight(run, consensus.shell_weight(mask, pixel_size_angstrom))
+    # Last: it says that the others are there.
+    write_occupancy(run, mask, pixel_size_angstrom)
 
 
 def write_first_poses(run: Path, rows: Rows, found: PoseSearchResult) -> None:
     """Poses that were found, and whether the search did any good."""
     pose = found.pose
-    np.savez(run / FIRST_POSES, rows=rows, rotation=pose.rotation.numpy(), shift_angstrom=pose.shift_angstrom.numpy())
+    arrays = {"rotation": pose.rotation.numpy(), "shift_angstrom": pose.shift_angstrom.numpy()}
     summary = {
         "half_map_fsc_at_given_poses": found.agreement_given,
         "half_map_fsc_after_rigid_search": found.agreement_found,
         "given_poses_kept": found.kept,
     }
-    (run / POSE_SEARCH).write_text(json.dumps(summary, indent=1))
+    write_whole(run / POSE_SEARCH, json.dumps(summary, indent=1))
+    # Last: it says that the search is over.
+    with replaced(run / FIRST_POSES) as beside, beside.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, rows=rows, **arrays)
 
 
 def write_first_latents(run: Path, latents: Float[Tensor, "particles dimensions"]) -> None:
     """Latents that training starts from, of every row of the store."""
-    np.save(run / FIRST_LATENTS, latents.numpy())
+    with replaced(run / FIRST_LATENTS) as beside, beside.open("wb") as stream:
+        np.save(stream, latents.numpy())

@@ -17,6 +17,9 @@ FIRST_POSES = "first_poses.npz"
 POSE_SEARCH = "pose_search.json"
 PREPARED = (CONSENSUS, OCCUPANCY, SHELL_WEIGHT, FIRST_POSES, FIRST_LATENTS, POSE_SEARCH)
 
+STAGE_PROGRESS = "stage_progress.json"
+"""How far the making of these is, while it goes on."""
+
 # What training leaves.
 TRAINING_LOG = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"

@@ -184,14 +184,14 @@ def refuse_too_large(config: RunConfig, work: Workload, memory: WorkerMemory) ->
 
 
 def refuse_preparation(box: int, free: int) -> None:
-    """See that the maps a run begins with can be made in this process, which may be on another machine than workers.
+    """See that a worker can make the maps that a run begins with.
 
     Parameters
     ----------
     box
         Side of the images in pixels.
     free
-        Main memory in bytes.
+        Memory of a worker in bytes.
 
     Raises
     ------
@@ -201,8 +201,8 @@ def refuse_preparation(box: int, free: int) -> None:
     needed = _PREPARATION_BYTES_PER_VOXEL * box**3
     if needed > free:
         raise ConfigError(
-            f"at {box} pixels the maps that a run begins with take about {gib(needed)} on the machine that drives it, "
-            f"and {gib(free)} are free; drive it from a larger one, or convert the particles with a smaller --box"
+            f"at {box} pixels the maps that a run begins with take about {gib(needed)} of a worker's memory, and it "
+            f"has {gib(free)}; start fewer workers on a machine, or convert the particles with a smaller --box"
         )
 
 

@@ -1,48 +1,25 @@
-"""What training starts from, made of a run's particles: poses, consensus map, occupancy, first latents."""
+"""Whether a run can be made, told before its particles are looked at; and the run directory it begins with."""
 
 import hashlib
 import json
 import shutil
 import warnings
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
 from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import ConfigError, SlowEncodingWarning, SmallSampleWarning, StoreError
-from cryoformer_dist.initialization.consensus import back_project
-from cryoformer_dist.initialization.linear_model import fit_linear_latents, fit_principal_maps
-from cryoformer_dist.initialization.occupancy import find_occupied, sphere
-from cryoformer_dist.initialization.pose_search import (
-    ROUNDS_BY_CONFORMATION,
-    LinearConformations,
-    PoseSearchResult,
-    search_poses,
-    search_poses_by_conformation,
-)
-from cryoformer_dist.machine import WorkerMemory, free_bytes, measure_worker_memory
+from cryoformer_dist.errors import ConfigError, SmallSampleWarning
+from cryoformer_dist.initialization.occupancy import sphere
+from cryoformer_dist.machine import WorkerMemory, measure_worker_memory
 from cryoformer_dist.model.kernels.sizes import refuse_sizes_without_kernel
-from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.progress import StagedProgress, silent
-from cryoformer_dist.runs.directory import (
-    begin_run,
-    is_prepared,
-    load_lattice,
-    load_mask,
-    load_run,
-    selected_rows,
-    write_first_latents,
-    write_first_poses,
-    write_maps,
-)
-from cryoformer_dist.runs.layout import PREPARED
+from cryoformer_dist.runs.directory import holds_run, load_mask, load_run, selected_rows, write_config
+from cryoformer_dist.runs.layout import OCCUPANCY, PREPARED
 from cryoformer_dist.runs.manifest import RunManifest, write_manifest
+from cryoformer_dist.storage.working_folder import WorkingFolder
+from cryoformer_dist.training.first_estimates import make_first_estimates
 from cryoformer_dist.training.memory import (
     Workload,
     refuse_preparation,
@@ -50,21 +27,13 @@ from cryoformer_dist.training.memory import (
     settle_batch_size,
     with_batch_size,
 )
-from cryoformer_dist.training.objectives import keeps_operators
 
 # Fewer have hardly a mean and a spread.
 _FEWEST_NORMALISED = 8
 
 
-def prepare_run(
-    config: RunConfig,
-    store: ParticleStore,
-    run: Path,
-    resume: bool,
-    progress: StagedProgress = silent,
-    memory: WorkerMemory | None = None,
-) -> None:
-    """Make a run directory ready for workers: configuration, manifest, consensus map, occupancy.
+def begin_run(config: RunConfig, store: ParticleStore, run: Path, resume: bool, memory: WorkerMemory) -> None:
+    """Begin a run directory, or see that it holds this run: what can be told before the particles are looked at.
 
     Parameters
     ----------
@@ -76,10 +45,8 @@ def prepare_run(
         Run directory; made when absent.
     resume
         Go on with the run that is there.
-    progress
-        Called with (stage, done, in all).
     memory
-        Where it will be trained; in this process when ``None``.
+        Where it will be trained.
 
     Raises
     ------
@@ -87,30 +54,42 @@ def prepare_run(
         If the folder holds a run and ``resume`` is not asked for, or the run there is another one, or it does not fit
         the workers' memory, their GPUs' kernels or the store's box: then nothing is written.
     """
-    memory = memory or measure_worker_memory(on_gpu=torch.cuda.is_available())
     _refuse_sizes(config, store, memory)
-    if is_prepared(run):
+    if holds_run(run):
         if not resume:
             raise ConfigError(f"{run}: holds a run already; --resume goes on with it, --name NAME starts another")
         _refuse_other_run(config, store, run)
-        earlier, _ = load_run(run)
-        refuse_too_large(earlier, _workload(earlier, store, len(load_lattice(earlier, run).flat_index)), memory)
+        config, _ = load_run(run)
+    refuse_too_large(config, _workload(config, store, _count_points(config, store, run)), memory)
+    if holds_run(run):
         return
-    # What the data's occupancy will be nobody knows yet; all the rest must fit.
-    by_data = config.training.occupancy == "data"
-    refuse_too_large(config, _workload(config, store, 0 if by_data else int(sphere(store.box_size).sum())), memory)
-    refuse_preparation(store.box_size, free_bytes())
-    rows = selected_rows(config, store)
-    store, found = _searched_poses(config, store, rows, progress)
-    consensus = back_project(store, rows, progress=partial(progress, "consensus map"))
-    mask = _occupancy(config, store, consensus.voxels)
-    config = _begin(config, store, run, mask, memory)
-    if found is not None:
-        write_first_poses(run, rows, found)
-    write_maps(run, consensus, mask, store.pixel_size_angstrom)
-    if _latents_start_linear(config):
-        write_first_latents(run, _first_latents(config, store, rows, mask, progress))
+    refuse_preparation(store.box_size, memory.bytes)
+    _warn_of_small_batches(config, memory)
+    selected_rows(config, store)
+    write_config(run, config)
     write_manifest(run, RunManifest.of(config, store, len(selected_rows(config, store))))
+
+
+def prepare_run(
+    config: RunConfig,
+    store: ParticleStore,
+    run: Path,
+    resume: bool,
+    progress: StagedProgress = silent,
+    memory: WorkerMemory | None = None,
+) -> None:
+    """Begin a run and make what it starts from, all in this process; see `begin_run`, `make_first_estimates`.
+
+    Parameters
+    ----------
+    progress
+        Called with (stage, done, in all).
+    memory
+        Where it will be trained; in this process when ``None``.
+    """
+    memory = memory or measure_worker_memory(on_gpu=torch.cuda.is_available())
+    begin_run(config, store, run, resume, memory)
+    make_first_estimates(WorkingFolder.on_disk(run), load_run(run)[0], store, memory, progress)
 
 
 def prepare_like(config: RunConfig, store: ParticleStore, run: Path, other: Path, memory: WorkerMemory) -> None:
@@ -122,38 +101,20 @@ def prepare_like(config: RunConfig, store: ParticleStore, run: Path, other: Path
         If it does not fit the workers' memory, their GPUs' kernels or the store's box: then nothing is written.
     """
     _refuse_sizes(config, store, memory)
-    config = _begin(config, store, run, load_mask(other), memory)
+    config = settle_batch_size(config, _workload(config, store, int(load_mask(other).sum())), memory)
+    _warn_of_small_batches(config, memory)
+    write_config(run, config)
     for name in PREPARED:
         if (other / name).is_file():
             shutil.copyfile(other / name, run / name)
     write_manifest(run, RunManifest.of(config, store, len(selected_rows(config, store))))
 
 
-def _begin(config: RunConfig, store: ParticleStore, run: Path, mask: Tensor, memory: WorkerMemory) -> RunConfig:
-    """Begin a run's folder with the batch that fits."""
-    points = int(mask.sum())
-    config = settle_batch_size(config, _workload(config, store, points), memory)
-    _warn_of_slow_encoding(config, points, memory)
-    _warn_of_small_batches(config, memory)
-    begin_run(run, config)
-    return config
-
-
-def _warn_of_slow_encoding(config: RunConfig, points: int, memory: WorkerMemory) -> None:
-    """Thousands of small launches a step are nothing to a CPU, and most of a step to a GPU."""
-    by_lattice = config.training.projection == "lattice" and config.model.domain == "real"
-    if (
-        memory.on_gpu
-        and by_lattice
-        and config.model.hash_grid.backend == "torch"
-        and not keeps_operators(config, points)
-    ):
-        warnings.warn(
-            f"{points} points are too many for stored operators of the hash grid: torch hashes them again at every "
-            "step, which takes a GPU longer than all the rest; set model.hash_grid.backend: triton",
-            SlowEncodingWarning,
-            stacklevel=2,
-        )
+def _count_points(config: RunConfig, store: ParticleStore, run: Path) -> int:
+    """Points of the lattice, as far as they are known: none before the data have told where density is."""
+    if (run / OCCUPANCY).is_file() and holds_run(run):
+        return int(load_mask(run).sum())
+    return 0 if config.training.occupancy == "data" else int(sphere(store.box_size).sum())
 
 
 def _warn_of_small_batches(config: RunConfig, memory: WorkerMemory) -> None:
@@ -171,13 +132,13 @@ def _warn_of_small_batches(config: RunConfig, memory: WorkerMemory) -> None:
 
 def preparation_key(config: RunConfig, store: ParticleStore) -> str:
     """Name of all that maps, first poses and first latents depend on: runs of one key are prepared alike."""
-    linear = _latents_start_linear(config)
+    latent = config.model.latent
     inputs = {
         "store": store.fingerprint,
         "half": config.dataset.half,
         "hold_out": config.dataset.hold_out,
-        "poses": _poses_are_searched(config),
-        "latents": [config.model.latent.dimensions, _linear_dimensions(config)] if linear else None,
+        "poses": config.model.pose.searched,
+        "latents": [latent.dimensions, latent.linear_dimensions_used] if latent.starts_linear else None,
         "occupancy": config.training.occupancy,
         "seed": config.seed,
     }
@@ -220,69 +181,3 @@ def _refuse_other_run(config: RunConfig, store: ParticleStore, run: Path) -> Non
 
 def _workload(config: RunConfig, store: ParticleStore, points: int) -> Workload:
     return Workload.of(store, len(selected_rows(config, store)), points)
-
-
-def _searched_poses(
-    config: RunConfig, store: ParticleStore, rows: Rows, progress: StagedProgress
-) -> tuple[ParticleStore, PoseSearchResult | None]:
-    """The store at poses searched for around the given ones, if they are to be refined per particle."""
-    if not _poses_are_searched(config):
-        return store, None
-    found = search_poses(store, rows, config.seed, partial(progress, "pose search"))
-    if not found.kept and _latents_start_linear(config):
-        found = replace(found, pose=_poses_by_conformation(config, store, rows, found.pose, progress))
-    return store.with_pose(rows, found.pose), found
-
-
-def _poses_by_conformation(
-    config: RunConfig, store: ParticleStore, rows: Rows, pose: Pose, progress: StagedProgress
-) -> Pose:
-    """Search on with what a linear model learns of the motion, twice: at better poses it learns more."""
-    seed = config.seed
-    for rounds in ROUNDS_BY_CONFORMATION:
-        here = store.with_pose(rows, pose)
-        consensus = back_project(here, rows, progress=partial(progress, "consensus map"))
-        mask = _occupancy(config, here, consensus.voxels)
-        latents = fit_linear_latents(
-            here, rows, mask, _linear_dimensions(config), seed, partial(progress, "conformations for the poses")
-        )
-        conformations = LinearConformations(latents, fit_principal_maps(here, rows, mask, latents))
-        report = partial(progress, "pose search by conformation")
-        pose = search_poses_by_conformation(store, rows, pose, conformations, rounds, seed, report)
-    return pose
-
-
-def _occupancy(
-    config: RunConfig, store: ParticleStore, consensus: Float[Tensor, "box box box"]
-) -> Bool[Tensor, "box box box"]:
-    by_data = config.training.occupancy == "data"
-    mask = find_occupied(consensus, store.pixel_size_angstrom) if by_data else sphere(store.box_size)
-    if not mask.any():
-        raise StoreError(
-            f"{store.path}: the back-projection of the particles shows no density above the background; run "
-            "`cryoformer-dist check` on the store (poses, CTF and contrast), or set training.occupancy to sphere"
-        )
-    return mask
-
-
-def _first_latents(
-    config: RunConfig, store: ParticleStore, rows: Rows, mask: Tensor, progress: StagedProgress
-) -> Float[Tensor, "particles dimensions"]:
-    """First latents of every store row: the linear model's coordinates, the other dimensions close to zero."""
-    count, seed = _linear_dimensions(config), config.seed
-    first = 0.1 * torch.randn(len(store), config.model.latent.dimensions, generator=torch.Generator().manual_seed(seed))
-    first[rows, :count] = fit_linear_latents(store, rows, mask, count, seed, partial(progress, "first latents"))
-    return first
-
-
-def _poses_are_searched(config: RunConfig) -> bool:
-    return config.model.pose.form == "table" and config.model.pose.start == "search"
-
-
-def _latents_start_linear(config: RunConfig) -> bool:
-    latent = config.model.latent
-    return latent.tabulated and latent.start == "linear"
-
-
-def _linear_dimensions(config: RunConfig) -> int:
-    return min(config.model.latent.linear_dimensions, config.model.latent.dimensions)

@@ -14,11 +14,15 @@ from cryoformer_dist.config.schema import RunConfig, TrainingConfig
 from cryoformer_dist.data.batch import BatchSource, local_batches
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError
+from cryoformer_dist.machine import WorkerMemory
+from cryoformer_dist.progress import StagedProgress
 from cryoformer_dist.ranks import gather_objects, rank_and_world
 from cryoformer_dist.runs.checkpoint import Checkpoint, fetch_latest, latest_checkpoint
 from cryoformer_dist.runs.directory import selected_rows
+from cryoformer_dist.runs.stage_progress import StageProgressFile
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine
+from cryoformer_dist.training.first_estimates import make_first_estimates
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.particles import RankParticles
@@ -32,18 +36,21 @@ def train_rank(
     working: WorkingFolder,
     config: RunConfig,
     store: ParticleStore,
+    memory: WorkerMemory,
     reporter: Reporter,
     batches_of: Callable[[ParticleStore], BatchSource],
     device: torch.device,
 ) -> None:
-    """Train this rank's share of a prepared run, from its newest checkpoint when there is one.
+    """Go through this rank's part of a run: first estimates that are not there yet, then training, from where it was.
 
     Parameters
     ----------
     working
-        Run directory from `prepare_run`.
+        Run directory from `begin_run`.
     config, store
         As the run directory names them.
+    memory
+        Of a worker.
     reporter
         Told of every report.
     batches_of
@@ -51,8 +58,10 @@ def train_rank(
     device
         Where the network lives.
     """
+    rank, world = rank_and_world()
+    config = make_first_estimates(working, config, store, memory, _tell_stages(working, reporter, rank == 0))
     fetch_latest(working)
-    rows, (rank, world) = selected_rows(config, store), rank_and_world()
+    rows = selected_rows(config, store)
     batch_size = particles_per_rank(config.training, world, len(rows))
     learner = Learner.from_run(config, store, working.folder, device)
     engine = build_engine(learner.objectives, config.training, device, batch_size)
@@ -61,6 +70,18 @@ def train_rank(
     particles = RankParticles(rows, store.shard_size, batches, samples, batch_size, rank, world, device, reporter.alive)
     checkpoint = agree_on_checkpoint(working, config.training.storage_patience_seconds)
     Trainer(learner, engine, particles, reporter, working).train(checkpoint)
+
+
+def _tell_stages(working: WorkingFolder, reporter: Reporter, leads: bool) -> StagedProgress:
+    """Every step of a stage is a sign of life; the leader writes down how far it is."""
+    written = StageProgressFile(working)
+
+    def tell(stage: str, done: int, total: int) -> None:
+        reporter.alive()
+        if leads:
+            written.tell(stage, done, total)
+
+    return tell
 
 
 def agree_on_checkpoint(working: WorkingFolder, patience_seconds: float) -> Checkpoint | None:

@@ -21,9 +21,9 @@ from torch.utils._pytree import tree_leaves
 
 from cryoformer_dist.config.loading import parse_overrides
 from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.orchestration.step_benchmark import StepBenchmark, ball
 from cryoformer_dist.physics import splat
 from cryoformer_dist.training import objectives
-from cryoformer_dist.training.step_benchmark import StepBenchmark, ball
 
 
 class LiveBytes(TorchDispatchMode):

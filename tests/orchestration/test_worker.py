@@ -7,7 +7,7 @@ import pytest
 import ray
 import ray.train.torch
 import torch
-from support.tiny_runs import Listener, tiny_config
+from support.tiny_runs import MEMORY, Listener, tiny_config
 
 from cryoformer_dist.config.loading import load_config
 from cryoformer_dist.config.schema import RunConfig
@@ -70,7 +70,7 @@ def arguments(tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(worker, "publishing", lambda name, rank: nullcontext(lambda record: None))
     monkeypatch.setattr(worker.faulthandler, "dump_traceback_later", lambda seconds, exit: None)
     prepare_run(tiny_config(tiny_store), ParticleStore.open(tiny_store), tmp_path, resume=False)
-    return WorkerArguments(str(tmp_path), threads=1, silence_seconds=60.0)
+    return WorkerArguments(str(tmp_path), threads=1, silence_seconds=60.0, memory=MEMORY)
 
 
 def test_a_worker_reads_the_run_directory_once_and_trains_it_to_its_end(

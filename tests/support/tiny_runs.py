@@ -14,6 +14,7 @@ from cryoformer_dist.data.batch import BatchSource, local_batches
 from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.io.reading import read_particles
+from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.runs.checkpoint import latest_checkpoint
 from cryoformer_dist.runs.directory import is_prepared, load_run, write_occupancy
 from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log
@@ -25,6 +26,8 @@ from cryoformer_dist.training.train_rank import train_rank
 PARTICLES = 64
 SHARD_ROWS = 16
 CPU = torch.device("cpu")
+# Enough for anything tiny.
+MEMORY = WorkerMemory(2**40)
 
 _MODEL = {
     "hash_grid": {"levels": 2, "base_resolution": 4, "finest_resolution": 8, "log2_table_size": 10},
@@ -143,7 +146,7 @@ def train_prepared(
 ) -> None:
     """This rank's share of a run directory as it stands."""
     config, manifest = load_run(working.folder)
-    train_rank(working, config, ParticleStore.open(manifest.store), listener, batches_of, device)
+    train_rank(working, config, ParticleStore.open(manifest.store), MEMORY, listener, batches_of, device)
 
 
 def train_from_mask(config: RunConfig, run: Path, mask: torch.Tensor, listener: Listener | None = None) -> Listener:

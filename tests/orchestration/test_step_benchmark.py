@@ -2,7 +2,7 @@ import torch
 from support.tiny_runs import CPU, tiny_config
 
 from cryoformer_dist.initialization.occupancy import sphere
-from cryoformer_dist.training.step_benchmark import StepBenchmark, ball
+from cryoformer_dist.orchestration.step_benchmark import StepBenchmark, ball
 
 
 def test_a_rehearsal_trains_network_and_tables() -> None:
