@@ -45,7 +45,7 @@ from cryoformer_dist.figures.surfaces import (
     find_best_view,
     find_common_level,
 )
-from cryoformer_dist.runs.directory import is_prepared, load_consensus
+from cryoformer_dist.runs.directory import holds_run, load_consensus
 from cryoformer_dist.runs.layout import (
     CONFIG,
     CONSENSUS,
@@ -170,7 +170,7 @@ def read_run(path: Path) -> ReportInputs:
     return ReportInputs(
         path=path,
         scores=read_scores(path),
-        manifest=read_manifest(path) if is_prepared(path) else None,
+        manifest=read_manifest(path) if holds_run(path) else None,
         records=read_training_log(path),
         config=config.read_text() if config.is_file() else "",
         latent=read_latent_table(path),
