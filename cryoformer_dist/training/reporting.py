@@ -15,7 +15,7 @@ from cryoformer_dist.runs.training_log import TrainingRecord
 
 
 class Reporter(Protocol):
-    """Receives one record per report, and the folder of a checkpoint just written; a barrier for all ranks."""
+    """Receives one record per report, and the folder of a checkpoint just written; keeps no step waiting."""
 
     def report(self, record: TrainingRecord, checkpoint: Path | None) -> None:
         """Take a record."""
