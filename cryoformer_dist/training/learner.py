@@ -154,7 +154,7 @@ class Learner:
         pose = self.objectives.encode_pose(batch)
         for name, values in (("rotation", sixd_from_rotation(pose.rotation)), ("shift_angstrom", pose.shift_angstrom)):
             rows, gathered = gather_rows(batch.row, values)
-            self.tables[name].values[rows] = gathered
+            self.tables[name].write(rows, gathered)
 
     @property
     def latents(self) -> Float[Tensor, "rows dimensions"]:
@@ -163,7 +163,7 @@ class Learner:
 
     def set_latents(self, rows: Tensor, latents: Float[Tensor, "rows dimensions"]) -> None:
         """Put latents that were found into the table."""
-        self.latents[rows] = latents
+        self.tables["latent"].write(rows, latents)
 
     def read_latents(self, rows: Tensor) -> Float[Tensor, "rows dimensions"] | None:
         """Latents of store rows; ``None`` where an encoder must look at their images."""
