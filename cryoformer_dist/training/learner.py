@@ -183,14 +183,16 @@ class Learner:
             return given
         return Pose(rotation_from_6d(self.tables["rotation"].values[rows]), self.tables["shift_angstrom"].values[rows])
 
-    def update_tables(self, batch: ParticleBatch, leaves: dict[str, Tensor], factor: float) -> None:
-        """Move the rows of a batch, on every rank those of all ranks."""
+    def update_tables(
+        self, batch: ParticleBatch, leaves: dict[str, Tensor], factor: float, stopped: Tensor | None = None
+    ) -> None:
+        """Move the rows of a batch, on every rank those of all ranks; none where ``stopped`` is 1, as `Engine.step`."""
         for name, leaf in leaves.items():
             assert leaf.grad is not None
             # The loss is a mean over the rank's batch; a row's step must not depend on who shared the batch.
             rows, gradient = gather_rows(batch.row, leaf.grad * len(batch))
             rate = table_rate(name, self.config.training.learning_rates)
-            self.tables[name].update(rows, gradient, rate * factor)
+            self.tables[name].update(rows, gradient, rate * factor, stopped)
 
     @property
     def mask(self) -> Bool[Tensor, "box box box"]:

@@ -98,6 +98,23 @@ class TestEngineContract:
         for name, value in module.state_dict().items():
             assert torch.equal(value, before[name]), name
 
+    def test_a_step_that_is_stopped_leaves_weights_and_optimiser_as_they_are_whatever_the_gradients(
+        self, make: Make
+    ) -> None:
+        (module, engine), (other, undisturbed) = make(weight_decay=0.5), make(weight_decay=0.5)
+        _train(engine, 2)
+        before = _copy(module)
+        engine.step(engine.forward(torch.tensor(torch.nan)), 1.0, lambda: torch.ones(()))
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, before[name]), name
+        # What comes after shows that momentum and the number of steps have not changed either.
+        _train(undisturbed, 2)
+        for one in (engine, undisturbed):
+            one.step(one.forward(torch.tensor(0.3)), 1.0, lambda: torch.zeros(()))
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), name
+            assert not torch.equal(value, before[name]), name
+
     def test_each_kind_of_parameter_moves_at_its_own_rate_times_the_factor(self, make: Make) -> None:
         rates = {"hash_grid": 0.1, "network": 0.01, "encoder": 0.001}
         module, engine = make(learning_rates=rates, weight_decay=0.0)

@@ -113,6 +113,16 @@ def test_a_table_of_another_shape_is_refused_with_both_shapes() -> None:
         _table().load_state_dict(_table(rows=5).state_dict())
 
 
+def test_a_table_that_is_stopped_stays_as_it_is_whatever_the_gradient() -> None:
+    stopped, undisturbed = _table(), _table()
+    rows = torch.tensor([1, 4])
+    for table in (stopped, undisturbed):
+        table.update(rows, _gradient(2, 1), 0.1, torch.zeros(()))
+    stopped.update(rows, torch.full((2, 3), torch.nan), 0.1, torch.ones(()))
+    for name, value in undisturbed.state_dict().items():
+        assert torch.equal(stopped.state_dict()[name], value), name
+
+
 def test_of_a_row_that_is_written_twice_the_first_value_counts_and_all_its_writings_say_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
