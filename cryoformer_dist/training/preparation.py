@@ -134,7 +134,7 @@ def _begin(config: RunConfig, store: ParticleStore, run: Path, mask: Tensor, mem
     points = int(mask.sum())
     config = settle_batch_size(config, _workload(config, store, points), memory)
     _warn_of_slow_encoding(config, points, memory)
-    _warn_of_small_batches(config, memory)
+    _warn_of_small_batches(config)
     begin_run(run, config)
     return config
 
@@ -156,14 +156,13 @@ def _warn_of_slow_encoding(config: RunConfig, points: int, memory: WorkerMemory)
         )
 
 
-def _warn_of_small_batches(config: RunConfig, memory: WorkerMemory) -> None:
-    """The paper's encoder normalises its latents over the images that a worker sees at a time."""
+def _warn_of_small_batches(config: RunConfig) -> None:
+    """The paper's encoder normalises its latents over the images of a step."""
     size = config.training.global_batch_size
-    if config.model.latent.form == "encoder" and size != "auto" and size // memory.workers < _FEWEST_NORMALISED:
+    if config.model.latent.form == "encoder" and size != "auto" and size < _FEWEST_NORMALISED:
         warnings.warn(
-            f"model.latent.form: encoder normalises latents over the {size // memory.workers} images of a worker's "
-            f"step: take a training.global_batch_size of {_FEWEST_NORMALISED} or more for each of {memory.workers} "
-            "workers",
+            f"model.latent.form: encoder normalises latents over the {size} images of a step: take a "
+            f"training.global_batch_size of {_FEWEST_NORMALISED} or more",
             SmallSampleWarning,
             stacklevel=2,
         )
