@@ -59,10 +59,12 @@ def parameter_groups(module: nn.Module, config: TrainingConfig) -> list[dict[str
     What takes part in a stage and what does not are never in one group.
     """
     rates = config.learning_rates
+    # A row of a table is visited as often at any batch, and an encoder has not been measured.
+    shared = math.sqrt(config.batch_ratio)
     groups: dict[str, dict[str, Any]] = {
         # Table entries that a step does not touch must not move: no decay, and an epsilon far below their gradients.
-        "hash_grid": {"lr": rates.hash_grid, "weight_decay": 0.0, "eps": 1e-15},
-        "network": {"lr": rates.network, "weight_decay": config.weight_decay},
+        "hash_grid": {"lr": rates.hash_grid * shared, "weight_decay": 0.0, "eps": 1e-15},
+        "network": {"lr": rates.network * shared, "weight_decay": config.weight_decay},
     }
     encoder = {"lr": rates.encoder, "weight_decay": config.weight_decay}
     for name, parameter in module.named_parameters():
@@ -103,8 +105,8 @@ class _Rates:
 
 
 def learning_rate_factor(training: TrainingConfig, stage_step: int, progress: float) -> float:
-    """Linear warm-up, then half a cosine down to the final share."""
-    warmup = min(1.0, (stage_step + 1) / max(training.warmup_steps, 1))
+    """Linear warm-up over equally many particles at any batch, then half a cosine down to the final share."""
+    warmup = min(1.0, (stage_step + 1) / max(training.warmup_steps / training.batch_ratio, 1))
     floor = training.final_learning_rate
     return warmup * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 

@@ -236,7 +236,10 @@ def particles_per_rank(training: TrainingConfig, world: int, particles: int) -> 
     if size == "auto":
         raise ConfigError("training.global_batch_size: auto is settled when a run is prepared; name a number here")
     if size < world:
-        raise ConfigError(f"training.global_batch_size: {size} leaves nothing for some of {world} workers; raise it")
+        raise ConfigError(
+            f"training.global_batch_size: {size} leaves nothing for some of {world} workers; raise it, or set it to "
+            "auto"
+        )
     if size > particles:
         raise ConfigError(f"training.global_batch_size: {size} exceeds the {particles} particles to train on")
     return size // world
