@@ -59,6 +59,45 @@ def add_over_ranks(values: Tensor) -> None:
         torch.distributed.all_reduce(values)
 
 
+class _DifferentiableSum(torch.autograd.Function):
+    """Every rank's loss depends on every rank's values: their gradients are summed too."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return sum_over_ranks(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return sum_over_ranks(gradient)
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Element-wise mean over ranks, differentiable; forwards and backwards all ranks take part."""
+    total: Tensor = _DifferentiableSum.apply(values)  # type: ignore[no-untyped-call]
+    return total / rank_and_world()[1]
+
+
+class SumUnderWay:
+    """Element-wise sum over ranks, begun now and asked for later; a GPU is not waited for even then.
+
+    Parameters
+    ----------
+    values
+        Of this rank.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._values, self._work = values.clone(), None
+        if rank_and_world()[1] > 1:
+            self._work = torch.distributed.all_reduce(self._values, async_op=True)
+
+    def result(self) -> Tensor:
+        """The sum, the same on every rank."""
+        if self._work is not None:
+            self._work.wait()
+        return self._values
+
+
 def gather_objects(value: T) -> list[T]:
     """Small plain objects of all ranks, in rank order."""
     world = rank_and_world()[1]

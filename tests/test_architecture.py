@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "physics": {"errors"},
     "storage": {"errors"},
     "config": {"errors"},
-    "model": {"errors", "config", "physics"},
+    "model": {"errors", "ranks", "config", "physics"},
     "io": {"errors", "physics", "storage"},
     "data": GROUND | {"physics", "io", "storage"},
     "simulation": GROUND | {"config", "physics", "io", "storage"},

@@ -2,7 +2,14 @@ import pytest
 import torch
 from support.rank_processes import run_on_ranks
 
-from cryoformer_dist.ranks import gather_shares, rank_and_world, sum_over_ranks, take_share
+from cryoformer_dist.ranks import (
+    SumUnderWay,
+    gather_shares,
+    mean_over_ranks,
+    rank_and_world,
+    sum_over_ranks,
+    take_share,
+)
 
 
 def _gather(count: int) -> dict[str, torch.Tensor]:
@@ -22,3 +29,28 @@ def test_shares_are_everything_once_and_come_back_in_order(count: int) -> None:
     for rank in ranks:
         assert torch.equal(rank["all"], expected)
         assert torch.equal(rank["sum"], expected.sum(0))
+
+
+def _ask_one_another() -> dict[str, torch.Tensor]:
+    rank = rank_and_world()[0]
+    mine = torch.tensor([1.0, 10.0]) * (rank + 1)
+    under_way = SumUnderWay(mine)
+    learned = mine.clone().requires_grad_(True)
+    mean = mean_over_ranks(learned)
+    # Each rank's loss has its own slope in the mean.
+    ((rank + 1) * mean).sum().backward()
+    assert learned.grad is not None
+    return {"sum": under_way.result(), "mean": mean.detach(), "slope": learned.grad, "mine": mine}
+
+
+def test_a_sum_under_way_and_a_mean_are_the_same_on_all_ranks_and_the_mean_s_slope_is_what_all_losses_say() -> None:
+    for rank, found in enumerate(run_on_ranks(2, _ask_one_another)):
+        assert found["sum"].tolist() == [3, 30]
+        assert found["mean"].tolist() == [1.5, 15]
+        # Half of what both losses say, since each holds half of the mean.
+        assert found["slope"].tolist() == [1.5, 1.5]
+        # Only read.
+        assert found["mine"].tolist() == [rank + 1, 10 * (rank + 1)]
+    alone = _ask_one_another()
+    assert torch.equal(alone["sum"], alone["mine"])
+    assert torch.equal(alone["mean"], alone["mine"])

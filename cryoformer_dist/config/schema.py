@@ -181,6 +181,11 @@ class DatasetConfig(Section):
 class LearningRates(Section):
     """Step sizes at their peak."""
 
+    at_batch: PositiveInt = Field(
+        16,
+        description="global batch that hash_grid and network are for: at another they are multiplied by the root of "
+        "the ratio, and training.warmup_steps are divided by it",
+    )
     hash_grid: float = Field(1e-2, gt=0)
     network: float = Field(7e-4, gt=0)
     encoder: float = Field(1e-3, gt=0)
@@ -216,10 +221,10 @@ class TrainingConfig(Section):
     global_batch_size: PositiveInt | Literal["auto"] = Field(
         64,
         description="particles per step over all workers together; auto: the most that fit, in powers of two, up to 64 "
-        "per worker and down to 200 steps per epoch",
+        "per worker and down to 1500 steps in all",
     )
     learning_rates: LearningRates = LearningRates()
-    warmup_steps: int = Field(100, ge=0)
+    warmup_steps: int = Field(100, ge=0, description="at a batch of learning_rates.at_batch")
     final_learning_rate: float = Field(
         0.02, ge=0, le=1, description="share of the peak reached by the cosine at the end"
     )
@@ -263,6 +268,12 @@ class TrainingConfig(Section):
         description="how long training waits for the run directory's storage when it is full or away; workers wait for "
         "one another at most 1800 s",
     )
+
+    @property
+    def batch_ratio(self) -> float:
+        """How many times the batch that learning rates are for a step has; 1 as long as the batch is not settled."""
+        size = self.global_batch_size
+        return 1.0 if size == "auto" else size / self.learning_rates.at_batch
 
     def threads_for(self, cpus_per_worker: float) -> int:
         """CPU threads of a worker that holds so many CPUs."""

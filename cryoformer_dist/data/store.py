@@ -253,6 +253,7 @@ class ParticleStore:
     def _as_stored(self) -> StoredParticles:
         columns = {name: self._read_column(name) for name in COLUMNS}
         group = columns["optics_group"]
+        self._refuse_impossible_optics()
         names = ("voltage_kv", "spherical_aberration_mm", "amplitude_contrast", "pixel_size_angstrom")
         optics = {
             name: np.array([getattr(entry, name) for entry in self.attributes.optics], dtype=np.float32)[group]
@@ -261,6 +262,14 @@ class ParticleStore:
         for values in (*columns.values(), *optics.values()):
             values.flags.writeable = False
         return StoredParticles(**columns, **optics, has_poses=self.has_poses)
+
+    def _refuse_impossible_optics(self) -> None:
+        for number, entry in enumerate(self.attributes.optics):
+            if not 0 <= entry.amplitude_contrast < 1:
+                raise StoreError(
+                    f"{self.path}: optics group {number} has an amplitude contrast of {entry.amplitude_contrast:g}; it "
+                    "must lie in [0, 1): correct the optics table of the particle file and convert again"
+                )
 
     def with_pose(self, rows: NDArray[np.integer[Any]], pose: Pose) -> "ParticleStore":
         """The same images, some of them at other poses; the files stay as they are."""

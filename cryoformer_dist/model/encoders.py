@@ -8,6 +8,10 @@ from torch import Tensor, nn
 
 from cryoformer_dist.config.schema import EncoderConfig
 from cryoformer_dist.physics.pose import rotation_from_6d
+from cryoformer_dist.ranks import mean_over_ranks, rank_and_world
+
+# Of the running statistics of latents.
+_MOMENTUM = 0.02
 
 
 def in_float32(output: nn.Linear, activation: Tensor) -> Tensor:
@@ -125,7 +129,7 @@ class AlignedEncoder(nn.Module):
 
 
 class DeformationEncoder(nn.Module):
-    """Image to latent vector, normalised over the batch's history so that it starts at the prior's scale.
+    """Image to latent vector, normalised over the batch of all ranks so that it starts at the prior's scale.
 
     Parameters
     ----------
@@ -137,13 +141,31 @@ class DeformationEncoder(nn.Module):
         super().__init__()
         self.encoder = ImageEncoder(config, box, outputs=dimensions, output_gain=1.0)
         # Latents far below unit scale never wake the decoder up; this is the cheapest way to hold the scale.
-        self.normalise = nn.BatchNorm1d(dimensions, affine=False, momentum=0.02)
+        self.normalise = nn.BatchNorm1d(dimensions, affine=False, momentum=_MOMENTUM)
 
     def forward(self, images: Float[Tensor, "particles box box"]) -> Float[Tensor, "particles dimensions"]:
         """Latent vector of each image."""
         numbers = self.encoder(images)
+        world = rank_and_world()[1]
+        if self.training and world > 1:
+            return self._normalised_over_ranks(numbers, world)
         if len(numbers) > 1 or not self.training:
             return self.normalise(numbers)
         # One image has no spread of its own: it is normalised by those that came before it.
         mean, variance = self.normalise.running_mean, self.normalise.running_var
         return nn.functional.batch_norm(numbers, mean, variance, eps=self.normalise.eps)
+
+    def _normalised_over_ranks(self, numbers: Tensor, world: int) -> Tensor:
+        """As one rank would with all images; torch's own way to do so is for GPUs only. Ranks have equally many."""
+        norm, count = self.normalise, world * len(numbers)
+        mean = mean_over_ranks(numbers.mean(0))
+        centred = numbers - mean
+        variance = mean_over_ranks(centred.square().mean(0))
+        with torch.no_grad():
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            assert norm.num_batches_tracked is not None
+            norm.running_mean.lerp_(mean, _MOMENTUM)
+            norm.running_var.lerp_(variance * count / (count - 1), _MOMENTUM)
+            norm.num_batches_tracked.add_(1)
+        return centred * (variance + norm.eps).rsqrt()

@@ -129,7 +129,8 @@ def _find_contradictions(cluster: ClusterConfig, config: RunConfig) -> Iterator[
     if size == "auto" and workers.elastic:
         yield "training.global_batch_size: auto needs a fixed number of workers; name a number here"
     elif size != "auto" and size < workers.most:
-        yield f"training.global_batch_size: {size} leaves nothing for some of {workers.most} workers; raise it"
+        remedy = "raise it" if workers.elastic else "raise it, or set it to auto"
+        yield f"training.global_batch_size: {size} leaves nothing for some of {workers.most} workers; {remedy}"
     elif size != "auto" and size % workers.most and not workers.elastic:
         yield f"training.global_batch_size: {size} does not divide by {workers.most} workers; take a multiple"
     if training.zero_stage and workers.elastic:

@@ -2,9 +2,11 @@
 
 import faulthandler
 import json
+import math
 import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray.train
@@ -17,12 +19,16 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointNotWrittenError, ConfigError, CryoFormerError, TrainingError
 from cryoformer_dist.machine import WorkerMemory, measure_worker_memory, set_threads
 from cryoformer_dist.orchestration.prometheus import Publish, publishing
+from cryoformer_dist.ranks import gather_objects
+from cryoformer_dist.runs.checkpoint import latest_checkpoint
 from cryoformer_dist.runs.directory import load_run, open_run_directory, selected_rows
 from cryoformer_dist.runs.layout import RAY_POINTER
 from cryoformer_dist.runs.training_log import TrainingRecord
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.reporting import Reporter
 from cryoformer_dist.training.train_rank import join_world_of_one, train_rank
+
+_SECONDS_BETWEEN_POINTERS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,10 @@ class WorkerArguments:
 
 
 class RayReporter:
-    """Hands records to Ray Train; a checkpoint is reported as a pointer to where it already lies.
+    """Shows records to those who watch the cluster; Ray Train is told of checkpoints, and of nothing else.
+
+    It takes one report in two seconds, and lets a worker that has more to say wait. Records reach the driver by the
+    training log, and a checkpoint is a pointer to where it already lies, which a thread of Ray's hands over.
 
     Parameters
     ----------
@@ -62,6 +71,7 @@ class RayReporter:
 
     def __init__(self, run: Path, silence_seconds: float, publish: Publish) -> None:
         self._run, self._silence, self._publish = run, silence_seconds, publish
+        self._pointed = -math.inf
         self.alive()
 
     def report(self, record: TrainingRecord, checkpoint: Path | None) -> None:
@@ -69,12 +79,24 @@ class RayReporter:
         self.alive()
         self._publish(record)
         if checkpoint is None:
-            ray.train.report(asdict(record))
             return
-        with tempfile.TemporaryDirectory() as folder:
-            pointer = {"checkpoint": str(checkpoint.relative_to(self._run))}
-            (Path(folder) / RAY_POINTER).write_text(json.dumps(pointer))
-            ray.train.report(asdict(record), checkpoint=ray.train.Checkpoint.from_directory(folder))
+        # Pointers that come faster than Ray takes them would pile up, and keep the worker when training has ended. It
+        # wants one of every rank: the leader's clock decides.
+        due = time.monotonic() - self._pointed >= _SECONDS_BETWEEN_POINTERS
+        if gather_objects(due)[0]:
+            self.point_to(checkpoint)
+
+    def point_to(self, checkpoint: Path) -> None:
+        """Tell Ray where a checkpoint lies; every rank does so equally often."""
+        self._pointed = time.monotonic()
+        # Ray deletes it when it has taken it.
+        folder = Path(tempfile.mkdtemp())
+        (folder / RAY_POINTER).write_text(json.dumps({"checkpoint": str(checkpoint.relative_to(self._run))}))
+        ray.train.report(
+            {},
+            checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        )
 
     def alive(self) -> None:
         """See `Reporter`."""
@@ -103,6 +125,9 @@ def run_worker(arguments: WorkerArguments) -> CryoFormerError | None:
             reporter = RayReporter(working.folder, arguments.silence_seconds, publish)
             loader = choose_loader(config, device)
             train_rank(working, config, store, arguments.memory, reporter, loader, device)
+            newest = latest_checkpoint(working.folder)
+            if newest is not None:
+                reporter.point_to(newest.folder)
     except (ConfigError, TrainingError, CheckpointNotWrittenError) as error:
         # All ranks meet these together. Raised, Ray would start the workers again, to meet them again.
         return error

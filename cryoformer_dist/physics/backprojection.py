@@ -38,7 +38,7 @@ class FourierAccumulator:
         size = box * _PADDING
         self._size = size
         self.sums = torch.zeros(3, size**3, device=device)
-        self._frequency = frequency_grid(size).to(self.sums.device)
+        self._frequency = frequency_grid(size, self.sums.device)
         radius = self._frequency.square().sum(-1).sqrt() * size
         # Beyond the Nyquist sphere trilinear weights would fall off the lattice.
         self._inside = (radius < size // 2 - 1) & ~told_by_conjugate(self._frequency)

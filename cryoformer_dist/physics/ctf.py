@@ -52,7 +52,8 @@ def contrast_transfer_function(
     Raises
     ------
     ValueError
-        If an amplitude contrast leaves [0, 1): check the optics table of the particle file.
+        If an amplitude contrast leaves [0, 1): check the optics table of the particle file. Not on a GPU, which would
+        have to be waited for at every step: a store's are looked at when it is read.
 
     Notes
     -----
@@ -60,8 +61,8 @@ def contrast_transfer_function(
     CryoDRGN's CTF is the negative of ours and multiplies the data by -1: the same thing. No envelope.
     """
     contrast = params.amplitude_contrast
-    if bool(((contrast < 0) | (contrast >= 1)).any()):
-        raise ValueError("amplitude contrast must lie in [0, 1): check the optics table of the particle file")
+    if not contrast.is_cuda:
+        refuse_impossible_contrast(contrast)
     kx, ky = frequency_per_angstrom.unbind(-1)
     k2 = kx.square() + ky.square()
     angle = torch.atan2(ky, kx) - _per_particle(torch.deg2rad(params.defocus_angle_deg))
@@ -77,6 +78,12 @@ def contrast_transfer_function(
         + _per_particle(constant)
     )
     return torch.sin(gamma)
+
+
+def refuse_impossible_contrast(contrast: Float[Tensor, " particles"]) -> None:
+    """Raise `ValueError` if an amplitude contrast leaves [0, 1)."""
+    if bool(((contrast < 0) | (contrast >= 1)).any()):
+        raise ValueError("amplitude contrast must lie in [0, 1): check the optics table of the particle file")
 
 
 def transfer_at(

@@ -20,7 +20,7 @@ def fourier_to_image(coefficients: Complex[Tensor, "*batch box half"], box: int)
     They hold both of each pair +-k. CPU libraries take that part implicitly; GPU libraries promise nothing for input
     that is not Hermitian, as a shift by half a pixel leaves it.
     """
-    edges = [0, box // 2]
+    edges = slice(None, None, box // 2)
     own = coefficients[..., edges]
     mirrored = own.flip(-2).roll(1, dims=-2).conj()
     coefficients = coefficients.clone()
@@ -44,7 +44,7 @@ def shifted(
     coefficients: Complex[Tensor, "batch box half"], shift_pixels: Float[Tensor, "batch 2"]
 ) -> Complex[Tensor, "batch box half"]:
     """Half planes of images whose content is moved by ``(x, y)`` pixels."""
-    frequency = frequency_grid(coefficients.shape[-2]).to(shift_pixels.device)
+    frequency = frequency_grid(coefficients.shape[-2], shift_pixels.device)
     return coefficients * phase_ramp(frequency, shift_pixels)
 
 
@@ -154,7 +154,7 @@ def mean_squared_error_half_plane(
     """
     box = difference.shape[-2]
     power = difference.real.square() + difference.imag.square()
-    power = power * half_plane_weight(box).to(power.device)
+    power = power * half_plane_weight(box, power.device)
     if weight is not None:
         power = power * weight
     return power.sum((-2, -1)) / box**4

@@ -2,16 +2,24 @@
 
 Volumes are ``[z, y, x]``, images ``[y, x]``; the centre is the voxel with index ``n // 2``; points are ``(x, y, z)``
 in pixels about that centre. Boxes are even.
+
+Grids that every step needs are made once for each device and box, and are nobody's to write to: made on the way, they
+would have to be copied to a GPU, which waits for it.
 """
+
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+CPU = torch.device("cpu")
+KEPT_GRIDS = 16
 
-def centred_axis(box: int) -> Float[Tensor, " box"]:
+
+def centred_axis(box: int, device: torch.device = CPU) -> Float[Tensor, " box"]:
     """Pixel coordinates along one axis: zero at index ``box // 2``."""
-    return torch.arange(box, dtype=torch.float32) - box // 2
+    return torch.arange(box, dtype=torch.float32, device=device) - box // 2
 
 
 def radius_grid(box: int, dimensions: int) -> Tensor:
@@ -26,10 +34,11 @@ def lattice_points(box: int) -> Float[Tensor, "points 3"]:
     return torch.stack([x, y, z], dim=-1).reshape(-1, 3)
 
 
-def frequency_grid(box: int) -> Float[Tensor, "box half 2"]:
+@lru_cache(KEPT_GRIDS)
+def frequency_grid(box: int, device: torch.device = CPU) -> Float[Tensor, "box half 2"]:
     """Spatial frequency ``(x, y)`` in cycles per pixel on the half plane of ``rfft2``, zero first."""
     fy, fx = torch.meshgrid(torch.fft.fftfreq(box), torch.fft.rfftfreq(box), indexing="ij")
-    return torch.stack([fx, fy], dim=-1)
+    return torch.stack([fx, fy], dim=-1).to(device)
 
 
 def told_by_conjugate(frequency: Float[Tensor, "*grid 2"]) -> Bool[Tensor, "*grid"]:
@@ -47,9 +56,10 @@ def interpolation_envelope(box: int, size: int, degree: int) -> Float[Tensor, "b
     return falloff[:, None, None] * falloff[None, :, None] * falloff[None, None, :]
 
 
-def half_plane_weight(box: int) -> Float[Tensor, "1 half"]:
+@lru_cache(KEPT_GRIDS)
+def half_plane_weight(box: int, device: torch.device = CPU) -> Float[Tensor, "1 half"]:
     """How often each column of the half plane stands in the full plane: 1 at the edges, 2 between (Parseval)."""
     weight = torch.full((1, box // 2 + 1), 2.0)
     weight[:, 0] = 1.0
     weight[:, -1] = 1.0
-    return weight
+    return weight.to(device)

@@ -7,13 +7,14 @@ transform of the image, phase origin at the centre pixel, before the CTF.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoformer_dist.physics.fourier import crop_half_plane, image_to_fourier, shifted
-from cryoformer_dist.physics.grids import centred_axis, frequency_grid
+from cryoformer_dist.physics.grids import KEPT_GRIDS, centred_axis, frequency_grid
 from cryoformer_dist.physics.kernel_choice import Kernels
 from cryoformer_dist.physics.splat import splat
 
@@ -76,7 +77,7 @@ def project_points(
     position = torch.einsum("bij,mj->bmi", rotation[:, :2], points_pixels) + shift_pixels[:, None]
     grid = splat(density, position * OVERSAMPLING, box * OVERSAMPLING, kernels)
     coefficients = crop_half_plane(torch.fft.rfft2(grid), box)
-    return coefficients * _kernel_correction(box).to(density.device)
+    return coefficients * _kernel_correction(box, density.device)
 
 
 def project_rays(
@@ -103,7 +104,7 @@ def project_rays(
     -----
     The paper's eq. 2 writes ``R^T x + t``, a shift in the molecule's frame; ours is in the image plane.
     """
-    axis = centred_axis(box).to(rotation.device)
+    axis = centred_axis(box, rotation.device)
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     frame = torch.stack([x, y, z], dim=-1).reshape(1, -1, 3)
     shift = torch.nn.functional.pad(shift_pixels, (0, 1))[:, None]
@@ -131,19 +132,27 @@ def project_slices(
     shift_pixels, box
         As in `project_points`.
     """
-    grid = frequency_grid(box).to(rotation.device) * box
-    inside = grid.square().sum(-1) <= (box / 2 - 1) ** 2
-    points = torch.einsum("pi,bij->bpj", grid[inside], rotation[:, :2])
+    inside, frequency_shells = _slice_points(box, rotation.device)
+    points = torch.einsum("pi,bij->bpj", frequency_shells, rotation[:, :2])
     side = torch.where(points[..., 2] < 0, -1.0, 1.0)
     found = coefficient_at(points * side[..., None])
     values = torch.complex(found.real, found.imag * side)
-    plane = values.new_zeros(len(rotation), *inside.shape)
+    plane = values.new_zeros(len(rotation), box * (box // 2 + 1))
     plane[:, inside] = values
-    return shifted(plane, shift_pixels)
+    return shifted(plane.reshape(-1, box, box // 2 + 1), shift_pixels)
 
 
-def _kernel_correction(box: int) -> Tensor:
+@lru_cache(KEPT_GRIDS)
+def _slice_points(box: int, device: torch.device) -> tuple[Int[Tensor, " points"], Float[Tensor, "points 2"]]:
+    """Places of the frequencies within the box's last whole shell in a flattened half plane, and those in shells."""
+    grid = (frequency_grid(box) * box).reshape(-1, 2)
+    inside = torch.nonzero(grid.square().sum(-1) <= (box / 2 - 1) ** 2)[:, 0]
+    return inside.to(device), grid[inside].to(device)
+
+
+@lru_cache(KEPT_GRIDS)
+def _kernel_correction(box: int, device: torch.device) -> Tensor:
     """One over the transform of the B-spline, ``sinc^4`` per axis, on the half plane of the box."""
     fine = box * OVERSAMPLING
     fy, fx = torch.fft.fftfreq(box) * box / fine, torch.fft.rfftfreq(box) * box / fine
-    return 1 / (torch.sinc(fy)[:, None] * torch.sinc(fx)[None]) ** 4
+    return (1 / (torch.sinc(fy)[:, None] * torch.sinc(fx)[None]) ** 4).to(device)

@@ -37,7 +37,7 @@ class TrilinearSlices:
 
     def __init__(self, voxels: Float[Tensor, "maps box box box"], shell: int) -> None:
         maps, box = voxels.shape[0], voxels.shape[-1]
-        grid = frequency_grid(box).to(voxels.device)
+        grid = frequency_grid(box, voxels.device)
         radius = grid.norm(dim=-1) * box
         inside = (radius > 0) & (radius <= shell) & ~told_by_conjugate(grid)
         self.flat_index = torch.nonzero(inside.ravel())[:, 0]

@@ -32,8 +32,19 @@ class Engine(Protocol):
     def forward(self, *arguments: Any) -> Any:
         """Call the module."""
 
-    def step(self, loss: Tensor, learning_rate_factor: float) -> None:
-        """Backward, average gradients over ranks, and update with every peak rate times the factor."""
+    def step(self, loss: Tensor, learning_rate_factor: float, stopped: Callable[[], Tensor] | None = None) -> None:
+        """Backward, average gradients over ranks, and update with every peak rate times the factor.
+
+        Parameters
+        ----------
+        loss
+            Of this rank.
+        learning_rate_factor
+            Share of the peak rates.
+        stopped
+            Asked before the update: a number on the device that is the same on all ranks; at 1 weights and optimiser
+            stay as they are, whatever the gradients.
+        """
 
     def save(self, folder: Path) -> None:
         """Write weights and optimiser state below a folder that is there; every rank calls it, again if one failed."""
@@ -48,10 +59,12 @@ def parameter_groups(module: nn.Module, config: TrainingConfig) -> list[dict[str
     What takes part in a stage and what does not are never in one group.
     """
     rates = config.learning_rates
+    # A row of a table is visited as often at any batch, and an encoder has not been measured.
+    shared = math.sqrt(config.batch_ratio)
     groups: dict[str, dict[str, Any]] = {
         # Table entries that a step does not touch must not move: no decay, and an epsilon far below their gradients.
-        "hash_grid": {"lr": rates.hash_grid, "weight_decay": 0.0, "eps": 1e-15},
-        "network": {"lr": rates.network, "weight_decay": config.weight_decay},
+        "hash_grid": {"lr": rates.hash_grid * shared, "weight_decay": 0.0, "eps": 1e-15},
+        "network": {"lr": rates.network * shared, "weight_decay": config.weight_decay},
     }
     encoder = {"lr": rates.encoder, "weight_decay": config.weight_decay}
     for name, parameter in module.named_parameters():
@@ -63,6 +76,12 @@ def parameter_groups(module: nn.Module, config: TrainingConfig) -> list[dict[str
 
 def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameter_groups(module, config), betas=(0.9, 0.99), fused=True)
+
+
+def _stop_if(optimizer: torch.optim.Optimizer, stopped: Callable[[], Tensor] | None) -> None:
+    """Have a fused optimiser look, on the device, at whether it is to do nothing: torch's own way to skip a step."""
+    if stopped is not None:
+        optimizer.found_inf = stopped()  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +105,8 @@ class _Rates:
 
 
 def learning_rate_factor(training: TrainingConfig, stage_step: int, progress: float) -> float:
-    """Linear warm-up, then half a cosine down to the final share."""
-    warmup = min(1.0, (stage_step + 1) / max(training.warmup_steps, 1))
+    """Linear warm-up over equally many particles at any batch, then half a cosine down to the final share."""
+    warmup = min(1.0, (stage_step + 1) / max(training.warmup_steps / training.batch_ratio, 1))
     floor = training.final_learning_rate
     return warmup * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
@@ -136,7 +155,7 @@ class TorchEngine:
         """Call the module."""
         return self._module(*arguments)
 
-    def step(self, loss: Tensor, learning_rate_factor: float) -> None:
+    def step(self, loss: Tensor, learning_rate_factor: float, stopped: Callable[[], Tensor] | None = None) -> None:
         """See `Engine`."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -145,6 +164,7 @@ class TorchEngine:
         if self._clipping:
             torch.nn.utils.clip_grad_norm_(self._module.parameters(), self._clipping)
         self._rates.set(self._optimizer, learning_rate_factor)
+        _stop_if(self._optimizer, stopped)
         self._optimizer.step()
 
     def _average_gradients(self) -> None:
@@ -207,7 +227,7 @@ class DeepSpeedEngine:
             "zero_allow_untested_optimizer": True,
         }
         optimizer = _optimizer(module, config)
-        self._rates = _Rates.of(optimizer)
+        self._optimizer, self._rates = optimizer, _Rates.of(optimizer)
         self._sharded = config.zero_stage > 0
         self._taking_part: set[int] = set()
         for number, group in enumerate(optimizer.param_groups):
@@ -228,12 +248,13 @@ class DeepSpeedEngine:
         """Call the module."""
         return self._engine(*arguments)
 
-    def step(self, loss: Tensor, learning_rate_factor: float) -> None:
+    def step(self, loss: Tensor, learning_rate_factor: float, stopped: Callable[[], Tensor] | None = None) -> None:
         """See `Engine`."""
         self._taking_part.clear()
         self._engine.backward(loss)
         # It makes zeros of absent gradients: only a rate of zero keeps momentum and weight decay off what has none.
         self._rates.set(self._engine.optimizer, learning_rate_factor, self._taking_part)
+        _stop_if(self._optimizer, stopped)
         self._engine.step()
 
     def _takes_part(self, group: int, _: Tensor) -> None:

@@ -154,7 +154,7 @@ class Learner:
         pose = self.objectives.encode_pose(batch)
         for name, values in (("rotation", sixd_from_rotation(pose.rotation)), ("shift_angstrom", pose.shift_angstrom)):
             rows, gathered = gather_rows(batch.row, values)
-            self.tables[name].values[rows] = gathered
+            self.tables[name].write(rows, gathered)
 
     @property
     def latents(self) -> Float[Tensor, "rows dimensions"]:
@@ -163,7 +163,7 @@ class Learner:
 
     def set_latents(self, rows: Tensor, latents: Float[Tensor, "rows dimensions"]) -> None:
         """Put latents that were found into the table."""
-        self.latents[rows] = latents
+        self.tables["latent"].write(rows, latents)
 
     def read_latents(self, rows: Tensor) -> Float[Tensor, "rows dimensions"] | None:
         """Latents of store rows; ``None`` where an encoder must look at their images."""
@@ -183,14 +183,16 @@ class Learner:
             return given
         return Pose(rotation_from_6d(self.tables["rotation"].values[rows]), self.tables["shift_angstrom"].values[rows])
 
-    def update_tables(self, batch: ParticleBatch, leaves: dict[str, Tensor], factor: float) -> None:
-        """Move the rows of a batch, on every rank those of all ranks."""
+    def update_tables(
+        self, batch: ParticleBatch, leaves: dict[str, Tensor], factor: float, stopped: Tensor | None = None
+    ) -> None:
+        """Move the rows of a batch, on every rank those of all ranks; none where ``stopped`` is 1, as `Engine.step`."""
         for name, leaf in leaves.items():
             assert leaf.grad is not None
             # The loss is a mean over the rank's batch; a row's step must not depend on who shared the batch.
             rows, gradient = gather_rows(batch.row, leaf.grad * len(batch))
             rate = table_rate(name, self.config.training.learning_rates)
-            self.tables[name].update(rows, gradient, rate * factor)
+            self.tables[name].update(rows, gradient, rate * factor, stopped)
 
     @property
     def mask(self) -> Bool[Tensor, "box box box"]:

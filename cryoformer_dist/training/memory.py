@@ -50,7 +50,7 @@ _READS_UNDER_WAY = 4
 _SLACK = 1.1
 # Of `training.global_batch_size: auto`: larger batches use a machine no better, fewer steps learn less.
 LARGEST_BATCH_PER_WORKER = 64
-FEWEST_STEPS_PER_EPOCH = 200
+FEWEST_STEPS = 1500
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ def parameter_count(model: ModelConfig, box: int) -> int:
 def settle_batch_size(config: RunConfig, work: Workload, memory: WorkerMemory) -> RunConfig:
     """The configuration with a number for ``training.global_batch_size``, one that fits.
 
-    ``auto`` becomes the largest power of two per worker that fits, at most 64, with at least 200 steps to an epoch.
+    ``auto`` becomes the largest power of two per worker that fits, at most 64, with at least 1500 steps in all.
 
     Raises
     ------
@@ -161,7 +161,8 @@ def settle_batch_size(config: RunConfig, work: Workload, memory: WorkerMemory) -
         refuse_too_large(config, work, memory)
         return config
     largest = LARGEST_BATCH_PER_WORKER
-    while largest > 1 and largest * memory.workers * FEWEST_STEPS_PER_EPOCH > work.trained:
+    seen = work.trained * config.training.epochs
+    while largest > 1 and largest * memory.workers * FEWEST_STEPS > seen:
         largest //= 2
     batch = _largest_that_fits(config, work, memory, largest)
     if batch is None:

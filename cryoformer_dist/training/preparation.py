@@ -64,7 +64,7 @@ def begin_run(config: RunConfig, store: ParticleStore, run: Path, resume: bool, 
     if holds_run(run):
         return
     refuse_preparation(store.box_size, memory.bytes)
-    _warn_of_small_batches(config, memory)
+    _warn_of_small_batches(config)
     selected_rows(config, store)
     write_config(run, config)
     write_manifest(run, RunManifest.of(config, store, len(selected_rows(config, store))))
@@ -102,7 +102,7 @@ def prepare_like(config: RunConfig, store: ParticleStore, run: Path, other: Path
     """
     _refuse_sizes(config, store, memory)
     config = settle_batch_size(config, _workload(config, store, int(load_mask(other).sum())), memory)
-    _warn_of_small_batches(config, memory)
+    _warn_of_small_batches(config)
     write_config(run, config)
     for name in PREPARED:
         if (other / name).is_file():
@@ -117,14 +117,13 @@ def _count_points(config: RunConfig, store: ParticleStore, run: Path) -> int:
     return 0 if config.training.occupancy == "data" else int(sphere(store.box_size).sum())
 
 
-def _warn_of_small_batches(config: RunConfig, memory: WorkerMemory) -> None:
-    """The paper's encoder normalises its latents over the images that a worker sees at a time."""
+def _warn_of_small_batches(config: RunConfig) -> None:
+    """The paper's encoder normalises its latents over the images of a step."""
     size = config.training.global_batch_size
-    if config.model.latent.form == "encoder" and size != "auto" and size // memory.workers < _FEWEST_NORMALISED:
+    if config.model.latent.form == "encoder" and size != "auto" and size < _FEWEST_NORMALISED:
         warnings.warn(
-            f"model.latent.form: encoder normalises latents over the {size // memory.workers} images of a worker's "
-            f"step: take a training.global_batch_size of {_FEWEST_NORMALISED} or more for each of {memory.workers} "
-            "workers",
+            f"model.latent.form: encoder normalises latents over the {size} images of a step: take a "
+            f"training.global_batch_size of {_FEWEST_NORMALISED} or more",
             SmallSampleWarning,
             stacklevel=2,
         )

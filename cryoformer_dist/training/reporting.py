@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from cryoformer_dist.errors import TrainingError
+from cryoformer_dist.ranks import SumUnderWay, gather_rows, rank_and_world
 from cryoformer_dist.runs.training_log import TrainingRecord
 
 
 class Reporter(Protocol):
-    """Receives one record per report, and the folder of a checkpoint just written; a barrier for all ranks."""
+    """Receives one record per report, and the folder of a checkpoint just written; keeps no step waiting."""
 
     def report(self, record: TrainingRecord, checkpoint: Path | None) -> None:
         """Take a record."""
@@ -65,6 +67,53 @@ class Interval:
     def is_empty(self) -> bool:
         """Whether no step was taken; waits for the device."""
         return not float(self.totals[2])
+
+
+class LossFaults:
+    """Losses that are not finite: the first stops all that steps change until it is told of; no step waits to know.
+
+    Attributes
+    ----------
+    stopped
+        1 once there was one on any rank, else 0; on the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.stopped = torch.zeros((), device=device)
+        self._bad: SumUnderWay | None = None
+        self._steps: list[tuple[int, Tensor, Tensor, Tensor]] = []
+
+    def look(self, loss: Float[Tensor, ""]) -> None:
+        """Begin to ask all ranks whether a step's loss is finite."""
+        self._bad = SumUnderWay((~torch.isfinite(loss.detach())).float())
+
+    def settle(self, step: int, rows: Int[Tensor, " particles"], errors: Float[Tensor, " particles"]) -> Tensor:
+        """Hear what the ranks said, before the step changes anything; returns ``stopped``."""
+        assert self._bad is not None
+        bad = self._bad.result()
+        self.stopped = torch.maximum(self.stopped, bad.clamp(max=1))
+        self._steps.append((step, bad, rows, torch.isfinite(errors.detach())))
+        return self.stopped
+
+    def tell(self) -> None:
+        """Wait for the device, and raise if there was one since the last time; all ranks do so together.
+
+        Raises
+        ------
+        TrainingError
+            Naming the first step and its rows.
+        """
+        steps, self._steps = self._steps, []
+        if not float(self.stopped):
+            return
+        step, bad, rows, finite = next(each for each in steps if float(each[1]))
+        rows, finite = gather_rows(rows, finite)
+        raise TrainingError(
+            f"step {step}: the loss is not finite on {int(bad)} of {rank_and_world()[1]} ranks; "
+            f"store rows {rows[~finite].tolist() or 'none: the latents are to blame'}. Weights were not touched. "
+            "Run `check` on the store; if it is clean, lower training.learning_rates and --resume from the last "
+            "checkpoint"
+        )
 
 
 class Stopwatch:

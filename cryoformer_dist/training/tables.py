@@ -33,22 +33,36 @@ class RowTable:
         """A leaf copy of some rows, ready to collect their gradient."""
         return self.values[rows].requires_grad_(True)
 
-    def update(self, rows: Int[Tensor, " batch"], gradient: Float[Tensor, "batch width"], learning_rate: float) -> None:
+    def update(
+        self,
+        rows: Int[Tensor, " batch"],
+        gradient: Float[Tensor, "batch width"],
+        learning_rate: float,
+        stopped: Tensor | None = None,
+    ) -> None:
         """One Adam step of some rows; the gradient's scale does not matter, its history does.
 
         A row that comes twice, from the end of one epoch and the beginning of the next, is one visit with both
-        gradients: writing it twice would keep either, and not the same one on every rank.
+        gradients: both of its writings say the same. At a ``stopped`` of 1 nothing moves, whatever the gradient.
         """
-        rows, place = torch.unique(rows, return_inverse=True)
-        gradient = torch.zeros_like(self.values[rows]).index_add_(0, place, gradient)
+        rows, order, number = _sorted(rows)
+        gradient = torch.zeros_like(gradient).index_add_(0, number, gradient[order])[number]
         visits = self._visits[rows] + 1
         first = torch.lerp(gradient, self._first[rows], _FIRST_DECAY)
         second = torch.lerp(gradient.square(), self._second[rows], _SECOND_DECAY)
-        self._visits[rows], self._first[rows], self._second[rows] = visits, first, second
         unbias_first = 1 - _FIRST_DECAY ** visits[:, None]
         unbias_second = 1 - _SECOND_DECAY ** visits[:, None]
         step = (first / unbias_first) / ((second / unbias_second).sqrt() + _EPSILON)
-        self.values[rows] -= learning_rate * step
+        values = self.values[rows] - learning_rate * step
+        found = ((self._visits, visits), (self._first, first), (self._second, second), (self.values, values))
+        for kept, new in found:
+            kept[rows] = new if stopped is None else torch.where(stopped > 0, kept[rows], new)
+
+    def write(self, rows: Int[Tensor, " batch"], values: Float[Tensor, "batch width"]) -> None:
+        """Set rows. Of one that comes several times the first counts: a GPU would keep any, each rank another."""
+        rows, order, number = _sorted(rows)
+        first = torch.searchsorted(number, number)
+        self.values[rows] = values[order][first]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a resumed run needs to go on exactly."""
@@ -69,3 +83,13 @@ class RowTable:
         device = self.values.device
         self.values, self._first = state["values"].to(device), state["first"].to(device)
         self._second, self._visits = state["second"].to(device), state["visits"].to(device)
+
+
+def _sorted(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows in ascending order, where each stood, and its number among those that differ.
+
+    Not `torch.unique`: how many differ is known on a GPU only, and would have to be waited for.
+    """
+    rows, order = torch.sort(rows, stable=True)
+    number = torch.nn.functional.pad(rows[1:] != rows[:-1], (1, 0)).cumsum(0)
+    return rows, order, number

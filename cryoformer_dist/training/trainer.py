@@ -4,17 +4,16 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.order import ConsumedRows
-from cryoformer_dist.errors import ConfigError, TrainingError
-from cryoformer_dist.ranks import gather_objects, gather_rows, sum_over_ranks
+from cryoformer_dist.errors import ConfigError
+from cryoformer_dist.ranks import gather_objects, sum_over_ranks
 from cryoformer_dist.runs.checkpoint import Checkpoint, Position, write_checkpoint
 from cryoformer_dist.runs.directory import write_occupancy
 from cryoformer_dist.runs.training_log import TrainingLog, TrainingRecord
@@ -24,7 +23,7 @@ from cryoformer_dist.training.engine import Engine, learning_rate_factor
 from cryoformer_dist.training.epoch_tasks import make_epoch_tasks
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.particles import RankParticles
-from cryoformer_dist.training.reporting import Interval, Pace, Reporter, Stopwatch, memory_gib
+from cryoformer_dist.training.reporting import Interval, LossFaults, Pace, Reporter, Stopwatch, memory_gib
 from cryoformer_dist.training.stages import Moment, Stage, stages
 
 
@@ -64,6 +63,7 @@ class Trainer:
         self.drawn_points = learner.active_points
         self.stopwatch = Stopwatch()
         self.interval = Interval(engine.device)
+        self.faults = LossFaults(engine.device)
         # The leader's alone, but all ranks wait while it cannot write.
         self.log: TrainingLog | None = None
 
@@ -117,6 +117,7 @@ class Trainer:
             self.position = moment.position
             for task in self.tasks:
                 if task.due(moment):
+                    self.faults.tell()
                     task.run(moment, self.interval)
             # Checkpoints are due at some of the reports: the schema sees to it.
             if self.position.step % self.config.report_every_steps == 0:
@@ -150,28 +151,16 @@ class Trainer:
         self.stopwatch.enter(stage.kind, coarse)
         errors, latent = self.engine.forward(stage.kind, batch, inputs.latent, inputs.pose, copy, noise_seed, coarse)
         loss, prior = learner.loss(errors, latent)
-        self._refuse_non_finite(loss, errors, batch)
+        self.faults.look(loss)
         factor = learning_rate_factor(self.config, moment.before.stage_step, moment.progress)
-        self.engine.step(loss, factor)
-        learner.update_tables(batch, inputs.leaves, factor)
+        self.engine.step(loss, factor, partial(self.faults.settle, step, batch.row, errors))
+        learner.update_tables(batch, inputs.leaves, factor, self.faults.stopped)
         self.interval.add(errors, prior)
         self.stopwatch.trained(len(batch) * self.engine.world)
 
-    def _refuse_non_finite(self, loss: Tensor, errors: Tensor, batch: ParticleBatch) -> None:
-        """All ranks stop together, before any of them takes the step."""
-        bad = sum_over_ranks((~torch.isfinite(loss)).float())
-        if not float(bad):
-            return
-        rows, finite = gather_rows(batch.row, torch.isfinite(errors.detach()))
-        raise TrainingError(
-            f"step {self.position.step}: the loss is not finite on {int(bad)} of {self.engine.world} ranks; "
-            f"store rows {rows[~finite].tolist() or 'none: the latents are to blame'}. Weights were not touched. "
-            "Run `check` on the store; if it is clean, lower training.learning_rates and --resume from the last "
-            "checkpoint"
-        )
-
     def _report(self, moment: Moment, epoch: int) -> None:
         """Tell of the interval that ends here, and begin another."""
+        self.faults.tell()
         record = self._make_record(moment, epoch)
         self.interval = Interval(self.engine.device)
         log = self.log
@@ -247,7 +236,10 @@ def particles_per_rank(training: TrainingConfig, world: int, particles: int) -> 
     if size == "auto":
         raise ConfigError("training.global_batch_size: auto is settled when a run is prepared; name a number here")
     if size < world:
-        raise ConfigError(f"training.global_batch_size: {size} leaves nothing for some of {world} workers; raise it")
+        raise ConfigError(
+            f"training.global_batch_size: {size} leaves nothing for some of {world} workers; raise it, or set it to "
+            "auto"
+        )
     if size > particles:
         raise ConfigError(f"training.global_batch_size: {size} exceeds the {particles} particles to train on")
     return size // world

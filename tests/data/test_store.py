@@ -284,3 +284,14 @@ def test_a_shard_may_be_written_again(store_path: Path) -> None:
     file.write_bytes(whole[:50])
     write_shard(store_path, 0, {name: values[:SHARD] for name, values in _content().items()})
     assert file.read_bytes() == whole
+
+
+def test_an_amplitude_contrast_that_cannot_be_is_refused_by_optics_group(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ParticleStore.open(store_path)
+    first, second = store.attributes.optics
+    impossible = replace(store.attributes, optics=(first, replace(second, amplitude_contrast=1.0)))
+    monkeypatch.setattr(store, "attributes", impossible)
+    with pytest.raises(StoreError, match=r"optics group 1 has an amplitude contrast of 1; it must lie in \[0, 1\)"):
+        store.particles()

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import torch.multiprocessing
 from support.tiny_runs import Listener, Stop, final_state, prepare_from_mask, tiny_config, train, train_prepared
 
 from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.data.batch import BatchSource, ParticleBatch, local_batches
 from cryoformer_dist.data.order import ConsumedRows
 from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.errors import TrainingError
 from cryoformer_dist.physics.grids import radius_grid
 from cryoformer_dist.physics.pose import rotation_angle_deg, rotation_from_6d
 from cryoformer_dist.runs.checkpoint import latest_checkpoint
@@ -25,6 +28,39 @@ CHANGES = {
 }
 # Of an object that fills more: the refresh must add to it.
 CUT = radius_grid(16, 3) <= 2
+
+
+def _one_rank_poisoned(rank: int, world: int, meeting_point: str, run: str) -> None:
+    """A training process of which the second has images at its third step that are not numbers."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=world)
+
+    def batches_of(store: ParticleStore) -> BatchSource:
+        def batches(*order: Any) -> Iterator[ParticleBatch]:
+            for number, batch in enumerate(local_batches(store)(*order)):
+                if (rank, number) == (1, 2):
+                    batch.images[3] = torch.nan
+                    Path(f"{run}-poisoned").write_text(str([int(batch.row[3])]))
+                yield batch
+
+        return batches
+
+    try:
+        train_prepared(WorkingFolder.on_disk(Path(run)), Listener(), batches_of)
+    except TrainingError as error:
+        Path(f"{run}-rank{rank}").write_text(str(error))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_loss_of_one_rank_that_is_not_finite_stops_both_with_the_same_words(tiny_store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    prepare_from_mask(tiny_config(tiny_store, CHANGES), run, CUT)
+    torch.multiprocessing.spawn(_one_rank_poisoned, args=(2, str(tmp_path / "meeting"), str(run)), nprocs=2)
+    rows = Path(f"{run}-poisoned").read_text()
+    for rank in range(2):
+        told = Path(f"{run}-rank{rank}").read_text()
+        assert told.startswith(f"step 2: the loss is not finite on 1 of 2 ranks; store rows {rows}."), told
 
 
 def _rank(rank: int, world: int, meeting_point: str, run: str, stop_at: int | None) -> None:

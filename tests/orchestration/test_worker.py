@@ -1,3 +1,4 @@
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +8,9 @@ import pytest
 import ray
 import ray.train.torch
 import torch
+from ray.train import CheckpointUploadMode
 from support.tiny_runs import MEMORY, Listener, tiny_config
+from support.training_records import training_record
 
 from cryoformer_dist.config.loading import load_config
 from cryoformer_dist.config.schema import RunConfig
@@ -16,9 +19,10 @@ from cryoformer_dist.data.dataset import ray_batches
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import StoreError, TrainingError
 from cryoformer_dist.orchestration import worker
-from cryoformer_dist.orchestration.worker import WorkerArguments, choose_loader, run_worker, train_alone
+from cryoformer_dist.orchestration.worker import RayReporter, WorkerArguments, choose_loader, run_worker, train_alone
 from cryoformer_dist.runs import directory
 from cryoformer_dist.runs.directory import load_run
+from cryoformer_dist.runs.layout import RAY_POINTER
 from cryoformer_dist.runs.training_log import read_training_log
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.preparation import prepare_run
@@ -66,7 +70,7 @@ def arguments(tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A prepared run, and this process in the place of a Ray Train worker."""
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
-    monkeypatch.setattr(ray.train, "report", lambda record, checkpoint=None: None)
+    monkeypatch.setattr(ray.train, "report", lambda *arguments, **named: None)
     monkeypatch.setattr(worker, "publishing", lambda name, rank: nullcontext(lambda record: None))
     monkeypatch.setattr(worker.faulthandler, "dump_traceback_later", lambda seconds, exit: None)
     prepare_run(tiny_config(tiny_store), ParticleStore.open(tiny_store), tmp_path, resume=False)
@@ -87,6 +91,57 @@ def test_a_worker_reads_the_run_directory_once_and_trains_it_to_its_end(
     run = Path(arguments.home)
     assert read == [run / "config.yaml"]
     assert read_training_log(run)[-1].step == 11
+
+
+class Ray:
+    """Stands in for `ray.train.report`: where the checkpoints lie that it was pointed to."""
+
+    def __init__(self) -> None:
+        self.pointers: list[str] = []
+
+    def report(
+        self, record: dict[str, float], checkpoint: ray.train.Checkpoint, checkpoint_upload_mode: CheckpointUploadMode
+    ) -> None:
+        # Any other mode takes as long as Ray does.
+        assert checkpoint_upload_mode is CheckpointUploadMode.ASYNC
+        with checkpoint.as_directory() as folder:
+            self.pointers.append(json.loads((Path(folder) / RAY_POINTER).read_text())["checkpoint"])
+
+
+@pytest.fixture
+def told_ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
+    told = Ray()
+    monkeypatch.setattr(ray.train, "report", told.report)
+    monkeypatch.setattr(worker.faulthandler, "dump_traceback_later", lambda seconds, exit: None)
+    return told
+
+
+def test_ray_is_told_of_checkpoints_only_no_faster_than_it_takes_them(
+    told_ray: Ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now)
+    reporter = RayReporter(tmp_path, 60.0, lambda record: None)
+    for step in range(1, 101):
+        now += 0.25
+        reporter.report(training_record(step=step), tmp_path / "checkpoints" / str(step) if step % 5 == 0 else None)
+    assert told_ray.pointers == ["checkpoints/5", "checkpoints/45", "checkpoints/85"]
+
+
+def test_the_leader_s_clock_decides_for_all_ranks_what_ray_is_told(
+    told_ray: Ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reporter = RayReporter(tmp_path, 60.0, lambda record: None)
+    leader_says = iter([True, True, False])
+    monkeypatch.setattr(worker, "gather_objects", lambda mine: [next(leader_says), mine])
+    for step in (1, 2, 3):
+        reporter.report(training_record(step=step), tmp_path / str(step))
+    assert told_ray.pointers == ["1", "2"]
+
+
+def test_ray_knows_the_last_checkpoint_when_the_worker_returns(arguments: WorkerArguments, told_ray: Ray) -> None:
+    assert run_worker(arguments) is None
+    assert told_ray.pointers == ["checkpoints/step-00000004", "checkpoints/step-00000011"]
 
 
 def test_what_no_restart_would_fix_is_returned_and_all_else_raised(

@@ -51,7 +51,7 @@ def make(request: pytest.FixtureRequest) -> Make:
 
     def build(**training: object) -> tuple[_Quadratic, Engine]:
         module = _Quadratic()
-        config = TrainingConfig(zero_stage=int(stage or 0), **training)  # type: ignore[arg-type]
+        config = TrainingConfig(zero_stage=int(stage or 0), global_batch_size=16, **training)  # type: ignore[arg-type]
         if kind == "torch":
             return module, TorchEngine(module, config, CPU)
         return module, DeepSpeedEngine(module, config, CPU, particles_per_rank=4)
@@ -98,6 +98,23 @@ class TestEngineContract:
         for name, value in module.state_dict().items():
             assert torch.equal(value, before[name]), name
 
+    def test_a_step_that_is_stopped_leaves_weights_and_optimiser_as_they_are_whatever_the_gradients(
+        self, make: Make
+    ) -> None:
+        (module, engine), (other, undisturbed) = make(weight_decay=0.5), make(weight_decay=0.5)
+        _train(engine, 2)
+        before = _copy(module)
+        engine.step(engine.forward(torch.tensor(torch.nan)), 1.0, lambda: torch.ones(()))
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, before[name]), name
+        # What comes after shows that momentum and the number of steps have not changed either.
+        _train(undisturbed, 2)
+        for one in (engine, undisturbed):
+            one.step(one.forward(torch.tensor(0.3)), 1.0, lambda: torch.zeros(()))
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), name
+            assert not torch.equal(value, before[name]), name
+
     def test_each_kind_of_parameter_moves_at_its_own_rate_times_the_factor(self, make: Make) -> None:
         rates = {"hash_grid": 0.1, "network": 0.01, "encoder": 0.001}
         module, engine = make(learning_rates=rates, weight_decay=0.0)
@@ -125,7 +142,9 @@ class TestEngineContract:
     def test_gradients_do_not_add_up_over_steps(self, make: Make) -> None:
         module, engine = make()
         reference = _Quadratic()
-        optimizer = torch.optim.AdamW(parameter_groups(reference, TrainingConfig()), betas=(0.9, 0.99))
+        optimizer = torch.optim.AdamW(
+            parameter_groups(reference, TrainingConfig(global_batch_size=16)), betas=(0.9, 0.99)
+        )
         _train(engine, 5)
         for step in range(5):
             optimizer.zero_grad()
@@ -265,7 +284,9 @@ def test_two_ranks_too_leave_a_part_that_takes_no_part_alone(tmp_path: Path) -> 
 def test_each_encoder_is_a_group_of_its_own() -> None:
     module = nn.ModuleDict({"latent_encoder": nn.Linear(2, 2), "decoder": nn.Linear(2, 2)})
     module["orientation_encoder"] = nn.ModuleDict({"encoder": nn.Linear(2, 2)})
-    groups = parameter_groups(module, TrainingConfig(learning_rates={"network": 1.0, "encoder": 2.0}))  # type: ignore[arg-type]
+    groups = parameter_groups(
+        module, TrainingConfig(global_batch_size=16, learning_rates={"network": 1.0, "encoder": 2.0})
+    )  # type: ignore[arg-type]
     assert [(group["lr"], len(group["params"])) for group in groups] == [(1.0, 2), (2.0, 2), (2.0, 2)]
     assert groups[2]["params"] == list(module["orientation_encoder"].parameters())
 
@@ -319,7 +340,7 @@ def test_alone_gathering_and_summing_change_nothing() -> None:
 
 
 def test_the_learning_rate_warms_up_then_follows_half_a_cosine() -> None:
-    training = TrainingConfig(warmup_steps=4, final_learning_rate=0.1)
+    training = TrainingConfig(global_batch_size=16, warmup_steps=4, final_learning_rate=0.1)
     warm = [learning_rate_factor(training, step, 0.0) for step in range(6)]
     assert warm == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
     falling = [learning_rate_factor(training, 100, progress) for progress in np.linspace(0, 1, 11)]
@@ -328,3 +349,23 @@ def test_the_learning_rate_warms_up_then_follows_half_a_cosine() -> None:
     assert falling[-1] == pytest.approx(0.1)
     assert learning_rate_factor(training, 100, 1.5) == pytest.approx(0.1)
     assert learning_rate_factor(TrainingConfig(warmup_steps=0), 0, 0.0) == 1
+
+
+def test_rates_of_what_all_particles_share_follow_the_root_of_the_batch_and_warm_up_its_inverse() -> None:
+    module, rates = _Quadratic(), {"hash_grid": 0.1, "network": 0.01, "encoder": 0.001}
+
+    def train_at(batch: int | str) -> TrainingConfig:
+        return TrainingConfig(global_batch_size=batch, learning_rates=rates, warmup_steps=100)  # type: ignore[arg-type]
+
+    def peaks(batch: int | str) -> list[float]:
+        return [group["lr"] for group in parameter_groups(module, train_at(batch))]
+
+    def warm(batch: int) -> float:
+        return learning_rate_factor(train_at(batch), 640 // batch - 1, 0.0)
+
+    # At the batch that they are for, and while it is not settled: to the last bit.
+    assert peaks(16) == peaks("auto") == [0.1, 0.01, 0.001]
+    assert peaks(64) == pytest.approx([0.2, 0.02, 0.001])
+    assert peaks(4) == pytest.approx([0.05, 0.005, 0.001])
+    # After equally many particles.
+    assert warm(16) == warm(64) == warm(4) == 0.4

@@ -72,7 +72,7 @@ def test_auto_takes_the_largest_batch_that_fits(on_gpu: bool, workers: int) -> N
         refuse_too_large(doubled, work, memory)
 
 
-@pytest.mark.parametrize(("trained", "workers", "size"), [(10**6, 1, 64), (10**6, 4, 256), (4000, 1, 16), (50, 2, 2)])
+@pytest.mark.parametrize(("trained", "workers", "size"), [(10**6, 1, 64), (10**6, 4, 256), (4000, 1, 32), (50, 2, 2)])
 def test_auto_is_bounded_by_what_still_learns_well(trained: int, workers: int, size: int) -> None:
     memory = WorkerMemory(10**15, workers)
     settled = settle_batch_size(_config(global_batch_size="auto"), replace(WORK, trained=trained), memory)

@@ -155,10 +155,13 @@ def test_points_that_a_gpu_would_hash_by_torch_at_every_step_are_told_with_the_r
 
 
 def test_an_encoder_that_would_normalise_over_a_few_images_is_told_of(store: ParticleStore, tmp_path: Path) -> None:
-    config = tiny_config(store.path, {"model.latent.form": "encoder"})
-    with pytest.warns(SmallSampleWarning, match=r"over the 3 images .* 8 or more for each of 4 workers"):
-        prepare_run(config, store, tmp_path / "few", resume=False, memory=WorkerMemory(2**40, workers=4))
-    prepare_run(config, store, tmp_path / "enough", resume=False, memory=WorkerMemory(2**40))
+    form = {"model.latent.form": "encoder"}
+    few = tiny_config(store.path, form | {"training.global_batch_size": 6})
+    with pytest.warns(SmallSampleWarning, match=r"over the 6 images of a step: .* 8 or more"):
+        prepare_run(few, store, tmp_path / "few", resume=False, memory=WorkerMemory(2**40))
+    # Workers normalise together.
+    enough = tiny_config(store.path, form)
+    prepare_run(enough, store, tmp_path / "enough", resume=False, memory=WorkerMemory(2**40, workers=4))
 
 
 def test_a_coarse_box_larger_than_the_store_s_is_refused_before_anything_is_written(

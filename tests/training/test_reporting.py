@@ -3,7 +3,8 @@ import time
 import pytest
 import torch
 
-from cryoformer_dist.training.reporting import Stopwatch, memory_gib
+from cryoformer_dist.errors import TrainingError
+from cryoformer_dist.training.reporting import LossFaults, Stopwatch, memory_gib
 
 
 def test_the_stopwatch_tells_the_interval_from_the_whole() -> None:
@@ -39,3 +40,21 @@ def test_the_pace_is_that_of_the_stretch_under_way() -> None:
 
 def test_memory_of_this_process_is_in_gib() -> None:
     assert 0.05 < memory_gib(torch.device("cpu")) < 100
+
+
+def test_the_first_loss_that_is_not_finite_is_named_and_stops_all_that_follow() -> None:
+    faults, stopped = LossFaults(torch.device("cpu")), []
+    for step, errors in enumerate(([1.0, 2.0], [1.0, torch.inf], [torch.nan, 1.0], [1.0, 1.0])):
+        faults.look(torch.tensor(errors).mean())
+        stopped.append(float(faults.settle(step, torch.tensor([10 * step, 10 * step + 1]), torch.tensor(errors))))
+    assert stopped == [0, 1, 1, 1]
+    with pytest.raises(TrainingError, match=r"step 1: the loss is not finite on 1 of 1 ranks; store rows \[11\]\."):
+        faults.tell()
+
+
+def test_while_all_losses_are_finite_there_is_nothing_to_tell() -> None:
+    faults = LossFaults(torch.device("cpu"))
+    faults.tell()
+    faults.look(torch.ones(()))
+    assert float(faults.settle(0, torch.tensor([3]), torch.ones(1))) == 0
+    faults.tell()

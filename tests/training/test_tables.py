@@ -111,3 +111,34 @@ def test_a_saved_table_goes_on_bit_equal() -> None:
 def test_a_table_of_another_shape_is_refused_with_both_shapes() -> None:
     with pytest.raises(ValueError, match=r"\(5, 3\).*\(6, 3\)"):
         _table().load_state_dict(_table(rows=5).state_dict())
+
+
+def test_a_table_that_is_stopped_stays_as_it_is_whatever_the_gradient() -> None:
+    stopped, undisturbed = _table(), _table()
+    rows = torch.tensor([1, 4])
+    for table in (stopped, undisturbed):
+        table.update(rows, _gradient(2, 1), 0.1, torch.zeros(()))
+    stopped.update(rows, torch.full((2, 3), torch.nan), 0.1, torch.ones(()))
+    for name, value in undisturbed.state_dict().items():
+        assert torch.equal(stopped.state_dict()[name], value), name
+
+
+def test_of_a_row_that_is_written_twice_the_first_value_counts_and_all_its_writings_say_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table, values = _table(), _gradient(5, 1)
+    before, written = table.values.clone(), []
+    original = torch.Tensor.__setitem__
+
+    def keep(tensor: torch.Tensor, rows: torch.Tensor, found: torch.Tensor) -> None:
+        written.append((rows, found))
+        original(tensor, rows, found)
+
+    monkeypatch.setattr(torch.Tensor, "__setitem__", keep)
+    table.write(torch.tensor([3, 5, 0, 3, 5]), values)
+    assert torch.equal(table.values[[0, 3, 5]], values[[2, 0, 1]])
+    assert torch.equal(table.values[[1, 2, 4]], before[[1, 2, 4]])
+    # Whichever of several writings of a row a GPU keeps.
+    ((rows, found),) = written
+    for row, value in zip(rows.tolist(), found, strict=True):
+        assert torch.equal(value, table.values[row])
