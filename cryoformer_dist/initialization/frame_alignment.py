@@ -29,20 +29,28 @@ def align_frame(given: Pose, found: Pose, latents: Float[Tensor, "particles dime
     pose
         What a particle has found for itself stays its own.
     """
-    count = len(found.rotation)
-    basis = torch.ones(count, 1) if latents is None else torch.nn.functional.pad(latents, (1, 0), value=1.0)
+    basis = torch.ones(len(found.rotation), 1, dtype=torch.float64, device=found.rotation.device)
+    if latents is not None:
+        basis = torch.cat([basis, latents.double()], dim=1)
     drift = given.rotation.mT @ found.rotation
-    common = nearest_rotation(drift.mean(0)).T
+    # The rotation nearest to the mean is that nearest to the sum.
+    common = nearest_rotation(drift.double().sum(0)).T.to(drift)
     # The skew part of a rotation is its axis times the sine of its angle: linear for drifts, bounded for outliers.
-    vector = _axial(drift @ common)
-    turn = basis @ torch.linalg.lstsq(basis, vector, driver="gelsd").solution
-    rotation = found.rotation @ common @ rotation_from_axis_angle(turn)
+    turn = basis @ _fit(basis, _axial(drift @ common).double())
+    rotation = found.rotation @ common @ rotation_from_axis_angle(turn.to(drift))
     # The image of an offset of the molecule is a shift.
-    seen = rotation[:, :2]
-    design = torch.einsum("pij,pk->pikj", seen, basis).reshape(2 * count, -1)
-    moved = (found.shift_angstrom - given.shift_angstrom).reshape(-1, 1)
-    offset = basis @ torch.linalg.lstsq(design, moved, driver="gelsd").solution.reshape(-1, 3)
-    return Pose(rotation, found.shift_angstrom - torch.einsum("pij,pj->pi", seen, offset))
+    seen = rotation[:, :2].double()
+    design = torch.einsum("pij,pk->pikj", seen, basis).flatten(2)
+    moved = (found.shift_angstrom - given.shift_angstrom).double()
+    offset = basis @ _fit(design.flatten(0, 1), moved.reshape(-1, 1)).reshape(-1, 3)
+    return Pose(rotation, found.shift_angstrom - torch.einsum("pij,pj->pi", seen, offset).to(drift))
+
+
+def _fit(design: Float[Tensor, "equations unknowns"], values: Float[Tensor, "equations columns"]) -> Tensor:
+    """Least squares by normal equations, which are sums over particles; of equally good solutions the smallest."""
+    normal, right = design.mT @ design, design.mT @ values
+    fitted: Tensor = torch.linalg.pinv(normal, hermitian=True) @ right
+    return fitted
 
 
 def _axial(matrix: Float[Tensor, "particles 3 3"]) -> Float[Tensor, "particles 3"]:

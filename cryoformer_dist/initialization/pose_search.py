@@ -16,30 +16,29 @@ from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from cryoformer_dist.data.cropped_images import read_cropped
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.initialization.frame_alignment import align_frame
 from cryoformer_dist.initialization.occupancy import find_occupied
 from cryoformer_dist.initialization.projection_matching import ReferenceMap
+from cryoformer_dist.initialization.searched_images import SearchedImages, compared_disc
 from cryoformer_dist.physics.backprojection import FourierAccumulator
-from cryoformer_dist.physics.ctf import transfer_at
 from cryoformer_dist.physics.fourier import (
     crop_volume,
     fourier_shell_correlation,
-    image_to_fourier,
     phase_ramp,
     upsample_volume,
     weighted_shells,
 )
 from cryoformer_dist.physics.neighbours import smooth
 from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from_axis_angle
-from cryoformer_dist.physics.projection import magnification
 from cryoformer_dist.progress import Progress
 
 _BLOCK = 64
 _WIENER = 0.1
 _CONFORMATIONS = 12
+# Powers of one over the plastic number: the most even sequence in a square.
+_PLASTIC_STEPS = (0.7548776662466927, 0.5698402909980532)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +70,20 @@ class SearchRound:
 
 
 ROUNDS = (
-    SearchRound(8, 30.0, 100, 3.0, 0.5),
-    SearchRound(8, 25.0, 100, 2.0, 0.5),
-    SearchRound(10, 20.0, 100, 1.5, 0.5),
-    SearchRound(12, 14.0, 100, 1.0, 0.33),
-    SearchRound(14, 9.0, 60, 1.0, 0.25),
-    SearchRound(18, 6.0, 60, 0.5, 0.25),
-    SearchRound(22, 4.0, 40, 0.5, 0.25),
+    SearchRound(8, 30.0, 64, 3.0, 0.5),
+    SearchRound(8, 25.0, 64, 2.0, 0.5),
+    SearchRound(10, 20.0, 64, 1.5, 0.5),
+    SearchRound(12, 14.0, 64, 1.0, 0.33),
+    SearchRound(14, 9.0, 40, 1.0, 0.25),
+    SearchRound(18, 5.0, 40, 0.5, 0.25),
+    SearchRound(22, 3.0, 28, 0.5, 0.25),
 )
 """Coarse to fine; a step of the cone is about one radian of phase at the rim of the particle. Finer than the last round
 is left to the gradients of training."""
 
 ROUNDS_BY_CONFORMATION = (
-    (SearchRound(14, 8.0, 60, 0.5, 0.25), SearchRound(18, 6.0, 60, 0.5, 0.25)),
-    (SearchRound(18, 6.0, 60, 0.5, 0.25), SearchRound(22, 4.0, 40, 0.5, 0.25)),
+    (SearchRound(14, 8.0, 40, 0.5, 0.25), SearchRound(18, 6.0, 40, 0.5, 0.25)),
+    (SearchRound(18, 6.0, 40, 0.5, 0.25), SearchRound(22, 4.0, 40, 0.5, 0.25)),
 )
 """Once more from medium to fine with maps of the conformations, which are learned anew at better poses in between."""
 
@@ -150,7 +149,7 @@ def search_poses(store: ParticleStore, rows: Rows, seed: int, progress: Progress
         Called with particles done and in all, over all rounds.
     """
     rounds = _select_rounds(ROUNDS, store.box_size)
-    halves = [_Half(store, rows[first::2]) for first in (0, 1)]
+    halves = _read_halves(store, rows, rounds)
     done = 0
     for number, search_round in enumerate(rounds):
         for half, voxels in zip(halves, _make_references(halves, search_round.box), strict=True):
@@ -197,11 +196,11 @@ def search_poses_by_conformation(
     """
     latents = conformations.latents
     group, centres = _group_by_conformation(latents, seed)
-    halves = [_Half(store, rows[first::2]) for first in (0, 1)]
+    rounds = _select_rounds(rounds, store.box_size)
+    halves = _read_halves(store, rows, rounds)
     for first, half in enumerate(halves):
         half.pose = align_frame(half.given, start[torch.arange(first, len(rows), 2)], latents[first::2])
     done = 0
-    rounds = _select_rounds(rounds, store.box_size)
     for number, search_round in enumerate(rounds):
         differences = conformations.differences(centres, search_round.box)
         for first, voxels in enumerate(_make_references(halves, search_round.box)):
@@ -218,6 +217,12 @@ def search_poses_by_conformation(
 def _select_rounds(rounds: Sequence[SearchRound], box: int) -> Sequence[SearchRound]:
     """Take the rounds whose shells a box holds; for a very small box one at what it holds."""
     return [each for each in rounds if each.box <= box] or [replace(rounds[0], shell=box // 2 - 2)]
+
+
+def _read_halves(store: ParticleStore, rows: Rows, rounds: Sequence[SearchRound]) -> list["_Half"]:
+    """Every other particle, and the others: of neighbours in the store, so that each chunk is read once."""
+    images = SearchedImages.read(store, rows, max(each.box for each in rounds), torch.device("cpu"))
+    return [_Half(store, images[first::2]) for first in (0, 1)]
 
 
 def _interleave(halves: Sequence[Pose]) -> Pose:
@@ -239,33 +244,35 @@ def _group_by_conformation(latents: Tensor, seed: int) -> tuple[NDArray[np.int64
 class _Half:
     """Particles that share a reference map, and their poses so far."""
 
-    def __init__(self, store: ParticleStore, rows: Rows) -> None:
-        self._store, self._rows, self._particles = store, rows, store.particles()
-        self.given = self.pose = self._particles.pose(rows)
+    def __init__(self, store: ParticleStore, images: SearchedImages) -> None:
+        self._store, self._images, self._device = store, images, images.transfer.device
+        self.given = self.pose = images.given
 
     def search(
         self, search_round: SearchRound, maps: Sequence[Tensor], group: NDArray[np.int64], generator: torch.Generator
     ) -> Iterator[int]:
         """Move every particle to the most probable candidate around its pose, by its group's map; yields sizes."""
         spread_deg = self._spread_deg(search_round)
-        shifts = list_shifts(search_round.shift_radius, search_round.shift_step)
-        cone = draw_cone(search_round.candidates, search_round.cone_deg, generator)
+        shifts = list_shifts(search_round.shift_radius, search_round.shift_step).to(self._device)
+        cone = draw_cone(search_round.candidates, search_round.cone_deg, generator).to(self._device)
         rotation, shift_angstrom = self.pose.rotation.clone(), self.pose.shift_angstrom.clone()
         for name, voxels in enumerate(maps):
-            reference = ReferenceMap(voxels, search_round.shell)
-            members = np.flatnonzero(group == name)
+            reference = ReferenceMap(voxels.to(self._device), search_round.shell)
+            members = torch.from_numpy(np.flatnonzero(group == name)).to(self._device)
             for start in range(0, len(members), _BLOCK):
                 part = members[start : start + _BLOCK]
-                images, transfer, pixel, scale = self._read_block(part, search_round.box, reference)
+                block = self._images[part]
+                pixel, scale = block.pixel_size_at(search_round.box), block.magnification
+                images, transfer = block.at(search_round.box, reference.slices.flat_index)
                 weighted = images * transfer * phase_ramp(reference.slices.frequency, shift_angstrom[part] / pixel)
                 candidates = torch.einsum("cij,bjk->bcik", cone, rotation[part])
-                away = rotation_angle_deg(candidates, self.given.rotation[part][:, None].expand_as(candidates))
+                away = rotation_angle_deg(candidates, block.given.rotation[:, None].expand_as(candidates))
                 turn, move = reference.find_most_probable(
                     weighted,
                     images.abs().square().sum(1),
                     transfer,
                     # Images of another pixel size see the map's frequencies elsewhere.
-                    candidates * scale[:, None, None],
+                    candidates * scale[:, None, None, None],
                     -0.5 * (away / spread_deg) ** 2,
                     shifts,
                 )
@@ -280,8 +287,8 @@ class _Half:
         Without that prior, noise draws one particle in ten of a smooth molecule to the far side of its cone, and no
         later round brings it back. It is never narrower than a third of the cone: no round is kept from looking.
         """
-        moved = rotation_angle_deg(self.pose.rotation, self.given.rotation)
-        return max(float((moved.square().mean() / 3).sqrt()), search_round.cone_deg / 3)
+        moved = rotation_angle_deg(self.pose.rotation, self.given.rotation).double()
+        return max(float((moved.square().sum() / len(moved) / 3).sqrt()), search_round.cone_deg / 3)
 
     def pixel_size_at(self, box: int) -> float:
         """Voxel size in angstrom of maps cropped to a box."""
@@ -289,24 +296,16 @@ class _Half:
 
     def back_project(self, pose: Pose, box: int) -> Tensor:
         """Make the map of the particles at some poses, cropped to a box."""
-        accumulator = FourierAccumulator(box, self.pixel_size_at(box))
-        for start in range(0, len(self._rows), 4 * _BLOCK):
+        accumulator = FourierAccumulator(box, self.pixel_size_at(box), self._device)
+        flat_index, frequency = (each.to(self._device) for each in compared_disc(box))
+        for start in range(0, len(self._images), 4 * _BLOCK):
             part = slice(start, start + 4 * _BLOCK)
-            rows = self._rows[part]
-            pixel = torch.from_numpy(self._particles.pixel_size_angstrom[rows]) * (self._store.box_size / box)
-            here = Pose(pose.rotation[part], pose.shift_angstrom[part])
-            accumulator.add(read_cropped(self._store, rows, box), here, self._particles.ctf(rows), pixel)
+            block = self._images[part]
+            images, transfer = block.at(box, flat_index)
+            centred = images * phase_ramp(frequency, pose.shift_angstrom[part] / block.pixel_size_at(box))
+            rotation = pose.rotation[part] * block.magnification[:, None, None]
+            accumulator.insert(frequency, centred, transfer, rotation)
         return accumulator.solve(_WIENER)
-
-    def _read_block(self, part: NDArray[np.int64], box: int, reference: ReferenceMap) -> tuple[Tensor, ...]:
-        """Read transforms and transfer functions where they are compared, cropped pixel sizes and magnifications."""
-        rows = self._rows[part]
-        stored = torch.from_numpy(self._particles.pixel_size_angstrom[rows])
-        pixel = stored * (self._store.box_size / box)
-        scale = magnification(self._store.pixel_size_angstrom, stored)[:, None]
-        transfer = transfer_at(self._particles.ctf(rows), reference.slices.frequency, pixel) * scale
-        images = image_to_fourier(read_cropped(self._store, rows, box)).flatten(1)[:, reference.slices.flat_index]
-        return images, transfer, pixel[:, None], scale
 
 
 def _make_references(halves: Sequence[_Half], box: int) -> list[Tensor]:
@@ -331,10 +330,19 @@ def _measure_agreement(halves: list[_Half], poses: list[Pose], search_round: Sea
 
 
 def draw_cone(count: int, cone_deg: float, generator: torch.Generator) -> Float[Tensor, "count 3 3"]:
-    """Draw rotations evenly spread up to an angle; the first is none."""
-    axis = torch.randn(count, 3, generator=generator)
-    angle = np.deg2rad(cone_deg) * torch.rand(count, 1, generator=generator) ** (1 / 3)
-    vector = axis / axis.norm(dim=1, keepdim=True) * angle
+    """Draw rotations evenly spread up to an angle; the first is none.
+
+    Points of Hammersley in the ball of rotation vectors, all moved by one random offset: two thirds as many reach as
+    near to every rotation as points that know nothing of one another.
+    """
+    place, offset = torch.arange(count)[:, None], torch.rand(3, generator=generator)
+    radius = ((place[:, 0] + offset[0]) / count) ** (1 / 3)
+    sphere = (place * torch.tensor(_PLASTIC_STEPS) + offset[1:]) % 1
+    height, turn = 2 * sphere[:, 0] - 1, 2 * torch.pi * sphere[:, 1]
+    across = (1 - height.square()).sqrt()
+    axis = torch.stack([across * turn.cos(), across * turn.sin(), height], dim=1)
+    vector = axis * (np.deg2rad(cone_deg) * radius[:, None])
+    # The innermost point.
     vector[0] = 0
     return rotation_from_axis_angle(vector)
 

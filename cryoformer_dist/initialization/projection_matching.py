@@ -36,7 +36,21 @@ class ReferenceMap:
         log_prior: Float[Tensor, "particles candidates"],
         shifts: Float[Tensor, "shifts 2"],
     ) -> tuple[Tensor, Tensor]:
-        """Find the most probable candidate rotation and shift of each particle.
+        """Find the most probable candidate rotation and shift of each particle: places in both lists."""
+        posterior = self.log_posterior(weighted, energy, transfer, rotation, log_prior, shifts)
+        winner = posterior.flatten(1).argmax(1)
+        return winner // len(shifts), winner % len(shifts)
+
+    def log_posterior(
+        self,
+        weighted: Complex[Tensor, "particles k"],
+        energy: Float[Tensor, " particles"],
+        transfer: Float[Tensor, "particles k"],
+        rotation: Float[Tensor, "particles candidates 3 3"],
+        log_prior: Float[Tensor, "particles candidates"],
+        shifts: Float[Tensor, "shifts 2"],
+    ) -> Float[Tensor, "particles candidates shifts"]:
+        """How probable each candidate is, up to a constant per particle; a particle's numbers depend on itself alone.
 
         Parameters
         ----------
@@ -53,16 +67,14 @@ class ReferenceMap:
         shifts
             Candidates, pixels; as stored shifts, what centres the image.
         """
-        slices = self.slices.at(rotation)[0]
-        power = (slices.abs().square() * transfer[:, None].square()).sum(-1)
-        cross = slices.conj() * weighted[:, None]
-        ramp = phase_ramp(self.slices.frequency, shifts)
-        # Real part of the sum over frequencies, for all shifts at once, as two products of real matrices.
-        match = cross.real @ ramp.real.T - cross.imag @ ramp.imag.T
-        explained = 2 * match - power[..., None]
-        # What the best match leaves of these images is noise: it says how much a mismatch weighs against the prior.
-        left = (energy - explained.flatten(1).amax(1)).mean()
-        noise = torch.maximum(left, 1e-6 * energy.mean()) / len(self.slices.flat_index)
-        posterior = explained / noise + log_prior[..., None]
-        winner = posterior.flatten(1).argmax(1)
-        return winner // len(shifts), winner % len(shifts)
+        real, imaginary = self.slices.parts_at(rotation)[0]
+        power = (real.square() + imaginary.square()) @ transfer.square()[..., None]
+        # Fewer shifts than rotations: the image is moved, not the slices.
+        moved = weighted[:, None] * phase_ramp(self.slices.frequency, shifts)
+        match = real @ moved.real.mT + imaginary @ moved.imag.mT
+        explained = 2 * match - power
+        # What the best match leaves of an image is noise: it says how much a mismatch weighs against the prior.
+        left = energy - explained.flatten(1).amax(1)
+        noise = torch.maximum(left, 1e-6 * energy) / len(self.slices.flat_index)
+        posterior: Tensor = explained / noise[:, None, None] + log_prior[..., None]
+        return posterior

@@ -1,7 +1,7 @@
 """A homogeneous reconstruction from images with known poses: the consensus map, half maps, the first occupancy."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryoformer_dist.physics.ctf import CTFParams, transfer_at
@@ -69,13 +69,34 @@ class FourierAccumulator:
         transfer = transfer_at(ctf, self._frequency, pixel) * scale
         # The stored shift centres the image.
         centred = shifted(image_to_fourier(padded), pose.shift_angstrom.float() / pixel[:, None])
-        self._insert(centred, transfer, pose.rotation.float() * scale)
-
-    def _insert(self, images: Tensor, transfer: Tensor, rotation: Tensor) -> None:
         inside = self._inside
+        rotation = pose.rotation.float() * scale
+        self.insert(self._frequency[inside], centred[:, inside], transfer[:, inside], rotation)
+
+    def insert(
+        self,
+        frequency: Float[Tensor, "k 2"],
+        images: Complex[Tensor, "particles k"],
+        transfer: Float[Tensor, "particles k"],
+        rotation: Float[Tensor, "particles 3 3"],
+    ) -> None:
+        """Insert coefficients of a block of images.
+
+        Parameters
+        ----------
+        frequency
+            Cycles per pixel of the box, within its Nyquist sphere; of each pair +-k one. Those of the padded lattice
+            fill the map most evenly; those of the box are a quarter as many, and many images fill the gaps.
+        images
+            Centred.
+        transfer
+            CTF, times the magnification.
+        rotation
+            A of each image, times the magnification.
+        """
         # The slice of a projection along z holds the volume's transform at A^T (kx, ky, 0).
-        position = ((self._frequency[inside] * self._size) @ rotation[:, :2]).reshape(-1, 3)
-        signal, weight = (images * transfer)[:, inside].reshape(-1), transfer.square()[:, inside].reshape(-1)
+        position = ((frequency * self._size) @ rotation[:, :2]).reshape(-1, 3)
+        signal, weight = (images * transfer).reshape(-1), transfer.square().reshape(-1)
         keep = position.square().sum(-1) < (self._size // 2 - 1) ** 2
         position, signal, weight = position[keep], signal[keep], weight[keep]
         cell = position.floor()

@@ -10,7 +10,7 @@ would have to be copied to a GPU, which waits for it.
 from functools import lru_cache
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -45,6 +45,23 @@ def told_by_conjugate(frequency: Float[Tensor, "*grid 2"]) -> Bool[Tensor, "*gri
     """Where a half plane repeats itself: of each pair +-k on its column ``kx = 0``, the one of negative ``ky``."""
     repeated: Tensor = (frequency[..., 0] == 0) & (frequency[..., 1] < 0)
     return repeated
+
+
+def half_disc(box: int, radius: float) -> tuple[Int[Tensor, " k"], Float[Tensor, "k 2"]]:
+    """Frequencies of a half plane within a radius, in units of ``1 / box``, below Nyquist: one of each pair +-k.
+
+    Returns
+    -------
+    flat_index
+        Place of each in the flattened half plane; the first is zero frequency.
+    frequency
+        Cycles per pixel.
+    """
+    grid = frequency_grid(box)
+    # Whole numbers: boxes of one field of view agree on which frequencies are inside.
+    inside = ((grid * box).round().square().sum(-1) <= radius**2) & ~told_by_conjugate(grid)
+    flat_index = torch.nonzero(inside.ravel())[:, 0]
+    return flat_index, grid.reshape(-1, 2)[flat_index]
 
 
 def interpolation_envelope(box: int, size: int, degree: int) -> Float[Tensor, "box box box"]:

@@ -11,7 +11,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryoformer_dist.physics.fourier import phase_ramp, volume_to_fourier
-from cryoformer_dist.physics.grids import frequency_grid, interpolation_envelope, told_by_conjugate
+from cryoformer_dist.physics.grids import frequency_grid, half_disc, interpolation_envelope
 from cryoformer_dist.physics.splat import TAPS, bspline
 
 PADDING = 2
@@ -37,11 +37,8 @@ class TrilinearSlices:
 
     def __init__(self, voxels: Float[Tensor, "maps box box box"], shell: int) -> None:
         maps, box = voxels.shape[0], voxels.shape[-1]
-        grid = frequency_grid(box, voxels.device)
-        radius = grid.norm(dim=-1) * box
-        inside = (radius > 0) & (radius <= shell) & ~told_by_conjugate(grid)
-        self.flat_index = torch.nonzero(inside.ravel())[:, 0]
-        self.frequency = grid.reshape(-1, 2)[self.flat_index]
+        # Zero frequency says nothing.
+        self.flat_index, self.frequency = (each[1:].to(voxels.device) for each in half_disc(box, float(shell)))
         self._size = box * PADDING
         # Of all maps, the numbers of one frequency lie side by side: a slice gathers them together.
         self._transform = voxels.new_empty(self._size, self._size, self._size, 2 * maps)
@@ -51,13 +48,18 @@ class TrilinearSlices:
 
     def at(self, rotation: Float[Tensor, "*poses 3 3"]) -> Complex[Tensor, "maps *poses k"]:
         """Slices: the projection along z of a map turned by A is its transform at ``A^T (kx, ky, 0)``."""
-        index = torch.einsum("pi,...ij->...pj", self.frequency * self._size, rotation[..., :2, :])
+        numbers = self.parts_at(rotation)
+        return torch.complex(numbers[:, 0], numbers[:, 1])
+
+    def parts_at(self, rotation: Float[Tensor, "*poses 3 3"]) -> Float[Tensor, "maps 2 *poses k"]:
+        """Real and imaginary parts of the slices, for those who go on with real numbers."""
         # The sampler counts from -1 to 1 between the outer faces of the grid; zero frequency sits at size / 2.
-        position = (2 * index + 1) / self._size
+        middle = rotation.new_full((1, 1, 1), 1 / self._size)
+        plane = 2 * rotation.reshape(-1, 3, 3)[:, :2]
+        position = torch.baddbmm(middle, self.frequency.expand(len(plane), -1, 2), plane)
         channels = self._transform.permute(3, 0, 1, 2)[None]
         found = torch.nn.functional.grid_sample(channels, position.reshape(1, 1, 1, -1, 3), align_corners=False)
-        numbers = found[0].reshape(-1, 2, *index.shape[:-1])
-        return torch.complex(numbers[:, 0], numbers[:, 1])
+        return found[0].reshape(-1, 2, *rotation.shape[:-2], len(self.frequency))
 
 
 class SplineSlices:

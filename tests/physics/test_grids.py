@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from cryoformer_dist.physics.grids import centred_axis, frequency_grid, half_plane_weight, lattice_points, radius_grid
+from cryoformer_dist.physics.grids import (
+    centred_axis,
+    frequency_grid,
+    half_disc,
+    half_plane_weight,
+    lattice_points,
+    radius_grid,
+)
 
 
 def test_centre_is_the_voxel_with_index_half_the_box():
@@ -42,3 +49,13 @@ def test_half_plane_counts_every_coefficient_of_the_full_plane():
     full = torch.fft.fft2(ones).abs().square().sum()
     half = (torch.fft.rfft2(ones).abs().square() * half_plane_weight(box)).sum()
     assert float(half) == pytest.approx(float(full), rel=1e-5)
+
+
+def test_the_frequencies_of_a_disc_are_half_of_it_and_the_same_in_every_box():
+    index, frequency = half_disc(16, 5.0)
+    assert torch.equal(frequency, frequency_grid(16).reshape(-1, 2)[index])
+    assert index[0] == 0
+    both = {(round(x), round(y)) for x, y in torch.cat([frequency, -frequency]).mul(16).tolist()}
+    inside = radius_grid(16, 2) <= 5
+    assert len(both) == 2 * len(frequency) - 1 == int(inside.sum())
+    assert torch.equal((half_disc(24, 5.0)[1] * 24).round(), (frequency * 16).round())

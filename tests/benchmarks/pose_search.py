@@ -1,0 +1,83 @@
+"""The rigid pose search against the truth of a simulated set: CPU time of one thread per image, and errors left.
+
+    python tests/benchmarks/pose_search.py STORE [--against CHECKOUT] [--particles N] [--seeds 0 1]
+
+With another checkout of the project both are measured in turn, in processes of their own; reading modules and the
+columns of the store is not counted.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+OWN = Path(__file__).parents[2]
+_FAR = 0.1
+COLUMNS = ("checkout", "seed", "cpu_ms", "wall_ms", "mean", "median", "far", "shift", "agreement")
+
+
+def measure(store_path: str, count: int | None, seed: int) -> dict[str, float]:
+    """Search once in this process."""
+    import numpy as np
+    import torch
+
+    from cryoformer_dist.data.store import ParticleStore
+    from cryoformer_dist.initialization.pose_search import search_poses
+    from cryoformer_dist.physics.pose import squared_frobenius
+
+    torch.set_num_threads(1)
+    store = ParticleStore.open(store_path)
+    particles, rows = store.particles(), np.arange(count or len(store))
+    with np.load(Path(store.attributes.source.path).parent / "truth" / "truth.npz") as truth:
+        source = particles.source_row[rows]
+        rotation, shift = (torch.from_numpy(truth[name][source]).float() for name in ("rotation", "shift_angstrom"))
+    cpu, wall = time.process_time(), time.perf_counter()
+    found = search_poses(store, rows, seed)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    squared = squared_frobenius(found.pose.rotation, rotation)
+    return {
+        "cpu_ms": 1e3 * cpu / len(rows),
+        "wall_ms": 1e3 * wall / len(rows),
+        "mean": float(squared.mean()),
+        "median": float(squared.median()),
+        "far": float((squared > _FAR).float().mean()),
+        "shift": float((found.pose.shift_angstrom - shift).norm(dim=1).mean()),
+        "agreement": found.agreement_found,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store", help="a simulated store with its truth")
+    parser.add_argument("--against", type=Path, help="another checkout, measured in turn with this one")
+    parser.add_argument("--particles", type=int, help="the first so many")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--once", action="store_true", help="measure the installed package once and print JSON")
+    asked = parser.parse_args()
+    if asked.once:
+        print(json.dumps(measure(asked.store, asked.particles, asked.seeds[0])))
+        return
+    print(" ".join(f"{name:>10}" for name in COLUMNS))
+    for seed in asked.seeds:
+        for name, checkout in (("other", asked.against), ("this", OWN)):
+            if checkout is not None:
+                numbers = measure_apart(checkout, asked.store, asked.particles, seed)
+                cells = [f"{numbers[column]:10.4f}" for column in COLUMNS[2:]]
+                print(f"{name:>10} {seed:10d}", *cells, flush=True)
+
+
+def measure_apart(checkout: Path, store: str, count: int | None, seed: int) -> dict[str, float]:
+    """Search once in a process of its own, with the package of a checkout."""
+    command = [sys.executable, __file__, store, "--once", "--seeds", str(seed)]
+    command += [] if count is None else ["--particles", str(count)]
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    numbers: dict[str, float] = json.loads(told)
+    return numbers
+
+
+if __name__ == "__main__":
+    main()
