@@ -6,6 +6,8 @@ blurs least, which on an arm that swings by 120 degrees turns the body by 7 degr
 came from says it: they are wrong one by one, not on average over the particles of a conformation.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,7 +15,16 @@ from torch import Tensor
 from cryoformer_dist.physics.pose import Pose, nearest_rotation, rotation_from_axis_angle
 
 
-def align_frame(given: Pose, found: Pose, latents: Float[Tensor, "particles dimensions"] | None = None) -> Pose:
+def _as_it_is(sums: Tensor) -> Tensor:
+    return sums
+
+
+def align_frame(
+    given: Pose,
+    found: Pose,
+    latents: Float[Tensor, "particles dimensions"] | None = None,
+    total: Callable[[Tensor], Tensor] = _as_it_is,
+) -> Pose:
     """Found poses without the drift from the given ones that many particles share.
 
     Parameters
@@ -23,6 +34,8 @@ def align_frame(given: Pose, found: Pose, latents: Float[Tensor, "particles dime
     latents
         Conformations, mean 0: the drift is then an affine function of them, without them one rotation and one offset of
         the molecule.
+    total
+        Makes of a sum over these particles that over all of them: `sum_over_ranks` where each rank has its share.
 
     Returns
     -------
@@ -34,21 +47,25 @@ def align_frame(given: Pose, found: Pose, latents: Float[Tensor, "particles dime
         basis = torch.cat([basis, latents.double()], dim=1)
     drift = given.rotation.mT @ found.rotation
     # The rotation nearest to the mean is that nearest to the sum.
-    common = nearest_rotation(drift.double().sum(0)).T.to(drift)
+    common = nearest_rotation(total(drift.double().sum(0))).T.to(drift)
     # The skew part of a rotation is its axis times the sine of its angle: linear for drifts, bounded for outliers.
-    turn = basis @ _fit(basis, _axial(drift @ common).double())
+    turn = basis @ _fit(basis, _axial(drift @ common).double(), total)
     rotation = found.rotation @ common @ rotation_from_axis_angle(turn.to(drift))
     # The image of an offset of the molecule is a shift.
     seen = rotation[:, :2].double()
     design = torch.einsum("pij,pk->pikj", seen, basis).flatten(2)
     moved = (found.shift_angstrom - given.shift_angstrom).double()
-    offset = basis @ _fit(design.flatten(0, 1), moved.reshape(-1, 1)).reshape(-1, 3)
+    offset = basis @ _fit(design.flatten(0, 1), moved.reshape(-1, 1), total).reshape(-1, 3)
     return Pose(rotation, found.shift_angstrom - torch.einsum("pij,pj->pi", seen, offset).to(drift))
 
 
-def _fit(design: Float[Tensor, "equations unknowns"], values: Float[Tensor, "equations columns"]) -> Tensor:
+def _fit(
+    design: Float[Tensor, "equations unknowns"],
+    values: Float[Tensor, "equations columns"],
+    total: Callable[[Tensor], Tensor],
+) -> Tensor:
     """Least squares by normal equations, which are sums over particles; of equally good solutions the smallest."""
-    normal, right = design.mT @ design, design.mT @ values
+    normal, right = total(design.mT @ design), total(design.mT @ values)
     fitted: Tensor = torch.linalg.pinv(normal, hermitian=True) @ right
     return fitted
 

@@ -7,7 +7,7 @@ molecule that moves, particles are then compared with maps of their own conforma
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.initialization.frame_alignment import align_frame
 from cryoformer_dist.initialization.occupancy import find_occupied
 from cryoformer_dist.initialization.projection_matching import ReferenceMap
+from cryoformer_dist.initialization.search_rounds import ROUNDS, SearchRound, draw_cone, list_shifts, select_rounds
 from cryoformer_dist.initialization.searched_images import SearchedImages, compared_disc
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.fourier import (
@@ -31,61 +32,20 @@ from cryoformer_dist.physics.fourier import (
     weighted_shells,
 )
 from cryoformer_dist.physics.neighbours import smooth
-from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from_axis_angle
+from cryoformer_dist.physics.pose import Pose, rotation_angle_deg
 from cryoformer_dist.progress import Progress
+from cryoformer_dist.ranks import (
+    add_over_ranks,
+    broadcast_from_leader,
+    gather_shares,
+    rank_and_world,
+    sum_over_ranks,
+    take_share,
+)
 
 _BLOCK = 64
 _WIENER = 0.1
 _CONFORMATIONS = 12
-# Powers of one over the plastic number: the most even sequence in a square.
-_PLASTIC_STEPS = (0.7548776662466927, 0.5698402909980532)
-
-
-@dataclass(frozen=True, slots=True)
-class SearchRound:
-    """What one round of a search tries at every particle.
-
-    Attributes
-    ----------
-    shell
-        Highest frequency that is compared, in Fourier shells of the box.
-    cone_deg
-        Largest rotation tried away from the pose so far.
-    candidates
-        Rotations tried.
-    shift_radius, shift_step
-        Shifts tried about the one so far, in pixels of the box cropped for ``shell``.
-    """
-
-    shell: int
-    cone_deg: float
-    candidates: int
-    shift_radius: float
-    shift_step: float
-
-    @property
-    def box(self) -> int:
-        """Smallest box that holds the shell with room to interpolate."""
-        return 2 * (self.shell + 2)
-
-
-ROUNDS = (
-    SearchRound(8, 30.0, 64, 3.0, 0.5),
-    SearchRound(8, 25.0, 64, 2.0, 0.5),
-    SearchRound(10, 20.0, 64, 1.5, 0.5),
-    SearchRound(12, 14.0, 64, 1.0, 0.33),
-    SearchRound(14, 9.0, 40, 1.0, 0.25),
-    SearchRound(18, 5.0, 40, 0.5, 0.25),
-    SearchRound(22, 3.0, 28, 0.5, 0.25),
-)
-"""Coarse to fine; a step of the cone is about one radian of phase at the rim of the particle. Finer than the last round
-is left to the gradients of training."""
-
-ROUNDS_BY_CONFORMATION = (
-    (SearchRound(14, 8.0, 40, 0.5, 0.25), SearchRound(18, 6.0, 40, 0.5, 0.25)),
-    (SearchRound(18, 6.0, 40, 0.5, 0.25), SearchRound(22, 4.0, 40, 0.5, 0.25)),
-)
-"""Once more from medium to fine with maps of the conformations, which are learned anew at better poses in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,34 +94,42 @@ class LinearConformations:
         return list(weighted * (coarse / box) ** 2)
 
 
-def search_poses(store: ParticleStore, rows: Rows, seed: int, progress: Progress | None = None) -> PoseSearchResult:
-    """Search around the given poses of some particles.
+def search_poses(
+    store: ParticleStore,
+    rows: Rows,
+    seed: int,
+    progress: Progress | None = None,
+    device: torch.device | None = None,
+) -> PoseSearchResult:
+    """Search around the given poses of some particles, by all ranks together.
+
+    Each rank looks at its share; sums add up, the leader solves the maps, and every rank returns all poses.
 
     Parameters
     ----------
     store
         Particle store, with poses.
     rows
-        Particles.
+        Particles, the same on every rank.
     seed
         Of the rotations that are tried.
     progress
-        Called with particles done and in all, over all rounds.
+        Called, on every rank, with particles done and in all, over all rounds: of all ranks, by how far this one is.
+    device
+        Where images are held and compared; the CPU when ``None``.
     """
-    rounds = _select_rounds(ROUNDS, store.box_size)
-    halves = _read_halves(store, rows, rounds)
-    done = 0
+    rounds = select_rounds(ROUNDS, store.box_size)
+    halves = _read_halves(store, rows, rounds, device or torch.device("cpu"))
+    done = _Done(progress, halves, len(rows), len(rounds))
     for number, search_round in enumerate(rounds):
         for half, voxels in zip(halves, _make_references(halves, search_round.box), strict=True):
             everyone = np.zeros(len(half.given.rotation), dtype=np.int64)
-            for block in half.search(search_round, [voxels], everyone, torch.Generator().manual_seed(seed + number)):
-                done += block
-                if progress is not None:
-                    progress(done, len(rows) * len(rounds))
-            half.pose = align_frame(half.given, half.pose)
+            generator = torch.Generator().manual_seed(seed + number)
+            done.count(half.search(search_round, [voxels], everyone, generator))
+            half.pose = align_frame(half.given, half.pose, total=sum_over_ranks)
     given, found = [half.given for half in halves], [half.pose for half in halves]
     before, after = _measure_agreement(halves, given, rounds[-1]), _measure_agreement(halves, found, rounds[-1])
-    return PoseSearchResult(_interleave(found if after > before else given), before, after)
+    return PoseSearchResult(_gather(found if after > before else given, len(rows)), before, after)
 
 
 def search_poses_by_conformation(
@@ -172,93 +140,122 @@ def search_poses_by_conformation(
     rounds: Sequence[SearchRound],
     seed: int,
     progress: Progress | None = None,
+    device: torch.device | None = None,
 ) -> Pose:
     """Search around poses with a map for each of a dozen groups of particles of like conformation.
 
-    The frame of each conformation is that of the given poses of its particles (see `molecule_frame`).
+    By all ranks together, as `search_poses`. The frame of each conformation is that of the given poses of its
+    particles (see `frame_alignment`).
 
     Parameters
     ----------
     store
         Particle store, with the given poses.
     rows
-        Particles.
+        Particles, the same on every rank.
     start
-        Where to search around.
+        Where to search around, one per row.
     conformations
         What is known of the motion.
     rounds
         One or more, those of them that the box holds.
     seed
         Of the rotations that are tried.
-    progress
-        Called with particles done and in all, over all rounds.
+    progress, device
+        As of `search_poses`.
     """
-    latents = conformations.latents
-    group, centres = _group_by_conformation(latents, seed)
-    rounds = _select_rounds(rounds, store.box_size)
-    halves = _read_halves(store, rows, rounds)
-    for first, half in enumerate(halves):
-        half.pose = align_frame(half.given, start[torch.arange(first, len(rows), 2)], latents[first::2])
-    done = 0
+    device = device or torch.device("cpu")
+    group, centres = _group_by_conformation(conformations.latents, seed, device)
+    rounds = select_rounds(rounds, store.box_size)
+    halves = _read_halves(store, rows, rounds, device)
+    latents = [conformations.latents[half.places].to(device) for half in halves]
+    for half, own in zip(halves, latents, strict=True):
+        pose = start[half.places]
+        half.pose = Pose(pose.rotation.to(device), pose.shift_angstrom.to(device))
+        half.pose = align_frame(half.given, half.pose, own, sum_over_ranks)
+    done = _Done(progress, halves, len(rows), len(rounds))
     for number, search_round in enumerate(rounds):
         differences = conformations.differences(centres, search_round.box)
-        for first, voxels in enumerate(_make_references(halves, search_round.box)):
-            half, own = halves[first], group[first::2]
+        references = _make_references(halves, search_round.box)
+        for half, own, voxels in zip(halves, latents, references, strict=True):
+            maps = [voxels + difference for difference in differences]
             generator = torch.Generator().manual_seed(seed + number)
-            for block in half.search(search_round, [voxels + difference for difference in differences], own, generator):
-                done += block
-                if progress is not None:
-                    progress(done, len(rows) * len(rounds))
-            half.pose = align_frame(half.given, half.pose, latents[first::2])
-    return _interleave([half.pose for half in halves])
+            done.count(half.search(search_round, maps, group[half.places.numpy()], generator))
+            half.pose = align_frame(half.given, half.pose, own, sum_over_ranks)
+    return _gather([half.pose for half in halves], len(rows))
 
 
-def _select_rounds(rounds: Sequence[SearchRound], box: int) -> Sequence[SearchRound]:
-    """Take the rounds whose shells a box holds; for a very small box one at what it holds."""
-    return [each for each in rounds if each.box <= box] or [replace(rounds[0], shell=box // 2 - 2)]
+def _places_of_half(first: int, count: int) -> Tensor:
+    """Every other one of so many particles: which those are does not depend on who searches them."""
+    return torch.arange(first, count, 2)
 
 
-def _read_halves(store: ParticleStore, rows: Rows, rounds: Sequence[SearchRound]) -> list["_Half"]:
-    """Every other particle, and the others: of neighbours in the store, so that each chunk is read once."""
-    images = SearchedImages.read(store, rows, max(each.box for each in rounds), torch.device("cpu"))
-    return [_Half(store, images[first::2]) for first in (0, 1)]
+def _read_halves(
+    store: ParticleStore, rows: Rows, rounds: Sequence[SearchRound], device: torch.device
+) -> list["_Half"]:
+    """Read this rank's share of both halves, together: neighbours in the store lie in one chunk."""
+    places = [_places_of_half(first, len(rows)) for first in (0, 1)]
+    places = [each[take_share(len(each))].contiguous() for each in places]
+    both = torch.cat(places).sort().values
+    images = SearchedImages.read(store, rows[both.numpy()], max(each.box for each in rounds), device)
+    return [_Half(store, images[torch.searchsorted(both, each).to(device)], each) for each in places]
 
 
-def _interleave(halves: Sequence[Pose]) -> Pose:
-    count = sum(len(half.rotation) for half in halves)
+def _gather(halves: Sequence[Pose], count: int) -> Pose:
+    """Poses of both halves' shares on all ranks, in the order of the rows."""
     rotation, shift = torch.empty(count, 3, 3), torch.empty(count, 2)
     for first, pose in enumerate(halves):
-        rotation[first::2], shift[first::2] = pose.rotation, pose.shift_angstrom
+        places = _places_of_half(first, count)
+        rotation[places] = gather_shares(pose.rotation, len(places)).cpu()
+        shift[places] = gather_shares(pose.shift_angstrom, len(places)).cpu()
     return Pose(rotation, shift)
 
 
-def _group_by_conformation(latents: Tensor, seed: int) -> tuple[NDArray[np.int64], Tensor]:
-    """Group of each particle by its conformation, and the mean coordinates of each group."""
-    count = min(_CONFORMATIONS, len(latents))
-    _, label = kmeans2(latents.double().numpy(), count, minit="++", rng=seed)
-    names, label = np.unique(label, return_inverse=True)
-    return label, torch.stack([latents[torch.from_numpy(label == name)].mean(0) for name in range(len(names))])
+def _group_by_conformation(latents: Tensor, seed: int, device: torch.device) -> tuple[NDArray[np.int64], Tensor]:
+    """Group of each particle by its conformation, as the leader finds it, and the mean coordinates of each group."""
+    label = np.zeros(len(latents), dtype=np.int64)
+    if rank_and_world()[0] == 0:
+        count = min(_CONFORMATIONS, len(latents))
+        _, label = kmeans2(latents.double().numpy(), count, minit="++", rng=seed)
+        _, label = np.unique(label, return_inverse=True)
+    group = broadcast_from_leader(torch.from_numpy(label).to(device)).cpu()
+    return group.numpy(), torch.stack([latents[group == name].mean(0) for name in range(int(group.max()) + 1)])
+
+
+class _Done:
+    """Tells how far all ranks are by how far this one is: shares differ by a particle or two."""
+
+    def __init__(self, progress: Progress | None, halves: Sequence["_Half"], particles: int, rounds: int) -> None:
+        self._progress = progress
+        self._done, self._own = 0, sum(len(half.places) for half in halves) * rounds
+        self._all = particles * rounds
+
+    def count(self, blocks: Iterator[int]) -> None:
+        """Do the work of some blocks and tell after each."""
+        for block in blocks:
+            self._done += block
+            if self._progress is not None:
+                self._progress(self._all * self._done // self._own, self._all)
 
 
 class _Half:
-    """Particles that share a reference map, and their poses so far."""
+    """Particles of this rank that have one reference map: their places among the rows, and their poses so far."""
 
-    def __init__(self, store: ParticleStore, images: SearchedImages) -> None:
-        self._store, self._images, self._device = store, images, images.transfer.device
-        self.given = self.pose = images.given
+    def __init__(self, store: ParticleStore, images: SearchedImages, places: Tensor) -> None:
+        self._store, self._images, self.device = store, images, images.transfer.device
+        self.places, self.given, self.pose = places, images.given, images.given
 
     def search(
         self, search_round: SearchRound, maps: Sequence[Tensor], group: NDArray[np.int64], generator: torch.Generator
     ) -> Iterator[int]:
         """Move every particle to the most probable candidate around its pose, by its group's map; yields sizes."""
         spread_deg = self._spread_deg(search_round)
-        shifts = list_shifts(search_round.shift_radius, search_round.shift_step).to(self._device)
-        cone = draw_cone(search_round.candidates, search_round.cone_deg, generator).to(self._device)
+        shifts = list_shifts(search_round.shift_radius, search_round.shift_step).to(self.device)
+        cone = draw_cone(search_round.candidates, search_round.cone_deg, generator).to(self.device)
         rotation, shift_angstrom = self.pose.rotation.clone(), self.pose.shift_angstrom.clone()
         for name, voxels in enumerate(maps):
-            reference = ReferenceMap(voxels.to(self._device), search_round.shell)
-            members = torch.from_numpy(np.flatnonzero(group == name)).to(self._device)
+            reference = ReferenceMap(voxels.to(self.device), search_round.shell)
+            members = torch.from_numpy(np.flatnonzero(group == name)).to(self.device)
             for start in range(0, len(members), _BLOCK):
                 part = members[start : start + _BLOCK]
                 block = self._images[part]
@@ -276,7 +273,7 @@ class _Half:
                     -0.5 * (away / spread_deg) ** 2,
                     shifts,
                 )
-                rotation[part] = candidates[torch.arange(len(turn)), turn]
+                rotation[part] = candidates[torch.arange(len(turn), device=self.device), turn]
                 shift_angstrom[part] += shifts[move] * pixel
                 yield len(turn)
         self.pose = Pose(rotation, shift_angstrom)
@@ -288,16 +285,17 @@ class _Half:
         later round brings it back. It is never narrower than a third of the cone: no round is kept from looking.
         """
         moved = rotation_angle_deg(self.pose.rotation, self.given.rotation).double()
-        return max(float((moved.square().sum() / len(moved) / 3).sqrt()), search_round.cone_deg / 3)
+        squares, count = sum_over_ranks(torch.stack([moved.square().sum(), moved.new_tensor(len(moved))]))
+        return max(float((squares / count / 3).sqrt()), search_round.cone_deg / 3)
 
     def pixel_size_at(self, box: int) -> float:
         """Voxel size in angstrom of maps cropped to a box."""
         return self._store.pixel_size_angstrom * self._store.box_size / box
 
-    def back_project(self, pose: Pose, box: int) -> Tensor:
-        """Make the map of the particles at some poses, cropped to a box."""
-        accumulator = FourierAccumulator(box, self.pixel_size_at(box), self._device)
-        flat_index, frequency = (each.to(self._device) for each in compared_disc(box))
+    def back_project(self, pose: Pose, box: int) -> FourierAccumulator:
+        """Add up the particles of all ranks at some poses, cropped to a box."""
+        accumulator = FourierAccumulator(box, self.pixel_size_at(box), self.device)
+        flat_index, frequency = (each.to(self.device) for each in compared_disc(box))
         for start in range(0, len(self._images), 4 * _BLOCK):
             part = slice(start, start + 4 * _BLOCK)
             block = self._images[part]
@@ -305,51 +303,34 @@ class _Half:
             centred = images * phase_ramp(frequency, pose.shift_angstrom[part] / block.pixel_size_at(box))
             rotation = pose.rotation[part] * block.magnification[:, None, None]
             accumulator.insert(frequency, centred, transfer, rotation)
-        return accumulator.solve(_WIENER)
+        add_over_ranks(accumulator.sums)
+        return accumulator
 
 
-def _make_references(halves: Sequence[_Half], box: int) -> list[Tensor]:
+def _make_references(halves: Sequence[_Half], box: int) -> Tensor:
     """Make both halves' maps at their poses so far: in a common mask, each shell weighted by how well the halves agree.
 
     Noise in a map draws images of the same noise: without mask and weights a search over images whose signal is weak
-    stays at twice the error.
+    stays at twice the error. The leader makes them for all: the others would only wait, and transforms by different
+    processors differ in their last bits.
     """
-    maps = [half.back_project(half.pose, box) for half in halves]
-    inside = find_occupied(sum(maps, torch.zeros_like(maps[0])), halves[0].pixel_size_at(box))
-    soft = smooth(inside.float())
-    masked = [voxels * soft for voxels in maps]
-    agreement = fourier_shell_correlation(masked[0], masked[1], 1.0).correlation.clamp(min=0)
-    return [weighted_shells(voxels, agreement) for voxels in masked]
+    sums = [half.back_project(half.pose, box) for half in halves]
+    references = torch.zeros(len(halves), box, box, box)
+    if rank_and_world()[0] == 0:
+        maps = [accumulator.solve(_WIENER) for accumulator in sums]
+        inside = find_occupied(sum(maps, torch.zeros_like(maps[0])), halves[0].pixel_size_at(box))
+        soft = smooth(inside.float())
+        masked = [voxels * soft for voxels in maps]
+        agreement = fourier_shell_correlation(masked[0], masked[1], 1.0).correlation.clamp(min=0)
+        references = torch.stack([weighted_shells(voxels, agreement) for voxels in masked])
+    return broadcast_from_leader(references.to(halves[0].device)).cpu()
 
 
-def _measure_agreement(halves: list[_Half], poses: list[Pose], search_round: SearchRound) -> float:
-    """Mean FSC of the halves' maps up to the round's shell."""
-    first, second = (half.back_project(pose, search_round.box) for half, pose in zip(halves, poses, strict=True))
-    curve = fourier_shell_correlation(first, second, 1.0)
-    return float(curve.correlation[1 : search_round.shell + 1].mean())
-
-
-def draw_cone(count: int, cone_deg: float, generator: torch.Generator) -> Float[Tensor, "count 3 3"]:
-    """Draw rotations evenly spread up to an angle; the first is none.
-
-    Points of Hammersley in the ball of rotation vectors, all moved by one random offset: two thirds as many reach as
-    near to every rotation as points that know nothing of one another.
-    """
-    place, offset = torch.arange(count)[:, None], torch.rand(3, generator=generator)
-    radius = ((place[:, 0] + offset[0]) / count) ** (1 / 3)
-    sphere = (place * torch.tensor(_PLASTIC_STEPS) + offset[1:]) % 1
-    height, turn = 2 * sphere[:, 0] - 1, 2 * torch.pi * sphere[:, 1]
-    across = (1 - height.square()).sqrt()
-    axis = torch.stack([across * turn.cos(), across * turn.sin(), height], dim=1)
-    vector = axis * (np.deg2rad(cone_deg) * radius[:, None])
-    # The innermost point.
-    vector[0] = 0
-    return rotation_from_axis_angle(vector)
-
-
-def list_shifts(radius: float, step: float) -> Float[Tensor, "shifts 2"]:
-    """List the shifts on a grid within a radius, none among them."""
-    reach = int(radius / step)
-    axis = torch.arange(-reach, reach + 1) * step
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).reshape(-1, 2)
-    return grid[grid.norm(dim=1) <= radius + 1e-6]
+def _measure_agreement(halves: Sequence[_Half], poses: Sequence[Pose], search_round: SearchRound) -> float:
+    """Mean FSC of the halves' maps up to the round's shell; the leader's, so that all decide alike."""
+    sums = [half.back_project(pose, search_round.box) for half, pose in zip(halves, poses, strict=True)]
+    agreement = torch.zeros(())
+    if rank_and_world()[0] == 0:
+        first, second = (accumulator.solve(_WIENER) for accumulator in sums)
+        agreement = fourier_shell_correlation(first, second, 1.0).correlation[1 : search_round.shell + 1].mean()
+    return float(broadcast_from_leader(agreement.to(halves[0].device)))

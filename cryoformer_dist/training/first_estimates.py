@@ -21,11 +21,11 @@ from cryoformer_dist.initialization.consensus import back_project
 from cryoformer_dist.initialization.linear_model import fit_linear_latents, fit_principal_maps
 from cryoformer_dist.initialization.occupancy import find_occupied, sphere
 from cryoformer_dist.initialization.pose_search import (
-    ROUNDS_BY_CONFORMATION,
     LinearConformations,
     search_poses,
     search_poses_by_conformation,
 )
+from cryoformer_dist.initialization.search_rounds import ROUNDS_BY_CONFORMATION
 from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.progress import StagedProgress, silent

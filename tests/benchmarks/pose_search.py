@@ -1,9 +1,9 @@
 """The rigid pose search against the truth of a simulated set: CPU time of one thread per image, and errors left.
 
-    python tests/benchmarks/pose_search.py STORE [--against CHECKOUT] [--particles N] [--seeds 0 1]
+    python tests/benchmarks/pose_search.py STORE [--against CHECKOUT] [--ranks 2] [--particles N] [--seeds 0 1]
 
-With another checkout of the project both are measured in turn, in processes of their own; reading modules and the
-columns of the store is not counted.
+With another checkout of the project both are measured in turn, in processes of their own; with ranks, the wall clock of
+so many processes of one thread against that of one. Loading modules and reading the store's columns is not counted.
 """
 
 import argparse
@@ -49,16 +49,49 @@ def measure(store_path: str, count: int | None, seed: int) -> dict[str, float]:
     }
 
 
+def time_on_this_rank(store_path: str, count: int | None) -> float:
+    """Seconds of the wall clock that a search takes when all ranks begin together."""
+    import numpy as np
+    import torch.distributed
+
+    from cryoformer_dist.data.store import ParticleStore
+    from cryoformer_dist.initialization.pose_search import search_poses
+
+    store = ParticleStore.open(store_path)
+    rows = np.arange(count or len(store))
+    store.particles()
+    # First calls of the libraries.
+    search_poses(store, rows[:64], 0)
+    torch.distributed.barrier()
+    start = time.perf_counter()
+    search_poses(store, rows, 0)
+    return time.perf_counter() - start
+
+
+def compare_ranks(store: str, count: int | None, world: int) -> None:
+    """One process and several in turn, twice."""
+    sys.path.insert(0, str(OWN / "tests"))
+    from support.rank_processes import run_on_ranks
+
+    for _ in range(2):
+        alone, together = (max(run_on_ranks(each, time_on_this_rank, store, count)) for each in (1, world))
+        print(f"1 rank {alone:.1f} s, {world} ranks {together:.1f} s: {alone / together:.2f} times", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", help="a simulated store with its truth")
     parser.add_argument("--against", type=Path, help="another checkout, measured in turn with this one")
+    parser.add_argument("--ranks", type=int, help="time so many processes against one")
     parser.add_argument("--particles", type=int, help="the first so many")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--once", action="store_true", help="measure the installed package once and print JSON")
     asked = parser.parse_args()
     if asked.once:
         print(json.dumps(measure(asked.store, asked.particles, asked.seeds[0])))
+        return
+    if asked.ranks:
+        compare_ranks(asked.store, asked.particles, asked.ranks)
         return
     print(" ".join(f"{name:>10}" for name in COLUMNS))
     for seed in asked.seeds:

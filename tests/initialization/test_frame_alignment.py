@@ -49,3 +49,12 @@ def test_a_drift_that_follows_the_conformation_is_taken_back_and_what_a_particle
     assert float((back.shift_angstrom - given.shift_angstrom).norm(dim=1).mean()) < 0.3
     rigid = align_frame(given, drifted)
     assert float(rotation_angle_deg(rigid.rotation, own @ given.rotation).mean()) > 5 * float(error.mean())
+
+
+def test_ranks_that_hold_alike_particles_take_back_the_drift_that_one_alone_would() -> None:
+    given = Pose(random_rotations(40, _generator(12)), torch.zeros(40, 2))
+    found = Pose(given.rotation @ random_rotations(1, _generator(13)), torch.randn(40, 2, generator=_generator(14)))
+    latents = torch.randn(40, 2, generator=_generator(15))
+    alone, among_three = align_frame(given, found, latents), align_frame(given, found, latents, lambda sums: 3 * sums)
+    torch.testing.assert_close(among_three.rotation, alone.rotation)
+    torch.testing.assert_close(among_three.shift_angstrom, alone.shift_angstrom)

@@ -1,11 +1,11 @@
 import torch
 from support.blobs import blobs
 
-from cryoformer_dist.initialization.pose_search import (
+from cryoformer_dist.initialization.projection_matching import ReferenceMap
+from cryoformer_dist.initialization.search_rounds import (
     draw_cone,
     list_shifts,
 )
-from cryoformer_dist.initialization.projection_matching import ReferenceMap
 from cryoformer_dist.physics.pose import (
     random_rotations,
 )
