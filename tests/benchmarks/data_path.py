@@ -84,8 +84,10 @@ def _wall_seconds(loader: Callable[[], Iterator[object]]) -> float:
 
 def random_store(path: Path, particles: int, box: int) -> Path:
     """A finished store of noise."""
-    from cryoformer_dist.data.store import COLUMNS, complete_store, create_store, write_shard
-    from cryoformer_dist.data.stored_particles import StoreLayout
+    from support.store_attributes import store_attributes
+
+    from cryoformer_dist.data.store import complete_store, create_store, write_shard
+    from cryoformer_dist.data.stored_particles import COLUMNS, StoreLayout
 
     layout = StoreLayout(particles, box)
     create_store(path, layout)
@@ -93,9 +95,7 @@ def random_store(path: Path, particles: int, box: int) -> Path:
     for shard in range(layout.shards):
         start, stop = layout.shard_range(shard)
         images = generator.standard_normal((stop - start, box, box), dtype=np.float32)
-        arrays = {name: np.zeros((stop - start, *shape), dtype) for name, (dtype, shape) in COLUMNS.items()}
-        write_shard(path, shard, arrays | {"images": images.astype(np.float16)})
-    microscope = {"voltage_kv": 300.0, "spherical_aberration_mm": 2.7, "amplitude_contrast": 0.1}
-    optics = {"name": "random", **microscope, "pixel_size_angstrom": 3.0}
-    complete_store(path, {"box_size": box, "pixel_size_angstrom": 3.0, "optics": [optics], "has_poses": True})
+        write_shard(path, shard, images.astype(np.float16))
+    columns = {name: np.zeros((particles, *shape), dtype) for name, (dtype, shape) in COLUMNS.items()}
+    complete_store(path, store_attributes(box), columns)
     return path
