@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from cryoformer_dist.data.batch import BatchSource, ParticleBatch, on_device
-from cryoformer_dist.data.order import ConsumedRows, ParticleOrder, Rows
+from cryoformer_dist.data.order import Consumed, ParticleOrder, Rows
+from cryoformer_dist.data.ownership import Ownership
 
 Seed = tuple[int, int]
 """Of the run, and the index of its stage."""
@@ -46,7 +46,12 @@ class RankParticles:
     device: torch.device
     alive: Callable[[], None]
 
-    def order(self, seed: Seed, epochs: int, consumed: tuple[ConsumedRows, ...]) -> ParticleOrder:
+    @property
+    def share(self) -> Rows:
+        """Store rows that this rank owns, ascending."""
+        return Ownership(self.rows, self.shard_rows, self.world).share(self.rank)
+
+    def order(self, seed: Seed, epochs: int, consumed: Consumed) -> ParticleOrder:
         """In which order a stage sees them, from where earlier attempts ended."""
         return ParticleOrder(self.rows, self.shard_rows, seed, epochs, consumed)
 
@@ -55,22 +60,23 @@ class RankParticles:
         return on_device(self.batches(order, self.rank, self.world, self.batch_size), self.device)
 
     def read_once(self, seed: Seed) -> Iterator[ParticleBatch]:
-        """Every particle once, each rank its share of them; before a stage begins."""
+        """Every particle, each rank its own; before a stage begins.
+
+        All ranks have equally many: one that owns a row less has its first again at the end.
+        """
         return self._read_once(self.batches, seed)
 
     def read_once_amid_training(self, seed: Seed) -> Iterator[ParticleBatch]:
-        """Every particle once, each rank its share of them; while `read` is at work."""
+        """As `read_once`, while `read` is at work."""
         return self._read_once(self.samples, seed)
 
     def read_sample_amid_training(self, sample: Rows, seed: Seed) -> Iterator[ParticleBatch]:
-        """Some of the particles, each rank its share of them; while `read` is at work. Not yet on the device."""
-        order = ParticleOrder(sample, self.shard_rows, seed, 1)
+        """Some of the particles, each rank its own of them, once; while `read` is at work. Not yet on the device."""
+        order = ParticleOrder(sample, self.shard_rows, seed, 1, owned=self.rows, even=False)
         return self.samples(order, self.rank, self.world, self.batch_size)
 
     def _read_once(self, source: BatchSource, seed: Seed) -> Iterator[ParticleBatch]:
-        # One epoch leaves out the rows that do not divide by the ranks: the last row again makes them divide.
-        rows = np.pad(self.rows, (0, -len(self.rows) % self.world), mode="edge")
-        order = ParticleOrder(rows, self.shard_rows, seed, 1, ())
+        order = self.order(seed, 1, Consumed())
         for batch in on_device(source(order, self.rank, self.world, self.batch_size), self.device):
             self.alive()
             yield batch

@@ -14,12 +14,12 @@ from cryoformer_dist.data.batch import (
     rebatch,
     resident_batches,
 )
-from cryoformer_dist.data.order import ConsumedRows, ParticleOrder
+from cryoformer_dist.data.order import Consumed, ConsumedRows, ParticleOrder
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.ctf import CTFParams
 
 
-def _order(store: ParticleStore, epochs: int = 1, consumed: tuple[ConsumedRows, ...] = ()) -> ParticleOrder:
+def _order(store: ParticleStore, epochs: int = 1, consumed: Consumed = Consumed()) -> ParticleOrder:
     return ParticleOrder(np.arange(len(store)), store.shard_size, (0, 0), epochs, consumed)
 
 
@@ -61,7 +61,7 @@ def test_a_batch_goes_on_into_the_next_epoch_and_belongs_to_that(tiny_store: Pat
 def test_what_was_consumed_does_not_come_again(tiny_store: Path) -> None:
     store = ParticleStore.open(tiny_store)
     whole = list(local_batches(store)(_order(store), 0, 1, 8))
-    rest = list(local_batches(store)(_order(store, consumed=(ConsumedRows(1, 24),)), 0, 1, 8))
+    rest = list(local_batches(store)(_order(store, consumed=Consumed(0, (ConsumedRows(1, 24),))), 0, 1, 8))
     assert len(rest) == len(whole) - 3
     for one, other in zip(rest, whole[3:], strict=True):
         assert torch.equal(one.row, other.row)
@@ -70,7 +70,7 @@ def test_what_was_consumed_does_not_come_again(tiny_store: Path) -> None:
 
 def test_nothing_left_means_no_batch(tiny_store: Path) -> None:
     store = ParticleStore.open(tiny_store)
-    assert list(local_batches(store)(_order(store, consumed=(ConsumedRows(1, 64),)), 0, 1, 8)) == []
+    assert list(local_batches(store)(_order(store, consumed=Consumed(1)), 0, 1, 8)) == []
 
 
 def test_stopping_early_leaves_no_reader_behind(tiny_store: Path) -> None:
@@ -122,9 +122,11 @@ def _assert_same(one: ParticleBatch, other: ParticleBatch) -> None:
         assert torch.equal(getattr(one.ctf, name), getattr(other.ctf, name)), name
 
 
-@pytest.mark.parametrize(("rank", "world", "consumed"), [(0, 1, ()), (1, 2, (ConsumedRows(2, 6),))])
+@pytest.mark.parametrize(
+    ("rank", "world", "consumed"), [(0, 1, Consumed()), (1, 2, Consumed(0, (ConsumedRows(2, 6),)))]
+)
 def test_resident_images_give_exactly_the_batches_of_the_local_reader(
-    tiny_store: Path, rank: int, world: int, consumed: tuple[ConsumedRows, ...]
+    tiny_store: Path, rank: int, world: int, consumed: Consumed
 ) -> None:
     store = ParticleStore.open(tiny_store)
     # One half-set: rows with gaps.
