@@ -3,9 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
-
-from cryoformer_dist.data.batch import BatchSource, ParticleBatch, on_device
+from cryoformer_dist.data.batch import BatchSource, ParticleBatch
 from cryoformer_dist.data.order import Consumed, ParticleOrder, Rows
 from cryoformer_dist.data.ownership import Ownership
 
@@ -24,13 +22,13 @@ class RankParticles:
     shard_rows
         Rows per shard of the store.
     batches
-        Reads them.
+        Reads them, onto the device.
     samples
         Reads some of them while ``batches`` is at work, so without a second Ray Dataset: two that wait for one CPU
         would wait for ever.
     batch_size
         Particles of a batch.
-    rank, world, device
+    rank, world
         Of this process.
     alive
         Called at each batch of a pass that has nothing to report yet.
@@ -43,7 +41,6 @@ class RankParticles:
     batch_size: int
     rank: int
     world: int
-    device: torch.device
     alive: Callable[[], None]
 
     @property
@@ -57,7 +54,7 @@ class RankParticles:
 
     def read(self, order: ParticleOrder) -> Iterator[ParticleBatch]:
         """Batches of a stage that fall to this rank."""
-        return on_device(self.batches(order, self.rank, self.world, self.batch_size), self.device)
+        return self.batches(order, self.rank, self.world, self.batch_size)
 
     def read_once(self, seed: Seed) -> Iterator[ParticleBatch]:
         """Every particle, each rank its own; before a stage begins.
@@ -71,12 +68,12 @@ class RankParticles:
         return self._read_once(self.samples, seed)
 
     def read_sample_amid_training(self, sample: Rows, seed: Seed) -> Iterator[ParticleBatch]:
-        """Some of the particles, each rank its own of them, once; while `read` is at work. Not yet on the device."""
+        """Some of the particles, each rank its own of them, once; while `read` is at work."""
         order = ParticleOrder(sample, self.shard_rows, seed, 1, owned=self.rows, even=False)
         return self.samples(order, self.rank, self.world, self.batch_size)
 
     def _read_once(self, source: BatchSource, seed: Seed) -> Iterator[ParticleBatch]:
         order = self.order(seed, 1, Consumed())
-        for batch in on_device(source(order, self.rank, self.world, self.batch_size), self.device):
+        for batch in source(order, self.rank, self.world, self.batch_size):
             self.alive()
             yield batch

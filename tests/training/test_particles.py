@@ -2,7 +2,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import torch
 
 from cryoformer_dist.data.batch import ParticleBatch, local_batches
 from cryoformer_dist.data.order import Consumed, ParticleOrder
@@ -28,7 +27,6 @@ def _particles(store: ParticleStore, rank: int, world: int, alive: list[int], so
         batch_size=7,
         rank=rank,
         world=world,
-        device=torch.device("cpu"),
         alive=lambda: alive.append(rank),
     )
 

@@ -364,7 +364,6 @@ def test_a_loss_that_is_not_finite_names_the_store_rows_and_touches_nothing(
         batch_size=12,
         rank=0,
         world=1,
-        device=CPU,
         alive=lambda: None,
     )
     trainer = Trainer(learner, engine, particles, Listener(), WorkingFolder.on_disk(tmp_path))
