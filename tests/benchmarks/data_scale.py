@@ -1,6 +1,6 @@
 """A store as large as EMPIAR-10180 (327,490 particles) read by two workers: memory, waiting, completeness.
 
-Each worker is a Ray actor that reads what it owns, as in training: through Ray Data, or once, to keep it (`--resident`).
+Each worker is a Ray actor that reads what it owns, as in training: through Ray Data, or once to keep it (`--resident`).
 It takes a while over each batch. Printed: images a second, the share of time spent waiting for data, memory of each
 worker when it has what it needs beside images, and at its peak, and whether the two have seen every particle exactly
 once an epoch. Run by hand.
