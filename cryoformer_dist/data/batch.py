@@ -1,8 +1,7 @@
 """Particles on their way to the device."""
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
@@ -11,6 +10,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cryoformer_dist.data.ahead import ahead
 from cryoformer_dist.data.order import ParticleOrder, Rows, ShardRead
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
@@ -49,9 +49,8 @@ class ParticleBatch:
         return len(self.row)
 
     def to(self, device: torch.device) -> "ParticleBatch":
-        """The same batch on another device; from pinned memory to a GPU without waiting for it."""
-        # On the way back nobody else would wait: the numbers would be read before they are there.
-        return self.each(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
+        """The same batch on another device."""
+        return self.each(lambda tensor: tensor.to(device))
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "ParticleBatch":
         """The same batch with something done to each tensor."""
@@ -75,7 +74,9 @@ class ImageBlock:
 
 
 BatchSource = Callable[[ParticleOrder, int, int, int], Iterator[ParticleBatch]]
-"""``(order, rank, world, particles per batch)`` to batches; a last, smaller one ends the stage."""
+"""``(order, rank, world, particles per batch)`` to batches on a device; a last, smaller one ends the stage."""
+
+CPU = torch.device("cpu")
 
 
 def make_batch(block: ImageBlock, particles: StoredParticles) -> ParticleBatch:
@@ -91,57 +92,143 @@ def make_batch(block: ImageBlock, particles: StoredParticles) -> ParticleBatch:
     )
 
 
-def local_batches(store: ParticleStore) -> BatchSource:
+class BatchMaker:
+    """Joins images with what is known of their rows, on the device that trains.
+
+    What is known of all particles (some 70 bytes each) is on the device from the start; of a batch only images travel,
+    as they are stored: float16.
+
+    Parameters
+    ----------
+    particles
+        All rows of the store.
+    device
+        Where batches are wanted.
+    """
+
+    def __init__(self, particles: StoredParticles, device: torch.device) -> None:
+        self._device = device
+        pose, ctf, pixel_size = particles.pose(), particles.ctf(), torch.tensor(particles.pixel_size_angstrom)
+        self._pose = Pose(pose.rotation.to(device), pose.shift_angstrom.to(device))
+        self._ctf = CTFParams(*(getattr(ctf, field.name).to(device) for field in fields(ctf)))
+        self._pixel_size = pixel_size.to(device)
+
+    def batches(
+        self, blocks: Iterable[ImageBlock], images_of: Callable[[ImageBlock], Tensor]
+    ) -> Iterator[ParticleBatch]:
+        """Batches of blocks, one or two of them made before they are asked for.
+
+        Parameters
+        ----------
+        blocks
+            One per batch.
+        images_of
+            The images of one, float16, on the device or on the way to it.
+        """
+        if self._device.type != "cuda":
+            yield from ahead(self._make(block, images_of(block)) for block in blocks)
+            return
+        copying: torch.cuda.Stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        # What batches are made of may still be on its way to the device.
+        copying.wait_stream(torch.cuda.current_stream(self._device))
+        for batch, made in ahead(self._make_on(copying, block, images_of) for block in blocks):
+            working = torch.cuda.current_stream(self._device)
+            working.wait_event(made)
+            # Or the allocator would hand the memory out again while the working stream still reads it.
+            yield batch.each(partial(_mark_used, working))
+
+    def _make_on(
+        self, stream: torch.cuda.Stream, block: ImageBlock, images_of: Callable[[ImageBlock], Tensor]
+    ) -> tuple[ParticleBatch, torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            return self._make(block, images_of(block)), stream.record_event()
+
+    def _make(self, block: ImageBlock, images: Float[Tensor, "particles box box"]) -> ParticleBatch:
+        row = to_device(torch.tensor(block.row), self._device)
+        return ParticleBatch(
+            images=to_device(images, self._device).float(),
+            row=row,
+            pose=Pose(self._pose.rotation[row], self._pose.shift_angstrom[row]),
+            ctf=CTFParams(*(getattr(self._ctf, field.name)[row] for field in fields(self._ctf))),
+            pixel_size_angstrom=self._pixel_size[row],
+            epoch=int(block.epoch[-1]),
+        )
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """On the device, or on its way there: from memory that the device reads by itself nobody waits for it."""
+    if device.type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return (values if values.is_pinned() else values.pin_memory()).to(device, non_blocking=True)
+
+
+def _mark_used(stream: torch.cuda.Stream, tensor: Tensor) -> Tensor:
+    tensor.record_stream(stream)
+    return tensor
+
+
+def images_as_read(block: ImageBlock) -> Float[Tensor, "particles box box"]:
+    """Images of a block in memory of their own: Ray lends its blocks read-only."""
+    return torch.from_numpy(block.images.copy())
+
+
+def local_batches(store: ParticleStore, device: torch.device = CPU) -> BatchSource:
     """Batches read from the store by a thread of this process, one shard ahead: the loader without Ray."""
-    particles = store.particles()
+    maker = BatchMaker(store.particles(), device)
 
     def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
-        for block in rebatch(read_here(store, order.reads(rank, world)), size):
-            yield make_batch(block, particles)
+        yield from maker.batches(rebatch(read_here(store, order.reads(rank, world)), size), images_as_read)
 
     return batches
 
 
 def read_here(store: ParticleStore, reads: Iterable[ShardRead]) -> Iterator[ImageBlock]:
     """Images of shards, read by a thread of this process, one shard ahead."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = None
-        for shard in reads:
-            following = pool.submit(_read_shard, store, shard)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
+    return ahead((_read_shard(store, shard) for shard in reads), most=1)
 
 
 def _read_shard(store: ParticleStore, shard: ShardRead) -> ImageBlock:
     return ImageBlock(store.read_images(shard.rows), shard.rows, np.full(len(shard.rows), shard.epoch))
 
 
-def resident_batches(store: ParticleStore, rows: Rows, device: torch.device) -> BatchSource:
-    """Batches of images that are read once, all of them, and stay on the device as they are stored: float16.
+def resident_batches(
+    store: ParticleStore,
+    rows: Rows,
+    device: torch.device = CPU,
+    home: torch.device | None = None,
+    alive: Callable[[], None] = lambda: None,
+) -> BatchSource:
+    """Batches of images that are read once and stay as they are stored: float16.
 
-    The same batches as `local_batches`, bit for bit. Every rank holds all rows: its own ones
-    change with the epoch.
+    The same batches as `local_batches`, bit for bit.
 
     Parameters
     ----------
     rows
-        Store rows that orders may ask for, ascending.
+        Store rows that orders may ask for, ascending: those that this rank owns.
     device
-        Where the images stay.
+        Where batches are wanted.
+    home
+        Where the images stay: the same when ``None``; main memory serves a GPU too.
+    alive
+        Called while they are read.
     """
-    particles = store.particles()
-    images = torch.empty(len(rows), store.box_size, store.box_size, dtype=torch.float16, device=device)
+    home = device if home is None else home
+    pinned = device.type == "cuda" and home.type == "cpu"
+    maker = BatchMaker(store.particles(), device)
+    kept = torch.empty(len(rows), store.box_size, store.box_size, dtype=torch.float16, device=home, pin_memory=pinned)
     for start in range(0, len(rows), store.shard_size):
         shard = slice(start, start + store.shard_size)
-        images[shard] = torch.from_numpy(store.read_images(rows[shard])).to(device)
+        kept[shard] = torch.from_numpy(store.read_images(rows[shard]))
+        alive()
+
+    def images_of(block: ImageBlock) -> Tensor:
+        place = to_device(torch.from_numpy(np.searchsorted(rows, block.row)), home)
+        found = kept.new_empty(len(block.row), *kept.shape[1:], pin_memory=pinned)
+        return torch.index_select(kept, 0, place, out=found)
 
     def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
-        for block in rebatch(map(_leave_images_out, order.reads(rank, world)), size):
-            place = torch.from_numpy(np.searchsorted(rows, block.row)).to(device)
-            yield replace(make_batch(block, particles), images=images[place].float())
+        yield from maker.batches(rebatch(map(_leave_images_out, order.reads(rank, world)), size), images_of)
 
     return batches
 
@@ -149,35 +236,6 @@ def resident_batches(store: ParticleStore, rows: Rows, device: torch.device) -> 
 def _leave_images_out(shard: ShardRead) -> ImageBlock:
     count = len(shard.rows)
     return ImageBlock(np.empty((count, 0, 0), np.float16), shard.rows, np.full(count, shard.epoch))
-
-
-def on_device(batches: Iterable[ParticleBatch], device: torch.device) -> Iterator[ParticleBatch]:
-    """Batches moved to a device; to a GPU one ahead, copied while the batch before is worked on."""
-    if device.type != "cuda":
-        for batch in batches:
-            yield batch.to(device)
-        return
-    copying: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    waiting: ParticleBatch | None = None
-    for batch in batches:
-        pinned = batch.each(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
-        # Resident images are made on the working stream.
-        copying.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(copying):
-            following = pinned.to(device)
-        if waiting is not None:
-            yield waiting
-        working = torch.cuda.current_stream(device)
-        working.wait_stream(copying)
-        # Or the allocator would hand the memory out again while the working stream still reads it.
-        waiting = following.each(partial(_mark_used, working))
-    if waiting is not None:
-        yield waiting
-
-
-def _mark_used(stream: torch.cuda.Stream, tensor: Tensor) -> Tensor:
-    tensor.record_stream(stream)
-    return tensor
 
 
 def rebatch(blocks: Iterable[ImageBlock], size: int) -> Iterator[ImageBlock]:

@@ -34,7 +34,14 @@ from cryoformer_dist.data.store import (
     is_store_directory,
     write_shard,
 )
-from cryoformer_dist.data.store_attributes import Conversion, Source, SourceStack, StoreAttributes, StoredOptics
+from cryoformer_dist.data.store_attributes import (
+    SCHEMA_VERSION,
+    Conversion,
+    Source,
+    SourceStack,
+    StoreAttributes,
+    StoredOptics,
+)
 from cryoformer_dist.data.stored_particles import COLUMNS, DEFAULT_CHUNK_ROWS, DEFAULT_SHARD_ROWS, StoreLayout
 from cryoformer_dist.errors import ParticleFormatError, StoreError
 from cryoformer_dist.io.particles import OpticsGroup, ParticleTable
@@ -201,15 +208,14 @@ def convert_shard(plan: ConversionPlan, shard: int) -> int:
         with np.errstate(over="ignore"):
             images[positions] = block.numpy().astype(np.float16)
     _check_finite(plan.table, rows, images)
-    columns = {name: _column(plan.table, name)[rows].astype(COLUMNS[name][0]) for name in COLUMNS}
     with in_reach(plan.output):
-        write_shard(plan.output, shard, {"images": images, **columns})
+        write_shard(plan.output, shard, images)
         write_whole(_marker(plan, shard), "")
     return len(rows)
 
 
 def finish_conversion(plan: ConversionPlan) -> ParticleStore:
-    """Mark the store complete, remove the progress folder, and open the store.
+    """Write what is known of the particles, mark the store complete, remove the progress folder, open the store.
 
     Raises
     ------
@@ -218,7 +224,10 @@ def finish_conversion(plan: ConversionPlan) -> ParticleStore:
     """
     folder = plan.output / PROGRESS_FOLDER
     with in_reach(plan.output):
-        complete_store(plan.output, plan.attributes)
+        # It is already when a kill came while the progress folder was removed.
+        if not is_complete(plan.output):
+            columns = {name: _column(plan.table, name)[plan.order] for name in COLUMNS}
+            complete_store(plan.output, plan.attributes, columns)
         if folder.is_dir():
             # The plan goes last: while it is there, the same command recognises its own store.
             for name in sorted((file.name for file in folder.iterdir()), key=lambda name: name == _PLAN_FILE):
@@ -294,6 +303,7 @@ def _plan_fingerprint(table: ParticleTable, source: Source, options: ConversionO
         "source": asdict(source),
         "options": choices,
         "optics": [asdict(group) for group in table.optics],
+        "schema": SCHEMA_VERSION,
         "changed": [path.stat().st_mtime_ns for path in table.stack_paths],
         "program": _program(),
     }

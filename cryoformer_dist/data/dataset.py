@@ -12,10 +12,20 @@ from typing import Any
 
 import numpy as np
 import ray.data
+import torch
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from cryoformer_dist.data.batch import BatchSource, ImageBlock, ParticleBatch, make_batch, read_here, rebatch
+from cryoformer_dist.data.batch import (
+    CPU,
+    BatchMaker,
+    BatchSource,
+    ImageBlock,
+    ParticleBatch,
+    images_as_read,
+    read_here,
+    rebatch,
+)
 from cryoformer_dist.data.order import ParticleOrder, ShardRead
 from cryoformer_dist.data.store import ParticleStore
 
@@ -95,20 +105,20 @@ class ShardReadDatasource(Datasource):
         return ReadTask(read, metadata, per_task_row_limit=per_task_row_limit)
 
 
-def ray_batches(store: ParticleStore) -> BatchSource:
+def ray_batches(store: ParticleStore, device: torch.device = CPU) -> BatchSource:
     """Batches of this worker through Ray Data, read ahead by tasks anywhere in the cluster.
 
     Ray's first task takes seconds to start: what it would read of the first epoch is read here meanwhile.
     """
-    particles = store.particles()
+    maker = BatchMaker(store.particles(), device)
 
     def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
         here = _take_first_epoch(islice(order.reads(rank, world), max(1, _rows_per_task(store) // store.shard_size)))
         there = _read_through_ray(store, islice(order.reads(rank, world), len(here), None))
         with ThreadPoolExecutor(max_workers=1) as pool:
             coming = pool.submit(next, there, None)
-            for block in rebatch(chain(read_here(store, here), _await_first(coming, there)), size):
-                yield make_batch(block, particles)
+            blocks = chain(read_here(store, here), _await_first(coming, there))
+            yield from maker.batches(rebatch(blocks, size), images_as_read)
 
     return batches
 

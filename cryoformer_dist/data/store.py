@@ -1,8 +1,8 @@
 """The particle store: a sharded, checksummed Zarr v3 group of normalised images and their metadata.
 
-Store rows are a seeded random permutation of the source rows, so any shard is a fair sample of the set and
-shuffling shards, then rows inside shards, is a global shuffle; ``source_row`` maps back. The mark that the
-store is complete is written last.
+The images lie in many files, one per shard; everything else about the particles in one, read as a whole. Store rows
+are a seeded random permutation of the source rows, so any shard is a fair sample of the set and shuffling shards, then
+rows inside shards, is a global shuffle; ``source_row`` maps back. The mark that the store is complete is written last.
 """
 
 import copy
@@ -23,7 +23,13 @@ from cryoformer_dist.data.store_attributes import (
     attributes_to_write,
     read_attributes,
 )
-from cryoformer_dist.data.stored_particles import COLUMNS, StoredParticles, StoreLayout
+from cryoformer_dist.data.stored_particles import (
+    PACKED_ROW,
+    StoredParticles,
+    StoreLayout,
+    pack_columns,
+    unpack_columns,
+)
 from cryoformer_dist.errors import StoreError, StoreNotFoundError
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.progress import Progress
@@ -31,6 +37,9 @@ from cryoformer_dist.storage.places import OBJECT_STORE_OPTIONS, Place, in_reach
 
 _REMEDY = "copy the store again from where it was whole, or convert the particles again"
 PROGRESS_FOLDER = ".conversion"
+_ARRAYS = ("images", "particles")
+# Rows per checksum of the metadata: 1.3 MB.
+_PARTICLE_ROWS = 16_384
 
 
 def _open_group(path: Place, mode: str) -> Any:
@@ -47,45 +56,51 @@ def create_store(path: Place, layout: StoreLayout) -> None:
     group = _open_group(path, "a")
     if "schema_version" not in group.attrs:
         group.attrs.put({"schema_version": SCHEMA_VERSION, "complete": False})
-    columns = {"images": ("float16", (layout.box_size, layout.box_size)), **COLUMNS}
-    for name, (dtype, row_shape) in columns.items():
-        if name in group:
-            continue
-        group.create_array(
-            name,
-            shape=(layout.particles, *row_shape),
-            chunks=(layout.chunk_rows, *row_shape),
-            shards=(layout.shard_rows, *row_shape),
-            dtype=dtype,
-            compressors=[Crc32cCodec()],
-            filters=None,
-            fill_value=0,
-        )
+    box, rows = layout.box_size, min(_PARTICLE_ROWS, layout.particles)
+    _create_array(group, "images", "float16", (layout.particles, box, box), layout.chunk_rows, layout.shard_rows)
+    whole = -(-layout.particles // rows) * rows
+    _create_array(group, "particles", "uint8", (layout.particles, PACKED_ROW.itemsize), rows, whole)
 
 
-def write_shard(path: Place, shard: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write one shard of every array and wait until the disk has it.
+def _create_array(group: Any, name: str, dtype: str, shape: tuple[int, ...], chunk_rows: int, shard_rows: int) -> None:
+    if name in group:
+        return
+    group.create_array(
+        name,
+        shape=shape,
+        chunks=(chunk_rows, *shape[1:]),
+        shards=(shard_rows, *shape[1:]),
+        dtype=dtype,
+        compressors=[Crc32cCodec()],
+        filters=None,
+        fill_value=0,
+    )
+
+
+def write_shard(path: Place, shard: int, images: NDArray[np.float16]) -> None:
+    """Write the images of one shard and wait until the disk has them."""
+    _write_file(path, _open_group(path, "r+")["images"], shard, images)
+
+
+def _write_file(path: Place, array: Any, shard: int, values: NDArray[Any]) -> None:
+    """Write one shard of an array, whole, and wait until the disk has it."""
+    file = _shard_file(path, array, shard)
+    if isinstance(file, Path):
+        # What a crash left of it; an object is whole or not there.
+        file.unlink(missing_ok=True)
+    start = shard * array.shards[0]
+    array[start : start + len(values)] = values
+    for target in (file, file.parent):
+        synchronise(target)
+
+
+def complete_store(path: Place, attributes: StoreAttributes, columns: Mapping[str, NDArray[Any]]) -> None:
+    """Write what is known of the particles, then the attributes and, in the same atomic step, the mark of a store.
 
     Parameters
     ----------
-    arrays
-        `images` and every name in ``COLUMNS``, each with the rows of this shard.
-    """
-    group = _open_group(path, "r+")
-    for name, values in arrays.items():
-        array = group[name]
-        file = _shard_file(path, array, shard)
-        if isinstance(file, Path):
-            # What a crash left of it; an object is whole or not there.
-            file.unlink(missing_ok=True)
-        start = shard * array.shards[0]
-        array[start : start + len(values)] = values
-        for target in (file, file.parent):
-            synchronise(target)
-
-
-def complete_store(path: Place, attributes: StoreAttributes) -> None:
-    """Write the attributes and, in the same atomic step, the mark that makes the directory a particle store.
+    columns
+        Every name in ``COLUMNS``, each with all rows.
 
     Raises
     ------
@@ -93,14 +108,14 @@ def complete_store(path: Place, attributes: StoreAttributes) -> None:
         If a shard is missing.
     """
     group = _open_group(path, "r+")
-    arrays = {name: group[name] for name in ("images", *COLUMNS)}
-    for name, array in arrays.items():
-        for shard in range(-(-array.shape[0] // array.shards[0])):
-            _require_shard(path, name, array, shard)
+    images = group["images"]
+    for shard in range(-(-images.shape[0] // images.shards[0])):
+        _require_shard(path, "images", images, shard)
+    _write_file(path, group["particles"], 0, pack_columns(columns))
     if isinstance(path, Path):
         for leftover in path.rglob("*.partial"):
             leftover.unlink(missing_ok=True)
-    group.attrs.put(attributes_to_write(attributes, arrays["images"].shape[0]))
+    group.attrs.put(attributes_to_write(attributes, images.shape[0]))
     for target in (path / "zarr.json", path):
         synchronise(target)
 
@@ -136,7 +151,10 @@ class ParticleStore:
         self.path = path
         self.attributes = read_attributes(dict(group.attrs), path)
         self._recorded_fingerprint = str(group.attrs.get("fingerprint"))
-        self._arrays = {name: group[name] for name in ("images", *COLUMNS)}
+        missing = [name for name in _ARRAYS if name not in group]
+        if missing:
+            raise StoreError(f"{path}: array '{missing[0]}' is missing: convert the particles again")
+        self._arrays = {name: group[name] for name in _ARRAYS}
         self._images = self._arrays["images"]
         self._moved: StoredParticles | None = None
 
@@ -171,11 +189,7 @@ class ParticleStore:
             raise StoreError(f"{path}: not a particle store; make one with 'cryoformer-dist convert'")
         if not is_complete(path):
             raise StoreError(f"{path}: conversion unfinished: run the same convert command again to continue")
-        group = _open_group(path, "r")
-        missing = [name for name in ("images", *COLUMNS) if name not in group]
-        if missing:
-            raise StoreError(f"{path}: array '{missing[0]}' is missing: convert the particles again")
-        return group
+        return _open_group(path, "r")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What the files hold is read again where the store arrives; only other poses travel.
@@ -246,12 +260,12 @@ class ParticleStore:
         return images
 
     def particles(self) -> StoredParticles:
-        """Every per-particle array (about 100 bytes a particle), read once and not to be written to."""
+        """All that is known of the particles (about 100 bytes each), read once and not to be written to."""
         return self._as_stored if self._moved is None else self._moved
 
     @cached_property
     def _as_stored(self) -> StoredParticles:
-        columns = {name: self._read_column(name) for name in COLUMNS}
+        columns = unpack_columns(self._read("particles", 0, len(self)))
         group = columns["optics_group"]
         self._refuse_impossible_optics()
         names = ("voltage_kv", "spherical_aberration_mm", "amplitude_contrast", "pixel_size_angstrom")
@@ -295,46 +309,43 @@ class ParticleStore:
                 f"{self.path / 'zarr.json'}: the attributes are not those that were written "
                 f"(fingerprint {self.fingerprint[:12]}, recorded {self._recorded_fingerprint[:12]}): convert again"
             )
-        shards = -(-len(self) // self.shard_size)
-        names = ("images", *COLUMNS)
-        for number, name in enumerate(names):
-            for shard in range(shards):
-                _require_shard(self.path, name, self._arrays[name], shard)
-            for shard in range(shards):
-                start = shard * self.shard_size
-                self._read(name, start, min(start + self.shard_size, len(self)))
-                if progress is not None:
-                    progress(number * shards + shard + 1, len(names) * shards)
-
-    def _read_column(self, name: str) -> NDArray[Any]:
-        """One per-particle array, shard by shard, so that an absent shard is not read as zeros."""
-        starts = range(0, len(self), self.shard_size)
-        return np.concatenate([self._read(name, s, min(s + self.shard_size, len(self))) for s in starts])
+        shards = range(-(-len(self) // self.shard_size))
+        for shard in shards:
+            _require_shard(self.path, "images", self._images, shard)
+        for shard in shards:
+            start = shard * self.shard_size
+            self._read("images", start, min(start + self.shard_size, len(self)))
+            if progress is not None:
+                progress(shard + 1, len(shards) + 1)
+        self._read("particles", 0, len(self))
+        if progress is not None:
+            progress(len(shards) + 1, len(shards) + 1)
 
     def _read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows ``start`` .. ``stop`` of one shard of an array, or a StoreError that names the damage."""
         array = self._arrays[name]
         with in_reach(self.path):
-            _require_shard(self.path, name, array, start // self.shard_size)
+            _require_shard(self.path, name, array, start // array.shards[0])
             try:
                 return np.asarray(array[start:stop])
             except (ValueError, OSError) as error:
                 chunk, reason = self._first_damaged_chunk(array, start, stop, error)
-                file = _shard_file(self.path, array, start // self.shard_size)
-                rows = (chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, len(self)) - 1)
+                file, size = _shard_file(self.path, array, start // array.shards[0]), array.chunks[0]
+                rows = f"{chunk * size} .. {min((chunk + 1) * size, len(self)) - 1}"
                 raise StoreError(
-                    f"{self.path}: array '{name}', chunk {chunk} (rows {rows[0]} .. {rows[1]}) is damaged, "
-                    f"file {file}: {reason}; {_REMEDY}"
+                    f"{self.path}: array '{name}', chunk {chunk} (rows {rows}) is damaged, file {file}: {reason}; "
+                    f"{_REMEDY}"
                 ) from error
 
     def _first_damaged_chunk(self, array: Any, start: int, stop: int, error: Exception) -> tuple[int, Exception]:
         """Find the first chunk in a damaged range that cannot be read by itself."""
-        for chunk in range(start // self.chunk_size, -(-stop // self.chunk_size)):
+        size = array.chunks[0]
+        for chunk in range(start // size, -(-stop // size)):
             try:
-                array[chunk * self.chunk_size : min((chunk + 1) * self.chunk_size, len(self))]
+                array[chunk * size : min((chunk + 1) * size, len(self))]
             except (ValueError, OSError) as reason:
                 return chunk, reason
-        return start // self.chunk_size, error
+        return start // size, error
 
 
 def _split_into_runs(chunks: NDArray[np.int64], chunks_per_shard: int) -> Iterator[tuple[int, int]]:

@@ -11,7 +11,7 @@ from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.particles import OpticsGroup
 from cryoformer_dist.storage.places import Place
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _REMEDY = "convert the particles again"
 
 

@@ -28,6 +28,22 @@ COLUMNS: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "source_row": ("int64", ()),
     "uid": ("uint64", ()),
 }
+# All of them of one particle side by side, as they are on disk.
+PACKED_ROW = np.dtype([(name, np.dtype(dtype).newbyteorder("<"), shape) for name, (dtype, shape) in COLUMNS.items()])
+
+
+def pack_columns(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    """Every name in ``COLUMNS``, each `(particles, ...)`, as bytes `(particles, bytes of a row)`."""
+    packed = np.empty(len(columns["source_row"]), PACKED_ROW)
+    for name in COLUMNS:
+        packed[name] = columns[name]
+    return packed.view(np.uint8).reshape(len(packed), PACKED_ROW.itemsize)
+
+
+def unpack_columns(packed: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """What `pack_columns` took, each column by itself in memory."""
+    rows = np.ascontiguousarray(packed).view(PACKED_ROW)[:, 0]
+    return {name: rows[name].astype(dtype) for name, (dtype, _) in COLUMNS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +57,7 @@ class StoreLayout:
 
     @property
     def shards(self) -> int:
-        """Number of files per array."""
+        """Number of files that hold the images."""
         return -(-self.particles // self.shard_rows)
 
     def shard_range(self, shard: int) -> tuple[int, int]:

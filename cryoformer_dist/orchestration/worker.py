@@ -3,10 +3,12 @@
 import faulthandler
 import json
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ray.train
@@ -15,16 +17,18 @@ import torch
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import BatchSource, local_batches, resident_batches
 from cryoformer_dist.data.dataset import ray_batches
+from cryoformer_dist.data.ownership import Ownership
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointNotWrittenError, ConfigError, CryoFormerError, TrainingError
 from cryoformer_dist.machine import WorkerMemory, measure_worker_memory, set_threads
 from cryoformer_dist.orchestration.prometheus import Publish, publishing
-from cryoformer_dist.ranks import gather_objects
+from cryoformer_dist.ranks import gather_objects, rank_and_world
 from cryoformer_dist.runs.checkpoint import latest_checkpoint
 from cryoformer_dist.runs.directory import load_run, open_run_directory, selected_rows
 from cryoformer_dist.runs.layout import RAY_POINTER
 from cryoformer_dist.runs.training_log import TrainingRecord
 from cryoformer_dist.storage.working_folder import WorkingFolder
+from cryoformer_dist.training.memory import leaves_room
 from cryoformer_dist.training.reporting import Reporter
 from cryoformer_dist.training.train_rank import join_world_of_one, train_rank
 
@@ -123,7 +127,7 @@ def run_worker(arguments: WorkerArguments) -> CryoFormerError | None:
             config, manifest = load_run(working.folder)
             store = ParticleStore.open(manifest.store)
             reporter = RayReporter(working.folder, arguments.silence_seconds, publish)
-            loader = choose_loader(config, device)
+            loader = choose_loader(config, device, reporter.alive)
             train_rank(working, config, store, arguments.memory, reporter, loader, device)
             newest = latest_checkpoint(working.folder)
             if newest is not None:
@@ -157,15 +161,48 @@ def train_alone(
     set_threads(threads)
     device = torch.device("cuda" if on_gpu else "cpu")
     join_world_of_one(device)
-    loader = choose_loader(config, device, with_ray=False)
+    loader = choose_loader(config, device, reporter.alive, with_ray=False)
     train_rank(working, config, store, measure_worker_memory(on_gpu), reporter, loader, device)
 
 
 def choose_loader(
-    config: RunConfig, device: torch.device, with_ray: bool = True
+    config: RunConfig, device: torch.device, alive: Callable[[], None], with_ray: bool = True
 ) -> Callable[[ParticleStore], BatchSource]:
-    """The configuration's ``dataset.loader``; where there is no Ray, ``local`` takes the place of ``ray``."""
+    """The configuration's ``dataset.loader``, onto a device.
+
+    Where there is no Ray, ``local`` takes the place of ``ray``, and where there is no room, that of ``resident``.
+
+    Parameters
+    ----------
+    alive
+        Called while images are read that stay.
+    """
     name = config.dataset.loader
     if name == "resident":
-        return lambda store: resident_batches(store, selected_rows(config, store), device)
-    return ray_batches if name == "ray" and with_ray else local_batches
+        return lambda store: _share_batches(store, config, device, alive)
+    return partial(ray_batches if name == "ray" and with_ray else local_batches, device=device)
+
+
+def _share_batches(
+    store: ParticleStore, config: RunConfig, device: torch.device, alive: Callable[[], None]
+) -> BatchSource:
+    rank, world = rank_and_world()
+    share = Ownership(selected_rows(config, store), store.shard_size, world).share(rank)
+    home = choose_home(2 * store.box_size**2 * len(share), device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return local_batches(store, device) if home is None else resident_batches(store, share, device, home, alive)
+
+
+def choose_home(size: int, device: torch.device, ranks_here: int) -> torch.device | None:
+    """Where a rank's images stay: on its device, else in main memory, else nowhere (``None``).
+
+    Parameters
+    ----------
+    size
+        Bytes of them.
+    ranks_here
+        Ranks that share this machine's memory.
+    """
+    # Without a GPU the plan has seen to it that they fit.
+    if device.type != "cuda" or leaves_room(size, measure_worker_memory(on_gpu=True).bytes):
+        return device
+    return torch.device("cpu") if size <= measure_worker_memory(False, ranks_here).bytes else None

@@ -5,7 +5,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from cryoformer_dist.data.order import ConsumedRows
+from cryoformer_dist.data.order import Consumed, ConsumedRows
 from cryoformer_dist.errors import CheckpointError, CheckpointNotWrittenError
 from cryoformer_dist.runs.layout import (
     CHECKPOINT,
@@ -29,7 +29,7 @@ from cryoformer_dist.storage.places import Place, client_errors, remove_folder, 
 from cryoformer_dist.storage.retry import StorageRetry
 from cryoformer_dist.storage.working_folder import WorkingFolder
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +45,13 @@ class Position:
     step
         Steps done in all.
     consumed
-        Particles consumed in this stage, per phase of equal world size.
+        What this stage has seen of the particles.
     """
 
     stage: int = 0
     stage_step: int = 0
     step: int = 0
-    consumed: tuple[ConsumedRows, ...] = ()
-
-    def passes(self, particles: int) -> int:
-        """Whole passes over so many particles that this stage has made, over all its ranks."""
-        return sum(part.world * part.rows_per_rank for part in self.consumed) // particles
+    consumed: Consumed = field(default_factory=Consumed)
 
 
 TableStates = dict[str, dict[str, Tensor]]
@@ -134,7 +130,8 @@ def _read_position(folder: Path) -> Checkpoint:
         manifest = json.loads((folder / MANIFEST).read_text())
         version = manifest["schema_version"]
         position = dict(manifest["position"])
-        position["consumed"] = tuple(ConsumedRows(**part) for part in position["consumed"])
+        rows = tuple(ConsumedRows(**part) for part in position["consumed"]["rows"])
+        position["consumed"] = Consumed(position["consumed"]["epochs"], rows)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder / MANIFEST}: not readable ({error}); delete this folder to use an older one"

@@ -29,6 +29,8 @@ _BYTES_PER_PARAMETER = 16
 _PREPARATION_BYTES_PER_VOXEL = 450
 # What is known of a particle beside its image.
 _METADATA_BYTES = 120
+# The part of it that batches are made of, on the device.
+_COLUMN_BYTES = 68
 # While an operator is made: entries of all corners as 64-bit integers, and their sorted order.
 _OPERATOR_BUILD_FACTOR = 2.4
 # Splat of one point into one image: place, taps and weights of both axes, sums along them.
@@ -114,8 +116,9 @@ class MemoryPlan:
         return ", ".join(f"{name} {gib(size)}" for name, size in parts if size > 2**20)
 
 
-def plan_memory(config: RunConfig, work: Workload, batch: int, on_gpu: bool) -> MemoryPlan:
+def plan_memory(config: RunConfig, work: Workload, batch: int, memory: WorkerMemory) -> MemoryPlan:
     """Memory of one worker that takes ``batch`` particles a step."""
+    on_gpu = memory.on_gpu
     stored = keeps_operators(config, work.points)
     copies = config.training.jitter_lattices
     operator = operator_bytes_per_point(config.model.hash_grid) * work.points if stored else 0
@@ -123,11 +126,13 @@ def plan_memory(config: RunConfig, work: Workload, batch: int, on_gpu: bool) -> 
         "network": _BYTES_PER_PARAMETER * parameter_count(config.model, work.box),
         "tables": _table_bytes(config, work.rows),
         "lattice": 20 * work.points + copies * operator,
-        "resident images": 2 * work.box**2 * work.trained if config.dataset.loader == "resident" else 0,
+        "resident images": _resident_bytes(config, work, memory),
+        "metadata": _COLUMN_BYTES * work.rows,
     }
     if not on_gpu:
         reading = 0 if config.dataset.loader == "resident" else _READS_UNDER_WAY * 2 * work.box**2 * work.shard_rows
-        kept |= {"program": _PROGRAM_BYTES, "metadata": _METADATA_BYTES * work.rows, "images being read": reading}
+        kept |= {"program": _PROGRAM_BYTES, "images being read": reading}
+        kept["metadata"] += _METADATA_BYTES * work.rows
     step = {
         "images": _PIXEL_BYTES * work.box**2 * batch,
         "queries": _query_bytes(config.model) * batch,
@@ -180,7 +185,7 @@ def refuse_too_large(config: RunConfig, work: Workload, memory: WorkerMemory) ->
     """
     wanted = config.training.global_batch_size
     batch = 1 if wanted == "auto" else -(-wanted // memory.workers)
-    if plan_memory(config, work, batch, memory.on_gpu).peak > memory.bytes:
+    if plan_memory(config, work, batch, memory).peak > memory.bytes:
         raise ConfigError(_too_large(config, work, memory, batch))
 
 
@@ -215,13 +220,13 @@ def gib(size: float) -> str:
 def _largest_that_fits(config: RunConfig, work: Workload, memory: WorkerMemory, largest: int) -> int | None:
     """Power of two per worker, at most ``largest``."""
     batch = largest
-    while batch and plan_memory(config, work, batch, memory.on_gpu).peak > memory.bytes:
+    while batch and plan_memory(config, work, batch, memory).peak > memory.bytes:
         batch //= 2
     return batch or None
 
 
 def _too_large(config: RunConfig, work: Workload, memory: WorkerMemory, batch: int) -> str:
-    plan = plan_memory(config, work, batch, memory.on_gpu)
+    plan = plan_memory(config, work, batch, memory)
     smaller = _largest_that_fits(config, work, memory, 2 ** (batch.bit_length() - 1))
     advice = []
     if smaller is not None:
@@ -248,6 +253,19 @@ def _too_large(config: RunConfig, work: Workload, memory: WorkerMemory, batch: i
 def with_batch_size(config: RunConfig, size: int | Literal["auto"]) -> RunConfig:
     """The same configuration with another ``training.global_batch_size``."""
     return config.model_copy(update={"training": config.training.model_copy(update={"global_batch_size": size})})
+
+
+def _resident_bytes(config: RunConfig, work: Workload, memory: WorkerMemory) -> int:
+    """A worker's share of the images; a GPU has those that leave it its half, others stay in main memory."""
+    if config.dataset.loader != "resident":
+        return 0
+    share = 2 * work.box**2 * -(-work.trained // memory.workers)
+    return share if not memory.on_gpu or leaves_room(share, memory.bytes) else 0
+
+
+def leaves_room(size: int, free: int) -> bool:
+    """Whether so many bytes of images may stay on a GPU with so many free: half is for the steps."""
+    return 2 * size <= free
 
 
 def _table_bytes(config: RunConfig, rows: int) -> int:

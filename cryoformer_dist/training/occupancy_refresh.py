@@ -116,7 +116,6 @@ def residual_map(
     # To look at particles is not to train on them: an encoder's running statistics stay as they are.
     objectives.eval()
     for batch in batches:
-        batch = batch.to(learner.device)
         pose, latent = learner.settle(stage, batch, epoch)
         # Which of the shifted lattices does not matter at this scale.
         residual = objectives.residual(batch, latent, pose, 0, learner.is_coarse(stage, epoch))

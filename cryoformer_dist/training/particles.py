@@ -3,11 +3,9 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
-from cryoformer_dist.data.batch import BatchSource, ParticleBatch, on_device
-from cryoformer_dist.data.order import ConsumedRows, ParticleOrder, Rows
+from cryoformer_dist.data.batch import BatchSource, ParticleBatch
+from cryoformer_dist.data.order import Consumed, ParticleOrder, Rows
+from cryoformer_dist.data.ownership import Ownership
 
 Seed = tuple[int, int]
 """Of the run, and the index of its stage."""
@@ -24,13 +22,13 @@ class RankParticles:
     shard_rows
         Rows per shard of the store.
     batches
-        Reads them.
+        Reads them, onto the device.
     samples
         Reads some of them while ``batches`` is at work, so without a second Ray Dataset: two that wait for one CPU
         would wait for ever.
     batch_size
         Particles of a batch.
-    rank, world, device
+    rank, world
         Of this process.
     alive
         Called at each batch of a pass that has nothing to report yet.
@@ -43,34 +41,39 @@ class RankParticles:
     batch_size: int
     rank: int
     world: int
-    device: torch.device
     alive: Callable[[], None]
 
-    def order(self, seed: Seed, epochs: int, consumed: tuple[ConsumedRows, ...]) -> ParticleOrder:
+    @property
+    def share(self) -> Rows:
+        """Store rows that this rank owns, ascending."""
+        return Ownership(self.rows, self.shard_rows, self.world).share(self.rank)
+
+    def order(self, seed: Seed, epochs: int, consumed: Consumed) -> ParticleOrder:
         """In which order a stage sees them, from where earlier attempts ended."""
         return ParticleOrder(self.rows, self.shard_rows, seed, epochs, consumed)
 
     def read(self, order: ParticleOrder) -> Iterator[ParticleBatch]:
         """Batches of a stage that fall to this rank."""
-        return on_device(self.batches(order, self.rank, self.world, self.batch_size), self.device)
+        return self.batches(order, self.rank, self.world, self.batch_size)
 
     def read_once(self, seed: Seed) -> Iterator[ParticleBatch]:
-        """Every particle once, each rank its share of them; before a stage begins."""
+        """Every particle, each rank its own; before a stage begins.
+
+        All ranks have equally many: one that owns a row less has its first again at the end.
+        """
         return self._read_once(self.batches, seed)
 
     def read_once_amid_training(self, seed: Seed) -> Iterator[ParticleBatch]:
-        """Every particle once, each rank its share of them; while `read` is at work."""
+        """As `read_once`, while `read` is at work."""
         return self._read_once(self.samples, seed)
 
     def read_sample_amid_training(self, sample: Rows, seed: Seed) -> Iterator[ParticleBatch]:
-        """Some of the particles, each rank its share of them; while `read` is at work. Not yet on the device."""
-        order = ParticleOrder(sample, self.shard_rows, seed, 1)
+        """Some of the particles, each rank its own of them, once; while `read` is at work."""
+        order = ParticleOrder(sample, self.shard_rows, seed, 1, owned=self.rows, even=False)
         return self.samples(order, self.rank, self.world, self.batch_size)
 
     def _read_once(self, source: BatchSource, seed: Seed) -> Iterator[ParticleBatch]:
-        # One epoch leaves out the rows that do not divide by the ranks: the last row again makes them divide.
-        rows = np.pad(self.rows, (0, -len(self.rows) % self.world), mode="edge")
-        order = ParticleOrder(rows, self.shard_rows, seed, 1, ())
-        for batch in on_device(source(order, self.rank, self.world, self.batch_size), self.device):
+        order = self.order(seed, 1, Consumed())
+        for batch in source(order, self.rank, self.world, self.batch_size):
             self.alive()
             yield batch

@@ -59,15 +59,12 @@ class Moment:
         Before and after the step.
     steps
         Of the stage in all.
-    particles
-        That all ranks train on.
     """
 
     stage: Stage
     before: Position
     position: Position
     steps: int
-    particles: int
 
     @property
     def progress(self) -> float:
@@ -82,12 +79,12 @@ class Moment:
     @property
     def passes(self) -> int:
         """Whole passes over the particles that the stage has made."""
-        return self.position.passes(self.particles)
+        return self.position.consumed.epochs
 
     @property
     def ends_epoch(self) -> bool:
         """Whether the step has ended a pass."""
-        return self.passes > self.before.passes(self.particles)
+        return self.passes > self.before.consumed.epochs
 
     @property
     def ends_stage(self) -> bool:

@@ -66,8 +66,8 @@ def train_rank(
     learner = Learner.from_run(config, store, working.folder, device)
     engine = build_engine(learner.objectives, config.training, device, batch_size)
     batches = batches_of(store)
-    samples = batches if config.dataset.loader == "resident" else local_batches(store)
-    particles = RankParticles(rows, store.shard_size, batches, samples, batch_size, rank, world, device, reporter.alive)
+    samples = batches if config.dataset.loader == "resident" else local_batches(store, device)
+    particles = RankParticles(rows, store.shard_size, batches, samples, batch_size, rank, world, reporter.alive)
     checkpoint = agree_on_checkpoint(working, config.training.storage_patience_seconds)
     Trainer(learner, engine, particles, reporter, working).train(checkpoint)
 

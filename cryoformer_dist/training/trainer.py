@@ -11,7 +11,7 @@ import numpy as np
 
 from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.data.batch import ParticleBatch
-from cryoformer_dist.data.order import ConsumedRows
+from cryoformer_dist.data.order import Consumed
 from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.ranks import gather_objects, sum_over_ranks
 from cryoformer_dist.runs.checkpoint import Checkpoint, Position, write_checkpoint
@@ -82,7 +82,7 @@ class Trainer:
         self.retry.run(self._open_log)
         for index, stage in enumerate(stages(self.learner.config)):
             if index > self.position.stage:
-                self.position = replace(self.position, stage=index, stage_step=0, consumed=())
+                self.position = replace(self.position, stage=index, stage_step=0, consumed=Consumed())
             if index == self.position.stage:
                 self._train_stage(stage)
         if self.checkpointed_step != self.position.step:
@@ -135,10 +135,10 @@ class Trainer:
                 return
             yield batch
 
-    def _next_moment(self, stage: Stage, steps: int, consumed: tuple[ConsumedRows, ...]) -> Moment:
+    def _next_moment(self, stage: Stage, steps: int, consumed: Consumed) -> Moment:
         before = self.position
         after = replace(before, stage_step=before.stage_step + 1, step=before.step + 1, consumed=consumed)
-        return Moment(stage, before, after, steps, len(self.particles.rows))
+        return Moment(stage, before, after, steps)
 
     def _step(self, moment: Moment, batch: ParticleBatch) -> None:
         learner, stage, step = self.learner, moment.stage, moment.before.step

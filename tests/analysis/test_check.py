@@ -148,10 +148,10 @@ def test_without_poses_only_the_bytes_and_the_background_are_judged(
 
 def test_damage_is_named_before_anything_is_written(table: ParticleTable, tmp_path: Path) -> None:
     store = _store(table, tmp_path)
-    file = store.path / "shift_angstrom" / "c" / "1" / "0"
+    file = store.path / "particles" / "c" / "0" / "0"
     content = bytearray(file.read_bytes())
     content[20] ^= 4
     file.write_bytes(bytes(content))
-    with pytest.raises(StoreError, match="array 'shift_angstrom', chunk 4"):
+    with pytest.raises(StoreError, match="array 'particles', chunk 0"):
         check_store(store, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,8 +1,9 @@
-"""A store as large as EMPIAR-10180 (327,490 particles) streamed by two workers: memory, waiting, completeness.
+"""A store as large as EMPIAR-10180 (327,490 particles) read by two workers: memory, waiting, completeness.
 
-Each worker is a Ray actor that reads its share through Ray Data, as in training, and takes a while over each batch.
-Printed: images a second, the share of time spent waiting for data, the peak memory of each worker, and whether the two
-have seen every particle exactly once an epoch. Run by hand.
+Each worker is a Ray actor that reads what it owns, as in training: through Ray Data, or once to keep it (`--resident`).
+It takes a while over each batch. Printed: images a second, the share of time spent waiting for data, memory of each
+worker when it has what it needs beside images, and at its peak, and whether the two have seen every particle exactly
+once an epoch. Run by hand.
 """
 
 import argparse
@@ -16,7 +17,9 @@ from typing import Any
 import numpy as np
 from data_path import random_store
 
+from cryoformer_dist.data.batch import BatchSource, resident_batches
 from cryoformer_dist.data.order import ParticleOrder
+from cryoformer_dist.data.ownership import Ownership
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.orchestration.environment import prepare_environment
 
@@ -24,14 +27,13 @@ EMPIAR_10180 = 327_490
 WORLD, BATCH = 2, 64
 
 
-def read_share(path: str, rank: int, seconds_a_batch: float) -> dict[str, Any]:
-    """One epoch of a rank."""
-    from cryoformer_dist.data.dataset import ray_batches
-
+def read_share(path: str, rank: int, seconds_a_batch: float, resident: bool) -> dict[str, Any]:
+    """Two epochs of a rank."""
     store = ParticleStore.open(path)
-    order = ParticleOrder(np.arange(len(store)), store.shard_size, (0,), 1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    batches = ray_batches(store)(order, rank, WORLD, BATCH)
+    order = ParticleOrder(np.arange(len(store)), store.shard_size, (0,), 2)
+    store.particles()
+    before = _peak_mib()
+    batches = _source(store, order, rank, resident)(order, rank, WORLD, BATCH)
     seen, waited, start = [], 0.0, time.perf_counter()
     while True:
         asked = time.perf_counter()
@@ -45,15 +47,29 @@ def read_share(path: str, rank: int, seconds_a_batch: float) -> dict[str, Any]:
             start = time.perf_counter()
         seen.append(batch.row.numpy())
         time.sleep(seconds_a_batch)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     elapsed = time.perf_counter() - start
+    share = len(Ownership(order.rows, store.shard_size, WORLD).share(rank)) * store.box_size**2 * 2 / 2**20
     return {
-        "rows": np.concatenate(seen),
+        "rows": np.concatenate(seen)[: order.rows_per_rank(WORLD) // 2],
         "data_wait": waited / elapsed,
         "images_per_second": sum(map(len, seen)) / elapsed,
-        "peak_mib": peak / 1024,
-        "grown_mib": (peak - before) / 1024,
+        "share_mib": share,
+        "before_mib": before,
+        "peak_mib": _peak_mib(),
+        "peak_less_share_mib": _peak_mib() - share,
     }
+
+
+def _source(store: ParticleStore, order: ParticleOrder, rank: int, resident: bool) -> BatchSource:
+    from cryoformer_dist.data.dataset import ray_batches
+
+    if resident:
+        return resident_batches(store, Ownership(order.rows, store.shard_size, WORLD).share(rank))
+    return ray_batches(store)
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
@@ -62,6 +78,7 @@ def main() -> None:
     parser.add_argument("--particles", type=int, default=EMPIAR_10180)
     parser.add_argument("--box", type=int, default=64)
     parser.add_argument("--milliseconds", type=float, default=20, help="that a worker takes over a batch of 64")
+    parser.add_argument("--resident", action="store_true", help="workers keep what they own")
     parser.add_argument("--store", type=Path, default=None, help="made when absent, and kept; else a temporary one")
     given = parser.parse_args()
     # Before Ray is imported.
@@ -76,7 +93,8 @@ def main() -> None:
             random_store(path, given.particles, given.box)
         with running_ray():
             actor = ray.remote(num_cpus=0.5)(read_share)
-            shares = ray.get([actor.remote(str(path), rank, given.milliseconds / 1000) for rank in range(WORLD)])
+            pause = given.milliseconds / 1000
+            shares = ray.get([actor.remote(str(path), rank, pause, given.resident) for rank in range(WORLD)])
     rows = [share.pop("rows") for share in shares]
     together = np.sort(np.concatenate(rows))
     store_mib = given.particles * given.box**2 * 2 / 2**20

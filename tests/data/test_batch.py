@@ -10,16 +10,16 @@ from cryoformer_dist.data.batch import (
     ParticleBatch,
     local_batches,
     make_batch,
-    on_device,
     rebatch,
     resident_batches,
 )
-from cryoformer_dist.data.order import ConsumedRows, ParticleOrder
+from cryoformer_dist.data.order import Consumed, ConsumedRows, ParticleOrder
+from cryoformer_dist.data.ownership import Ownership
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.ctf import CTFParams
 
 
-def _order(store: ParticleStore, epochs: int = 1, consumed: tuple[ConsumedRows, ...] = ()) -> ParticleOrder:
+def _order(store: ParticleStore, epochs: int = 1, consumed: Consumed = Consumed()) -> ParticleOrder:
     return ParticleOrder(np.arange(len(store)), store.shard_size, (0, 0), epochs, consumed)
 
 
@@ -61,7 +61,7 @@ def test_a_batch_goes_on_into_the_next_epoch_and_belongs_to_that(tiny_store: Pat
 def test_what_was_consumed_does_not_come_again(tiny_store: Path) -> None:
     store = ParticleStore.open(tiny_store)
     whole = list(local_batches(store)(_order(store), 0, 1, 8))
-    rest = list(local_batches(store)(_order(store, consumed=(ConsumedRows(1, 24),)), 0, 1, 8))
+    rest = list(local_batches(store)(_order(store, consumed=Consumed(0, (ConsumedRows(1, 24),))), 0, 1, 8))
     assert len(rest) == len(whole) - 3
     for one, other in zip(rest, whole[3:], strict=True):
         assert torch.equal(one.row, other.row)
@@ -70,7 +70,7 @@ def test_what_was_consumed_does_not_come_again(tiny_store: Path) -> None:
 
 def test_nothing_left_means_no_batch(tiny_store: Path) -> None:
     store = ParticleStore.open(tiny_store)
-    assert list(local_batches(store)(_order(store, consumed=(ConsumedRows(1, 64),)), 0, 1, 8)) == []
+    assert list(local_batches(store)(_order(store, consumed=Consumed(1)), 0, 1, 8)) == []
 
 
 def test_stopping_early_leaves_no_reader_behind(tiny_store: Path) -> None:
@@ -80,7 +80,8 @@ def test_stopping_early_leaves_no_reader_behind(tiny_store: Path) -> None:
     before = threading.active_count()
     batches = local_batches(store)(_order(store, epochs=50), 0, 1, 4)
     next(batches)
-    assert threading.active_count() == before + 1
+    # One reads, one makes batches.
+    assert threading.active_count() == before + 2
     batches.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
 
@@ -122,9 +123,11 @@ def _assert_same(one: ParticleBatch, other: ParticleBatch) -> None:
         assert torch.equal(getattr(one.ctf, name), getattr(other.ctf, name)), name
 
 
-@pytest.mark.parametrize(("rank", "world", "consumed"), [(0, 1, ()), (1, 2, (ConsumedRows(2, 6),))])
+@pytest.mark.parametrize(
+    ("rank", "world", "consumed"), [(0, 1, Consumed()), (1, 2, Consumed(0, (ConsumedRows(2, 6),)))]
+)
 def test_resident_images_give_exactly_the_batches_of_the_local_reader(
-    tiny_store: Path, rank: int, world: int, consumed: tuple[ConsumedRows, ...]
+    tiny_store: Path, rank: int, world: int, consumed: Consumed
 ) -> None:
     store = ParticleStore.open(tiny_store)
     # One half-set: rows with gaps.
@@ -137,24 +140,48 @@ def test_resident_images_give_exactly_the_batches_of_the_local_reader(
         _assert_same(one, other)
 
 
-def test_batches_on_the_device_are_the_same_in_the_same_order(tiny_store: Path) -> None:
-    store = ParticleStore.open(tiny_store)
-    source = local_batches(store)
-    moved = list(on_device(source(_order(store), 0, 1, 12), torch.device("cpu")))
-    for one, other in zip(moved, source(_order(store), 0, 1, 12), strict=True):
-        _assert_same(one, other)
-
-
 @pytest.mark.gpu
 def test_batches_copied_ahead_to_a_gpu_are_the_same_in_the_same_order(tiny_store: Path) -> None:
     store = ParticleStore.open(tiny_store)
-    source, gpu = local_batches(store), torch.device("cuda")
-    expected = list(source(_order(store), 0, 1, 12))
-    for loader in (source, resident_batches(store, np.arange(len(store)), gpu)):
-        moved = list(on_device(loader(_order(store), 0, 1, 12), gpu))
-        assert all(batch.images.is_cuda for batch in moved)
+    rows, gpu = np.arange(len(store)), torch.device("cuda")
+    expected = list(local_batches(store)(_order(store), 0, 1, 12))
+    pinned = resident_batches(store, rows, gpu, home=torch.device("cpu"))
+    for source in (local_batches(store, gpu), resident_batches(store, rows, gpu), pinned):
+        moved = list(source(_order(store), 0, 1, 12))
+        assert all(batch.images.is_cuda and batch.ctf.voltage_kv.is_cuda for batch in moved)
         for one, other in zip(moved, expected, strict=True):
             _assert_same(one.to(torch.device("cpu")), other)
+
+
+def test_a_rank_keeps_the_images_of_its_share_and_gives_a_sign_of_life_at_each_piece(tiny_store: Path) -> None:
+    store, alive = ParticleStore.open(tiny_store), []
+    order = _order(store, epochs=2)
+    for rank in range(3):
+        share = Ownership(np.arange(len(store)), store.shard_size, 3).share(rank)
+        resident = resident_batches(store, share, alive=lambda: alive.append(1))
+        expected = list(local_batches(store)(order, rank, 3, 5))
+        for one, other in zip(resident(order, rank, 3, 5), expected, strict=True):
+            _assert_same(one, other)
+    assert len(alive) == sum(-(-len(Ownership(np.arange(64), 16, 3).share(rank)) // 16) for rank in range(3))
+
+
+def test_a_batch_does_not_change_what_stays(tiny_store: Path) -> None:
+    store = ParticleStore.open(tiny_store)
+    resident = resident_batches(store, np.arange(len(store)))
+    for batch in resident(_order(store), 0, 1, 12):
+        batch.images.zero_()
+        batch.pose.rotation.zero_()
+    for one, other in zip(
+        resident(_order(store), 0, 1, 12), local_batches(store)(_order(store), 0, 1, 12), strict=True
+    ):
+        _assert_same(one, other)
+
+
+def test_batches_are_those_that_images_and_metadata_make_together(tiny_store: Path) -> None:
+    store = ParticleStore.open(tiny_store)
+    for batch in local_batches(store)(_order(store), 0, 1, 12):
+        rows = batch.row.numpy()
+        _assert_same(batch, make_batch(ImageBlock(store.read_images(rows), rows, rows * 0), store.particles()))
 
 
 def test_the_next_piece_is_read_while_a_batch_is_worked_on(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,8 @@ from cryoformer_dist.data.convert import (
     finish_conversion,
     plan_conversion,
 )
-from cryoformer_dist.data.store import COLUMNS, PROGRESS_FOLDER, ParticleStore
+from cryoformer_dist.data.store import PROGRESS_FOLDER, ParticleStore
+from cryoformer_dist.data.stored_particles import COLUMNS
 from cryoformer_dist.errors import CryoFormerWarning, ParticleFormatError, SmallSampleWarning, StoreError
 from cryoformer_dist.io.particles import ParticleTable
 from cryoformer_dist.io.reading import read_particles
@@ -149,6 +150,22 @@ def test_shards_may_be_written_in_any_order_and_twice(
     assert _hashes(finish_conversion(plan).path) == _hashes(store.path)
 
 
+def test_a_conversion_killed_while_it_finishes_ends_with_the_same_bytes(
+    table: ParticleTable, store: ParticleStore, tmp_path: Path
+) -> None:
+    plan = plan_conversion(table, tmp_path / "s.zarr", SMALL_SHARDS)
+    for shard in begin_conversion(plan):
+        convert_shard(plan, shard)
+    torn = tmp_path / "s.zarr" / "particles" / "c" / "0" / "0"
+    torn.parent.mkdir(parents=True)
+    torn.write_bytes(b"half of what is known of the particles")
+    with pytest.raises(StoreError, match="conversion unfinished"):
+        ParticleStore.open(tmp_path / "s.zarr")
+    again = plan_conversion(table, tmp_path / "s.zarr", SMALL_SHARDS)
+    assert begin_conversion(again) == []
+    assert _hashes(finish_conversion(again).path) == _hashes(store.path)
+
+
 _KILLED = """
 import pickle, signal, sys
 import cryoformer_dist.data.store as store
@@ -157,7 +174,7 @@ synchronise, calls = store.synchronise, []
 def pause_inside_the_second_shard(target):
     synchronise(target)
     calls.append(target)
-    if len(calls) == 27:
+    if len(calls) == 3:
         print("half", flush=True)
         signal.pause()
 store.synchronise = pause_inside_the_second_shard

@@ -10,7 +10,7 @@ import torch
 from cryoformer_dist.data import dataset
 from cryoformer_dist.data.batch import local_batches
 from cryoformer_dist.data.dataset import ShardReadDatasource, ray_batches
-from cryoformer_dist.data.order import ConsumedRows, ParticleOrder
+from cryoformer_dist.data.order import Consumed, ConsumedRows, ParticleOrder
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.orchestration.cluster import running_ray
 
@@ -25,17 +25,21 @@ def _ray() -> Iterator[None]:
     gc.collect()
 
 
-def _order(store: ParticleStore, epochs: int = 1, consumed: tuple[ConsumedRows, ...] = ()) -> ParticleOrder:
+def _order(store: ParticleStore, epochs: int = 1, consumed: Consumed = Consumed()) -> ParticleOrder:
     return ParticleOrder(np.arange(len(store)), store.shard_size, (5, 0), epochs, consumed)
 
 
 @pytest.mark.usefixtures("_ray")
 @pytest.mark.parametrize(
     ("rank", "world", "consumed"),
-    [(0, 1, ()), (1, 2, (ConsumedRows(2, 12),)), (0, 2, (ConsumedRows(1, 20), ConsumedRows(2, 6)))],
+    [
+        (0, 1, Consumed()),
+        (1, 2, Consumed(0, (ConsumedRows(2, 12),))),
+        (0, 2, Consumed(0, (ConsumedRows(1, 20), ConsumedRows(2, 6)))),
+    ],
 )
 def test_ray_gives_exactly_the_batches_of_the_local_reader_in_their_order(
-    tiny_store: Path, monkeypatch: pytest.MonkeyPatch, rank: int, world: int, consumed: tuple[ConsumedRows, ...]
+    tiny_store: Path, monkeypatch: pytest.MonkeyPatch, rank: int, world: int, consumed: Consumed
 ) -> None:
     # Several executions must follow one another without a seam.
     monkeypatch.setattr(dataset, "_READS_PER_EXECUTION", 5)

@@ -3,16 +3,15 @@ import itertools
 import numpy as np
 import pytest
 
-from cryoformer_dist.data.order import ConsumedRows, ParticleOrder
+from cryoformer_dist.data.order import Consumed, ConsumedRows, ParticleOrder
+from cryoformer_dist.data.ownership import Ownership
 
 SIZES = [(1, 1), (5, 8), (16, 8), (37, 8), (64, 16), (100, 7), (129, 64)]
 WORLDS = [1, 2, 3, 5]
 CASES = [(n, shard, world) for n, shard in SIZES for world in WORLDS if n >= world]
 
 
-def _order(
-    n: int, shard: int, epochs: int = 3, seed: int = 0, consumed: tuple[ConsumedRows, ...] = ()
-) -> ParticleOrder:
+def _order(n: int, shard: int, epochs: int = 3, seed: int = 0, consumed: Consumed = Consumed()) -> ParticleOrder:
     return ParticleOrder(np.arange(n), shard, (seed, 0), epochs, consumed)
 
 
@@ -26,8 +25,8 @@ def _streams(order: ParticleOrder, world: int) -> list[np.ndarray]:
     return [_stream(order, rank, world) for rank in range(world)]
 
 
-def _times_seen(streams: list[np.ndarray], n: int) -> np.ndarray:
-    return np.bincount(np.concatenate(streams)[:, 0], minlength=n)
+def _shares(n: int, shard: int, world: int) -> list[set[int]]:
+    return [set(Ownership(np.arange(n), shard, world).share(rank)) for rank in range(world)]
 
 
 @pytest.mark.parametrize(("n", "shard", "world"), CASES)
@@ -35,23 +34,19 @@ def test_all_ranks_have_equally_many_rows_and_say_so_beforehand(n: int, shard: i
     order = _order(n, shard)
     lengths = {len(stream) for stream in _streams(order, world)}
     assert lengths == {order.rows_per_rank(world)}
-    assert lengths == {3 * n // world}
+    assert lengths == {3 * -(-n // world)}
 
 
 @pytest.mark.parametrize(("n", "shard", "world"), CASES)
-def test_every_particle_comes_once_an_epoch_and_only_the_last_few_never(n: int, shard: int, world: int) -> None:
-    epochs = 3
-    streams = _streams(_order(n, shard, epochs), world)
-    seen = _times_seen(streams, n)
-    missing = epochs - seen
-    assert missing.min() >= 0
-    assert missing.sum() == epochs * n % world
-    # After each epoch, too: what did not divide is what is still owed.
-    for epoch in range(epochs):
-        so_far = [stream[stream[:, 1] <= epoch] for stream in streams]
-        owed = (epoch + 1) - _times_seen(so_far, n)
-        assert owed.min() >= 0
-        assert owed.sum() == (epoch + 1) * n % world
+def test_in_every_epoch_a_rank_sees_each_row_it_owns_and_no_other(n: int, shard: int, world: int) -> None:
+    streams = _streams(_order(n, shard), world)
+    for stream, share in zip(streams, _shares(n, shard, world), strict=True):
+        for epoch in range(3):
+            rows = stream[stream[:, 1] == epoch, 0]
+            assert set(rows) == share
+            # Only the first comes again, and only where another rank owns one more.
+            assert len(rows) - len(share) == (len(share) < -(-n // world))
+            assert set(rows[len(share) :]) <= {rows[0]}
 
 
 @pytest.mark.parametrize(("n", "shard", "world"), [case for case in CASES if case[0] % case[2] == 0])
@@ -62,12 +57,22 @@ def test_ranks_never_share_a_particle_in_an_epoch_that_divides(n: int, shard: in
         assert sorted(rows) == list(range(n))
 
 
-def test_rows_that_did_not_divide_come_first_in_the_next_epoch() -> None:
-    streams = _streams(_order(10, 4, epochs=2), 3)
-    first = np.concatenate([stream[stream[:, 1] == 0, 0] for stream in streams])
-    (left,) = set(range(10)) - set(first)
-    second = streams[0][streams[0][:, 1] == 1, 0]
-    assert second[0] == left
+def test_one_rank_sees_shards_and_rows_within_them_as_they_are_drawn() -> None:
+    # Written out: this order must not change, or runs of one worker would.
+    found = _stream(_order(21, 8, epochs=2, seed=3), 0, 1)
+    expected = []
+    for epoch in range(2):
+        for group in np.random.default_rng([3, 0, epoch]).permutation(3):
+            rows = np.arange(21)[8 * group : 8 * group + 8]
+            expected += np.random.default_rng([3, 0, epoch, group]).permutation(rows).tolist()
+    assert found[:, 0].tolist() == expected
+
+
+def test_many_ranks_see_their_rows_in_the_order_in_which_one_sees_them() -> None:
+    one = _stream(_order(100, 7, epochs=1), 0, 1)[:, 0]
+    for rank, share in enumerate(_shares(100, 7, 4)):
+        own = [row for row in one if row in share]
+        assert _stream(_order(100, 7, epochs=1), rank, 4)[:, 0].tolist() == own
 
 
 @pytest.mark.parametrize(("n", "shard"), SIZES)
@@ -122,33 +127,71 @@ def test_resumed_at_the_same_world_the_rest_follows_exactly(n: int, shard: int, 
 
 def test_two_interruptions_at_the_same_world_add_up() -> None:
     once = _order(37, 8).after(2, 9)
+    assert once == Consumed(0, (ConsumedRows(2, 9),))
     again = _order(37, 8, consumed=once).after(2, 5)
-    assert again == (ConsumedRows(2, 14),)
+    assert again == Consumed(0, (ConsumedRows(2, 14),))
+    assert _order(37, 8, consumed=again).after(2, 5) == Consumed(1)
+    assert _order(37, 8, consumed=again).after(2, 5 + 19 + 3) == Consumed(2, (ConsumedRows(2, 3),))
 
 
 @pytest.mark.parametrize("worlds", [(2, 1), (1, 2), (3, 2), (2, 1, 3), (1, 3, 2, 5), (2, 3, 2)])
 @pytest.mark.parametrize(("n", "shard"), [(16, 8), (37, 8), (100, 7)])
-def test_resumed_at_other_worlds_nothing_is_lost_or_repeated(worlds: tuple[int, ...], n: int, shard: int) -> None:
-    epochs = 3
+def test_resumed_at_other_worlds_no_particle_is_left_out_of_any_epoch(
+    worlds: tuple[int, ...], n: int, shard: int
+) -> None:
+    epochs = 4
     rng = np.random.default_rng([*worlds, n])
     for _ in range(8):
-        consumed: tuple[ConsumedRows, ...] = ()
-        seen = np.zeros(n, np.int64)
+        consumed = Consumed()
+        seen = []
         for world in worlds[:-1]:
             order = _order(n, shard, epochs, consumed=consumed)
             taken = int(rng.integers(0, order.rows_per_rank(world) // 2 + 1))
-            seen += _times_seen([stream[:taken] for stream in _streams(order, world)], n)
+            seen += [stream[:taken] for stream in _streams(order, world)]
             consumed = order.after(world, taken)
         rest = _order(n, shard, epochs, consumed=consumed)
         streams = _streams(rest, worlds[-1])
         assert {len(stream) for stream in streams} == {rest.rows_per_rank(worlds[-1])}
-        seen += _times_seen(streams, n)
-        missing = epochs - seen
-        assert missing.min() >= 0
-        assert missing.sum() < worlds[-1]
+        together = np.concatenate([*seen, *streams])
+        for epoch in range(epochs):
+            assert set(together[together[:, 1] == epoch, 0]) == set(range(n))
+
+
+def test_alone_after_two_ranks_the_rest_of_the_epoch_is_what_neither_has_seen() -> None:
+    whole = _order(40, 8, epochs=1)
+    first = [stream[:13, 0] for stream in _streams(whole, 2)]
+    rest = _stream(_order(40, 8, epochs=1, consumed=whole.after(2, 13)), 0, 1)[:, 0]
+    assert sorted(np.concatenate([*first, rest])) == list(range(40))
+
+
+def test_dealt_anew_a_rank_sees_what_is_left_of_its_share_and_then_its_share_again() -> None:
+    n, shard = 48, 8
+    one = _order(n, shard, epochs=1)
+    seen = set(_stream(one, 0, 1)[:20, 0])
+    rest = _order(n, shard, epochs=1, consumed=one.after(1, 20))
+    shares = _shares(n, shard, 3)
+    most = max(len(share - seen) for share in shares)
+    assert rest.rows_per_rank(3) == most
+    for stream, share in zip(_streams(rest, 3), shares, strict=True):
+        new = len(share - seen)
+        assert set(stream[:new, 0]) == share - seen
+        assert set(stream[new:, 0]) <= share
+        assert len(stream) == most
 
 
 def test_after_the_end_nothing_is_left_at_any_world() -> None:
     whole = _order(37, 8)
-    done = _order(37, 8, consumed=whole.after(2, whole.rows_per_rank(2)))
+    assert whole.after(2, whole.rows_per_rank(2)) == Consumed(3)
+    done = _order(37, 8, consumed=Consumed(3))
     assert [done.rows_per_rank(world) for world in (1, 2, 3)] == [0, 0, 0]
+    assert [len(_stream(done, 0, world)) for world in (1, 2, 3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_of_a_sample_each_rank_sees_its_own_once(world: int) -> None:
+    owned, sample = np.arange(5, 105), np.arange(5, 38)
+    order = ParticleOrder(sample, 8, (0, 0), 1, owned=owned, even=False)
+    streams = _streams(order, world)
+    for rank, stream in enumerate(streams):
+        share = Ownership(owned, 8, world).share(rank)
+        assert sorted(stream[:, 0]) == np.intersect1d(sample, share).tolist()

@@ -9,40 +9,47 @@ import pytest
 import torch
 from support.store_attributes import store_attributes
 
-from cryoformer_dist.data.store import (
-    COLUMNS,
-    ParticleStore,
-    complete_store,
-    create_store,
-    write_shard,
-)
-from cryoformer_dist.data.stored_particles import StoreLayout
+from cryoformer_dist.data import store as store_module
+from cryoformer_dist.data.store import ParticleStore, complete_store, create_store, write_shard
+from cryoformer_dist.data.stored_particles import COLUMNS, PACKED_ROW, StoreLayout
 from cryoformer_dist.errors import StoreError, StoreNotFoundError
 from cryoformer_dist.physics.pose import Pose
 
 ROWS, BOX, SHARD, CHUNK = 21, 6, 8, 4
 
 
-def _content() -> dict[str, np.ndarray]:
-    random = np.random.default_rng(0)
-    arrays = {"images": random.normal(size=(ROWS, BOX, BOX)).astype(np.float16)}
-    for name, (dtype, shape) in COLUMNS.items():
-        arrays[name] = (random.random((ROWS, *shape)) * 2).astype(dtype)
-    # A column that equals the fill value everywhere must still be on disk.
-    arrays["half_set"][:] = 0
-    return arrays
+# Rows per checksum of the metadata.
+PART = 9
+
+
+def _images() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(ROWS, BOX, BOX)).astype(np.float16)
+
+
+def _columns() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(1)
+    columns = {name: (random.random((ROWS, *shape)) * 2).astype(dtype) for name, (dtype, shape) in COLUMNS.items()}
+    # What equals the fill value everywhere must still be on disk.
+    columns["half_set"][:] = 0
+    return columns
 
 
 @pytest.fixture(scope="module")
 def whole_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("whole") / "particles.zarr"
+    with pytest.MonkeyPatch.context() as changes:
+        changes.setattr(store_module, "_PARTICLE_ROWS", PART)
+        _write_whole(path)
+    return path
+
+
+def _write_whole(path: Path) -> None:
     layout = StoreLayout(ROWS, BOX, SHARD, CHUNK)
     create_store(path, layout)
     for shard in reversed(range(layout.shards)):
         start, stop = layout.shard_range(shard)
-        write_shard(path, shard, {name: values[start:stop] for name, values in _content().items()})
-    complete_store(path, store_attributes(BOX))
-    return path
+        write_shard(path, shard, _images()[start:stop])
+    complete_store(path, store_attributes(BOX), _columns())
 
 
 @pytest.fixture
@@ -58,22 +65,21 @@ def _flip_byte(file: Path, position: int) -> None:
 
 def test_what_is_written_is_read(store_path: Path) -> None:
     store = ParticleStore.open(store_path)
-    content = _content()
+    columns = _columns()
     assert (len(store), store.box_size, store.shard_size, store.chunk_size) == (ROWS, BOX, SHARD, CHUNK)
     assert store.pixel_size_angstrom == 1.5
-    np.testing.assert_array_equal(store.read_images(np.arange(ROWS)), content["images"])
+    np.testing.assert_array_equal(store.read_images(np.arange(ROWS)), _images())
     particles = store.particles()
     for name in COLUMNS:
-        np.testing.assert_array_equal(getattr(particles, name), content[name])
-    assert particles.rotation.dtype == np.float32
-    assert particles.uid.dtype == np.uint64
-    np.testing.assert_array_equal(particles.voltage_kv, np.array([300, 200])[content["optics_group"]])
-    np.testing.assert_allclose(particles.pixel_size_angstrom, np.array([1.5, 1.6])[content["optics_group"]], rtol=1e-6)
+        np.testing.assert_array_equal(getattr(particles, name), columns[name])
+        assert getattr(particles, name).dtype == columns[name].dtype
+    np.testing.assert_array_equal(particles.voltage_kv, np.array([300, 200])[columns["optics_group"]])
+    np.testing.assert_allclose(particles.pixel_size_angstrom, np.array([1.5, 1.6])[columns["optics_group"]], rtol=1e-6)
 
 
 def test_rows_come_in_the_order_asked_for_across_shards_and_with_repeats(store_path: Path) -> None:
     rows = np.array([20, 3, 3, 9, 0, 15, 16, 8])
-    np.testing.assert_array_equal(ParticleStore.open(store_path).read_images(rows), _content()["images"][rows])
+    np.testing.assert_array_equal(ParticleStore.open(store_path).read_images(rows), _images()[rows])
 
 
 def test_no_rows_give_no_images(store_path: Path) -> None:
@@ -96,7 +102,8 @@ def test_poses_and_ctf_of_rows_are_those_of_the_columns(store_path: Path) -> Non
 def test_a_whole_store_verifies_and_counts_every_shard(store_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     ParticleStore.open(store_path).verify(lambda done, total: calls.append((done, total)))
-    assert calls == [(i + 1, 33) for i in range(33)]
+    # Three files of images and one of everything else.
+    assert calls == [(i + 1, 4) for i in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -105,9 +112,9 @@ def test_a_whole_store_verifies_and_counts_every_shard(store_path: Path) -> None
         ("images", "c/0/0/0", 5, 0, r"0 \.\. 3"),
         ("images", "c/1/0/0", CHUNK * BOX * BOX * 2 + 4 + 7, 3, r"12 \.\. 15"),
         ("images", "c/2/0/0", CHUNK * BOX * BOX * 2 + 4 + 1, 5, r"20 \.\. 20"),
-        ("rotation", "c/1/0/0", 11, 2, r"8 \.\. 11"),
-        ("half_set", "c/0", CHUNK + 4 + 2, 1, r"4 \.\. 7"),
-        ("uid", "c/2", 9, 4, r"16 \.\. 19"),
+        ("particles", "c/0/0", 11, 0, r"0 \.\. 8"),
+        ("particles", "c/0/0", PART * PACKED_ROW.itemsize + 4 + 2, 1, r"9 \.\. 17"),
+        ("particles", "c/0/0", 2 * (PART * PACKED_ROW.itemsize + 4) + 1, 2, r"18 \.\. 20"),
     ],
 )
 def test_a_flipped_byte_names_array_chunk_rows_and_file(
@@ -120,12 +127,12 @@ def test_a_flipped_byte_names_array_chunk_rows_and_file(
 
 
 def test_every_byte_of_a_shard_file_is_guarded(store_path: Path) -> None:
-    file = store_path / "source_row" / "c" / "1"
+    file = store_path / "particles" / "c" / "0" / "0"
     whole = file.read_bytes()
     store = ParticleStore.open(store_path)
-    for position in (*range(0, len(whole), 9), *range(len(whole) - 5, len(whole))):
+    for position in (*range(0, len(whole), 40), *range(len(whole) - 5, len(whole))):
         _flip_byte(file, position)
-        with pytest.raises(StoreError, match="array 'source_row'"):
+        with pytest.raises(StoreError, match="array 'particles'"):
             store.verify()
         file.write_bytes(whole)
     store.verify()
@@ -134,17 +141,22 @@ def test_every_byte_of_a_shard_file_is_guarded(store_path: Path) -> None:
 def test_a_damaged_chunk_is_named_while_training_reads_too(store_path: Path) -> None:
     _flip_byte(store_path / "images" / "c" / "1" / "0" / "0", 3)
     store = ParticleStore.open(store_path)
-    np.testing.assert_array_equal(store.read_images(np.array([0])), _content()["images"][:1])
+    np.testing.assert_array_equal(store.read_images(np.array([0])), _images()[:1])
     with pytest.raises(StoreError, match="array 'images', chunk 2"):
         store.read_images(np.array([9]))
 
 
-@pytest.mark.parametrize("name", ["images", "half_set", "rotation"])
-def test_a_missing_shard_is_named_and_never_read_as_zeros(store_path: Path, name: str) -> None:
-    key = {"images": "c/1/0/0", "half_set": "c/1", "rotation": "c/1/0/0"}[name]
-    (store_path / name / key).unlink()
+@pytest.mark.parametrize(
+    ("name", "file", "shard"),
+    [
+        ("images", "c/1/0/0", r"shard 1 \(chunk 2 on, rows 8 \.\. 15\)"),
+        ("particles", "c/0/0", r"shard 0 \(chunk 0 on, rows 0 \.\. 20\)"),
+    ],
+)
+def test_a_missing_shard_is_named_and_never_read_as_zeros(store_path: Path, name: str, file: str, shard: str) -> None:
+    (store_path / name / file).unlink()
     store = ParticleStore.open(store_path)
-    with pytest.raises(StoreError, match=rf"array '{name}', shard 1 \(chunk 2 on, rows 8 \.\. 15\) is missing"):
+    with pytest.raises(StoreError, match=rf"array '{name}', {shard} is missing"):
         store.verify()
     with pytest.raises(StoreError, match="is missing"):
         store.read_images(np.array([9])) if name == "images" else store.particles()
@@ -180,9 +192,9 @@ def test_an_unfinished_store_is_refused_with_the_remedy(tmp_path: Path) -> None:
 def test_a_store_with_a_missing_shard_cannot_be_completed(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     create_store(path, StoreLayout(ROWS, BOX, SHARD, CHUNK))
-    write_shard(path, 0, {name: values[:SHARD] for name, values in _content().items()})
+    write_shard(path, 0, _images()[:SHARD])
     with pytest.raises(StoreError, match="shard 1"):
-        complete_store(path, store_attributes(BOX))
+        complete_store(path, store_attributes(BOX), _columns())
     with pytest.raises(StoreError, match="unfinished"):
         ParticleStore.open(path)
 
@@ -192,7 +204,7 @@ def test_another_schema_is_refused_by_number(store_path: Path) -> None:
     content = json.loads(file.read_text())
     content["attributes"]["schema_version"] = 99
     file.write_text(json.dumps(content))
-    with pytest.raises(StoreError, match=r"\.zarr: store schema 99, this program reads 1: convert the particles"):
+    with pytest.raises(StoreError, match=r"\.zarr: store schema 99, this program reads 2: convert the particles"):
         ParticleStore.open(store_path)
 
 
@@ -205,13 +217,13 @@ def test_nothing_and_something_else_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_missing_array_is_named(store_path: Path) -> None:
-    shutil.rmtree(store_path / "uid")
-    with pytest.raises(StoreError, match="array 'uid' is missing"):
+    shutil.rmtree(store_path / "particles")
+    with pytest.raises(StoreError, match="array 'particles' is missing"):
         ParticleStore.open(store_path)
 
 
 def test_a_store_without_poses_gives_none(store_path: Path) -> None:
-    complete_store(store_path, replace(store_attributes(BOX), has_poses=False))
+    complete_store(store_path, replace(store_attributes(BOX), has_poses=False), _columns())
     store = ParticleStore.open(store_path)
     assert not store.has_poses
     with pytest.raises(StoreError, match="no poses"):
@@ -262,7 +274,7 @@ def test_poses_may_be_moved_again_and_travel_to_another_process(store_path: Path
 def test_what_the_store_says_of_its_particles_is_read_once_and_cannot_be_changed(store_path: Path) -> None:
     store = ParticleStore.open(store_path)
     particles = store.particles()
-    shutil.rmtree(store_path / "rotation")
+    shutil.rmtree(store_path / "particles")
     assert store.particles() is particles
     with pytest.raises(ValueError, match="read-only"):
         particles.rotation[0] = 0
@@ -274,7 +286,7 @@ def test_what_the_store_says_of_its_particles_is_read_once_and_cannot_be_changed
 
 def test_a_store_can_be_sent_to_another_process(store_path: Path) -> None:
     store = pickle.loads(pickle.dumps(ParticleStore.open(store_path)))
-    np.testing.assert_array_equal(store.read_images(np.array([4])), _content()["images"][[4]])
+    np.testing.assert_array_equal(store.read_images(np.array([4])), _images()[[4]])
 
 
 def test_a_shard_may_be_written_again(store_path: Path) -> None:
@@ -282,7 +294,7 @@ def test_a_shard_may_be_written_again(store_path: Path) -> None:
     whole = file.read_bytes()
     # What a killed writer leaves: a truncated file must not be merged with the new rows.
     file.write_bytes(whole[:50])
-    write_shard(store_path, 0, {name: values[:SHARD] for name, values in _content().items()})
+    write_shard(store_path, 0, _images()[:SHARD])
     assert file.read_bytes() == whole
 
 

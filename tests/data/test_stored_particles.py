@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from cryoformer_dist.data.stored_particles import COLUMNS, StoredParticles, StoreLayout
+from cryoformer_dist.data.stored_particles import (
+    COLUMNS,
+    PACKED_ROW,
+    StoredParticles,
+    StoreLayout,
+    pack_columns,
+    unpack_columns,
+)
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.physics.pose import Pose, random_rotations
 
@@ -52,3 +59,20 @@ def test_every_row_lies_in_one_shard() -> None:
     layout = StoreLayout(particles=21, box_size=6, shard_rows=8, chunk_rows=4)
     assert layout.shards == 3
     assert [layout.shard_range(shard) for shard in range(3)] == [(0, 8), (8, 16), (16, 21)]
+
+
+def test_packed_columns_come_back_bit_for_bit_each_by_itself_in_memory() -> None:
+    random = np.random.default_rng(0)
+    columns = {
+        name: np.frombuffer(random.bytes(ROWS * int(np.prod(shape, dtype=int)) * np.dtype(dtype).itemsize), dtype)
+        for name, (dtype, shape) in COLUMNS.items()
+    }
+    columns = {name: values.reshape(ROWS, *COLUMNS[name][1]) for name, values in columns.items()}
+    packed = pack_columns(columns)
+    assert packed.shape == (ROWS, PACKED_ROW.itemsize) == (ROWS, 81)
+    found = unpack_columns(packed)
+    assert list(found) == list(COLUMNS)
+    for name, values in columns.items():
+        assert found[name].dtype == values.dtype
+        assert found[name].flags.c_contiguous
+        assert found[name].tobytes() == values.tobytes()

@@ -140,8 +140,8 @@ def test_a_store_in_an_object_store_can_be_sent_to_workers_and_names_its_damage(
     assert str(store.path) == stored
     copied = bucket / "sets" / "damaged.zarr"
     bucket.fs.copy(UPath(stored).path, copied.path, recursive=True)
-    (copied / "defocus_u_angstrom" / "c" / "1").unlink()
-    with pytest.raises(StoreError, match=r"s3://.*defocus_u.*shard 1.*is missing"):
+    (copied / "particles" / "c" / "0" / "0").unlink()
+    with pytest.raises(StoreError, match=r"s3://.*array 'particles', shard 0.*is missing"):
         ParticleStore.open(str(copied)).particles()
 
 

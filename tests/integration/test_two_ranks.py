@@ -10,7 +10,7 @@ from support.tiny_runs import Listener, Stop, final_state, prepare_from_mask, ti
 
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import BatchSource, ParticleBatch, local_batches
-from cryoformer_dist.data.order import ConsumedRows
+from cryoformer_dist.data.order import Consumed
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import TrainingError
 from cryoformer_dist.physics.grids import radius_grid
@@ -156,7 +156,7 @@ def test_a_run_of_two_ranks_goes_on_alone_with_what_was_left(tiny_store: Path, t
     train(config, run)
     found = latest_checkpoint(run)
     assert found is not None
-    assert found.position.consumed == (ConsumedRows(2, 32), ConsumedRows(1, 64))
+    assert found.position.consumed == Consumed(2)
     assert found.position.step == 8
     assert final_state(run)["latent.visits"].tolist() == pytest.approx([2] * 64)
     records = read_training_log(run)

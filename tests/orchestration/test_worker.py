@@ -1,5 +1,6 @@
 import json
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,16 @@ from cryoformer_dist.data.batch import local_batches
 from cryoformer_dist.data.dataset import ray_batches
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import StoreError, TrainingError
+from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.orchestration import worker
-from cryoformer_dist.orchestration.worker import RayReporter, WorkerArguments, choose_loader, run_worker, train_alone
+from cryoformer_dist.orchestration.worker import (
+    RayReporter,
+    WorkerArguments,
+    choose_home,
+    choose_loader,
+    run_worker,
+    train_alone,
+)
 from cryoformer_dist.runs import directory
 from cryoformer_dist.runs.directory import load_run
 from cryoformer_dist.runs.layout import RAY_POINTER
@@ -59,10 +68,32 @@ def test_resident_images_train_to_the_same_losses(tiny_store: Path, tmp_path: Pa
 
 def test_the_loader_is_the_configuration_s_and_needs_ray_only_where_there_is_ray() -> None:
     def choose(name: str, with_ray: bool) -> object:
-        return choose_loader(tiny_config(Path("s.zarr"), {"dataset.loader": name}), torch.device("cpu"), with_ray)
+        config = tiny_config(Path("s.zarr"), {"dataset.loader": name})
+        loader = choose_loader(config, torch.device("cpu"), lambda: None, with_ray)
+        assert isinstance(loader, partial)
+        assert loader.keywords == {"device": torch.device("cpu")}
+        return loader.func
 
     assert choose("ray", with_ray=True) is ray_batches
     assert choose("ray", with_ray=False) is choose("local", with_ray=True) is local_batches
+
+
+@pytest.mark.parametrize(
+    ("gpu_free", "main_free", "home"),
+    [(200, 0, "cuda"), (199, 101, "cpu"), (199, 99, None)],
+)
+def test_images_stay_on_the_device_else_in_main_memory_else_nowhere(
+    monkeypatch: pytest.MonkeyPatch, gpu_free: int, main_free: int, home: str | None
+) -> None:
+    def free(on_gpu: bool, workers_per_device: int = 1) -> WorkerMemory:
+        return WorkerMemory(gpu_free if on_gpu else main_free // workers_per_device, on_gpu=on_gpu)
+
+    monkeypatch.setattr(worker, "measure_worker_memory", free)
+    found = choose_home(100, torch.device("cuda"), ranks_here=1)
+    assert found == (None if home is None else torch.device(home))
+    # Two ranks share main memory.
+    assert choose_home(100, torch.device("cuda"), 2) == (torch.device("cuda") if home == "cuda" else None)
+    assert choose_home(100, torch.device("cpu"), 1) == torch.device("cpu")
 
 
 @pytest.fixture

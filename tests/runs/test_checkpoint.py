@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cryoformer_dist.data.order import ConsumedRows
+from cryoformer_dist.data.order import Consumed, ConsumedRows
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.runs.checkpoint import (
     LearnedState,
@@ -20,6 +20,8 @@ from cryoformer_dist.runs.checkpoint import (
 )
 from cryoformer_dist.storage.retry import Attempt, StorageRetry
 from cryoformer_dist.storage.working_folder import WorkingFolder
+
+CONSUMED = Consumed(4, (ConsumedRows(2, 8), ConsumedRows(1, 3)))
 
 
 def _learned(weight: float) -> LearnedState:
@@ -40,7 +42,7 @@ def _write(run: Path, step: int, keep: int = 10, **changes: object) -> Path:
         "retry": StorageRetry(run, 0),
     }
     run.mkdir(exist_ok=True)
-    position = Position(stage=1, stage_step=step - 1, step=step, consumed=(ConsumedRows(2, 8), ConsumedRows(1, 3)))
+    position = Position(stage=1, stage_step=step - 1, step=step, consumed=CONSUMED)
     return write_checkpoint(WorkingFolder.on_disk(run), position, **(arguments | changes))  # type: ignore[arg-type]
 
 
@@ -49,7 +51,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     found = latest_checkpoint(tmp_path)
     assert found is not None
     assert found.folder == folder
-    assert found.position == Position(1, 6, 7, (ConsumedRows(2, 8), ConsumedRows(1, 3)))
+    assert found.position == Position(1, 6, 7, CONSUMED)
     assert found.read_weights()["w"].item() == 7
     assert found.read_tables() == {}
     assert (found.engine_folder / "state").read_text() == "7"
@@ -138,7 +140,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
         latest_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 2, "position": {"consumed": [3]}}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 3, "position": {"consumed": [3]}}'])
 def test_an_unreadable_manifest_is_named_with_the_way_out(tmp_path: Path, text: str) -> None:
     path = _write(tmp_path, 4) / "manifest.json"
     path.write_text(text)

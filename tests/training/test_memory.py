@@ -27,7 +27,7 @@ def _config(**training: Any) -> RunConfig:
 
 
 def _peak(work: Workload, batch: int = 16, on_gpu: bool = False, config: RunConfig | None = None) -> int:
-    return plan_memory(config or _config(), work, batch, on_gpu).peak
+    return plan_memory(config or _config(), work, batch, WorkerMemory(10**15, on_gpu=on_gpu)).peak
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
@@ -96,3 +96,20 @@ def test_what_cannot_fit_is_refused_with_numbers_and_a_way_out(size: Any) -> Non
     for way_out in ("dataset.loader to local", "training.occupancy to data", "--box"):
         assert way_out in message
     assert "global_batch_size to" not in message
+
+
+@pytest.mark.parametrize(("workers", "share"), [(1, 50_000), (4, 12_500), (3, 16_667)])
+def test_resident_images_are_a_worker_s_share(workers: int, share: int) -> None:
+    config = _config().model_copy(update={"dataset": DatasetConfig(store="s", loader="resident")})
+    plan = plan_memory(config, WORK, 8, WorkerMemory(10**15, workers))
+    assert plan.kept["resident images"] == 2 * 128**2 * share
+
+
+def test_images_that_a_gpu_has_no_room_for_stay_in_main_memory() -> None:
+    config = _config().model_copy(update={"dataset": DatasetConfig(store="s", loader="resident")})
+    images = 2 * 128**2 * 50_000
+    kept = [
+        plan_memory(config, WORK, 8, WorkerMemory(size, on_gpu=True)).kept["resident images"]
+        for size in (2 * images, 2 * images - 1)
+    ]
+    assert kept == [images, 0]

@@ -2,10 +2,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import torch
 
 from cryoformer_dist.data.batch import ParticleBatch, local_batches
-from cryoformer_dist.data.order import ParticleOrder
+from cryoformer_dist.data.order import Consumed, ParticleOrder
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.training.particles import RankParticles
 
@@ -28,7 +27,6 @@ def _particles(store: ParticleStore, rank: int, world: int, alive: list[int], so
         batch_size=7,
         rank=rank,
         world=world,
-        device=torch.device("cpu"),
         alive=lambda: alive.append(rank),
     )
 
@@ -43,14 +41,29 @@ def test_all_ranks_together_read_every_particle_and_as_many_each(store: Particle
         signs.append((len(alive), len(batches)))
     assert len({len(rows) for rows in seen}) == 1
     assert all(given == made for given, made in signs)
-    rows = [row for part in seen for row in part]
-    assert set(rows) == set(range(61))
-    # The last row makes them divide.
-    assert sorted(rows) == sorted([*range(61), *[60] * (len(rows) - 61)])
+    for rank, rows in enumerate(seen):
+        share = _particles(store, rank, world, []).share.tolist()
+        assert sorted(rows[: len(share)]) == share
+        # The first again makes them as many as another rank's.
+        assert rows[len(share) :] == rows[: len(rows) - len(share)]
+    assert sorted(row for rank in range(world) for row in _particles(store, rank, world, []).share) == list(range(61))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_all_ranks_together_read_a_sample_each_its_own_once(store: ParticleStore, world: int) -> None:
+    sample = np.arange(40)
+    everyone = [_particles(store, rank, world, []) for rank in range(world)]
+    read = [
+        [row for batch in particles.read_sample_amid_training(sample, (0, 1)) for row in batch.row.tolist()]
+        for particles in everyone
+    ]
+    assert sorted(row for rows in read for row in rows) == sample.tolist()
+    for particles, rows in zip(everyone, read, strict=True):
+        assert set(rows) <= set(particles.share)
 
 
 def test_amid_training_the_other_source_is_asked(store: ParticleStore) -> None:
-    order = _particles(store, 0, 1, []).order((0, 1), 1, ())
+    order = _particles(store, 0, 1, []).order((0, 1), 1, Consumed())
     assert list(_particles(store, 0, 1, [], "batches").read(order))
     assert list(_particles(store, 0, 1, [], "batches").read_once((0, 1)))
     assert list(_particles(store, 0, 1, [], "samples").read_once_amid_training((0, 1)))

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from support.tiny_runs import tiny_config
 
-from cryoformer_dist.data.order import ConsumedRows
+from cryoformer_dist.data.order import Consumed, ConsumedRows
 from cryoformer_dist.runs.checkpoint import Position
 from cryoformer_dist.training.stages import Moment, Stage, stages
 
@@ -42,8 +42,11 @@ def test_without_epochs_there_is_no_pretraining_and_nothing_else_is_missing(pose
 
 def _moment(step: int, per_step: int = 4, steps: int = 20, particles: int = 10) -> Moment:
     """After a step of a stage of one rank that began with step 100."""
-    before, after = (Position(1, done, 100 + done, (ConsumedRows(1, per_step * done),)) for done in (step - 1, step))
-    return Moment(RECONSTRUCTION, before, after, steps, particles)
+    before, after = (
+        Position(1, done, 100 + done, Consumed(taken // particles, (ConsumedRows(1, taken % particles),)))
+        for done, taken in ((step - 1, per_step * (step - 1)), (step, per_step * step))
+    )
+    return Moment(RECONSTRUCTION, before, after, steps)
 
 
 def test_an_epoch_ends_with_the_step_that_takes_its_last_particle() -> None:

@@ -23,7 +23,7 @@ from support.tiny_runs import (
 from cryoformer_dist.analysis.trained import load_trained
 from cryoformer_dist.config.schema import RunConfig, TrainingConfig
 from cryoformer_dist.data.batch import ParticleBatch, local_batches
-from cryoformer_dist.data.order import ParticleOrder
+from cryoformer_dist.data.order import Consumed, ParticleOrder
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError, ConfigError, TrainingError
 from cryoformer_dist.initialization.occupancy import sphere
@@ -364,7 +364,6 @@ def test_a_loss_that_is_not_finite_names_the_store_rows_and_touches_nothing(
         batch_size=12,
         rank=0,
         world=1,
-        device=CPU,
         alive=lambda: None,
     )
     trainer = Trainer(learner, engine, particles, Listener(), WorkingFolder.on_disk(tmp_path))
@@ -386,4 +385,4 @@ def test_a_checkpoint_of_another_table_layout_is_refused(tiny_store: Path, tmp_p
 
 
 def test_a_fresh_position_is_the_beginning() -> None:
-    assert Position() == Position(stage=0, stage_step=0, step=0, consumed=())
+    assert Position() == Position(stage=0, stage_step=0, step=0, consumed=Consumed())
