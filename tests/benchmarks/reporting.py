@@ -65,8 +65,8 @@ def train(run: Path, step_seconds: float, reporter: Reporter) -> float:
     learner = Learner.from_run(config, store, run, CPU)
     engine = SleepingEngine(learner.objectives, config.training, CPU)
     engine.step_seconds = step_seconds
-    batches = local_batches(store)
-    particles = RankParticles(rows, store.shard_size, batches, batches, size, rank, world, CPU, reporter.alive)
+    batches = local_batches(store, CPU)
+    particles = RankParticles(rows, store.shard_size, batches, batches, size, rank, world, reporter.alive)
     trainer = Trainer(learner, engine, particles, reporter, WorkingFolder.on_disk(run))
     start = time.perf_counter()
     trainer.train()
