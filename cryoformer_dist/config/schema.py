@@ -173,8 +173,8 @@ class DatasetConfig(Section):
     half: Literal["both", 1, 2] = Field("both", description="train on both half-sets or on one")
     loader: Literal["ray", "local", "resident"] = Field(
         "ray",
-        description="who reads the store: Ray Data, a thread of the worker, or nobody: all images stay on the worker's "
-        "device",
+        description="who reads the store: Ray Data, a thread of the worker, or nobody: the images of a worker's share "
+        "stay on its device, or in main memory where a GPU has no room",
     )
 
 
