@@ -1,0 +1,346 @@
+"""The whole run, phase by phase, of three workloads: what it would take, and how much of it one process does alone.
+
+    python tests/benchmarks/whole_run.py [--output FILE]
+
+What a CPU does is measured in this run, on one thread, with small random sets (`phase_costs.py`), and multiplied out.
+What GPUs, networks and disks do is counted; all that is assumed stands in the tables below.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from phase_costs import BoxCosts, GeneralCosts, measure_box, measure_general
+from speed_report import Table, circumstances
+
+from cryoformer_dist.analysis.flexibility import STATES
+
+RunsOn = Literal["driver", "leader", "ranks", "tasks"]
+"""One process; one core of the leader while the others wait or do the same; all ranks, shared out; Ray's tasks on all
+cores, shared out."""
+ALONE = ("driver", "leader")
+
+# Counted: training steps a second and GPU, in images (a roofline of kernels, encoders, transforms and optimiser at
+# 5 to 8 % of the box; no GPU has been timed).
+TRAINING_IMAGES_PER_SECOND = {128: 12_000, 256: 2_300}
+# Assumed, if passes ran on GPUs: seconds an image. The search is the project's aim, not an estimate; the rest is the
+# traffic of atomic additions and gathers at a quarter of the memory's bandwidth, rounded up.
+GPU_SEARCHED = 1e-3
+GPU_INSERTED = {128: 2e-5, 256: 8e-5}
+GPU_LINEAR = 2e-5
+GPU_SOLVED = {128: 0.1, 256: 0.5}
+# Counted, on GPUs today: comparing an image with 25 slices; maps of 256 conformations.
+GPU_COMPARED = {128: 3e-5, 256: 6e-5}
+GPU_CONFORMATIONS = {128: 0.2, 256: 0.8}
+# Assumed.
+STACK_IMAGES = 100
+STORAGE_BYTES_PER_SECOND = 3e9
+NETWORK_BYTES_PER_SECOND = 5e9
+START_SECONDS = 45.0
+BATCH_PER_RANK = 64
+EPOCHS, REFRESHES, REFRESHED_IMAGES = 20, 9, 10_000
+STEPS_PER_CHECKPOINT, CHECKPOINT_BYTES_A_PARTICLE = 250, 204
+LINEAR_SAMPLE, LINEAR_ROUNDS = 10_000, 6
+CHUNK_ROWS = 64
+# Of a report without a truth: clusters and walks along two axes; pictures of all of them and of flexible regions.
+MAPS, EVALUATED_MAPS, PICTURES, FILES = 10 + 2 * 9, 10, 36, 28 + 16 + 3
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Particles and machines.
+
+    Attributes
+    ----------
+    cores
+        Of all machines, for tasks that convert: assumed.
+    """
+
+    label: str
+    particles: int
+    box: int
+    ranks: int
+    cores: int
+    pose_table: bool = False
+
+    @property
+    def name(self) -> str:
+        """As the issue calls it."""
+        return self.label + (", pose table" if self.pose_table else "")
+
+    @property
+    def image_bytes(self) -> int:
+        """Of all images in the store."""
+        return 2 * self.box**2 * self.particles
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How passes over the particles are made.
+
+    Attributes
+    ----------
+    passes_on_gpus
+        Or on a rank's CPU.
+    whole_chunks
+        A rank reads chunks that are its own, or every so many-th row of all chunks.
+    last_consensus_by_ranks
+        Or by the driver.
+    """
+
+    passes_on_gpus: bool = False
+    whole_chunks: bool = False
+    last_consensus_by_ranks: bool = False
+
+
+AS_IS = Ways()
+VARIANTS = {
+    "passes on GPUs": Ways(passes_on_gpus=True),
+    "and from chunks of a rank's own": Ways(passes_on_gpus=True, whole_chunks=True),
+    "and the last consensus by ranks": Ways(passes_on_gpus=True, whole_chunks=True, last_consensus_by_ranks=True),
+}
+"""Each with the changes before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One phase of a run.
+
+    Attributes
+    ----------
+    source
+        ``measured`` on this machine, or ``counted``.
+    """
+
+    name: str
+    runs_on: RunsOn
+    seconds: float
+    source: Literal["measured", "counted"]
+    formula: str
+
+
+def workloads() -> list[Workload]:
+    """Those of the issue, each with given poses and with a table of poses."""
+    plain = (
+        ("100k x 128, 1 GPU", 100_000, 128, 1, 16),
+        ("330k x 256, 8 GPUs", 330_000, 256, 8, 64),
+        ("1M x 256, 32 GPUs", 1_000_000, 256, 32, 256),
+    )
+    return [Workload(*each, pose_table) for each in plain for pose_table in (False, True)]
+
+
+class WholeRun:
+    """Phases of a run of a workload, from what its parts cost."""
+
+    def __init__(self, work: Workload, general: GeneralCosts, costs: BoxCosts, ways: Ways = AS_IS) -> None:
+        self._work, self._general, self._costs, self._ways = work, general, costs, ways
+        self._share = work.particles / work.ranks
+        amplified = max(stride for stride in costs.read if stride <= work.ranks)
+        # Beyond the largest measured stride more of every chunk is thrown away, up to its whole.
+        beyond = min(work.ranks, CHUNK_ROWS) / amplified
+        self._read = costs.read[1] if ways.whole_chunks else costs.read[amplified] * beyond
+
+    def phases(self) -> list[Phase]:
+        """All of them, in order."""
+        parts = [self._store(), self._first_estimates(), self._training(), self._results()]
+        return [phase for part in parts for phase in part]
+
+    def _store(self) -> Iterator[Phase]:
+        work, general, costs = self._work, self._general, self._costs
+        count = work.particles
+        source = count * general.star_row + 2 * count / STACK_IMAGES * general.stack
+        yield _alone("read source", source, "N star rows + 2 N / 100 stack headers")
+        contrast = general.contrast + 3_000 * costs.converted
+        yield _alone("contrast and scale", contrast, "back-projections at 48 px + 3,000 images converted")
+        yield Phase("convert", "tasks", count * costs.converted / work.cores, "measured", "N images / cores")
+        moved = work.image_bytes * 3 / STORAGE_BYTES_PER_SECOND
+        yield Phase("convert: storage", "driver", moved, "counted", "float32 in, float16 out / storage")
+        columns = count * (general.row_written + 3 * general.row_opened)
+        yield _alone("columns of the store", columns, "N rows written once, opened by driver, rank, driver")
+        yield Phase("start", "driver", START_SECONDS, "counted", "Ray, imports, compilation: assumed")
+
+    def _first_estimates(self) -> Iterator[Phase]:
+        work, general, costs = self._work, self._general, self._costs
+        if work.pose_table:
+            rate = general.searched + general.conformed
+            yield self._pass("pose search", rate, GPU_SEARCHED, "N / ranks x all rounds")
+            looked = self._share * 3 * (self._read + costs.search_read)
+            yield Phase("pose search: reading", "ranks", looked, "measured", "three times N / ranks images")
+            leader = general.search_leader + general.conformation_leader
+            yield _alone("pose search: maps", leader, "the leader's maps of all rounds", "leader")
+        times = 3 if work.pose_table else 1
+        yield from self._consensus(times)
+        yield from self._linear_model(times, refits=times - 1)
+
+    def _consensus(self, times: int) -> Iterator[Phase]:
+        work, costs = self._work, self._costs
+        how = f"{times} x "
+        yield self._pass("consensus", times * costs.inserted, times * GPU_INSERTED[work.box], how + "N / ranks images")
+        read = times * self._share * self._read
+        yield Phase("consensus: reading", "ranks", read, "measured", how + "N / ranks images")
+        if self._ways.passes_on_gpus:
+            yield Phase("consensus: maps", "leader", 3 * times * GPU_SOLVED[work.box], "counted", how + "3 solves")
+        else:
+            formula = how + "3 solves, the same on every rank"
+            yield _alone("consensus: maps", 3 * times * costs.solved, formula, "leader")
+        sums = 2 * 3 * (2 * work.box) ** 3 * 4 / NETWORK_BYTES_PER_SECOND if work.ranks > 1 else 0.0
+        yield Phase("consensus: reduction", "leader", times * sums, "counted", how + "sums of both halves / network")
+        files = times * costs.occupancy + costs.maps_written
+        yield _alone("occupancy, maps", files, how + "occupancy + FSC and files", "leader")
+
+    def _linear_model(self, times: int, refits: int) -> Iterator[Phase]:
+        general, costs, work = self._general, self._costs, self._work
+        sample = min(work.particles, LINEAR_SAMPLE) / work.ranks
+        on_sample = times * ((LINEAR_ROUNDS + 1) * general.linear_maps + LINEAR_ROUNDS * general.linear_latents)
+        on_sample += refits * general.linear_maps
+        fits = sample * on_sample + times * self._share * general.linear_latents
+        gpu = (sample * times * (2 * LINEAR_ROUNDS + 2) + times * self._share) * GPU_LINEAR
+        gpus = self._ways.passes_on_gpus
+        formula = f"{times} x (13 fits of a sample + coordinates of N) / ranks"
+        yield Phase("linear model", "ranks", gpu if gpus else fits, "counted" if gpus else "measured", formula)
+        images = times * self._share + (times + refits) * sample
+        reading = images * (self._read + costs.linear_read)
+        yield Phase("linear model: reading", "ranks", reading, "measured", f"{times} x (sample + N) / ranks images")
+
+    def _pass(self, name: str, rate: float, gpu: float, formula: str) -> Phase:
+        gpus = self._ways.passes_on_gpus
+        return Phase(name, "ranks", self._share * (gpu if gpus else rate), "counted" if gpus else "measured", formula)
+
+    def _training(self) -> Iterator[Phase]:
+        work, general, costs = self._work, self._general, self._costs
+        fill = self._share * costs.read[1]
+        yield Phase("fill memory", "ranks", fill, "measured", "N / ranks images, whole chunks")
+        stored = work.image_bytes / STORAGE_BYTES_PER_SECOND
+        yield Phase("fill memory: storage", "driver", stored, "counted", "float16 / storage; later passes: page cache")
+        steps = EPOCHS * self._share / TRAINING_IMAGES_PER_SECOND[work.box]
+        yield Phase("training", "ranks", steps, "counted", f"{EPOCHS} N / ranks / rate")
+        waited = max(0.0, EPOCHS * self._share * costs.batched - steps)
+        yield Phase("training: data", "ranks", waited, "measured", "what batches of a CPU's memory take beyond a step")
+        compared = EPOCHS * self._share * GPU_COMPARED[work.box]
+        yield Phase("latent searches", "ranks", compared, "counted", f"{EPOCHS} N / ranks images")
+        means = EPOCHS * general.representatives
+        yield _alone("latent searches: k-means", means, f"{EPOCHS} x, the same on every rank's CPU", "leader")
+        maps = EPOCHS * GPU_CONFORMATIONS[work.box]
+        yield Phase("latent searches: maps", "leader", maps, "counted", f"{EPOCHS} x 256 maps, on every GPU the same")
+        looked = REFRESHES * REFRESHED_IMAGES / work.ranks * (costs.read[1] + 1 / TRAINING_IMAGES_PER_SECOND[work.box])
+        yield Phase("occupancy refreshes", "ranks", looked, "measured", f"{REFRESHES} x 10,000 / ranks images")
+        masks = REFRESHES * costs.refreshed
+        yield _alone("occupancy refreshes: masks", masks, f"{REFRESHES} x, the same on every rank's CPU", "leader")
+        saved = EPOCHS * self._share / BATCH_PER_RANK / STEPS_PER_CHECKPOINT
+        saving = saved * CHECKPOINT_BYTES_A_PARTICLE * work.particles * general.byte_saved
+        yield _alone("checkpoints", saving, "every 250 steps of 64 images a rank, 204 B a particle", "leader")
+
+    def _results(self) -> Iterator[Phase]:
+        work, general, costs = self._work, self._general, self._costs
+        if work.pose_table:
+            yield self._last_consensus()
+        clusters = 2 * work.particles * general.clustered
+        yield _alone("results: k-means", clusters, "2 x N latents")
+        decoded = costs.learner + (MAPS + EVALUATED_MAPS) * costs.decoded + STATES * costs.attended
+        yield _alone("results: maps", decoded, f"network made, {MAPS + EVALUATED_MAPS} maps, {STATES} with attention")
+        yield _alone("results: files", FILES * costs.volume_written, f"{FILES} maps written")
+        yield _alone("results: pictures", PICTURES * costs.drawn, f"{PICTURES} pictures")
+
+    def _last_consensus(self) -> Phase:
+        work, costs, name = self._work, self._costs, "consensus at refined poses"
+        if self._ways.last_consensus_by_ranks:
+            rate = GPU_INSERTED[work.box] + self._read
+            return Phase(name, "ranks", self._share * rate, "counted", "N / ranks images")
+        again = work.particles * (costs.inserted + costs.read[1]) + 3 * costs.solved + costs.maps_written
+        return _alone(name, again, "N images + 3 solves + FSC")
+
+
+def _alone(name: str, seconds: float, formula: str, where: RunsOn = "driver") -> Phase:
+    return Phase(name, where, seconds, "measured", formula)
+
+
+def serial_share(phases: Iterable[Phase]) -> float:
+    """Share of the wall clock that one process, or one core of it, is responsible for."""
+    phases = list(phases)
+    total = sum(phase.seconds for phase in phases)
+    return sum(phase.seconds for phase in phases if phase.runs_on in ALONE) / total if total else 0.0
+
+
+def predict(
+    work: Workload, general: GeneralCosts, boxes: Mapping[int, BoxCosts], variants: Mapping[str, Ways] = VARIANTS
+) -> dict[str, Any]:
+    """A workload of the JSON: the code as it is, and what two changes would make of it."""
+
+    def sum_up(ways: Ways) -> dict[str, Any]:
+        phases = WholeRun(work, general, boxes[work.box], ways).phases()
+        return {
+            "predicted_minutes": sum(phase.seconds for phase in phases) / 60,
+            "serial_share": serial_share(phases),
+            "phases": [asdict(phase) for phase in phases],
+        }
+
+    return {"name": work.name, **sum_up(AS_IS), "variants": {name: sum_up(ways) for name, ways in variants.items()}}
+
+
+def cost_table(boxes: Mapping[int, BoxCosts]) -> Table:
+    """What depends on the box."""
+    table = Table("CPU milliseconds of one thread, by box")
+    found = {box: asdict(costs) for box, costs in boxes.items()}
+    for costs in found.values():
+        costs |= {f"read, every {stride}th": value for stride, value in costs.pop("read").items()}
+    for name in next(iter(found.values())):
+        table.rows.append({"part": name} | {f"{box} px": 1e3 * costs[name] for box, costs in found.items()})
+    return table
+
+
+def phase_table(predicted: list[dict[str, Any]]) -> Table:
+    """Phases of the code as it is, in seconds, of the workloads with a pose table (the other ones leave phases out)."""
+    table = Table("The whole run, seconds")
+    shown = [each for each in predicted if each["name"].endswith("pose table")]
+    for same in zip(*(each["phases"] for each in shown), strict=True):
+        row = {"phase": same[0]["name"], "on": same[0]["runs_on"], "": same[0]["source"]}
+        row |= {each["name"]: phase["seconds"] for each, phase in zip(shown, same, strict=True)}
+        table.rows.append(row | {"how": same[0]["formula"]})
+    return table
+
+
+def total_table(predicted: list[dict[str, Any]]) -> Table:
+    """Minutes and serial share of every workload, as it is and changed."""
+    table = Table("In all: minutes, and % that one process or one core is responsible for")
+    for each in predicted:
+        row = {"workload": each["name"]}
+        for name, found in {"as it is": each, **each["variants"]}.items():
+            row[name] = f"{found['predicted_minutes']:.1f} ({found['serial_share']:.0%})"
+        table.rows.append(row)
+    return table
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="JSON")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+
+    def tell(what: str) -> None:
+        print(what, flush=True)
+
+    general = measure_general(tell)
+    boxes = {box: measure_box(box, tell) for box in (64, 128, 256)}
+    predicted = [predict(work, general, boxes) for work in workloads()]
+    print(cost_table(boxes).markdown())
+    print(phase_table(predicted).markdown(), total_table(predicted).markdown(), sep="\n")
+    if given.output:
+        content = {
+            "circumstances": circumstances(torch.device("cpu"), 1, ()),
+            "costs": {"general": asdict(general), "boxes": {box: asdict(costs) for box, costs in boxes.items()}},
+            "workloads": predicted,
+        }
+        given.output.write_text(json.dumps(content, indent=1))
+
+
+if __name__ == "__main__":
+    main()
