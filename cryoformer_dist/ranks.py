@@ -36,9 +36,12 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def take_share(count: int) -> slice:
-    """Which of so many things are this rank's: every ``world``-th. Shares differ by one thing at the most."""
+    """Which of so many things are this rank's: a stretch of them. Shares differ by one thing at the most.
+
+    A stretch of particles lies in few shards of the store, so each rank reads its part of the files.
+    """
     rank, world = rank_and_world()
-    return slice(rank, count, world)
+    return slice(rank * count // world, (rank + 1) * count // world)
 
 
 def gather_shares(values: Tensor, count: int) -> Tensor:
@@ -50,7 +53,8 @@ def gather_shares(values: Tensor, count: int) -> Tensor:
     padded = torch.cat([values, values.new_zeros(longest - len(values), *values.shape[1:])]).contiguous()
     shares = [torch.empty_like(padded) for _ in range(world)]
     torch.distributed.all_gather(shares, padded)
-    return torch.stack(shares, dim=1).flatten(0, 1)[:count]
+    lengths = [(rank + 1) * count // world - rank * count // world for rank in range(world)]
+    return torch.cat([share[:length] for share, length in zip(shares, lengths, strict=True)])
 
 
 def add_over_ranks(values: Tensor) -> None:
