@@ -158,9 +158,13 @@ class WholeRun:
         count = work.particles
         source = count * general.star_row + 2 * count / STACK_IMAGES * general.stack
         yield _alone("read source", source, "N star rows + 2 N / 100 stack headers")
-        contrast = general.contrast + 3_000 * costs.converted
+        # Store rows are in random order: hardly two images of a shard are of one stack.
+        converted = costs.converted + general.stack
+        contrast = general.contrast + 3_000 * converted
         yield _alone("contrast and scale", contrast, "back-projections at 48 px + 3,000 images converted")
-        yield Phase("convert", "tasks", count * costs.converted / work.cores, "measured", "N images / cores")
+        yield Phase(
+            "convert", "tasks", count * converted / work.cores, "measured", "N images, a stack opened for each / cores"
+        )
         moved = work.image_bytes * 3 / STORAGE_BYTES_PER_SECOND
         yield Phase("convert: storage", "driver", moved, "counted", "float32 in, float16 out / storage")
         columns = count * (general.row_written + 3 * general.row_opened)
