@@ -12,6 +12,7 @@ from torch import Tensor
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import ImageBlock, ParticleBatch, make_batch
 from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.data.thinning import stride_for
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.initialization.consensus import back_project
 from cryoformer_dist.model.decoder import DeformationDecoder, FoldedQueries
@@ -30,6 +31,7 @@ from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.stages import stages
 
 _BLOCK = 256
+_WEIGHED_PARTICLES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +190,10 @@ def with_weight_at_refined_poses(run: Path, trained: TrainedRun) -> TrainedRun:
     store = ParticleStore.open(trained.manifest.store)
     pose = Pose(torch.from_numpy(trained.rotation), torch.from_numpy(trained.shift_angstrom))
     rows = selected_rows(trained.config, store)
-    consensus = back_project(store.with_pose(rows, pose), rows)
-    weight = consensus.shell_weight(load_mask(run), store.pixel_size_angstrom)
+    # One process makes it: a sample says as much of the weights in a bounded time.
+    sample = rows[:: stride_for(len(rows), _WEIGHED_PARTICLES)]
+    consensus = back_project(store.with_pose(rows, pose), sample)
+    weight = consensus.shell_weight(load_mask(run), store.pixel_size_angstrom, len(sample) / len(rows))
     write_shell_weight(run, weight)
     return replace(trained, shell_weight=weight.numpy())
 

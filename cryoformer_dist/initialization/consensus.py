@@ -36,16 +36,26 @@ class Consensus:
     voxels: Float[Tensor, "box box box"]
     halves: tuple[Float[Tensor, "box box box"], Float[Tensor, "box box box"]]
 
-    def shell_weight(self, mask: Bool[Tensor, "box box box"], voxel_size_angstrom: float) -> Float[Tensor, " shells"]:
+    def shell_weight(
+        self, mask: Bool[Tensor, "box box box"], voxel_size_angstrom: float, share: float = 1.0
+    ) -> Float[Tensor, " shells"]:
         """Signal's share of a map's power on shells ``0 .. box // 2 - 1``.
 
         The Wiener filter that half maps ask for: ``2 FSC / (1 + FSC)`` of all the data.
+
+        Parameters
+        ----------
+        mask, voxel_size_angstrom
+            Where the half maps are compared, and their scale.
+        share
+            Of the particles that a map is made from, those that this consensus was: the signal-to-noise ratio of a
+            shell scales with their number.
         """
         first, second = self.halves
         fsc = fourier_shell_correlation(first, second, voxel_size_angstrom, mask.float()).correlation
         # No shell is silenced: a map is to be judged there too. Equal half maps leave no noise to compare with.
         fsc = fsc.clamp(_LEAST_CORRELATION, 1 - 1e-6)
-        signal_to_noise = 2 * fsc / (1 - fsc)
+        signal_to_noise = 2 * fsc / (1 - fsc) / share
         weight = signal_to_noise / (1 + signal_to_noise)
         # The mean is not compared with data.
         weight[0] = 1

@@ -55,6 +55,13 @@ def test_shells_count_for_what_of_them_is_signal(noise: float) -> None:
     assert errors[1] < min(errors[0], errors[2])
 
 
+def test_a_sample_speaks_for_all_particles() -> None:
+    """Of a quarter of the particles the noise is four times that of all of them."""
+    of_all = _halves(0.5).shell_weight(sphere(32), 7.0)
+    of_a_quarter = _halves(2.0).shell_weight(sphere(32), 7.0, share=0.25)
+    torch.testing.assert_close(of_a_quarter[6:].mean(), of_all[6:].mean(), rtol=0.03, atol=0)
+
+
 def test_halves_without_noise_count_whole_and_without_signal_not_at_all() -> None:
     same = Consensus(_white(0), (_white(0), _white(0)))
     torch.testing.assert_close(same.shell_weight(sphere(32), 7.0), torch.ones(16), rtol=1e-5, atol=0)
