@@ -16,16 +16,27 @@ def rank_and_world() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
+def _meeting_device(values: Tensor) -> torch.device:
+    """Where ranks exchange values: NCCL takes those on a GPU alone, gloo takes them where they are."""
+    if torch.distributed.get_backend() == "nccl" and values.device.type == "cpu":
+        return torch.device("cuda", torch.cuda.current_device())
+    return values.device
+
+
+def _gather(values: Tensor) -> list[Tensor]:
+    """Values of all ranks, all of one shape, where this rank's are."""
+    sent = values.to(_meeting_device(values)).contiguous()
+    gathered = [torch.empty_like(sent) for _ in range(rank_and_world()[1])]
+    torch.distributed.all_gather(gathered, sent)
+    return [each.to(values.device) for each in gathered]
+
+
 def gather_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and values of all ranks, in rank order; each rank brings equally many."""
     world = rank_and_world()[1]
     if world == 1:
         return rows, values
-    all_rows = [torch.empty_like(rows) for _ in range(world)]
-    all_values = [torch.empty_like(values) for _ in range(world)]
-    torch.distributed.all_gather(all_rows, rows.contiguous())
-    torch.distributed.all_gather(all_values, values.contiguous())
-    return torch.cat(all_rows), torch.cat(all_values)
+    return torch.cat(_gather(rows)), torch.cat(_gather(values))
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -50,9 +61,7 @@ def gather_shares(values: Tensor, count: int) -> Tensor:
     if world == 1:
         return values
     longest = -(-count // world)
-    padded = torch.cat([values, values.new_zeros(longest - len(values), *values.shape[1:])]).contiguous()
-    shares = [torch.empty_like(padded) for _ in range(world)]
-    torch.distributed.all_gather(shares, padded)
+    shares = _gather(torch.cat([values, values.new_zeros(longest - len(values), *values.shape[1:])]))
     lengths = [(rank + 1) * count // world - rank * count // world for rank in range(world)]
     return torch.cat([share[:length] for share, length in zip(shares, lengths, strict=True)])
 
@@ -60,7 +69,10 @@ def gather_shares(values: Tensor, count: int) -> Tensor:
 def add_over_ranks(values: Tensor) -> None:
     """Element-wise sum over ranks, in place: what is large is not held twice."""
     if rank_and_world()[1] > 1:
-        torch.distributed.all_reduce(values)
+        summed = values.to(_meeting_device(values))
+        torch.distributed.all_reduce(summed)
+        if summed is not values:
+            values.copy_(summed)
 
 
 class _DifferentiableSum(torch.autograd.Function):
@@ -114,7 +126,8 @@ def gather_objects(value: T) -> list[T]:
 
 def broadcast_from_leader(values: Tensor) -> Tensor:
     """The leader's values, on every rank."""
-    values = values.clone()
-    if rank_and_world()[1] > 1:
-        torch.distributed.broadcast(values, 0)
-    return values
+    if rank_and_world()[1] == 1:
+        return values.clone()
+    told = values.to(_meeting_device(values), copy=True).contiguous()
+    torch.distributed.broadcast(told, 0)
+    return told.to(values.device)

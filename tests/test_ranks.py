@@ -1,9 +1,15 @@
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.distributed
 from support.rank_processes import run_on_ranks
 
+from cryoformer_dist import ranks
 from cryoformer_dist.ranks import (
     SumUnderWay,
+    broadcast_from_leader,
+    gather_rows,
     gather_shares,
     mean_over_ranks,
     rank_and_world,
@@ -54,3 +60,35 @@ def test_a_sum_under_way_and_a_mean_are_the_same_on_all_ranks_and_the_mean_s_slo
     alone = _ask_one_another()
     assert torch.equal(alone["sum"], alone["mine"])
     assert torch.equal(alone["mean"], alone["mine"])
+
+
+@pytest.mark.parametrize(
+    "exchange",
+    [
+        sum_over_ranks,
+        broadcast_from_leader,
+        lambda values: gather_rows(values, values)[1],
+        lambda values: gather_shares(values, 3),
+    ],
+)
+def test_what_is_in_main_memory_reaches_nccl_on_a_gpu_and_comes_back(
+    monkeypatch: pytest.MonkeyPatch, exchange: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """NCCL refuses tensors that are not on a GPU; the device that stands for one here holds no values."""
+    there = torch.device("meta")
+    seen: list[torch.device] = []
+
+    def see(*arguments: object, **_: object) -> None:
+        tensors = [each for part in arguments for each in (part if isinstance(part, list) else [part])]
+        seen.extend(each.device for each in tensors if isinstance(each, torch.Tensor))
+
+    for name in ("all_reduce", "broadcast", "all_gather"):
+        monkeypatch.setattr(torch.distributed, name, see)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(ranks, "rank_and_world", lambda: (0, 2))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(ranks.torch, "device", lambda *_: there)
+    with pytest.raises(NotImplementedError, match="meta"):
+        exchange(torch.arange(2.0))
+    assert seen
+    assert set(seen) == {there}
