@@ -53,6 +53,7 @@ def make_first_estimates(
     store: ParticleStore,
     memory: WorkerMemory,
     progress: StagedProgress = silent,
+    device: torch.device | None = None,
 ) -> RunConfig:
     """Make what is not in the run directory yet; every rank calls it.
 
@@ -66,6 +67,8 @@ def make_first_estimates(
         Where the run is trained.
     progress
         Called with (stage, done, in all) on every rank.
+    device
+        Where images are back-projected; the CPU when ``None``. Poses and latents are found on the CPU as yet.
 
     Returns
     -------
@@ -78,7 +81,7 @@ def make_first_estimates(
         On all ranks, if the run does not fit the workers' memory, or the particles show no density: the directory
         then holds no run any more.
     """
-    return _FirstEstimates(working, config, store, memory, progress).make()
+    return _FirstEstimates(working, config, store, memory, progress, device).make()
 
 
 class _FirstEstimates:
@@ -91,9 +94,10 @@ class _FirstEstimates:
         store: ParticleStore,
         memory: WorkerMemory,
         progress: StagedProgress,
+        device: torch.device | None,
     ) -> None:
         self.working, self.config, self.store = working, config, store
-        self.memory, self.progress = memory, progress
+        self.memory, self.progress, self.device = memory, progress, device
         self.rows, self.leads = selected_rows(config, store), rank_and_world()[0] == 0
 
     def make(self) -> RunConfig:
@@ -135,7 +139,7 @@ class _FirstEstimates:
 
     def _learn_conformations(self, pose: Pose) -> LinearConformations:
         here = self.store.with_pose(self.rows, pose)
-        consensus = back_project(here, self.rows, partial(self.progress, "consensus map"))
+        consensus = back_project(here, self.rows, partial(self.progress, "consensus map"), self.device)
         mask = self._find_occupancy(consensus.voxels)
         latents = fit_linear_latents(
             here,
@@ -148,7 +152,7 @@ class _FirstEstimates:
         return LinearConformations(latents, fit_principal_maps(here, self.rows, mask, latents))
 
     def _make_consensus(self) -> None:
-        consensus = back_project(self.store, self.rows, partial(self.progress, "consensus map"))
+        consensus = back_project(self.store, self.rows, partial(self.progress, "consensus map"), self.device)
         mask = self._find_occupancy(consensus.voxels)
         if self.leads:
             write_maps(self.working.folder, consensus, mask, self.store.pixel_size_angstrom)

@@ -59,7 +59,8 @@ def train_rank(
         Where the network lives.
     """
     rank, world = rank_and_world()
-    config = make_first_estimates(working, config, store, memory, _tell_stages(working, reporter, rank == 0))
+    tell = _tell_stages(working, reporter, rank == 0)
+    config = make_first_estimates(working, config, store, memory, tell, device)
     fetch_latest(working)
     rows = selected_rows(config, store)
     batch_size = particles_per_rank(config.training, world, len(rows))
