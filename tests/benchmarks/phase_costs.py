@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,6 @@ CPU = torch.device("cpu")
 OCCUPANCY = 0.05
 LINEAR_BOX = 2 * round(FIELD_ANGSTROM / 14 / 2)
 DIMENSIONS = 8
-STRIDES = (1, 8, 32)
 _IMAGES, _SEARCHED = 512, (128, 512)
 _WHOLE_BATCHES = 64
 
@@ -104,7 +103,7 @@ class BoxCosts:
     converted
         An image from its stack to the store.
     read
-        By how many ranks read every so many-th image: an image of a rank's own.
+        An image of a whole shard.
     search_read, linear_read
         What `SearchedImages` and `CroppedImages` make of an image, beyond reading it.
     inserted
@@ -126,7 +125,7 @@ class BoxCosts:
     """
 
     converted: float
-    read: Mapping[int, float]
+    read: float
     search_read: float
     linear_read: float
     inserted: float
@@ -240,8 +239,8 @@ def measure_box(box: int, progress: Callable[[str], None]) -> BoxCosts:
         converted = _measure_conversion(folder, box)
         store = ParticleStore.open(write_store(folder / "store", _IMAGES, box))
         store.particles()
-        read = {stride: _measure_reading(store, stride) for stride in STRIDES}
-        made = _measure_images(store, read[1])
+        read = _measure_reading(store)
+        made = _measure_images(store, read)
         progress(f"{box} px: maps")
         maps = _measure_maps(folder, store)
         batched = _measure_batches(store)
@@ -257,8 +256,8 @@ def _measure_conversion(folder: Path, box: int) -> float:
     return seconds(lambda: convert_shard(plan, 0)) / count
 
 
-def _measure_reading(store: ParticleStore, ranks: int) -> float:
-    rows = np.arange(0, len(store), ranks)
+def _measure_reading(store: ParticleStore) -> float:
+    rows = np.arange(len(store))
     return seconds(lambda: store.read_images(rows)) / len(rows)
 
 

@@ -9,13 +9,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from phase_costs import STRIDES, BoxCosts, GeneralCosts
+from phase_costs import BoxCosts, GeneralCosts
 from whole_run import ALONE, AS_IS, VARIANTS, Ways, WholeRun, Workload, predict, serial_share, workloads
 
 GENERAL = GeneralCosts(**dict.fromkeys(GeneralCosts.__slots__, 0.01))
-COSTS = BoxCosts(**dict.fromkeys(BoxCosts.__slots__, 0.02) | {"read": dict.fromkeys(STRIDES, 0.02)})
+COSTS = BoxCosts(**dict.fromkeys(BoxCosts.__slots__, 0.02))
 BOXES = {128: COSTS, 256: COSTS}
-# With more ranks than rows in a chunk, reading does not get dearer any more.
 WORK = Workload("some", 100_000, 128, 64, 16, pose_table=True)
 
 
@@ -33,15 +32,6 @@ def test_what_ranks_do_halves_with_twice_the_ranks(ways: Ways) -> None:
         elif phase.name != "checkpoints":
             # There are half as many steps between them, too.
             assert twice[phase.name] == pytest.approx(phase.seconds), phase.name
-
-
-def test_reading_rows_of_all_chunks_does_not_get_faster_with_ranks() -> None:
-    apart = replace(COSTS, read={1: 0.02, 8: 0.16, 32: 0.64})
-    one, many = (
-        {phase.name: phase.seconds for phase in WholeRun(replace(WORK, ranks=ranks), GENERAL, apart).phases()}
-        for ranks in (1, 32)
-    )
-    assert many["consensus: reading"] == pytest.approx(one["consensus: reading"])
 
 
 @pytest.mark.parametrize("work", workloads(), ids=lambda work: work.name)

@@ -22,6 +22,7 @@ from phase_costs import BoxCosts, GeneralCosts, measure_box, measure_general
 from speed_report import Table, circumstances
 
 from cryoformer_dist.analysis.flexibility import STATES
+from cryoformer_dist.data.thinning import stride_for
 
 RunsOn = Literal["driver", "leader", "ranks", "tasks"]
 """One process; one core of the leader while the others wait or do the same; all ranks, shared out; Ray's tasks on all
@@ -48,7 +49,7 @@ START_SECONDS = 45.0
 BATCH_PER_RANK = 64
 EPOCHS, REFRESHES, REFRESHED_IMAGES = 20, 9, 10_000
 STEPS_PER_CHECKPOINT, CHECKPOINT_BYTES_A_PARTICLE = 250, 204
-LINEAR_SAMPLE, LINEAR_ROUNDS = 10_000, 6
+SAMPLE, LINEAR_ROUNDS = 10_000, 6
 CHUNK_ROWS = 64
 # Of a report without a truth: clusters and walks along two axes; pictures of all of them and of flexible regions.
 MAPS, EVALUATED_MAPS, PICTURES, FILES = 10 + 2 * 9, 10, 36, 28 + 16 + 3
@@ -90,24 +91,14 @@ class Ways:
     ----------
     passes_on_gpus
         Or on a rank's CPU.
-    whole_chunks
-        A rank reads chunks that are its own, or every so many-th row of all chunks.
-    last_consensus_by_ranks
-        Or by the driver.
     """
 
     passes_on_gpus: bool = False
-    whole_chunks: bool = False
-    last_consensus_by_ranks: bool = False
 
 
 AS_IS = Ways()
-VARIANTS = {
-    "passes on GPUs": Ways(passes_on_gpus=True),
-    "and from chunks of a rank's own": Ways(passes_on_gpus=True, whole_chunks=True),
-    "and the last consensus by ranks": Ways(passes_on_gpus=True, whole_chunks=True, last_consensus_by_ranks=True),
-}
-"""Each with the changes before it."""
+VARIANTS = {"passes on GPUs": Ways(passes_on_gpus=True)}
+"""Changes that are not made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +134,6 @@ class WholeRun:
     def __init__(self, work: Workload, general: GeneralCosts, costs: BoxCosts, ways: Ways = AS_IS) -> None:
         self._work, self._general, self._costs, self._ways = work, general, costs, ways
         self._share = work.particles / work.ranks
-        amplified = max(stride for stride in costs.read if stride <= work.ranks)
-        # Beyond the largest measured stride more of every chunk is thrown away, up to its whole.
-        beyond = min(work.ranks, CHUNK_ROWS) / amplified
-        self._read = costs.read[1] if ways.whole_chunks else costs.read[amplified] * beyond
 
     def phases(self) -> list[Phase]:
         """All of them, in order."""
@@ -176,7 +163,7 @@ class WholeRun:
         if work.pose_table:
             rate = general.searched + general.conformed
             yield self._pass("pose search", rate, GPU_SEARCHED, "N / ranks x all rounds")
-            looked = self._share * 3 * (self._read + costs.search_read)
+            looked = self._share * 3 * (self._costs.read + costs.search_read)
             yield Phase("pose search: reading", "ranks", looked, "measured", "three times N / ranks images")
             leader = general.search_leader + general.conformation_leader
             yield _alone("pose search: maps", leader, "the leader's maps of all rounds", "leader")
@@ -188,7 +175,7 @@ class WholeRun:
         work, costs = self._work, self._costs
         how = f"{times} x "
         yield self._pass("consensus", times * costs.inserted, times * GPU_INSERTED[work.box], how + "N / ranks images")
-        read = times * self._share * self._read
+        read = times * self._share * self._costs.read
         yield Phase("consensus: reading", "ranks", read, "measured", how + "N / ranks images")
         if self._ways.passes_on_gpus:
             yield Phase("consensus: maps", "leader", 3 * times * GPU_SOLVED[work.box], "counted", how + "3 solves")
@@ -202,7 +189,7 @@ class WholeRun:
 
     def _linear_model(self, times: int, refits: int) -> Iterator[Phase]:
         general, costs, work = self._general, self._costs, self._work
-        sample = min(work.particles, LINEAR_SAMPLE) / work.ranks
+        sample = _sampled(work.particles) / work.ranks
         on_sample = times * ((LINEAR_ROUNDS + 1) * general.linear_maps + LINEAR_ROUNDS * general.linear_latents)
         on_sample += refits * general.linear_maps
         fits = sample * on_sample + times * self._share * general.linear_latents
@@ -210,9 +197,12 @@ class WholeRun:
         gpus = self._ways.passes_on_gpus
         formula = f"{times} x (13 fits of a sample + coordinates of N) / ranks"
         yield Phase("linear model", "ranks", gpu if gpus else fits, "counted" if gpus else "measured", formula)
-        images = times * self._share + (times + refits) * sample
-        reading = images * (self._read + costs.linear_read)
-        yield Phase("linear model: reading", "ranks", reading, "measured", f"{times} x (sample + N) / ranks images")
+        # A sample of single rows costs their whole chunks.
+        looked = min(self._share, CHUNK_ROWS * sample)
+        reading = (times * self._share + (times + refits) * looked) * costs.read
+        reading += (times * self._share + (times + refits) * sample) * costs.linear_read
+        formula = f"{times} x N / ranks images, {times + refits} x those in whose chunks the sample lies"
+        yield Phase("linear model: reading", "ranks", reading, "measured", formula)
 
     def _pass(self, name: str, rate: float, gpu: float, formula: str) -> Phase:
         gpus = self._ways.passes_on_gpus
@@ -220,7 +210,7 @@ class WholeRun:
 
     def _training(self) -> Iterator[Phase]:
         work, general, costs = self._work, self._general, self._costs
-        fill = self._share * costs.read[1]
+        fill = self._share * costs.read
         yield Phase("fill memory", "ranks", fill, "measured", "N / ranks images, whole chunks")
         stored = work.image_bytes / STORAGE_BYTES_PER_SECOND
         yield Phase("fill memory: storage", "driver", stored, "counted", "float16 / storage; later passes: page cache")
@@ -234,7 +224,7 @@ class WholeRun:
         yield _alone("latent searches: k-means", means, f"{EPOCHS} x, the same on every rank's CPU", "leader")
         maps = EPOCHS * GPU_CONFORMATIONS[work.box]
         yield Phase("latent searches: maps", "leader", maps, "counted", f"{EPOCHS} x 256 maps, on every GPU the same")
-        looked = REFRESHES * REFRESHED_IMAGES / work.ranks * (costs.read[1] + 1 / TRAINING_IMAGES_PER_SECOND[work.box])
+        looked = REFRESHES * REFRESHED_IMAGES / work.ranks * (costs.read + 1 / TRAINING_IMAGES_PER_SECOND[work.box])
         yield Phase("occupancy refreshes", "ranks", looked, "measured", f"{REFRESHES} x 10,000 / ranks images")
         masks = REFRESHES * costs.refreshed
         yield _alone("occupancy refreshes: masks", masks, f"{REFRESHES} x, the same on every rank's CPU", "leader")
@@ -255,11 +245,16 @@ class WholeRun:
 
     def _last_consensus(self) -> Phase:
         work, costs, name = self._work, self._costs, "consensus at refined poses"
-        if self._ways.last_consensus_by_ranks:
-            rate = GPU_INSERTED[work.box] + self._read
-            return Phase(name, "ranks", self._share * rate, "counted", "N / ranks images")
-        again = work.particles * (costs.inserted + costs.read[1]) + 3 * costs.solved + costs.maps_written
-        return _alone(name, again, "N images + 3 solves + FSC")
+        sample = _sampled(work.particles)
+        # A sample of single rows costs their whole chunks.
+        read = min(work.particles, CHUNK_ROWS * sample) * costs.read
+        again = sample * costs.inserted + read + 3 * costs.solved + costs.maps_written
+        return _alone(name, again, "a sample, read with its chunks + 3 solves + FSC")
+
+
+def _sampled(particles: int) -> int:
+    """As many as a sample of 10,000 has, which may be almost twice as many."""
+    return len(range(0, particles, stride_for(particles, SAMPLE)))
 
 
 def _alone(name: str, seconds: float, formula: str, where: RunsOn = "driver") -> Phase:
@@ -293,8 +288,6 @@ def cost_table(boxes: Mapping[int, BoxCosts]) -> Table:
     """What depends on the box."""
     table = Table("CPU milliseconds of one thread, by box")
     found = {box: asdict(costs) for box, costs in boxes.items()}
-    for costs in found.values():
-        costs |= {f"read, every {stride}th": value for stride, value in costs.pop("read").items()}
     for name in next(iter(found.values())):
         table.rows.append({"part": name} | {f"{box} px": 1e3 * costs[name] for box, costs in found.items()})
     return table
