@@ -13,16 +13,16 @@ from cryoformer_dist.physics.projection import _kernel_correction, _slice_points
 from cryoformer_dist.training.stages import Stage
 
 
-def test_a_rehearsal_trains_network_and_tables() -> None:
+def test_a_step_benchmark_trains_network_and_tables() -> None:
     config = tiny_config("none", {"model.pose.form": "table"})  # type: ignore[arg-type]
-    rehearsal = StepBenchmark.of(config, ball(16, 0.2), 4, CPU)
-    objectives, tables = rehearsal.learner.objectives, rehearsal.learner.tables
+    benchmark = StepBenchmark.of(config, ball(16, 0.2), 4, CPU)
+    objectives, tables = benchmark.learner.objectives, benchmark.learner.tables
     before = [value.clone() for value in (*objectives.parameters(), *(table.values for table in tables.values()))]
-    rehearsal.step(0)
+    benchmark.step(0)
     after = [*objectives.parameters(), *(table.values for table in tables.values())]
     assert set(tables) == {"latent", "rotation", "shift_angstrom"}
     assert all(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
-    assert rehearsal.images_per_second(0.01) > 0
+    assert benchmark.images_per_second(0.01) > 0
 
 
 def test_a_ball_fills_its_share_and_never_leaves_the_sphere() -> None:

@@ -92,8 +92,8 @@ def splats(capability: int) -> Iterator[Compiled]:
 
 
 def encodes(capability: int) -> Iterator[Compiled]:
-    room = encode_triton
-    blocks = {room.interpolate: room.BLOCK, room.table_gradient: room.BLOCK, room.point_gradient: room.SLOPE_BLOCK}
+    module = encode_triton
+    blocks = {module.interpolate: module.BLOCK, module.table_gradient: module.BLOCK, module.point_gradient: module.SLOPE_BLOCK}
     for kernel, block in blocks.items():
         constants = {"FEATURES": 2, "BLOCK": block}
         types = types_of(kernel, constants, levels_ptr="*i32")
@@ -101,12 +101,12 @@ def encodes(capability: int) -> Iterator[Compiled]:
 
 
 def fold_attends(capability: int, queries: int, width: int, products: str) -> Iterator[Compiled]:
-    room = fold_attend_triton
-    kernels = (room.forward, room.backward_point_major, room.backward_particle_major)
-    for kernel, launch in zip(kernels, room.launches(queries, width, products), strict=True):
+    module = fold_attend_triton
+    kernels = (module.forward, module.backward_point_major, module.backward_particle_major)
+    for kernel, launch in zip(kernels, module.launches(queries, width, products), strict=True):
         sizes = {"FEATURES": HIDDEN, "QUERIES": queries, "WIDTH": width}
         constants = {**sizes, "BLOCK": launch.block, "PRODUCTS": products}
-        constants |= {"GROUP": room.GROUP} if kernel is room.forward else {"SLICE": launch.units}
+        constants |= {"GROUP": module.GROUP} if kernel is module.forward else {"SLICE": launch.units}
         name = f"{kernel.fn.__name__} {queries}x{width}:{products}"
         operands = ("hidden_ptr", "key_ptr", "value_ptr", "residual_ptr") if products == "bf16" else ()
         types = types_of(kernel, constants, **dict.fromkeys(operands, "*bf16"))
