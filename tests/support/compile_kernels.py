@@ -93,7 +93,11 @@ def splats(capability: int) -> Iterator[Compiled]:
 
 def encodes(capability: int) -> Iterator[Compiled]:
     module = encode_triton
-    blocks = {module.interpolate: module.BLOCK, module.table_gradient: module.BLOCK, module.point_gradient: module.SLOPE_BLOCK}
+    blocks = {
+        module.interpolate: module.BLOCK,
+        module.table_gradient: module.BLOCK,
+        module.point_gradient: module.SLOPE_BLOCK,
+    }
     for kernel, block in blocks.items():
         constants = {"FEATURES": 2, "BLOCK": block}
         types = types_of(kernel, constants, levels_ptr="*i32")
