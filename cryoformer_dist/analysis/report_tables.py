@@ -1,4 +1,7 @@
-"""The verdict in words and tables: the scores and the training log of a run judged against floor and ceiling."""
+"""The verdict in words and tables: the scores and the training log of a run judged against floor and ceiling.
+
+Where a column stands in the page is said by `figures/report_template.html`.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-# What the job does. Above stand the cluster file's settings: python, port, dashboard_port, cpus, gpus, folder, command.
+# What the job does. Above, slurm.py writes the #SBATCH lines and the cluster file's settings: python, port,
+# dashboard_port, cpus, gpus, folder, command.
 #
 # Ray's own `ray symmetric-run` is not used: it ends with `ray stop`, which would end every other Ray of the same user
 # on the node, it refuses nodes that hold another Ray, and it waits for the nodes 30 seconds only.
