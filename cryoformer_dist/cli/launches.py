@@ -111,7 +111,7 @@ def drive(
     from cryoformer_dist.orchestration.pipeline import run_pipeline
     from cryoformer_dist.orchestration.request import RunRequest, read_request
 
-    # Ray starts what it runs with one thread; the first maps and poses of a large run would take hours.
+    # Ray starts what it runs with one thread; the maps and pictures of the results would take long.
     set_threads(usable_cores())
     request = read_request(cluster, run_file, name, resume, [])
     assert isinstance(request, RunRequest)

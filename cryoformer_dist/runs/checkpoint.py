@@ -108,10 +108,6 @@ class Checkpoint:
         """See `LearnedState`."""
         return _load(self.folder / CHECKPOINT_OCCUPANCY)  # type: ignore[no-any-return]
 
-    def read_state(self) -> LearnedState:
-        """All of it."""
-        return LearnedState(self.read_weights(), self.read_tables(), self.read_occupancy())
-
 
 def checkpoints(run: Path) -> list[Checkpoint]:
     """Complete checkpoints of a run, oldest first; half-written ones are not among them."""

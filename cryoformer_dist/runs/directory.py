@@ -36,6 +36,7 @@ from cryoformer_dist.runs.layout import (
     PREPARED,
     RAY_RECORDS,
     SHELL_WEIGHT,
+    STAGE_PROGRESS,
 )
 from cryoformer_dist.runs.manifest import RunManifest, read_manifest
 from cryoformer_dist.storage.places import Place, replaced, write_whole
@@ -168,7 +169,7 @@ def write_config(run: Path, config: RunConfig) -> None:
     """Make a run's folder, and write its configuration."""
     run.mkdir(parents=True, exist_ok=True)
     rewrite_config(run, config)
-    for left_over in PREPARED:
+    for left_over in (*PREPARED, STAGE_PROGRESS):
         # Of a folder that was never finished: this run may ask for less.
         (run / left_over).unlink(missing_ok=True)
 
@@ -181,7 +182,7 @@ def rewrite_config(run: Path, config: RunConfig) -> str:
 
 def discard_run(working: WorkingFolder) -> None:
     """Have a folder hold no run any more that turned out to be impossible; the manifest goes first."""
-    for name in (MANIFEST, CONFIG, *PREPARED):
+    for name in (MANIFEST, CONFIG, *PREPARED, STAGE_PROGRESS):
         (working.home / name).unlink(missing_ok=True)
         (working.folder / name).unlink(missing_ok=True)
 

@@ -25,6 +25,7 @@ from cryoformer_dist.runs.directory import (
     store_at_first_poses,
     wait_for_file,
 )
+from cryoformer_dist.runs.stage_progress import StageProgressFile
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training import first_estimates
 from cryoformer_dist.training.first_estimates import make_first_estimates
@@ -211,8 +212,10 @@ def test_several_ranks_make_the_estimates_of_one(swinging: Path, tmp_path: Path,
 def test_a_run_whose_occupancy_does_not_fit_is_refused_and_leaves_no_run(store: ParticleStore, tmp_path: Path) -> None:
     config = tiny_config(store.path, {"training.occupancy": "data"})
     begin_run(config, store, tmp_path / "run", resume=False, memory=MEMORY)
+    working = WorkingFolder.on_disk(tmp_path / "run")
+    told = StageProgressFile(working)
     with pytest.raises(ConfigError, match=r"a worker needs about .* and has 0\.0 GiB"):
-        make_first_estimates(WorkingFolder.on_disk(tmp_path / "run"), config, store, WorkerMemory(2**20))
+        make_first_estimates(working, config, store, WorkerMemory(2**20), told.tell)
     assert list((tmp_path / "run").iterdir()) == []
     # Under the same name another one may be started.
     begin_run(config, store, tmp_path / "run", resume=False, memory=MEMORY)
