@@ -158,7 +158,7 @@ class Objectives(nn.Module):
         volume = self.model.feature_volume
         hidden = volume.at_lattice(sampling.operators[copy]) if sampling.operators else volume.in_tiles(points)
         # A coarse point stands for all the fine ones in its cell.
-        density = self.model.density(hidden, folded) * (scale * spacing**3)
+        density = self.model.density(hidden, folded, scale[:, 0] * spacing**3)
         rotation = pose.rotation * scale[..., None]
         shift = shift_pixels / spacing
         return project_points(density, points / spacing, rotation, shift, sampling.box, self.model.kernels)
