@@ -39,7 +39,7 @@ class CryoFormer(nn.Module):
         self.spectrum: Tensor
         self.latent_dimensions = config.latent.dimensions
         decoder = config.decoder
-        self.feature_volume = FeatureVolume(config.hash_grid, box, decoder.hidden_width)
+        self.feature_volume = FeatureVolume(config.hash_grid, box, decoder.hidden_width, config.kernels)
         self.decoder = (
             DeformationDecoder(decoder, 1 if config.domain == "real" else 2, config.kernels)
             if decoder.form == "attention"

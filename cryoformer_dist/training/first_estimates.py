@@ -214,12 +214,12 @@ def _warn_of_slow_encoding(config: RunConfig, points: int, memory: WorkerMemory)
     if (
         memory.on_gpu
         and by_lattice
-        and config.model.hash_grid.backend == "torch"
-        and not keeps_operators(config, points)
+        and config.model.encoder(on_gpu=True) == "torch"
+        and not keeps_operators(config, points, on_gpu=True)
     ):
         warnings.warn(
             f"{points} points are too many for stored operators of the hash grid: torch hashes them again at every "
-            "step, which takes a GPU longer than all the rest; set model.hash_grid.backend: triton",
+            "step, which takes a GPU longer than all the rest; set model.hash_grid.backend: triton, or auto",
             SlowEncodingWarning,
             stacklevel=2,
         )

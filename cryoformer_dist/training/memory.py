@@ -119,9 +119,9 @@ class MemoryPlan:
 def plan_memory(config: RunConfig, work: Workload, batch: int, memory: WorkerMemory) -> MemoryPlan:
     """Memory of one worker that takes ``batch`` particles a step."""
     on_gpu = memory.on_gpu
-    stored = keeps_operators(config, work.points)
+    stored = keeps_operators(config, work.points, on_gpu)
     copies = config.training.jitter_lattices
-    operator = operator_bytes_per_point(config.model.hash_grid) * work.points if stored else 0
+    operator = operator_bytes_per_point(config.model, on_gpu) * work.points if stored else 0
     kept = {
         "network": _BYTES_PER_PARAMETER * parameter_count(config.model, work.box),
         "tables": _table_bytes(config, work.rows),

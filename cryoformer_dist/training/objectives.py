@@ -256,19 +256,19 @@ class _Sampling:
     @staticmethod
     def of(model: CryoFormer, config: RunConfig, box: int, lattice: Lattice) -> "_Sampling":
         device = lattice.points_pixels.device
-        kept = keeps_operators(config, len(lattice.points_pixels))
+        kept = keeps_operators(config, len(lattice.points_pixels), on_gpu=device.type == "cuda")
         offsets = lattice.offsets_pixels if kept else lattice.offsets_pixels[:0]
         operators = [model.feature_volume.lattice(lattice.points_pixels + offset) for offset in offsets]
         frequency = frequency_grid(box) * (box / model.box)
         return _Sampling(box, lattice, operators, comparable_frequencies(box).to(device), frequency.to(device))
 
 
-def keeps_operators(config: RunConfig, points: int) -> bool:
-    """Whether a lattice of so many points is encoded by stored operators: a matter of the run, not of the machine."""
+def keeps_operators(config: RunConfig, points: int, on_gpu: bool) -> bool:
+    """Whether a lattice of so many points is encoded by what is kept of them, however much memory there is."""
     if config.training.projection != "lattice" or config.model.domain != "real":
         return False
     copies = points * config.training.jitter_lattices
-    return copies * operator_bytes_per_point(config.model.hash_grid) <= _KEPT_OPERATORS_BYTES
+    return copies * operator_bytes_per_point(config.model, on_gpu) <= _KEPT_OPERATORS_BYTES
 
 
 def pose_loss(estimate: Pose, given: Pose, box_angstrom: float) -> Float[Tensor, " particles"]:
