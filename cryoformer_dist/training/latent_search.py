@@ -31,7 +31,7 @@ from cryoformer_dist.physics.fourier import (
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.projection import magnification
 from cryoformer_dist.physics.slices import TrilinearSlices
-from cryoformer_dist.ranks import broadcast_from_leader, gather_rows, sum_over_ranks
+from cryoformer_dist.ranks import broadcast_from_leader, gather_objects, gather_rows, sum_over_ranks
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.particles import RankParticles
@@ -160,7 +160,7 @@ class LatentSearch:
             If images still say next to nothing about their conformations at the end.
         """
         learner, stage = self._learner, moment.stage
-        everyone = self._particles.read_once_amid_training((learner.config.seed, moment.position.stage))
+        everyone = self._particles.read_own_amid_training((learner.config.seed, moment.position.stage))
         # The last epoch is trained at the means: one more search in which maps reach less far costs nothing by then.
         draws = None if moment.passes >= stage.epochs - 1 else self._draw_numbers(moment.position.step)
         found = search_latents(learner, stage, moment.epoch, self._particles.rows, everyone, draws)
@@ -209,7 +209,7 @@ def search_latents(
     trained
         Store rows of the particles that are trained on: theirs is the cloud.
     batches
-        This rank's share of them; every rank has equally many.
+        This rank's share of them, none twice.
     draws
         One number in [0, 1) per row of the store: a conformation is drawn by its probability. While there is much to
         learn it must be so: mean latents lie closer together than the conformations do, and maps learned at them would
@@ -219,20 +219,27 @@ def search_latents(
     cloud = latents[torch.from_numpy(trained).to(latents.device)]
     found = build_conformations(learner.objectives, cloud, learner.is_coarse(stage, epoch), learner.config.seed)
     information = torch.zeros(2, device=learner.device)
-    dealt = []
+    rows, dealt = [], []
     for batch in batches:
         pose, _ = learner.settle(stage, batch, epoch)
         posterior = found.posterior(batch, pose)
         chosen = (
             posterior @ found.latent if draws is None else found.latent[draw_conformations(posterior, draws[batch.row])]
         )
-        dealt.append(gather_rows(batch.row, chosen))
+        rows.append(batch.row)
+        dealt.append(chosen)
         # Conformations that are offered to nobody, and products that underflow, add nothing.
         gain = torch.xlogy(posterior, posterior / found.log_share.exp().clamp_min(1e-30)).sum()
-        information += torch.stack([gain, gain.new_tensor(len(batch))])
+        information += torch.stack([gain, gain.new_full((), len(batch))])
     nats, particles = sum_over_ranks(information)
-    rows, found_latents = (torch.cat(parts) for parts in zip(*dealt, strict=True))
-    return LatentSearchResult(rows, found_latents, float(nats / particles))
+    return LatentSearchResult(*_gather_shares(torch.cat(rows), torch.cat(dealt)), float(nats / particles))
+
+
+def _gather_shares(rows: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of all ranks; one that has fewer says its first again, and what comes twice says the same."""
+    longest = max(gather_objects(len(rows)))
+    place = torch.arange(longest, device=rows.device) % len(rows)
+    return gather_rows(rows[place], latents[place])
 
 
 def draw_conformations(
