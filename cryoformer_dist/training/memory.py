@@ -3,6 +3,7 @@
 The counts follow the code term by term; `docs/performance.md` holds them against measured peaks.
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -11,7 +12,7 @@ import torch
 
 from cryoformer_dist.config.schema import ModelConfig, RunConfig
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import ConfigError
+from cryoformer_dist.errors import ConfigError, SlowEncodingWarning
 from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.model.cryoformer import CryoFormer
 from cryoformer_dist.model.feature_volume import TILE_POINTS, TILE_POINTS_CUDA
@@ -202,6 +203,32 @@ def refuse_too_large(config: RunConfig, work: Workload, memory: WorkerMemory) ->
     batch = 1 if wanted == "auto" else -(-wanted // memory.workers)
     if plan_memory(config, work, batch, memory).peak > memory.bytes:
         raise ConfigError(_too_large(config, work, memory, batch))
+
+
+def warn_of_slow_encoding(config: RunConfig, points: int, memory: WorkerMemory) -> None:
+    """Thousands of small launches a step are nothing to a CPU, and most of a step to a GPU."""
+    by_lattice = config.training.projection == "lattice" and config.model.domain == "real"
+    if (
+        memory.on_gpu
+        and by_lattice
+        and config.model.encoder(on_gpu=True) == "torch"
+        and not keeps_operators(config, points, on_gpu=True)
+    ):
+        warnings.warn(
+            f"{points} points are too many for stored operators of the hash grid: torch hashes them again at every "
+            "step, which takes a GPU longer than all the rest; set model.hash_grid.backend: triton, or auto",
+            SlowEncodingWarning,
+            stacklevel=2,
+        )
+
+
+def explain_misfit(config: RunConfig, work: Workload, memory: WorkerMemory) -> str | None:
+    """Why a run whose batch is settled does not fit its workers, and what would make it fit; ``None`` if it does."""
+    try:
+        refuse_too_large(config, work, memory)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def refuse_preparation(box: int, free: int) -> None:
