@@ -6,6 +6,7 @@ at all frequencies. Cropping to a smaller box afterwards raises it, as in CryoBe
 strong in every image, and white unless it is given a colour; a part of it may lie in the ice, under the CTF.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,7 +78,7 @@ class Colour:
         noise = _draw_white(images, box, generator)
         if self.power is not None:
             noise = _filter(noise, self.power.sqrt())
-        return noise * (1 - self.ice_share) ** 0.5
+        return noise * math.sqrt(1 - self.ice_share)
 
     def ice(
         self, transfer: Float[Tensor, "images box half"], generator: np.random.Generator
@@ -98,17 +99,18 @@ def mix_colour(config: NoiseConfig, box: int, box_length_angstrom: float, nyquis
 
 def _log_power(config: NoiseConfig, frequency: Tensor, first: float, nyquist: float) -> Tensor:
     """Logarithm of the power, relative to the finest shell's."""
-    steps = np.log(config.ratio)
     if config.shape == "power_law":
-        return -steps * (torch.log(frequency.clamp_min(first) / nyquist) / np.log(nyquist / first))
+        exponent = math.log(config.ratio) / math.log(nyquist / first)
+        return -exponent * torch.log(frequency.clamp_min(first) / nyquist)
     fall = np.interp(frequency.numpy(), _MEASURED_FREQUENCY, _MEASURED_LOG_POWER / _MEASURED_LOG_POWER[0])
-    return torch.from_numpy(fall * steps)
+    return torch.from_numpy(fall * math.log(config.ratio))
 
 
 def _mean_power(power: Float[Tensor, "*batch box half"]) -> Float[Tensor, "*batch"]:
     """Mean over the whole plane, of which half is given."""
     box = power.shape[-2]
-    return (power * half_plane_weight(box)).sum(dim=(-2, -1)) / box**2
+    mean: Tensor = (power * half_plane_weight(box)).sum(dim=(-2, -1)) / box**2
+    return mean
 
 
 def _draw_white(images: int, box: int, generator: np.random.Generator) -> Tensor:
