@@ -92,6 +92,23 @@ def test_the_oracle_is_the_same_however_often_it_is_asked(run: Path) -> None:
     assert np.isfinite([value for value in first.values() if value is not None]).all()
 
 
+def test_neither_scores_nor_the_oracle_count_junk(run: Path, tmp_path: Path, tiny_store: Path) -> None:
+    spoilt = tmp_path / "truth"
+    shutil.copytree(tiny_store.parent / "particles" / "truth", spoilt)
+    with np.load(spoilt / "truth.npz") as file:
+        columns = dict(file)
+    junk = np.arange(64) % 4 == 0
+    # A state that no particle has would show in every error.
+    columns |= {"junk": junk.astype(np.int8), "state": np.where(junk, 1e4, columns["state"])}
+    np.savez(spoilt / "truth.npz", **columns)
+    metrics = metrics_of(evaluate_run(run, truth=spoilt))
+    assert (metrics["junk"], metrics["particles"], metrics["oracle"]["particles"]) == (16, 48, 48)
+    assert metrics["per_image_fsc_auc"]["maps"] == 48
+    assert metrics["oracle"]["ours_mean_absolute_error"] == pytest.approx(metrics["mean_absolute_error"])
+    assert metrics["oracle"]["mean_absolute_error"] > 0.01
+    assert metrics_of(evaluate_run(run))["junk"] == 0
+
+
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> ParticleTable:
     return read_particles(write_set(tmp_path_factory.mktemp("simulated"), 24).parent / "particles" / "particles.star")
