@@ -22,8 +22,12 @@ class CTFParams:
     spherical_aberration_mm: Float[Tensor, " particles"]
     amplitude_contrast: Float[Tensor, " particles"]
 
-    def __getitem__(self, rows: Tensor) -> "CTFParams":
+    def __getitem__(self, rows: slice | Tensor) -> "CTFParams":
         return CTFParams(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def to(self, device: torch.device) -> "CTFParams":
+        """The same values on another device."""
+        return CTFParams(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def electron_wavelength_angstrom(voltage_kv: Float[Tensor, " particles"]) -> Float[Tensor, " particles"]:
