@@ -199,7 +199,7 @@ def _coarse_lattice(mask: Tensor, box: int) -> Lattice:
 
 def whiten(latent: Tensor) -> Tensor:
     """Uncorrelated coordinates of mean 0 and variance 1 over the particles of all ranks, the strongest first."""
-    count = sum_over_ranks(latent.new_tensor(len(latent)))
+    count = sum_over_ranks(latent.new_full((), len(latent)))
     centred = latent - sum_over_ranks(latent.sum(0)) / count
     values, vectors = torch.linalg.eigh(sum_over_ranks(centred.T @ centred) / count)
     # A direction may come out either way round, and must not on some ranks only.

@@ -253,10 +253,12 @@ class _Half:
         shifts = list_shifts(search_round.shift_radius, search_round.shift_step).to(self.device)
         cone = draw_cone(search_round.candidates, search_round.cone_deg, generator).to(self.device)
         rotation, shift_angstrom = self.pose.rotation.clone(), self.pose.shift_angstrom.clone()
+        size = _BLOCK_ON_GPU if rotation.is_cuda else _BLOCK
         for name, voxels in enumerate(maps):
             reference = ReferenceMap(voxels, search_round.shell)
             members = torch.from_numpy(np.flatnonzero(group == name)).to(self.device)
-            for part in members.split(_BLOCK_ON_GPU if members.is_cuda else _BLOCK):
+            for start in range(0, len(members), size):
+                part = members[start : start + size]
                 block = self._images[part]
                 pixel, scale = block.pixel_size_at(search_round.box), block.magnification
                 images, transfer = block.at(search_round.box, reference.slices.flat_index)
@@ -284,7 +286,7 @@ class _Half:
         later round brings it back. It is never narrower than a third of the cone: no round is kept from looking.
         """
         moved = rotation_angle_deg(self.pose.rotation, self.given.rotation).double()
-        squares, count = sum_over_ranks(torch.stack([moved.square().sum(), moved.new_tensor(len(moved))]))
+        squares, count = sum_over_ranks(torch.stack([moved.square().sum(), moved.new_full((), len(moved))]))
         return max(float((squares / count / 3).sqrt()), search_round.cone_deg / 3)
 
     def pixel_size_at(self, box: int) -> float:

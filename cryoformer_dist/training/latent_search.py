@@ -229,7 +229,7 @@ def search_latents(
         dealt.append(gather_rows(batch.row, chosen))
         # Conformations that are offered to nobody, and products that underflow, add nothing.
         gain = torch.xlogy(posterior, posterior / found.log_share.exp().clamp_min(1e-30)).sum()
-        information += torch.stack([gain, gain.new_tensor(len(batch))])
+        information += torch.stack([gain, gain.new_full((), len(batch))])
     nats, particles = sum_over_ranks(information)
     rows, found_latents = (torch.cat(parts) for parts in zip(*dealt, strict=True))
     return LatentSearchResult(rows, found_latents, float(nats / particles))

@@ -59,8 +59,11 @@ def test_held_out_particles_are_not_in_the_maps_and_latents_that_training_starts
 def _found(store: ParticleStore, kept: bool = False) -> Callable[..., PoseSearchResult]:
     """A search that puts every particle it is asked for at one and the same pose."""
 
-    def search_poses(searched: ParticleStore, rows: np.ndarray, seed: int, progress: Callable[[int, int], None]) -> Any:
+    def search_poses(
+        searched: ParticleStore, rows: np.ndarray, seed: int, progress: Callable[[int, int], None], device: torch.device
+    ) -> Any:
         assert searched.path == store.path
+        assert device == torch.device("cpu")
         # Runs of a half-set have a seed of their own.
         assert seed in (3, 3 + 10**9)
         progress(len(rows), len(rows))
