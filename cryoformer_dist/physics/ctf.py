@@ -65,7 +65,7 @@ def contrast_transfer_function(
     CryoDRGN's CTF is the negative of ours and multiplies the data by -1: the same thing. No envelope.
     """
     contrast = params.amplitude_contrast
-    if not contrast.is_cuda:
+    if contrast.device.type == "cpu":
         refuse_impossible_contrast(contrast)
     kx, ky = frequency_per_angstrom.unbind(-1)
     k2 = kx.square() + ky.square()

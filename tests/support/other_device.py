@@ -19,6 +19,8 @@ _ATEN = torch.ops.aten
 _COPIES = {_ATEN._to_copy.default, _ATEN.copy_.default}
 # Places may be told by the CPU: they are copied.
 _INDEXED = {_ATEN.index.Tensor, _ATEN.index_put_.default, _ATEN._index_put_impl_.default}
+# Below here nobody looks whether a view stands for the conjugate or the negative.
+_MADE_REAL = {_ATEN._conj.default: _ATEN._conj_physical.default, _ATEN._neg_view.default: _ATEN.neg.default}
 _READ = {_ATEN._local_scalar_dense.default, _ATEN.nonzero.default, _ATEN.masked_select.default, _ATEN.equal.default}
 
 
@@ -63,6 +65,7 @@ class _Played(TorchDispatchMode):
             self._refuse_others(operation, tensors)
         if there and (operation in _READ or _selects(operation, tensors) or asked == torch.device("cpu")):
             self.waits += 1
+        operation = _MADE_REAL.get(operation, operation)
         found = operation(*tree_map(_bring, given), **tree_map(_bring, named))
         if asked == DEVICE or (there and asked is None):
             return tree_map(lambda value: there.get(id(value), _send(value)), found)
@@ -95,3 +98,8 @@ def other_device() -> Iterator[_Played]:
     """While it lasts `DEVICE` computes; ``waits`` counts how often its values were read."""
     with _Played() as played:
         yield played
+
+
+def bring_back(value: Any) -> Any:
+    """A tensor of the other device, here."""
+    return _bring(value)
