@@ -66,7 +66,7 @@ class _Played(TorchDispatchMode):
         if there and (operation in _READ or _selects(operation, tensors) or asked == torch.device("cpu")):
             self.waits += 1
         operation = _MADE_REAL.get(operation, operation)
-        found = operation(*tree_map(_bring, given), **tree_map(_bring, named))
+        found = operation(*tree_map(bring_back, given), **tree_map(bring_back, named))
         if asked == DEVICE or (there and asked is None):
             return tree_map(lambda value: there.get(id(value), _send(value)), found)
         return found
@@ -85,7 +85,8 @@ def _selects(operation: Any, tensors: list[Tensor]) -> bool:
     return operation in _INDEXED and any(each.dtype == torch.bool for each in tensors[1:])
 
 
-def _bring(value: Any) -> Any:
+def bring_back(value: Any) -> Any:
+    """A tensor of the other device, here."""
     return value.here if isinstance(value, _There) else value
 
 
@@ -98,8 +99,3 @@ def other_device() -> Iterator[_Played]:
     """While it lasts `DEVICE` computes; ``waits`` counts how often its values were read."""
     with _Played() as played:
         yield played
-
-
-def bring_back(value: Any) -> Any:
-    """A tensor of the other device, here."""
-    return _bring(value)
