@@ -58,9 +58,11 @@ def _spread_out(points: Tensor, count: int, seed: int) -> Tensor:
     """Points of k-means++: each drawn with the squared distance from the nearest one so far as its weight."""
     draws = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(points.device)
     distance, chosen = torch.ones_like(points[:, 0]), []
-    for draw in draws.split(1):
+    for number in range(count):
         passed = distance.cumsum(0)
-        place = torch.searchsorted(passed, draw * passed[-1:], right=True).clamp_max(len(points) - 1)
+        place = torch.searchsorted(passed, draws[number : number + 1] * passed[-1:], right=True).clamp_max(
+            len(points) - 1
+        )
         chosen.append(points[place])
         away = (points - chosen[-1]).square().sum(1)
         distance = away if len(chosen) == 1 else torch.minimum(distance, away)

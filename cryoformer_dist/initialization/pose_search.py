@@ -216,7 +216,7 @@ def _group_by_conformation(latents: Tensor, seed: int) -> tuple[NDArray[np.int64
     group = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
     if rank_and_world()[0] == 0:
         found = find_clusters(latents, min(_CONFORMATIONS, len(latents)), seed, _GROUPING_ROUNDS)
-        group = found.label.unique(return_inverse=True)[1]
+        group = found.label.unique(return_inverse=True)[1]  # type: ignore[no-untyped-call]
     group = broadcast_from_leader(group)
     centres = torch.stack([latents[group == name].mean(0) for name in range(int(group.max()) + 1)])
     return group.cpu().numpy(), centres

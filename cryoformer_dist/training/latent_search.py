@@ -284,7 +284,7 @@ def _representatives(latents: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """
     sample = latents[:: stride_for(len(latents), _CLUSTERED_PARTICLES)]
     wanted = min(REPRESENTATIVES, max(_FEWEST_REPRESENTATIVES, len(latents) // _PARTICLES_PER_REPRESENTATIVE))
-    count = min(wanted, len(sample.unique(dim=0)))
+    count = min(wanted, len(sample.unique(dim=0)))  # type: ignore[no-untyped-call]
     centre, share = sample.new_empty(count, sample.shape[1]), sample.new_empty(count)
     if rank_and_world()[0] == 0:
         found = find_clusters(sample, count, seed, _CLUSTERING_ROUNDS)
