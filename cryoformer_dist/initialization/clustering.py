@@ -60,9 +60,8 @@ def _spread_out(points: Tensor, count: int, seed: int) -> Tensor:
     distance, chosen = torch.ones_like(points[:, 0]), []
     for number in range(count):
         passed = distance.cumsum(0)
-        place = torch.searchsorted(passed, draws[number : number + 1] * passed[-1:], right=True).clamp_max(
-            len(points) - 1
-        )
+        drawn = draws[number : number + 1] * passed[-1:]
+        place = torch.searchsorted(passed, drawn, right=True).clamp_max(len(points) - 1)
         chosen.append(points[place])
         away = (points - chosen[-1]).square().sum(1)
         distance = away if len(chosen) == 1 else torch.minimum(distance, away)
