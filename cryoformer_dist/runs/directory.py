@@ -210,7 +210,7 @@ def wait_for_file(working: WorkingFolder, name: str, patience_seconds: float) ->
 
 def write_maps(run: Path, consensus: Consensus, mask: Bool[Tensor, "box box box"], pixel_size_angstrom: float) -> None:
     """Consensus map, where there may be density, and what its Fourier shells count for."""
-    volume = Volume(consensus.voxels.float(), pixel_size_angstrom)
+    volume = Volume(consensus.voxels.float().cpu(), pixel_size_angstrom)
     write_volume(run / CONSENSUS, volume, ["cryoformer-dist consensus"])
     write_shell_weight(run, consensus.shell_weight(mask, pixel_size_angstrom))
     # Last: it says that the others are there.

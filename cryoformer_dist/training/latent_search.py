@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Complex, Float
-from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.thinning import stride_for
 from cryoformer_dist.errors import UndecidedLatentsWarning
+from cryoformer_dist.initialization.clustering import find_clusters
 from cryoformer_dist.physics.ctf import transfer_at
 from cryoformer_dist.physics.fourier import (
     crop_half_plane,
@@ -31,7 +31,13 @@ from cryoformer_dist.physics.fourier import (
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.projection import magnification
 from cryoformer_dist.physics.slices import TrilinearSlices
-from cryoformer_dist.ranks import broadcast_from_leader, gather_objects, gather_rows, sum_over_ranks
+from cryoformer_dist.ranks import (
+    broadcast_from_leader,
+    gather_objects,
+    gather_rows,
+    rank_and_world,
+    sum_over_ranks,
+)
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.particles import RankParticles
@@ -285,17 +291,18 @@ def build_conformations(
 
 
 def _representatives(latents: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Centres of k-means clusters, and what share of the particles each has; on every rank the leader's."""
-    sample = latents[:: stride_for(len(latents), _CLUSTERED_PARTICLES)].cpu().double().numpy()
+    """Centres of k-means clusters, and what share of the particles each has: found by the leader alone.
+
+    An empty cluster has no share: it is offered to nobody.
+    """
+    sample = latents[:: stride_for(len(latents), _CLUSTERED_PARTICLES)]
     wanted = min(REPRESENTATIVES, max(_FEWEST_REPRESENTATIVES, len(latents) // _PARTICLES_PER_REPRESENTATIVE))
-    count = min(wanted, len(np.unique(sample, axis=0)))
-    with warnings.catch_warnings():
-        # Such a one has no share: it is offered to nobody.
-        warnings.filterwarnings("ignore", "One of the clusters is empty")
-        centres, label = kmeans2(sample, count, iter=_CLUSTERING_ROUNDS, minit="++", rng=np.random.default_rng(seed))
-    share = np.bincount(label, minlength=count) / len(label)
-    centre, weight = (torch.from_numpy(values).float().to(latents.device) for values in (centres, share))
-    return broadcast_from_leader(centre), broadcast_from_leader(weight)
+    count = min(wanted, len(sample.unique(dim=0)))  # type: ignore[no-untyped-call]
+    centre, share = sample.new_empty(count, sample.shape[1]), sample.new_empty(count)
+    if rank_and_world()[0] == 0:
+        found = find_clusters(sample, count, seed, _CLUSTERING_ROUNDS)
+        centre, share = found.centre, found.share
+    return broadcast_from_leader(centre), broadcast_from_leader(share)
 
 
 def _principal_maps(
