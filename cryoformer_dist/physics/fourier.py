@@ -247,9 +247,8 @@ def weighted_shells(
 ) -> Float[Tensor, "box box box"]:
     """A map with Fourier shells ``0 .. box // 2 - 1`` multiplied by their weights; what lies beyond them is dropped."""
     box = voxels.shape[-1]
-    beyond = torch.zeros(box)
-    per_coefficient = torch.cat([weight, beyond])[_shells(box)].reshape(box, box, box)
-    return fourier_to_volume(volume_to_fourier(voxels) * per_coefficient)
+    per_coefficient = torch.cat([weight, weight.new_zeros(box)])[_shells(box).to(weight.device)]
+    return fourier_to_volume(volume_to_fourier(voxels) * per_coefficient.reshape(box, box, box))
 
 
 def _shells(box: int) -> Tensor:
