@@ -117,14 +117,11 @@ class TrainedRun:
         """Density as of `decode` and 3D attention of latent vectors at the lattice's points, one state at a time."""
         model, lattice = self.learner.objectives.model, self.learner.objectives.lattice
         assert isinstance(model.decoder, DeformationDecoder)
-        with torch.no_grad():
-            hidden = model.feature_volume.in_tiles(lattice.points_pixels)
+        hidden = model.feature_volume.in_tiles(lattice.points_pixels)
         for vector in self._vectors(latents):
-            # Not round the yield: the caller would go on without gradients.
-            with torch.no_grad():
-                folded = model.condition(vector[None])
-                assert isinstance(folded, FoldedQueries)
-                density, attention = model.density(hidden, folded)[0], model.decoder.attention_map(hidden, folded)[0]
+            folded = model.condition(vector[None])
+            assert isinstance(folded, FoldedQueries)
+            density, attention = model.density(hidden, folded)[0], model.decoder.attention_map(hidden, folded)[0]
             voxels = density.new_zeros(model.box**3)
             voxels[lattice.flat_index] = density
             filtered = self._filtered(voxels.reshape((model.box,) * 3)).ravel()[lattice.flat_index]
@@ -187,7 +184,7 @@ def load_trained(run: Path, device: torch.device = CPU, progress: StagedProgress
     learner.objectives.model.load_state_dict(checkpoint.read_weights())
     learner.load_table_state(checkpoint.read_tables())
     learner.load_occupancy_state(checkpoint.read_occupancy())
-    learner.objectives.eval()
+    learner.objectives.eval().requires_grad_(False)
     rows = selected_rows(config, store)
     pose, latents = _settle_particles(learner, store, rows, run, checkpoint, partial(progress, "encoded particles"))
     return TrainedRun(
@@ -258,7 +255,6 @@ def _for_decoding(config: RunConfig) -> RunConfig:
     )
 
 
-@torch.no_grad()
 def _settle_particles(
     learner: Learner, store: ParticleStore, rows: np.ndarray, run: Path, checkpoint: Checkpoint, progress: Progress
 ) -> tuple[Pose, Tensor]:
@@ -275,7 +271,6 @@ def _settle_particles(
     return Pose(found["rotation"], found["shift_angstrom"]), found["latents"]
 
 
-@torch.no_grad()
 def _encode(
     learner: Learner,
     store: ParticleStore,
