@@ -33,6 +33,7 @@ from cryoformer_dist.analysis.trained import (
     with_weight_at_refined_poses,
 )
 from cryoformer_dist.analysis.truth import Truth, read_truth
+from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, CryoFormerWarning
 from cryoformer_dist.io.cryodrgn import write_poses_pkl
@@ -119,13 +120,17 @@ def reconstruct_alone(working: WorkingFolder) -> list[Path]:
     return written
 
 
-def reconstruct_once(working: WorkingFolder, device: torch.device, progress: StagedProgress) -> None:
+def reconstruct_once(
+    working: WorkingFolder, config: RunConfig, device: torch.device, progress: StagedProgress = silent
+) -> None:
     """As `reconstruct_run`, of the newest checkpoint, unless that has been done: the leader's run directory decides.
 
     Parameters
     ----------
     working
         Run directory, with the checkpoint that all ranks agree on.
+    config
+        As the run directory holds it.
     device
         Where this rank decodes.
     progress
@@ -134,7 +139,7 @@ def reconstruct_once(working: WorkingFolder, device: torch.device, progress: Sta
     leads, newest = rank_and_world()[0] == 0, latest_checkpoint(working.folder)
     made = take_from_leader(read_made_results(working.folder) if leads else None)
     if made is None or newest is None or made.checkpoint_step != newest.position.step:
-        reconstruct_run(working, load_trained(working.folder, device, progress), progress)
+        reconstruct_run(working, load_trained(working.folder, device, progress, config), progress)
 
 
 @dataclass(frozen=True, slots=True)

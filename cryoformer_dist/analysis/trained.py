@@ -23,7 +23,7 @@ from cryoformer_dist.ranks import gather_shares, rank_and_world, take_from_leade
 from cryoformer_dist.runs.checkpoint import Checkpoint, latest_checkpoint
 from cryoformer_dist.runs.directory import load_run, load_shell_weight, selected_rows
 from cryoformer_dist.runs.layout import ENCODED_PARTICLES, REFINED_SHELL_WEIGHT
-from cryoformer_dist.runs.manifest import RunManifest
+from cryoformer_dist.runs.manifest import RunManifest, read_manifest
 from cryoformer_dist.runs.results import find_of_checkpoint, read_of_checkpoint, write_of_checkpoint
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.learner import Learner
@@ -157,7 +157,9 @@ class TrainedRun:
         return self.config.model.pose.form != "given"
 
 
-def load_trained(run: Path, device: torch.device = CPU, progress: StagedProgress = silent) -> TrainedRun:
+def load_trained(
+    run: Path, device: torch.device = CPU, progress: StagedProgress = silent, config: RunConfig | None = None
+) -> TrainedRun:
     """Read a run's newest checkpoint; ranks do so together, and share out images that encoders must look at.
 
     Parameters
@@ -168,13 +170,16 @@ def load_trained(run: Path, device: torch.device = CPU, progress: StagedProgress
         Where maps are decoded and images are encoded.
     progress
         Called with (stage, done, in all) while images are encoded.
+    config
+        Of the run, where that has been read already.
 
     Raises
     ------
     CheckpointError
         If the run has none yet.
     """
-    config, manifest = load_run(run)
+    manifest = read_manifest(run)
+    config = config or load_run(run)[0]
     checkpoint = latest_checkpoint(run)
     if checkpoint is None:
         raise CheckpointError(f"{run}: no checkpoint yet; train it first, or `--resume` it")

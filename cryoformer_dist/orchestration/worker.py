@@ -193,7 +193,7 @@ def _make_maps(working: WorkingFolder, config: RunConfig, reporter: Reporter, de
     gc.collect()
     fetch_latest(working)
     agree_on_checkpoint(working, config.training.storage_patience_seconds)
-    reconstruct_once(working, device, tell_stages(working, reporter))
+    reconstruct_once(working, config, device, tell_stages(working, reporter))
 
 
 def choose_loader(

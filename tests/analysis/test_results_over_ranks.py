@@ -21,6 +21,7 @@ from cryoformer_dist.errors import StorageError
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.progress import StagedProgress, silent
 from cryoformer_dist.ranks import rank_and_world
+from cryoformer_dist.runs.directory import load_run
 from cryoformer_dist.runs.results import read_made_results
 from cryoformer_dist.runs.scores import read_scores
 from cryoformer_dist.storage.working_folder import WorkingFolder
@@ -53,7 +54,7 @@ def copied(tmp_path: Path) -> Callable[[Path, str], Path]:
 
 
 def _make(run: Path, progress: StagedProgress = silent) -> None:
-    reconstruct_once(WorkingFolder.on_disk(run), CPU, progress)
+    reconstruct_once(WorkingFolder.on_disk(run), load_run(run)[0], CPU, progress)
 
 
 def _make_on_rank(run: str) -> dict[str, torch.Tensor]:
