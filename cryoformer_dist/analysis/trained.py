@@ -250,12 +250,13 @@ def keep_encoded_particles(working: WorkingFolder, trained: TrainedRun) -> None:
 
 
 def _for_decoding(config: RunConfig) -> RunConfig:
-    """The run's configuration as a CPU decodes it: one unshifted lattice, any backend's table read by torch."""
+    """The run's configuration as maps are decoded: one unshifted lattice, any backend's table read by torch."""
     grid = config.model.hash_grid.model_copy(update={"backend": "torch"})
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"hash_grid": grid}),
-            "training": config.training.model_copy(update={"jitter_lattices": 1}),
+            # Nothing is projected: without a lattice to project, no operators are made for it.
+            "training": config.training.model_copy(update={"jitter_lattices": 1, "projection": "rays"}),
         }
     )
 
