@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 
 from cryoformer_dist.analysis.latent import Clusters, find_principal_axes, kmeans, walk_axis
+from cryoformer_dist.analysis.map_scores import fit_box
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.mrc import read_volume, write_volume
@@ -213,11 +214,15 @@ def remove_series(folder: Path, name: str) -> None:
         stale.unlink()
 
 
-def read_all_series(run: Path, name: str = "*") -> dict[str, Float[np.ndarray, "maps box box box"]]:
-    """Every series of maps of a run, or one, by name."""
+def read_all_series(
+    run: Path, name: str = "*", finest_box: int | None = None
+) -> dict[str, Float[np.ndarray, "maps box box box"]]:
+    """Every series of maps of a run, or one, by name; band-limited to a box of at most so many voxels, if told so."""
     series: dict[str, list[np.ndarray]] = {}
     for path in sorted((run / VOLUMES).glob(SERIES_MAPS.format(series=name))):
-        series.setdefault(path.stem.rpartition("_")[0], []).append(read_volume(path).voxels.numpy())
+        voxels = read_volume(path).voxels.numpy()
+        fitted = fit_box(voxels, min(len(voxels), finest_box or len(voxels)))
+        series.setdefault(path.stem.rpartition("_")[0], []).append(fitted)
     return {name: np.stack(maps) for name, maps in series.items()}
 
 

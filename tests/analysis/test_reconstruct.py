@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from support.rotating_blobs import VOXEL_SIZE_ANGSTROM, blobs, decode_circle
 
-from cryoformer_dist.analysis.reconstruct import SeriesPlan, choose_latents, reconstruct, write_series
+from cryoformer_dist.analysis.map_scores import fit_box
+from cryoformer_dist.analysis.reconstruct import SeriesPlan, choose_latents, read_all_series, reconstruct, write_series
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.storage.working_folder import WorkingFolder
@@ -67,3 +68,15 @@ def test_series_replaces_only_its_own_name(tmp_path):
     write_series(tmp_path, "pc1", blobs(np.arange(2.0)), 4.0)
     write_series(tmp_path, "state", blobs(np.arange(1.0)), 4.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pc1_000.mrc", "pc1_001.mrc", "state_000.mrc"]
+
+
+def test_series_are_read_as_written_and_no_finer_than_asked(latents, tmp_path):
+    plan = SeriesPlan(clusters=3, axes=1, points=2)
+    written = reconstruct(WorkingFolder.on_disk(tmp_path), decode_circle, latents, np.arange(400), 4.0, plan)
+    series = read_all_series(tmp_path)
+    assert {name: maps.shape[0] for name, maps in series.items()} == {"kmeans": 3, "pc1": 2}
+    np.testing.assert_array_equal(series["pc1"][1], read_volume(written[-1]).voxels.numpy())
+    coarse = read_all_series(tmp_path, "kmeans", finest_box=8)
+    assert list(coarse) == ["kmeans"]
+    np.testing.assert_array_equal(coarse["kmeans"][2], fit_box(series["kmeans"][2], 8))
+    np.testing.assert_array_equal(read_all_series(tmp_path, finest_box=32)["pc1"], series["pc1"])

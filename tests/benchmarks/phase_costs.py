@@ -12,6 +12,8 @@ from particle_files import FIELD_ANGSTROM, write_source, write_store
 from torch import Tensor
 
 from cryoformer_dist.analysis.latent import kmeans
+from cryoformer_dist.analysis.map_scores import fit_box
+from cryoformer_dist.analysis.report_sections import PICTURED_BOX
 from cryoformer_dist.analysis.trained import _for_decoding
 from cryoformer_dist.config.loading import parse_overrides
 from cryoformer_dist.config.schema import RunConfig
@@ -34,7 +36,7 @@ from cryoformer_dist.initialization.pose_search import (
 )
 from cryoformer_dist.initialization.search_rounds import ROUNDS, ROUNDS_BY_CONFORMATION
 from cryoformer_dist.initialization.searched_images import SearchedImages
-from cryoformer_dist.io.mrc import write_volume
+from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.io.reading import check_stacks, read_particles
 from cryoformer_dist.model.decoder import DeformationDecoder, FoldedQueries
 from cryoformer_dist.orchestration.step_benchmark import StepBenchmark, ball, random_particles
@@ -310,8 +312,14 @@ def _measure_results(folder: Path, box: int) -> tuple[float, float, float, float
     encoded, decoded, attended, volume = _measure_decoding(made[0])
     blobs = mask.float().numpy()[None]
     view = find_best_view(blobs, find_common_level(blobs))
-    written = seconds(lambda: write_volume(folder / "map.mrc", Volume(volume, FIELD_ANGSTROM / box)))
-    drawn = seconds(lambda: draw_surfaces(blobs, view, [BODY_COLOUR], 272))
+    written = seconds(lambda: write_volume(folder / "decoded.mrc", Volume(volume, FIELD_ANGSTROM / box)))
+    write_volume(folder / "map.mrc", Volume(mask.float(), FIELD_ANGSTROM / box))
+
+    def draw() -> None:
+        shown = fit_box(read_volume(folder / "map.mrc").voxels.numpy(), min(box, PICTURED_BOX))
+        draw_surfaces(shown[None], view, [BODY_COLOUR], 272)
+
+    drawn = seconds(draw)
     return network, encoded, decoded, attended, written, drawn
 
 
