@@ -255,8 +255,8 @@ def _name_source(mask: np.ndarray | None) -> MaskSource:
 def _score_standing_still(volumes: np.ndarray, references: np.ndarray, voxel_size: float) -> ResolvedMapScores:
     """What the run's own maps would score if they did not move: their mean in place of each.
 
-    The consensus is not that: it is not masked, its noise is not filtered out, and it is made at the poses that training
-    starts from.
+    The consensus is not that: it is not masked, its noise is not filtered out, and it is made at the poses that
+    training starts from.
     """
     return _score_with_resolution(np.stack([volumes.mean(axis=0)] * len(volumes)), references, voxel_size)
 
