@@ -221,6 +221,8 @@ def test_a_run_under_ray_shows_every_metric_on_the_endpoints_that_the_dashboard_
     changes = {
         **{"training.epochs": 2000, "training.occupancy": "data", "training.occupancy_refresh_epochs": 1},
         **{"training.report_every_steps": 4, "training.checkpoint_every_steps": 40},
+        # What images say is known from searches only.
+        **{"model.latent.start": "linear", "model.latent.refinement": "search"},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(tiny_settings(tiny_store, changes)))
     cluster = {"storage": str(tmp_path), "workers": {"count": 2, "cpus": 0.5}, "dashboard_port": port}
