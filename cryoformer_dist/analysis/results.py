@@ -51,7 +51,7 @@ from cryoformer_dist.runs.directory import (
     send_run,
     wait_for_file,
 )
-from cryoformer_dist.runs.layout import REFINED_POSES, RESULTS
+from cryoformer_dist.runs.layout import FLEXIBILITY, LATENTS, REFINED_POSES, RESULTS
 from cryoformer_dist.runs.results import MadeResults, read_made_results, write_made_results
 from cryoformer_dist.runs.scores import HeldOutScores, ResolvedMapScores, ScoresAgainstTruth
 from cryoformer_dist.runs.sweep import is_sweep
@@ -105,8 +105,10 @@ def reconstruct_run(working: WorkingFolder, trained: TrainedRun, progress: Stage
     # Not before all ranks have written their maps.
     gather_objects(None)
     if leads:
-        names = tuple(path.relative_to(run).as_posix() for path in written)
-        working.send(write_made_results(run, MadeResults(trained.checkpoint.position.step, names)))
+        names = [path.relative_to(run).as_posix() for path in written]
+        tables = (LATENTS, FLEXIBILITY) if trained.has_attention else (LATENTS,)
+        made = MadeResults(trained.checkpoint.position.step, (*names, *tables))
+        working.send(write_made_results(run, made))
     return written
 
 
