@@ -18,6 +18,7 @@ from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.io.particles import ParticleTable
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.storage.working_folder import WorkingFolder
 
 # 64 particles on ten references: some have few.
 pytestmark = pytest.mark.filterwarnings("ignore:only .* particles near state")
@@ -150,7 +151,7 @@ def test_refined_poses_of_bare_images_go_back_into_a_pickle(simulated: ParticleT
     )
     ctf.write_bytes(pickle.dumps(np.stack(np.broadcast_arrays(*columns), axis=1)))
     trained = refined(read_particles(simulated.source.with_suffix(".mrcs"), poses=poses, ctf=ctf), tmp_path)
-    written = reconstruct_run(tmp_path / "run", trained)
+    written = reconstruct_run(WorkingFolder.on_disk(tmp_path / "run"), trained)
     assert tmp_path / "run" / "poses.pkl" in written
     assert_poses_are(tmp_path / "run" / "poses.pkl", trained, simulated)
 
@@ -160,5 +161,5 @@ def test_refined_poses_are_not_lost_with_the_file_that_the_particles_came_from(
 ) -> None:
     trained = replace(refined(simulated, tmp_path), source=tmp_path / "moved.star")
     with pytest.warns(CryoFormerWarning, match=r"moved\.star: no such file any more; poses are written as cryoDRGN's"):
-        reconstruct_run(tmp_path / "run", trained)
+        reconstruct_run(WorkingFolder.on_disk(tmp_path / "run"), trained)
     assert_poses_are(tmp_path / "run" / "poses.pkl", trained, simulated)

@@ -38,6 +38,8 @@ TRAINING_IMAGES_PER_SECOND = {128: 12_000, 256: 2_300}
 # Counted, on GPUs today: comparing an image with 25 slices; maps of 256 conformations.
 GPU_COMPARED = {128: 3e-5, 256: 6e-5}
 GPU_CONFORMATIONS = {128: 0.2, 256: 0.8}
+# Counted too: one of those maps, and its way to main memory at 10 GB/s.
+GPU_DECODED = {128: 0.2 / 256 + 4 * 128**3 / 1e10, 256: 0.8 / 256 + 4 * 256**3 / 1e10}
 # Assumed.
 STACK_IMAGES = 100
 STORAGE_BYTES_PER_SECOND = 3e9
@@ -49,7 +51,7 @@ STEPS_PER_CHECKPOINT, CHECKPOINT_BYTES_A_PARTICLE = 250, 204
 SAMPLE, LINEAR_ROUNDS = 10_000, 6
 CHUNK_ROWS = 64
 # Of a report without a truth: clusters and walks along two axes; pictures of all of them and of flexible regions.
-MAPS, EVALUATED_MAPS, PICTURES, FILES = 10 + 2 * 9, 10, 36, 28 + 16 + 3
+MAPS, PICTURES, FILES = 10 + 2 * 9, 36, 28 + 16 + 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,21 +242,39 @@ class WholeRun:
     def _results(self) -> Iterator[Phase]:
         work, general, costs = self._work, self._general, self._costs
         if work.pose_table:
-            yield self._last_consensus()
-        clusters = 2 * work.particles * general.clustered
-        yield _alone("results: k-means", clusters, "2 x N latents")
-        decoded = costs.learner + (MAPS + EVALUATED_MAPS) * costs.decoded + STATES * costs.attended
-        yield _alone("results: maps", decoded, f"network made, {MAPS + EVALUATED_MAPS} maps, {STATES} with attention")
-        yield _alone("results: files", FILES * costs.volume_written, f"{FILES} maps written")
+            yield from self._last_consensus()
+        yield _alone("results: k-means", work.particles * general.clustered, "N latents", "leader")
+        made = costs.network + 2 * costs.encoded
+        gpus = self._ways.passes_on_gpus
+        if gpus:
+            yield Phase("results: network", "leader", costs.network, "measured", "made, the same on every rank")
+        else:
+            yield _alone("results: network", made, "made, points encoded twice, the same on every rank", "leader")
+        decoded = self._shared(MAPS) * costs.decoded + self._shared(STATES) * costs.attended
+        if gpus:
+            decoded = (self._shared(MAPS) + self._shared(STATES)) * GPU_DECODED[work.box]
+        formula = f"{MAPS} maps, {STATES} with attention / ranks, at least one"
+        yield Phase("results: maps", "ranks", decoded, "counted" if gpus else "measured", formula)
+        written = self._shared(FILES) * costs.volume_written
+        yield Phase("results: files", "ranks", written, "measured", f"{FILES} maps written / ranks, at least one")
+        yield _alone("results: verdict", costs.network, "network made once more")
         yield _alone("results: pictures", PICTURES * costs.drawn, f"{PICTURES} pictures")
 
-    def _last_consensus(self) -> Phase:
+    def _shared(self, things: int) -> float:
+        """Of so many things, those of a rank: there may be more ranks than things."""
+        return max(1.0, things / self._work.ranks)
+
+    def _last_consensus(self) -> Iterator[Phase]:
         work, costs, name = self._work, self._costs, "consensus at refined poses"
-        sample = _sampled(work.particles)
-        # A sample of single rows costs their whole chunks.
-        read = min(work.particles, CHUNK_ROWS * sample) * costs.read
-        again = sample * costs.inserted + read + 3 * costs.solved + costs.maps_written
-        return _alone(name, again, "a sample, read with its chunks + 3 solves + FSC")
+        yield self._pass(name, costs.inserted, GPU_INSERTED[work.box], "N / ranks images")
+        yield Phase(f"{name}: reading", "ranks", self._share * costs.read, "measured", "N / ranks images")
+        if self._ways.passes_on_gpus:
+            yield Phase(f"{name}: maps", "leader", 3 * GPU_SOLVED[work.box], "counted", "3 solves")
+        else:
+            yield _alone(f"{name}: maps", 3 * costs.solved, "3 solves, the same on every rank", "leader")
+        sums = 2 * 3 * (2 * work.box) ** 3 * 4 / NETWORK_BYTES_PER_SECOND if work.ranks > 1 else 0.0
+        yield Phase(f"{name}: reduction", "leader", sums, "counted", "sums of both halves / network")
+        yield _alone(f"{name}: weights", costs.maps_written, "FSC of the half maps, as with their files", "leader")
 
 
 def _sampled(particles: int) -> int:
