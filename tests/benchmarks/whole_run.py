@@ -27,9 +27,9 @@ from cryoformer_dist.data.thinning import stride_for
 from cryoformer_dist.initialization.search_rounds import ROUNDS, ROUNDS_BY_CONFORMATION
 from cryoformer_dist.training.latent_search import REPRESENTATIVES
 
-RunsOn = Literal["driver", "leader", "ranks", "tasks"]
+RunsOn = Literal["driver", "leader", "ranks", "tasks", "storage"]
 """One process; one core of the leader while the others wait or do the same; all ranks, shared out; Ray's tasks on all
-cores, shared out."""
+cores, shared out; the storage that all of them read or write at once."""
 ALONE = ("driver", "leader")
 
 # Counted: training steps a second and GPU, in images (a roofline of kernels, encoders, transforms and optimiser at
@@ -152,7 +152,7 @@ class WholeRun:
             "convert", "tasks", count * converted / work.cores, "measured", "N images, a stack opened for each / cores"
         )
         moved = work.image_bytes * 3 / STORAGE_BYTES_PER_SECOND
-        yield Phase("convert: storage", "driver", moved, "counted", "float32 in, float16 out / storage")
+        yield Phase("convert: storage", "storage", moved, "counted", "float32 in, float16 out / storage")
         columns = count * (general.row_written + 3 * general.row_opened)
         yield _alone("columns of the store", columns, "N rows written once, opened by driver, rank, driver")
         yield Phase("start", "driver", START_SECONDS, "counted", "Ray, imports, compilation: assumed")
@@ -173,21 +173,24 @@ class WholeRun:
         yield from self._linear_model(times, refits=times - 1)
 
     def _consensus(self, times: int) -> Iterator[Phase]:
-        work, costs = self._work, self._costs
-        how = f"{times} x "
+        costs = self._costs
+        yield from self._back_projections("consensus", times)
+        files = times * costs.occupancy + costs.maps_written
+        yield _alone("occupancy, maps", files, f"{times} x occupancy + FSC and files", "leader")
+
+    def _back_projections(self, name: str, times: int) -> Iterator[Phase]:
+        work, costs, how = self._work, self._costs, f"{times} x "
         gpu = times * count_inserted(work.box)
-        yield self._pass("consensus", times * costs.inserted, gpu, how + "N / ranks images")
-        read = times * self._share * self._costs.read
-        yield Phase("consensus: reading", "ranks", read, "measured", how + "N / ranks images")
+        yield self._pass(name, times * costs.inserted, gpu, how + "N / ranks images")
+        read = times * self._share * costs.read
+        yield Phase(f"{name}: reading", "ranks", read, "measured", how + "N / ranks images")
         if self._ways.passes_on_gpus:
-            yield Phase("consensus: maps", "leader", 3 * times * count_solved(work.box), "counted", how + "3 solves")
+            yield Phase(f"{name}: maps", "leader", 3 * times * count_solved(work.box), "counted", how + "3 solves")
         else:
             formula = how + "3 solves, the same on every rank"
-            yield _alone("consensus: maps", 3 * times * costs.solved, formula, "leader")
+            yield _alone(f"{name}: maps", 3 * times * costs.solved, formula, "leader")
         sums = 2 * 3 * (2 * work.box) ** 3 / 2 * 4 / NETWORK_BYTES_PER_SECOND if work.ranks > 1 else 0.0
-        yield Phase("consensus: reduction", "leader", times * sums, "counted", how + "sums of both halves / network")
-        files = times * costs.occupancy + costs.maps_written
-        yield _alone("occupancy, maps", files, how + "occupancy + FSC and files", "leader")
+        yield Phase(f"{name}: reduction", "leader", times * sums, "counted", how + "sums of both halves / network")
 
     def _linear_model(self, times: int, refits: int) -> Iterator[Phase]:
         general, costs, work = self._general, self._costs, self._work
@@ -218,7 +221,7 @@ class WholeRun:
         fill = self._share * costs.read
         yield Phase("fill memory", "ranks", fill, "measured", "N / ranks images, whole chunks")
         stored = work.image_bytes / STORAGE_BYTES_PER_SECOND
-        yield Phase("fill memory: storage", "driver", stored, "counted", "float16 / storage; later passes: page cache")
+        yield Phase("fill memory: storage", "storage", stored, "counted", "float16 / storage; later passes: page cache")
         steps = EPOCHS * self._share / TRAINING_IMAGES_PER_SECOND[work.box]
         yield Phase("training", "ranks", steps, "counted", f"{EPOCHS} N / ranks / rate")
         waited = max(0.0, EPOCHS * self._share * costs.batched - steps)
@@ -265,16 +268,11 @@ class WholeRun:
         return max(1.0, things / self._work.ranks)
 
     def _last_consensus(self) -> Iterator[Phase]:
-        work, costs, name = self._work, self._costs, "consensus at refined poses"
-        yield self._pass(name, costs.inserted, GPU_INSERTED[work.box], "N / ranks images")
-        yield Phase(f"{name}: reading", "ranks", self._share * costs.read, "measured", "N / ranks images")
-        if self._ways.passes_on_gpus:
-            yield Phase(f"{name}: maps", "leader", 3 * GPU_SOLVED[work.box], "counted", "3 solves")
-        else:
-            yield _alone(f"{name}: maps", 3 * costs.solved, "3 solves, the same on every rank", "leader")
-        sums = 2 * 3 * (2 * work.box) ** 3 * 4 / NETWORK_BYTES_PER_SECOND if work.ranks > 1 else 0.0
-        yield Phase(f"{name}: reduction", "leader", sums, "counted", "sums of both halves / network")
-        yield _alone(f"{name}: weights", costs.maps_written, "FSC of the half maps, as with their files", "leader")
+        name = "consensus at refined poses"
+        yield from self._back_projections(name, 1)
+        yield _alone(
+            f"{name}: weights", self._costs.maps_written, "FSC of the half maps, as with their files", "leader"
+        )
 
 
 def _sampled(particles: int) -> int:
