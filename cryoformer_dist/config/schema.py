@@ -122,9 +122,10 @@ class LatentConfig(Section):
 class PoseConfig(Section):
     """Where poses come from and whether they are refined."""
 
-    form: Literal["given", "table", "encoder", "encoder_then_table"] = Field(
+    form: Literal["given", "posterior", "table", "encoder", "encoder_then_table"] = Field(
         "given",
-        description="given: as in the store; table: refined per particle; encoder: the paper's MLP; "
+        description="given: as in the store; posterior: near the given ones, by every search of latents, as far as the "
+        "images support it; table: refined per particle; encoder: the paper's MLP; "
         "encoder_then_table: refined per particle from where the encoder puts it",
     )
     start: Literal["search", "given"] = Field(
@@ -135,7 +136,7 @@ class PoseConfig(Section):
     @property
     def tabulated(self) -> bool:
         """Whether every particle has a row of its own."""
-        return self.form in ("table", "encoder_then_table")
+        return self.form in ("posterior", "table", "encoder_then_table")
 
     @property
     def searched(self) -> bool:
@@ -160,6 +161,9 @@ class ModelConfig(Section):
     decoder: DecoderConfig = DecoderConfig()
     latent: LatentConfig = LatentConfig()
     pose: PoseConfig = PoseConfig()
+    amplitude: Literal["one", "posterior"] = Field(
+        "one", description="posterior: how strong each particle is, by every search of latents; one: all alike"
+    )
 
 
 class DatasetConfig(Section):

@@ -36,6 +36,8 @@ class ParticleBatch:
         Of each image.
     epoch
         Epoch that the last image of the batch belongs to.
+    amplitude
+        How strong each particle is, in units of the mean one; 1 as long as nobody has looked.
     """
 
     images: Float[Tensor, "particles box box"]
@@ -44,6 +46,7 @@ class ParticleBatch:
     ctf: CTFParams
     pixel_size_angstrom: Float[Tensor, " particles"]
     epoch: int
+    amplitude: Float[Tensor, " particles"] | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -61,6 +64,7 @@ class ParticleBatch:
             ctf=CTFParams(*(change(getattr(self.ctf, field.name)) for field in fields(self.ctf))),
             pixel_size_angstrom=change(self.pixel_size_angstrom),
             epoch=self.epoch,
+            amplitude=None if self.amplitude is None else change(self.amplitude),
         )
 
 

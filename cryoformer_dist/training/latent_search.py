@@ -6,37 +6,29 @@ prior: a conformation counts as often as it occurs, and none that never occurs i
 image leads nowhere.
 """
 
+import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Float
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from cryoformer_dist.data.batch import ParticleBatch
-from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.thinning import stride_for
 from cryoformer_dist.errors import UndecidedLatentsWarning
-from cryoformer_dist.physics.ctf import transfer_at
-from cryoformer_dist.physics.fourier import (
-    crop_half_plane,
-    crop_volume,
-    image_to_fourier,
-    phase_ramp,
-    to_real_vectors,
-)
+from cryoformer_dist.inference.comparison import LIKELY, Spread, explain, fit_spread
+from cryoformer_dist.inference.conformations import MOVING_MAPS, ConformationMixture, move
+from cryoformer_dist.physics.fourier import crop_volume
 from cryoformer_dist.physics.pose import Pose
-from cryoformer_dist.physics.projection import magnification
 from cryoformer_dist.physics.slices import TrilinearSlices
 from cryoformer_dist.ranks import broadcast_from_leader, gather_rows, sum_over_ranks
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.particles import RankParticles
 from cryoformer_dist.training.reporting import Interval
-from cryoformer_dist.training.stages import Moment, Stage
+from cryoformer_dist.training.stages import Moment
 
 # After a search that was of use: 2.0 on igg_arc_32 and adk_64, 1.1 on spike_64; after one of none: .014 on spike_32,
 # 1e-4 on a rigid molecule.
@@ -51,70 +43,13 @@ _LEFT_OUT = 0.005
 _PARTICLES_PER_REPRESENTATIVE, _FEWEST_REPRESENTATIVES = 16, 16
 _CLUSTERED_PARTICLES = 20_000
 _CLUSTERING_ROUNDS = 20
+_SPREAD_PARTICLES = 500
+# Where the search for spreads begins.
+_FIRST_ROTATION_RAD, _FIRST_SHIFT_PIXELS, _FIRST_AMPLITUDE = 0.02, 0.3, 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class ConformationMixture:
-    """Representatives of a latent cloud, their maps as mixtures of a few.
-
-    Attributes
-    ----------
-    latent
-        ``(conformations, dimensions)``.
-    log_share
-        ``(conformations,)``: of the particles, up to a constant.
-    mixture
-        ``(conformations, principal)``: how much of each principal map is in each, on top of the mean map.
-    slices
-        Of the mean map, then of the principal ones; in units of the whole box's transform.
-    map_pixel_angstrom
-        Of the whole box.
-    box, compared_box
-        Side of the images, and of what is compared of them.
-    """
-
-    latent: Float[Tensor, "conformations dimensions"]
-    log_share: Float[Tensor, " conformations"]
-    mixture: Float[Tensor, "conformations principal"]
-    slices: TrilinearSlices
-    map_pixel_angstrom: float
-    box: int
-    compared_box: int
-
-    def posterior(self, batch: ParticleBatch, pose: Pose) -> Float[Tensor, "particles conformations"]:
-        """How probable each conformation is for each image."""
-        return (self.log_likelihood(batch, pose) + self.log_share).softmax(dim=1)
-
-    def log_likelihood(self, batch: ParticleBatch, pose: Pose) -> Float[Tensor, "particles conformations"]:
-        """Of each image in each conformation, up to a constant per image; noise as in the loss, white of unit variance.
-
-        Projection is linear: only the few principal maps are projected, however many conformations there are.
-        """
-        images = crop_half_plane(image_to_fourier(batch.images), self.compared_box).flatten(1)[
-            :, self.slices.flat_index
-        ]
-        predicted = self._predicted(batch, pose)
-        # A coefficient's variance is the number of pixels. Half of the plane is listed, which makes up for the half
-        # before the squared error.
-        residual = to_real_vectors(images - predicted[0]) / self.box
-        modes = to_real_vectors(predicted[1:]).transpose(0, 1) / self.box
-        match = torch.einsum("bmk,bk->bm", modes, residual)
-        energy = torch.einsum("cm,bmn,cn->bc", self.mixture, modes @ modes.mT, self.mixture)
-        return 2 * match @ self.mixture.T - energy
-
-    def _predicted(self, batch: ParticleBatch, pose: Pose) -> Complex[Tensor, "maps particles k"]:
-        """Images of the mean and the principal maps."""
-        pixel = batch.pixel_size_angstrom[:, None]
-        scale = magnification(self.map_pixel_angstrom, pixel)
-        frequency = self.slices.frequency * (self.compared_box / self.box)
-        phase = phase_ramp(frequency, -pose.shift_angstrom / pixel)
-        transfer = transfer_at(batch.ctf, frequency, batch.pixel_size_angstrom)
-        slices = self.slices.at(pose.rotation * scale[..., None])
-        return slices * (phase * transfer * scale)
-
-
-@dataclass(frozen=True, slots=True)
-class LatentSearchResult:
+class ParticleSearchResult:
     """What a search of all particles has found.
 
     Attributes
@@ -123,13 +58,20 @@ class LatentSearchResult:
         ``(found,)``: store rows, of all ranks.
     latent
         ``(found, dimensions)``.
+    pose, amplitude
+        Of each, one per row.
     information_nats
         What an image says about its conformation, beyond what all particles know; mean over them.
+    spread
+        How far poses and amplitudes of all particles depart from what is given.
     """
 
     row: Tensor
     latent: Float[Tensor, "found dimensions"]
+    pose: Pose
+    amplitude: Float[Tensor, " found"]
     information_nats: float
+    spread: Spread
 
 
 class LatentSearch:
@@ -160,15 +102,19 @@ class LatentSearch:
             If images still say next to nothing about their conformations at the end.
         """
         learner, stage = self._learner, moment.stage
-        everyone = self._particles.read_once_amid_training((learner.config.seed, moment.position.stage))
         # The last epoch is trained at the means: one more search in which maps reach less far costs nothing by then.
         draws = None if moment.passes >= stage.epochs - 1 else self._draw_numbers(moment.position.step)
-        found = search_latents(learner, stage, moment.epoch, self._particles.rows, everyone, draws)
+        found = search_particles(learner, moment, self._particles, draws)
         interval.latent_information_nats = found.information_nats
         undecided = found.information_nats < _UNDECIDED_NATS
         # Maps that do not move yet would deal the first latents anew, and what those know would be lost.
         if not undecided or moment.passes >= learner.config.training.freeze_latent_epochs:
             learner.set_latents(found.row, found.latent)
+        if learner.config.model.pose.form == "posterior":
+            learner.set_poses(found.row, found.pose)
+        if learner.config.model.amplitude == "posterior":
+            # Or maps and amplitudes could grow against one another.
+            learner.set_amplitudes(found.row, found.amplitude / found.amplitude.mean())
         if undecided and moment.epoch > stage.epochs - 1 and self._particles.rank == 0:
             _warn_of_undecided_latents(found.information_nats, stage.epochs)
 
@@ -190,49 +136,88 @@ def _warn_of_undecided_latents(nats: float, epochs: int) -> None:
 
 
 @torch.no_grad()
-def search_latents(
-    learner: Learner,
-    stage: Stage,
-    epoch: float,
-    trained: Rows,
-    batches: Iterator[ParticleBatch],
-    draws: Float[Tensor, " rows"] | None,
-) -> LatentSearchResult:
-    """Look for every trained particle's latent by its probabilities of all conformations; every rank finds all of them.
+def search_particles(
+    learner: Learner, moment: Moment, particles: RankParticles, draws: Float[Tensor, " rows"] | None
+) -> ParticleSearchResult:
+    """Look for every trained particle's latent, pose and amplitude; every rank finds all of them.
 
     Parameters
     ----------
     learner
         Network and tables as they are.
-    stage, epoch
-        Decide what takes part, as in a training step.
-    trained
-        Store rows of the particles that are trained on: theirs is the cloud.
-    batches
-        This rank's share of them; every rank has equally many.
+    moment
+        Decides what takes part, as in a training step.
+    particles
+        That are trained on: theirs is the cloud of latents.
     draws
         One number in [0, 1) per row of the store: a conformation is drawn by its probability. While there is much to
         learn it must be so: mean latents lie closer together than the conformations do, and maps learned at them would
         reach less far at every search. ``None``: the mean, which errs least.
     """
-    latents = learner.latents
-    cloud = latents[torch.from_numpy(trained).to(latents.device)]
-    found = build_conformations(learner.objectives, cloud, learner.is_coarse(stage, epoch), learner.config.seed)
+    latents, seed = learner.latents, (learner.config.seed, moment.position.stage)
+    cloud = latents[torch.from_numpy(particles.rows).to(latents.device)]
+    coarse = learner.is_coarse(moment.stage, moment.epoch)
+    found = build_conformations(learner.objectives, cloud, coarse, learner.config.seed)
+    spread = _find_spread(learner, moment, particles, found)
     information = torch.zeros(2, device=learner.device)
     dealt = []
-    for batch in batches:
-        pose, _ = learner.settle(stage, batch, epoch)
-        posterior = found.posterior(batch, pose)
-        chosen = (
-            posterior @ found.latent if draws is None else found.latent[draw_conformations(posterior, draws[batch.row])]
+    for batch in particles.read_once_amid_training(seed):
+        pose, _ = learner.settle(moment.stage, batch, moment.epoch)
+        explained = explain(found.compare(batch, pose, spread.moves_poses), spread)
+        posterior = (explained.log_likelihood + found.log_share).softmax(dim=1)
+        weight = posterior
+        if draws is not None:
+            drawn = draw_conformations(posterior, draws[batch.row])
+            weight = torch.nn.functional.one_hot(drawn, posterior.shape[1]).float()
+        if explained.offset is not None:
+            pose = move(pose, (weight[..., None] * explained.offset).sum(1))
+        elif learner.config.model.pose.form == "posterior":
+            pose = batch.pose
+        values = (
+            weight @ found.latent,
+            pose.rotation.flatten(1),
+            pose.shift_angstrom,
+            (weight * explained.amplitude).sum(1, keepdim=True),
         )
-        dealt.append(gather_rows(batch.row, chosen))
+        dealt.append(gather_rows(batch.row, torch.cat(values, dim=1)))
         # Conformations that are offered to nobody, and products that underflow, add nothing.
         gain = torch.xlogy(posterior, posterior / found.log_share.exp().clamp_min(1e-30)).sum()
         information += torch.stack([gain, gain.new_tensor(len(batch))])
-    nats, particles = sum_over_ranks(information)
-    rows, found_latents = (torch.cat(parts) for parts in zip(*dealt, strict=True))
-    return LatentSearchResult(rows, found_latents, float(nats / particles))
+    nats, count = sum_over_ranks(information)
+    rows, values = (torch.cat(parts) for parts in zip(*dealt, strict=True))
+    latent, rotation, shift, amplitude = values.split([found.latent.shape[1], 9, 2, 1], dim=1)
+    pose = Pose(rotation.unflatten(1, (3, 3)), shift)
+    return ParticleSearchResult(rows, latent, pose, amplitude[:, 0], float(nats / count), spread)
+
+
+def _find_spread(learner: Learner, moment: Moment, particles: RankParticles, found: ConformationMixture) -> Spread:
+    """How far poses and amplitudes depart from what is given, as a sample of the particles says."""
+    model = learner.config.model
+    moving = model.pose.form == "posterior"
+    pixel = learner.objectives.pixel_size_angstrom
+    wanted = Spread(
+        rotation_rad=_FIRST_ROTATION_RAD if moving else 0.0,
+        shift_angstrom=_FIRST_SHIFT_PIXELS * pixel if moving else 0.0,
+        amplitude=_FIRST_AMPLITUDE if model.amplitude == "posterior" else 0.0,
+    )
+    if wanted == Spread():
+        return wanted
+    rows = particles.rows[:: stride_for(len(particles.rows), _SPREAD_PARTICLES)]
+    compared = []
+    for batch in particles.read_sample_amid_training(rows, (learner.config.seed, moment.position.stage)):
+        pose, _ = learner.settle(moment.stage, batch, moment.epoch)
+        compared.append(found.compare(batch, pose, moving).keep_likely(wanted, LIKELY))
+    spread = fit_spread(compared, pixel, wanted, learner.device)
+    if os.environ.get("SAY"):
+        print(
+            "spread",
+            moment.epoch,
+            round(spread.rotation_rad * 57.3, 2),
+            round(spread.shift_angstrom / pixel, 2),
+            spread.amplitude,
+            flush=True,
+        )
+    return spread
 
 
 def draw_conformations(
@@ -269,8 +254,9 @@ def build_conformations(
     return ConformationMixture(
         latent=latent,
         log_share=share.log(),
-        mixture=mixture,
+        mixture=torch.cat([torch.ones_like(share)[:, None], mixture], dim=1),
         slices=TrilinearSlices(voxels, compared // 2 - 1),
+        leading_slices=TrilinearSlices(voxels[:MOVING_MAPS], compared // 2 - 1),
         map_pixel_angstrom=objectives.pixel_size_angstrom,
         box=box,
         compared_box=compared,

@@ -1,6 +1,6 @@
 """The network together with the per-particle tables: all that training changes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -127,6 +127,11 @@ class Learner:
         pose = self._pose(batch, leaves, fits and epoch >= self.config.training.freeze_pose_epochs)
         return Inputs(latent, pose, leaves)
 
+    def with_amplitudes(self, batch: ParticleBatch) -> ParticleBatch:
+        """The same batch with the amplitudes that were found, where they are looked for."""
+        table = self.tables.get("amplitude")
+        return batch if table is None else replace(batch, amplitude=table.values[batch.row, 0])
+
     def settle(self, stage: Stage, batch: ParticleBatch, epoch: float) -> tuple[Pose, Tensor]:
         """Pose and latent of each particle at this point of training: from a table, from an encoder, or as given."""
         inputs = self.inputs(stage, batch, epoch)
@@ -164,6 +169,15 @@ class Learner:
     def set_latents(self, rows: Tensor, latents: Float[Tensor, "rows dimensions"]) -> None:
         """Put latents that were found into the table."""
         self.tables["latent"].write(rows, latents)
+
+    def set_poses(self, rows: Tensor, pose: Pose) -> None:
+        """Put poses that were found into their tables."""
+        self.tables["rotation"].write(rows, sixd_from_rotation(pose.rotation))
+        self.tables["shift_angstrom"].write(rows, pose.shift_angstrom)
+
+    def set_amplitudes(self, rows: Tensor, amplitudes: Float[Tensor, " rows"]) -> None:
+        """Put amplitudes that were found into the table."""
+        self.tables["amplitude"].write(rows, amplitudes[:, None])
 
     def read_latents(self, rows: Tensor) -> Float[Tensor, "rows dimensions"] | None:
         """Latents of store rows; ``None`` where an encoder must look at their images."""
@@ -257,7 +271,7 @@ class Learner:
         if not self.config.model.pose.tabulated:
             # An encoder begins to be followed when poses are to be refined.
             return self.read_poses(batch.row, batch.pose) if refining else batch.pose
-        if not refining:
+        if not refining or self.config.model.pose.form == "posterior":
             return self.read_poses(batch.row, batch.pose)
         for name in ("rotation", "shift_angstrom"):
             leaves[name] = self.tables[name].read(batch.row)
@@ -283,4 +297,6 @@ def _initial_tables(
         rotation = torch.tensor(particles.rotation)
         tables["rotation"] = RowTable(sixd_from_rotation(rotation).to(device))
         tables["shift_angstrom"] = RowTable(torch.tensor(particles.shift_angstrom, device=device))
+    if config.model.amplitude == "posterior":
+        tables["amplitude"] = RowTable(torch.ones(len(particles.source_row), 1, device=device))
     return tables

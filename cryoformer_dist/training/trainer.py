@@ -143,6 +143,7 @@ class Trainer:
     def _step(self, moment: Moment, batch: ParticleBatch) -> None:
         learner, stage, step = self.learner, moment.stage, moment.before.step
         seed, copies = learner.config.seed, len(learner.objectives.lattice.offsets_pixels)
+        batch = learner.with_amplitudes(batch)
         inputs = learner.inputs(stage, batch, moment.epoch)
         # Drawn from the step alone: nothing to keep for a resume. The lattice is the same on all ranks, noise is not.
         copy = int(np.random.default_rng([seed, step]).integers(copies))
