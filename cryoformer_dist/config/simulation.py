@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from cryoformer_dist.config.nuisances import NuisancesConfig
 from cryoformer_dist.config.section import PositiveInt, Section
 
 Vector = tuple[float, float, float]
@@ -161,8 +162,9 @@ class MicroscopeConfig(Section):
 class PerturbationConfig(Section):
     """Errors put on the poses in the .star; the truth keeps the clean ones.
 
-    The paper's section 5.4 writes N(0, 0.1 I) and +-10 px of 128; its mean squared error of .144 is
-    ``rotation_variance: 0.047``, with ``shift_pixels: 10``.
+    Of the paper, far off: its section 5.4 writes N(0, 0.1 I) and +-10 px of 128; its mean squared error of .144 is
+    ``rotation_variance: 0.047``, with ``shift_pixels: 10``. Of a refinement, near: ``rotation_sd_deg`` and
+    ``shift_sd_pixels``.
     """
 
     rotation_variance: float = Field(
@@ -175,6 +177,20 @@ class PerturbationConfig(Section):
         0.0, ge=0, description="largest error along x and y, uniform, in pixels of reference_box"
     )
     reference_box: PositiveInt = Field(128, description="box in whose pixels shift_pixels counts")
+    rotation_sd_deg: float = Field(
+        0.0, ge=0, le=60, description="standard deviation of a small rotation about each of three axes (Gaussian)"
+    )
+    shift_sd_pixels: float = Field(
+        0.0, ge=0, description="standard deviation along x and y (Gaussian), in pixels of the written images"
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "PerturbationConfig":
+        if self.rotation_variance and self.rotation_sd_deg:
+            raise ValueError("rotation_variance and rotation_sd_deg are two kinds of error: set one of them")
+        if self.shift_pixels and self.shift_sd_pixels:
+            raise ValueError("shift_pixels and shift_sd_pixels are two kinds of error: set one of them")
+        return self
 
 
 class SimulationConfig(Section):
@@ -194,10 +210,12 @@ class SimulationConfig(Section):
     poses: PosesConfig = PosesConfig()
     ctf: MicroscopeConfig = MicroscopeConfig()
     perturbation: PerturbationConfig = PerturbationConfig()
+    nuisances: NuisancesConfig = NuisancesConfig()
     snr: float | None = Field(
         0.1,
         gt=0,
-        description="var(signal) / var(noise) of whole CTF-applied images at the simulated box; null: none",
+        description="var(signal) / var(noise) of whole CTF-applied images at the simulated box, before contrast and "
+        "junk, whatever the noise's colour; null: none",
     )
     snr_box: int | None = Field(
         None,
@@ -233,6 +251,21 @@ class SimulationConfig(Section):
                 raise ValueError(f"states.count must be the number of maps, {len(self.source.paths)}: leave it out")
         elif states.kind == "discrete" and states.count is None and not isinstance(self.source, ModelsSource):
             raise ValueError(f"states.count is required for discrete states of source.kind {self.source.kind}")
+        return self
+
+    @model_validator(mode="after")
+    def _nuisances_fit(self) -> "SimulationConfig":
+        nuisances = self.nuisances
+        if nuisances.views.share and self.poses.table is not None:
+            raise ValueError("nuisances.views and poses.table both say where molecules are seen from: leave one out")
+        if nuisances.crowd.share and self.states.kind == "discrete":
+            raise ValueError("nuisances.crowd is for a continuous motion: crowd classes by states.weights")
+        if nuisances.ctf_errors.model_fields_set and not self.ctf.apply:
+            raise ValueError("nuisances.ctf_errors is of no use with ctf.apply: false; leave one out")
+        if isinstance(self.source, VolumesSource) and any(g.pixel_size_angstrom for g in nuisances.optics_groups):
+            raise ValueError("maps are imaged at their own pixel size: leave out pixel_size_angstrom of optics groups")
+        if len(nuisances.optics_groups) > self.particles:
+            raise ValueError("there are more optics groups than particles")
         return self
 
     @property

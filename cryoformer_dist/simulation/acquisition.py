@@ -4,7 +4,7 @@ Every purpose draws from a random stream of its own, so changing one (a shift ra
 noise) leaves the others as they were.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 
@@ -14,10 +14,15 @@ from numpy.typing import NDArray
 
 from cryoformer_dist.config.simulation import MicroscopeConfig, PosesConfig, SimulationConfig, StatesConfig
 from cryoformer_dist.errors import ConfigError, ParticleFormatError
-from cryoformer_dist.io.particles import OpticsColumns, OpticsGroup, ParticleTable, group_optics
+from cryoformer_dist.io.particles import ParticleTable
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.physics.ctf import CTFParams
-from cryoformer_dist.physics.pose import nearest_rotation, random_rotations
+from cryoformer_dist.physics.pose import (
+    nearest_rotation,
+    random_rotations,
+    rotation_from_axis_angle,
+    rotation_from_relion_euler,
+)
 
 _IDEAL_PHASE_PLATE_DEG = 90.0
 
@@ -33,6 +38,12 @@ class Stream(IntEnum):
     PERTURBATION = 5
     HALF_SETS = 6
     TABLE_ROWS = 7
+    CROWD = 8
+    VIEWS = 9
+    CTF_ERRORS = 10
+    BRIGHTNESS = 11
+    JUNK = 12
+    ICE = 13
 
 
 def stream(seed: int, purpose: Stream) -> np.random.Generator:
@@ -99,7 +110,7 @@ def draw_states(
     first, last = state_range
     states = config.states
     if states.kind == "continuous":
-        state = generator.uniform(first, last, config.particles)
+        state = _crowd(generator.uniform(first, last, config.particles), config, state_range)
         centres = first + (np.arange(states.truth_volumes) + 0.5) / states.truth_volumes * (last - first)
         return StateDraw(state, state, centres, centres, period, discrete=False)
     count = states.count or classes or 1
@@ -114,6 +125,19 @@ def draw_states(
         float(count) if period else 0.0,
         discrete=True,
     )
+
+
+def _crowd(
+    state: NDArray[np.float64], config: SimulationConfig, state_range: tuple[float, float]
+) -> NDArray[np.float64]:
+    """Move a share of the particles into a part of the motion."""
+    crowd, (first, last) = config.nuisances.crowd, state_range
+    if not crowd.share:
+        return state
+    generator = stream(config.seed, Stream.CROWD)
+    moved = generator.random(len(state)) < crowd.share
+    place = crowd.centre + crowd.width * (generator.random(len(state)) - 0.5)
+    return np.where(moved, first + place * (last - first), state)
 
 
 def _populations(states: StatesConfig, count: int) -> NDArray[np.float64]:
@@ -131,7 +155,8 @@ def draw_poses(config: SimulationConfig) -> PoseDraw:
     Notes
     -----
     Errors as in the paper's section 5.4: a Gaussian of the given variance on every entry of the rotation
-    matrix, projected back onto SO(3), and a uniform shift.
+    matrix, projected back onto SO(3), and a uniform shift. Errors as a refinement leaves them: a Gaussian
+    rotation about each axis of the image, and a Gaussian shift.
     """
     if config.poses.table is None:
         rotation, shift = _draw_uniform_poses(config)
@@ -142,18 +167,37 @@ def draw_poses(config: SimulationConfig) -> PoseDraw:
     noise = generator.standard_normal(rotation.shape) * np.sqrt(errors.rotation_variance)
     limit = errors.shift_pixels * config.box_length_angstrom / errors.reference_box
     given_shift = shift + generator.uniform(-1.0, 1.0, shift.shape) * limit
+    turn = generator.standard_normal((len(rotation), 3)) * np.deg2rad(errors.rotation_sd_deg)
+    given_shift += generator.standard_normal(shift.shape) * (errors.shift_sd_pixels * config.pixel_size_angstrom)
     given = rotation
     if errors.rotation_variance > 0:
         given = nearest_rotation(torch.from_numpy(rotation + noise)).numpy().astype(np.float32)
+    if errors.rotation_sd_deg > 0:
+        given = (rotation_from_axis_angle(torch.from_numpy(turn)).numpy() @ rotation).astype(np.float32)
     return PoseDraw(rotation, shift, given, given_shift.astype(np.float32))
 
 
 def _draw_uniform_poses(config: SimulationConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     seed = int(stream(config.seed, Stream.ROTATIONS).integers(2**63))
     rotation = random_rotations(config.particles, torch.Generator().manual_seed(seed)).numpy()
+    rotation = _prefer_views(rotation, config)
     limit = config.poses.max_shift_fraction * config.box_length_angstrom
     shift = stream(config.seed, Stream.SHIFTS).uniform(-limit, limit, (config.particles, 2))
     return rotation, shift.astype(np.float32)
+
+
+def _prefer_views(rotation: NDArray[np.float32], config: SimulationConfig) -> NDArray[np.float32]:
+    """Turn a share of the particles so that they are seen from a cap about the molecule's z axis."""
+    views = config.nuisances.views
+    if not views.share:
+        return rotation
+    generator, count = stream(config.seed, Stream.VIEWS), len(rotation)
+    chosen = generator.random(count) < views.share
+    # Equal areas of the cap are equal steps of the cosine.
+    tilt = np.rad2deg(np.arccos(generator.uniform(np.cos(np.deg2rad(views.cap_deg)), 1.0, count)))
+    rot, psi = generator.uniform(0.0, 360.0, (2, count))
+    capped = rotation_from_relion_euler(torch.from_numpy(np.stack([rot, tilt, psi], axis=1)))
+    return np.where(chosen[:, None, None], capped.numpy(), rotation).astype(np.float32)
 
 
 def _take_poses(
@@ -180,8 +224,29 @@ def _take_poses(
     return rotation[rows].astype(np.float32), shift[rows].astype(np.float32)
 
 
-def draw_ctf(config: SimulationConfig) -> CTFParams:
-    """Draw the CTF of every particle from ranges or a table, or make it an ideal phase plate's (CTF 1)."""
+@dataclass(frozen=True, slots=True)
+class CtfDraw:
+    """CTF of the images, and that of the .star."""
+
+    true: CTFParams
+    given: CTFParams
+
+
+def draw_ctf(config: SimulationConfig) -> CtfDraw:
+    """Draw the CTF of every particle, and the same with the asked errors."""
+    ctf, errors = _draw_exact_ctf(config), config.nuisances.ctf_errors
+    error = stream(config.seed, Stream.CTF_ERRORS).standard_normal(config.particles) * errors.defocus_sd_angstrom
+    off = torch.from_numpy(error.astype(np.float32))
+    given = replace(
+        ctf, defocus_u_angstrom=ctf.defocus_u_angstrom + off, defocus_v_angstrom=ctf.defocus_v_angstrom + off
+    )
+    if errors.true_amplitude_contrast is not None:
+        ctf = replace(ctf, amplitude_contrast=torch.full((config.particles,), errors.true_amplitude_contrast))
+    return CtfDraw(ctf, given)
+
+
+def _draw_exact_ctf(config: SimulationConfig) -> CTFParams:
+    """From ranges or a table, or an ideal phase plate's (CTF 1)."""
     if config.ctf.table is not None:
         return _take_ctf(config.ctf, config.ctf.table, config)
     settings, count = config.ctf, config.particles
@@ -280,21 +345,3 @@ def draw_half_sets(config: SimulationConfig) -> NDArray[np.int8]:
     """Draw half-set 1 or 2 of every particle, `(particles,)`: equally many of each, in random order."""
     half = (np.arange(config.particles) % 2 + 1).astype(np.int8)
     return stream(config.seed, Stream.HALF_SETS).permutation(half)
-
-
-def group_particles(config: SimulationConfig, ctf: CTFParams) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
-    """Group particles by microscope setting: the groups, and that of every particle, `(particles,)`."""
-    count = config.particles
-    return group_optics(
-        OpticsColumns(
-            pixel_size_angstrom=np.full(count, config.pixel_size_angstrom),
-            box_size=np.full(count, config.box_size),
-            voltage_kv=ctf.voltage_kv.numpy(),
-            spherical_aberration_mm=ctf.spherical_aberration_mm.numpy(),
-            amplitude_contrast=ctf.amplitude_contrast.numpy(),
-            group=np.zeros(count, np.int64),
-            names={},
-            terms=np.zeros(count, np.int64),
-            term_names=(),
-        )
-    )

@@ -11,39 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cryoformer_dist.config.simulation import SimulationConfig, VolumesSource
+from cryoformer_dist.config.simulation import SimulationConfig
 from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.io.mrc import new_stack, write_volume
 from cryoformer_dist.io.particles import ParticleTable
 from cryoformer_dist.io.relion import write_star
-from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function
-from cryoformer_dist.physics.fourier import fourier_to_image
-from cryoformer_dist.physics.grids import frequency_grid
+from cryoformer_dist.physics.fourier import crop_images
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.progress import Progress
-from cryoformer_dist.simulation.acquisition import (
-    PoseDraw,
-    StateDraw,
-    Stream,
-    draw_ctf,
-    draw_half_sets,
-    draw_poses,
-    draw_states,
-    group_particles,
-    stream,
-)
-from cryoformer_dist.simulation.imaging import (
-    DEFAULT_SIGMA_PIXELS,
-    SIGMA_PER_RESOLUTION,
-    AtomImager,
-    Views,
-    VolumeImager,
-    load_volumes,
-)
-from cryoformer_dist.simulation.molecule import build_molecule, reach_angstrom
-from cryoformer_dist.simulation.noise import NoiseScale, add_noise, measure_noise_scale
+from cryoformer_dist.simulation.acquisition import Stream, draw_half_sets, stream
+from cryoformer_dist.simulation.noise import Colour, NoiseScale, measure_noise_scale, mix_colour
+from cryoformer_dist.simulation.optics_groups import Session, group_particles
+from cryoformer_dist.simulation.scene import Camera, Scene, make_scene
 from cryoformer_dist.storage.places import replaced
 
 STAR_NAME = "particles.star"
@@ -66,27 +48,6 @@ class SimulatedSet:
     truth: Path
     pixel_size_angstrom: float
     box_size: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Scene:
-    """Everything that decides the noise-free images."""
-
-    imager: AtomImager | VolumeImager
-    states: StateDraw
-    poses: PoseDraw
-    ctf: CTFParams
-    box: int
-    pixel_size_angstrom: float
-
-    def signal(self, rows: slice) -> Tensor:
-        """CTF-applied images at the simulated box, before any scaling."""
-        rotation, shift = self.poses.rotation[rows], self.poses.shift_angstrom[rows]
-        views = Views(self.states.coordinate[rows], torch.from_numpy(rotation), torch.from_numpy(shift))
-        transform = self.imager.project(views)
-        which = torch.arange(rows.start, rows.stop)
-        frequency = frequency_grid(self.box)[None] / self.pixel_size_angstrom
-        return fourier_to_image(transform * contrast_transfer_function(self.ctf[which], frequency), self.box)
 
 
 def simulate(
@@ -122,17 +83,14 @@ def simulate(
     star = output / STAR_NAME
     if star.exists() and not overwrite:
         raise ConfigError(f"{star}: a particle set is already there; choose another folder, or overwrite it")
-    scene = _make_scene(config)
+    scene = make_scene(config)
     _clear(output)
-    blocks = _cut_into_blocks(config)
-    made = _tell_progress(_make_signals(scene, blocks), config.particles, progress)
-    kept = max(1, min(_CALIBRATION_IMAGES, config.particles, _CALIBRATION_PIXELS // scene.box**2))
-    head = _take_head(made, kept)
-    scale = measure_noise_scale(config, torch.cat(head)[:kept])
-    truth = _write_truth(config, scene, scale, output / TRUTH_FOLDER)
-    stacks = _write_stacks(config, _chain(head, made), blocks, scale, output)
+    stacks = _plan_stacks(config, scene, output)
+    scales = _write_stacks(config, scene, stacks, progress)
+    truth = _write_truth(config, scene, scales, output / TRUTH_FOLDER)
     _write_particles(config, scene, stacks, star)
-    return SimulatedSet(star, stacks, truth, config.pixel_size_angstrom, config.box_size)
+    paths = tuple(stack.path for stack in stacks)
+    return SimulatedSet(star, paths, truth, config.pixel_size_angstrom, config.box_size)
 
 
 def _clear(output: Path) -> None:
@@ -144,54 +102,70 @@ def _clear(output: Path) -> None:
         old.unlink()
 
 
-def _make_scene(config: SimulationConfig) -> _Scene:
-    """Read or build the molecule and draw what chance decides."""
-    box = config.simulated_box
-    imager: AtomImager | VolumeImager
-    poses = draw_poses(config)
-    if isinstance(config.source, VolumesSource):
-        imager = load_volumes(config.source.paths, box, config.box_length_angstrom)
-        classes = len(config.source.paths)
-        states = draw_states(config, (0.0, float(classes - 1)), 0.0, classes)
-    else:
-        molecule = build_molecule(config.source)
-        _require_fit(config, reach_angstrom(molecule), float(np.abs(poses.shift_angstrom).max()))
-        sigma = DEFAULT_SIGMA_PIXELS * config.box_length_angstrom / box
-        if config.resolution_angstrom is not None:
-            sigma = config.resolution_angstrom * SIGMA_PER_RESOLUTION
-        imager = AtomImager(molecule, box, config.box_length_angstrom, sigma)
-        states = draw_states(config, molecule.state_range, molecule.period, molecule.frames)
-    return _Scene(imager, states, poses, draw_ctf(config), box, config.box_length_angstrom / box)
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """A stack to be written: its session, and the rows of each block of its images."""
+
+    path: Path
+    session: int
+    blocks: tuple[slice, ...]
+
+    @property
+    def rows(self) -> range:
+        """All its rows."""
+        return range(self.blocks[0].start, self.blocks[-1].stop)
 
 
-def _require_fit(config: SimulationConfig, radius_angstrom: float, largest_shift_angstrom: float) -> None:
-    needed = 2 * (radius_angstrom + largest_shift_angstrom)
-    if needed > config.box_length_angstrom:
-        raise ConfigError(
-            f"box_length_angstrom: {config.box_length_angstrom:.5g} A is too small for a molecule "
-            f"{2 * radius_angstrom:.0f} A across in motion, shifted by up to {largest_shift_angstrom:.1f} A; "
-            f"set at least {needed:.0f}"
-        )
+def _plan_stacks(config: SimulationConfig, scene: Scene, output: Path) -> tuple[_Stack, ...]:
+    """Cut every session into stacks, and these into blocks."""
+    size = max(1, min(256, _BLOCK_PIXELS // scene.box**2))
+    cuts = [
+        (number, rows)
+        for number, session in enumerate(scene.sessions)
+        for rows in _cut(session.rows, config.images_per_stack)
+    ]
+    names = ["particles.mrcs"] if len(cuts) == 1 else [f"particles_{number:03d}.mrcs" for number in range(len(cuts))]
+    return tuple(
+        _Stack(output / name, session, tuple(_cut(rows, size)))
+        for name, (session, rows) in zip(names, cuts, strict=True)
+    )
 
 
-def _cut_into_blocks(config: SimulationConfig) -> list[list[slice]]:
-    """Rows of each block of images, per stack."""
-    size = max(1, min(256, _BLOCK_PIXELS // config.simulated_box**2))
-    stacks = []
-    for first in range(0, config.particles, config.images_per_stack):
-        end = min(first + config.images_per_stack, config.particles)
-        stacks.append([slice(start, min(start + size, end)) for start in range(first, end, size)])
-    return stacks
+def _cut(rows: slice, size: int) -> Iterator[slice]:
+    for start in range(rows.start, rows.stop, size):
+        yield slice(start, min(start + size, rows.stop))
 
 
-def _make_signals(scene: _Scene, blocks: list[list[slice]]) -> Iterator[Tensor]:
-    for stack in blocks:
-        for rows in stack:
-            yield scene.signal(rows)
+def _write_stacks(
+    config: SimulationConfig, scene: Scene, stacks: tuple[_Stack, ...], progress: Progress | None
+) -> list[NoiseScale]:
+    """Write the images of every session; returns the session's scales."""
+    seed = config.seed if config.noise_seed is None else config.noise_seed
+    noise, ice, scales = stream(seed, Stream.NOISE), stream(seed, Stream.ICE), []
+    for number, session in enumerate(scene.sessions):
+        own = [stack for stack in stacks if stack.session == number]
+        camera = Camera.of(scene, session)
+        made = _tell_progress(_make_particles(camera, own), session.rows.start, config.particles, progress)
+        kept = min(_CALIBRATION_IMAGES, session.rows.stop - session.rows.start, _CALIBRATION_PIXELS // scene.box**2)
+        head = _take_head(made, max(1, kept))
+        scale = measure_noise_scale(session.snr, scene.box / config.box_size, torch.cat(head)[: max(1, kept)])
+        film = _Film(config, camera, session, scale, _mix_colour(config, scene, session))
+        images = _chain(head, made)
+        for stack in own:
+            with new_stack(stack.path, film.pixel_size_angstrom, (_LABEL,)) as writer:
+                for rows in stack.blocks:
+                    writer.append(film.expose(next(images), rows, noise, ice))
+        scales.append(scale)
+    return scales
 
 
-def _tell_progress(made: Iterator[Tensor], total: int, progress: Progress | None) -> Iterator[Tensor]:
-    done = 0
+def _make_particles(camera: Camera, stacks: list[_Stack]) -> Iterator[Tensor]:
+    for stack in stacks:
+        for rows in stack.blocks:
+            yield camera.particles(torch.arange(rows.start, rows.stop))
+
+
+def _tell_progress(made: Iterator[Tensor], done: int, total: int, progress: Progress | None) -> Iterator[Tensor]:
     for images in made:
         done += len(images)
         if progress is not None:
@@ -214,11 +188,47 @@ def _chain(head: list[Tensor], rest: Iterator[Tensor]) -> Iterator[Tensor]:
     yield from rest
 
 
-def _write_truth(config: SimulationConfig, scene: _Scene, scale: NoiseScale, folder: Path) -> Path:
+@dataclass(frozen=True, slots=True)
+class _Film:
+    """Turns what a session's images show into images as they are written."""
+
+    config: SimulationConfig
+    camera: Camera
+    session: Session
+    scale: NoiseScale
+    colour: Colour
+
+    @property
+    def pixel_size_angstrom(self) -> float:
+        """Of the written images."""
+        return self.session.box_length_angstrom / self.config.box_size
+
+    def expose(
+        self, particles: Tensor, rows: slice, noise: np.random.Generator, ice: np.random.Generator
+    ) -> NDArray[np.float32]:
+        """Scaled, of some contrast, noisy, then cropped to the box, on a background."""
+        scene, index = self.camera.scene, torch.arange(rows.start, rows.stop)
+        amplitude = torch.from_numpy(scene.brightness.amplitude[rows, None, None])
+        images = self.camera.shown(particles, index) * self.scale.signal * amplitude
+        if self.scale.noise:
+            images += self.colour.shot(len(images), scene.box, noise) * self.scale.noise
+            if self.colour.ice_share:
+                images += self.colour.ice(self.camera.transfer(index), ice) * self.scale.noise
+        cropped = crop_images(images, self.config.box_size)
+        return (cropped + scene.brightness.background(rows, self.config.box_size)).numpy()
+
+
+def _mix_colour(config: SimulationConfig, scene: Scene, session: Session) -> Colour:
+    nyquist = config.box_size / (2 * session.box_length_angstrom)
+    return mix_colour(session.noise, scene.box, session.box_length_angstrom, nyquist)
+
+
+def _write_truth(config: SimulationConfig, scene: Scene, scales: list[NoiseScale], folder: Path) -> Path:
+    """Write reference maps, in the units of the first session, and one row per image of what is true of it."""
     folder.mkdir(exist_ok=True)
     states = scene.states
     for number, (state, coordinate) in enumerate(zip(states.volume_state, states.volume_coordinate, strict=True)):
-        voxels = scene.imager.volume(float(coordinate), config.box_size) * scale.signal
+        voxels = scene.imager.volume(float(coordinate), config.box_size) * scales[0].signal
         labels = (_LABEL, f"state {state:.6g}")
         write_volume(folder / f"volume_{number:03d}.mrc", Volume(voxels, config.pixel_size_angstrom), labels)
     with replaced(folder / TRUTH_TABLE) as beside, beside.open("wb") as stream:
@@ -227,6 +237,12 @@ def _write_truth(config: SimulationConfig, scene: _Scene, scale: NoiseScale, fol
             state=states.state,
             rotation=scene.poses.rotation,
             shift_angstrom=scene.poses.shift_angstrom,
+            defocus_u_angstrom=scene.ctf.true.defocus_u_angstrom.numpy(),
+            defocus_v_angstrom=scene.ctf.true.defocus_v_angstrom.numpy(),
+            amplitude=scene.brightness.amplitude,
+            offset=scene.brightness.offset,
+            gradient=scene.brightness.gradient,
+            junk=scene.junk.kind,
             volume_state=states.volume_state,
             period=np.float64(states.period),
             discrete=np.bool_(states.discrete),
@@ -234,41 +250,28 @@ def _write_truth(config: SimulationConfig, scene: _Scene, scale: NoiseScale, fol
     return folder
 
 
-def _write_stacks(
-    config: SimulationConfig, images: Iterator[Tensor], blocks: list[list[slice]], scale: NoiseScale, output: Path
-) -> tuple[Path, ...]:
-    seed = config.seed if config.noise_seed is None else config.noise_seed
-    generator = stream(seed, Stream.NOISE)
-    paths = []
-    for number, stack in enumerate(blocks):
-        path = output / ("particles.mrcs" if len(blocks) == 1 else f"particles_{number:03d}.mrcs")
-        with new_stack(path, config.pixel_size_angstrom, (_LABEL,)) as writer:
-            for _ in stack:
-                writer.append(add_noise(next(images), scale, config.box_size, generator))
-        paths.append(path)
-    return tuple(paths)
-
-
-def _write_particles(config: SimulationConfig, scene: _Scene, stacks: tuple[Path, ...], star: Path) -> None:
-    rows = np.arange(config.particles)
-    stack, index = rows // config.images_per_stack, rows % config.images_per_stack
-    optics, optics_group = group_particles(config, scene.ctf)
+def _write_particles(config: SimulationConfig, scene: Scene, stacks: tuple[_Stack, ...], star: Path) -> None:
+    given = scene.ctf.given
+    lengths = [len(stack.rows) for stack in stacks]
+    stack = np.repeat(np.arange(len(stacks)), lengths)
+    index = np.concatenate([np.arange(length) for length in lengths])
+    optics, optics_group = group_particles(config, scene.sessions, given)
     table = ParticleTable(
         source=star,
-        stack_paths=stacks,
+        stack_paths=tuple(stack.path for stack in stacks),
         stack=stack.astype(np.int32),
         stack_index=index,
         rotation=scene.poses.given_rotation,
         shift_angstrom=scene.poses.given_shift_angstrom,
-        defocus_u_angstrom=scene.ctf.defocus_u_angstrom.numpy(),
-        defocus_v_angstrom=scene.ctf.defocus_v_angstrom.numpy(),
-        defocus_angle_deg=scene.ctf.defocus_angle_deg.numpy(),
-        phase_shift_deg=scene.ctf.phase_shift_deg.numpy(),
+        defocus_u_angstrom=given.defocus_u_angstrom.numpy(),
+        defocus_v_angstrom=given.defocus_v_angstrom.numpy(),
+        defocus_angle_deg=given.defocus_angle_deg.numpy(),
+        phase_shift_deg=given.phase_shift_deg.numpy(),
         optics=optics,
         optics_group=optics_group,
         half_set=draw_half_sets(config),
         uid=np.zeros(config.particles, np.uint64),
-        source_row=rows,
+        source_row=np.arange(config.particles),
     )
-    names = [f"{i + 1:06d}@{stacks[s].name}" for s, i in zip(stack.tolist(), index.tolist(), strict=True)]
+    names = [f"{i + 1:06d}@{stacks[s].path.name}" for s, i in zip(stack.tolist(), index.tolist(), strict=True)]
     write_star(star, table, names)

@@ -4,8 +4,8 @@ import torch
 
 from cryoformer_dist.config.simulation import SimulationConfig
 from cryoformer_dist.errors import ConfigError
-from cryoformer_dist.physics.pose import nearest_rotation, squared_frobenius
-from cryoformer_dist.simulation.acquisition import draw_ctf, draw_half_sets, draw_poses
+from cryoformer_dist.physics.pose import axis_angle_from_rotation, nearest_rotation, squared_frobenius
+from cryoformer_dist.simulation.acquisition import draw_ctf, draw_half_sets, draw_poses, draw_states
 
 
 def configured(**values) -> SimulationConfig:
@@ -28,8 +28,64 @@ def test_perturbed_shifts_are_uniform_in_pixels_of_the_reference_box():
     assert pixels.std() == pytest.approx(20 / 12**0.5, rel=0.03)
 
 
+def test_errors_of_a_refinement_have_the_asked_spread_about_each_axis_and_along_each():
+    poses = draw_poses(configured(particles=4000, perturbation={"rotation_sd_deg": 2, "shift_sd_pixels": 0.35}))
+    given, clean = torch.from_numpy(poses.given_rotation), torch.from_numpy(poses.rotation)
+    turn = torch.rad2deg(axis_angle_from_rotation(given @ clean.mT))
+    torch.testing.assert_close(turn.std(0), torch.full((3,), 2.0), rtol=0.05, atol=0)
+    assert turn.mean(0).abs().max() < 0.15
+    # The length of three Gaussians of standard deviation 1 has its median at 1.538.
+    assert turn.norm(dim=-1).median() == pytest.approx(2 * 1.538, rel=0.03)
+    pixels = (poses.given_shift_angstrom - poses.shift_angstrom) / (230 / 24)
+    np.testing.assert_allclose(pixels.std(0), 0.35, rtol=0.05)
+    np.testing.assert_array_equal(poses.rotation, draw_poses(configured(particles=4000)).rotation)
+
+
+def test_views_crowd_in_the_cap_and_fill_it_evenly():
+    poses = draw_poses(configured(particles=4000, nuisances={"views": {"share": 0.5, "cap_deg": 25}}))
+    height = poses.rotation[:, 2, 2]
+    cap = np.cos(np.deg2rad(25))
+    # The others are uniform: a few of them look from the cap as well.
+    assert (height > cap).mean() == pytest.approx(0.5 + 0.5 * (1 - cap) / 2, abs=0.025)
+    assert (height > (1 + cap) / 2).sum() / (height > cap).sum() == pytest.approx(0.5, abs=0.04)
+    assert np.abs(poses.rotation @ poses.rotation.transpose(0, 2, 1) - np.eye(3)).max() < 1e-5
+    around = np.arctan2(poses.rotation[:, 0, 1], poses.rotation[:, 0, 0])
+    assert np.histogram(around, bins=4, range=(-np.pi, np.pi))[0].min() > 850
+    uniform = draw_poses(configured(particles=4000))
+    assert ((poses.rotation == uniform.rotation).all((1, 2))).mean() == pytest.approx(0.5, abs=0.03)
+    np.testing.assert_array_equal(poses.shift_angstrom, uniform.shift_angstrom)
+
+
+def test_states_crowd_in_the_asked_part():
+    crowd = {"share": 0.8, "width": 0.1, "centre": 0.25}
+    config = configured(particles=4000, nuisances={"crowd": crowd})
+    drawn = draw_states(config, (10.0, 110.0), 0.0, None)
+    inside = (drawn.state >= 30) & (drawn.state <= 40)
+    assert inside.mean() == pytest.approx(0.8 + 0.2 * 0.1, abs=0.02)
+    assert np.histogram(drawn.state[inside], bins=2)[0].min() / inside.sum() > 0.46
+    np.testing.assert_array_equal(drawn.coordinate, drawn.state)
+    even = draw_states(configured(particles=4000), (10.0, 110.0), 0.0, None)
+    np.testing.assert_array_equal(drawn.state[~inside], even.state[~inside])
+    np.testing.assert_array_equal(drawn.volume_state, even.volume_state)
+
+
+def test_the_file_gives_a_wrong_defocus_and_amplitude_contrast_and_the_images_have_the_right_one():
+    errors = {"defocus_sd_angstrom": 300, "true_amplitude_contrast": 0.07}
+    ctf, exact = (
+        draw_ctf(configured(particles=4000, nuisances={"ctf_errors": errors})),
+        draw_ctf(configured(particles=4000)),
+    )
+    off = ctf.given.defocus_u_angstrom - ctf.true.defocus_u_angstrom
+    assert off.std().item() == pytest.approx(300, rel=0.04)
+    assert abs(off.mean().item()) < 15
+    torch.testing.assert_close(ctf.given.defocus_v_angstrom - ctf.true.defocus_v_angstrom, off, atol=0.01, rtol=0)
+    torch.testing.assert_close(ctf.true.defocus_u_angstrom, exact.true.defocus_u_angstrom, atol=0, rtol=0)
+    np.testing.assert_allclose(ctf.true.amplitude_contrast, 0.07, rtol=1e-6)
+    np.testing.assert_allclose(ctf.given.amplitude_contrast, 0.1, rtol=1e-6)
+
+
 def test_defocus_and_astigmatism_fill_their_ranges():
-    ctf = draw_ctf(configured(particles=4000))
+    ctf = draw_ctf(configured(particles=4000)).true
     mean = (ctf.defocus_u_angstrom + ctf.defocus_v_angstrom) / 2
     split = ctf.defocus_u_angstrom - ctf.defocus_v_angstrom
     assert mean.min().item() == pytest.approx(10_000, abs=50)

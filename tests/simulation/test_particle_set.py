@@ -17,8 +17,12 @@ from cryoformer_dist.physics.grids import frequency_grid, lattice_points
 from cryoformer_dist.physics.projection import project_points
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.simulation.acquisition import draw_ctf, draw_half_sets, draw_poses
+from cryoformer_dist.simulation.imaging import Views
+from cryoformer_dist.simulation.nuisances import Junk
 from cryoformer_dist.simulation.particle_set import simulate
+from cryoformer_dist.simulation.scene import make_scene
 
+CLEAN_CTF = {"ctf": {"apply": False}}
 CLEAN = {"snr": None, "ctf": {"apply": False}}
 
 
@@ -202,7 +206,7 @@ def test_star_gives_the_perturbed_poses_and_the_truth_the_clean_ones(tmp_path):
     np.testing.assert_allclose(table.shift_angstrom, poses.given_shift_angstrom, atol=1e-4)
     np.testing.assert_array_equal(truth_of(simulated)["rotation"], poses.rotation)
     np.testing.assert_array_equal(truth_of(simulated)["shift_angstrom"], poses.shift_angstrom)
-    found, drawn = table.ctf_params(), draw_ctf(config)
+    found, drawn = table.ctf_params(), draw_ctf(config).given
     for name in drawn.__dataclass_fields__:
         torch.testing.assert_close(getattr(found, name), getattr(drawn, name), atol=1e-3, rtol=1e-6)
     (group,) = table.optics
@@ -210,6 +214,84 @@ def test_star_gives_the_perturbed_poses_and_the_truth_the_clean_ones(tmp_path):
     np.testing.assert_array_equal(table.half_set, draw_half_sets(config))
     clean = simulate(configured(), tmp_path / "clean")
     assert torch.equal(images_of(clean), images_of(simulated))
+
+
+def test_with_nothing_unkind_an_image_is_its_scaled_signal_and_white_noise_to_the_bit(tmp_path):
+    config = configured()
+    simulated, scene = simulate(config, tmp_path / "set"), make_scene(config)
+    poses = scene.poses
+    views = Views(scene.states.coordinate, *map(torch.from_numpy, (poses.rotation, poses.shift_angstrom)))
+    ctf = contrast_transfer_function(scene.ctf.true, frequency_grid(24)[None] / config.pixel_size_angstrom)
+    signal = fourier_to_image(scene.imager.project(views) * ctf, 24)
+    strength = (0.1 / float(signal.double().var(dim=(1, 2), correction=0).mean())) ** 0.5
+    noise = np.random.default_rng(np.random.SeedSequence(0, spawn_key=(4,))).standard_normal(signal.shape, np.float32)
+    assert torch.equal(images_of(simulated), signal * strength + torch.from_numpy(noise))
+    truth = truth_of(simulated)
+    assert (truth["junk"].any(), set(truth["amplitude"].tolist()), truth["offset"].any()) == (False, {1.0}, False)
+
+
+def test_contrast_multiplies_the_signal_and_background_is_added_after_the_noise(tmp_path):
+    plain, clean = simulate(configured(), tmp_path / "plain"), simulate(configured(snr=None), tmp_path / "clean")
+    brightness = {"contrast_sd": 0.3, "offset_sd": 0.5, "gradient_sd": 0.2}
+    config = configured(nuisances={"brightness": brightness})
+    uneven = simulate(config, tmp_path / "uneven")
+    truth, signal = truth_of(uneven), images_of(clean) * 0.1**0.5
+    amplitude = torch.from_numpy(truth["amplitude"])
+    assert amplitude.std() > 0.15
+    axis = (torch.arange(24.0) - 12) / 12
+    along_x, along_y = torch.from_numpy(truth["gradient"]).T[:, :, None, None]
+    background = torch.from_numpy(truth["offset"])[:, None, None] + along_x * axis + along_y * axis[:, None]
+    expected = images_of(plain) + (amplitude - 1)[:, None, None] * signal + background
+    torch.testing.assert_close(images_of(uneven), expected, atol=2e-5, rtol=1e-4)
+    assert uneven.star.read_text() == plain.star.read_text()
+
+
+def test_colour_changes_the_noise_alone_and_keeps_the_ratio(tmp_path, noisy, clean):
+    shaded = configured(particles=1100, seed=5, nuisances={"noise": {"ratio": 21, "shape": "power_law"}})
+    signal = images_of(clean) * 0.1**0.5
+    noise = images_of(simulate(shaded, tmp_path / "shaded")) - signal
+    assert noise.var() == pytest.approx((images_of(noisy) - signal).var().item(), rel=0.02)
+    power = image_to_fourier(noise).abs().square().mean(0)
+    first, nyquist = (power[0, 1] + power[1, 0]) / 2, (power[0, 12] + power[12, 0]) / 2
+    assert first / nyquist == pytest.approx(21, rel=0.15)
+
+
+def test_junk_is_named_in_the_truth_and_leaves_particles_as_they_were(tmp_path):
+    plain = simulate(configured(snr=10), tmp_path / "plain")
+    shares = {"empty": 0.2, "neighbours": 0.2, "blobs": 0.2}
+    spoilt = simulate(configured(snr=10, nuisances={"junk": shares}), tmp_path / "spoilt")
+    kind = truth_of(spoilt)["junk"]
+    assert np.bincount(kind).tolist() == [16, 8, 8, 8]
+    same = (images_of(plain) == images_of(spoilt)).all(-1).all(-1).numpy()
+    np.testing.assert_array_equal(same, kind == Junk.NONE)
+    empty = images_of(spoilt)[kind == Junk.EMPTY]
+    assert empty.var() == pytest.approx(1, rel=0.05)
+    # The signal is ten times as strong as the noise wherever there is any.
+    assert images_of(spoilt)[kind != Junk.EMPTY].var(dim=(1, 2)).min() > 1.5
+
+
+def test_truth_has_the_right_defocus(tmp_path):
+    errors = {"defocus_sd_angstrom": 300, "true_amplitude_contrast": 0.07}
+    config = configured(nuisances={"ctf_errors": errors})
+    simulated = simulate(config, tmp_path / "set")
+    truth, table, drawn = truth_of(simulated), read_particles(simulated.star), draw_ctf(config)
+    np.testing.assert_array_equal(truth["defocus_u_angstrom"], drawn.true.defocus_u_angstrom)
+    np.testing.assert_allclose(table.defocus_v_angstrom, drawn.given.defocus_v_angstrom, rtol=1e-6)
+    assert [group.amplitude_contrast for group in table.optics] == [pytest.approx(0.1)]
+
+
+def test_sessions_have_their_own_dose_and_pixels_in_stacks_of_their_own(tmp_path):
+    groups = ({"snr": 5.0, "weight": 3}, {"snr": 1.0, "pixel_size_angstrom": 12})
+    config = configured(particles=400, images_per_stack=200, nuisances={"optics_groups": groups}, **CLEAN_CTF)
+    simulated = simulate(config, tmp_path / "set")
+    table = read_particles(simulated.star)
+    check_stacks(table)
+    assert [len(open_stack(path)) for path in simulated.stacks] == [200, 100, 100]
+    assert [group.pixel_size_angstrom for group in table.optics] == [pytest.approx(230 / 24), 12.0]
+    np.testing.assert_array_equal(table.optics_group, np.repeat([0, 1], [300, 100]))
+    variance = images_of(simulated).var(dim=(1, 2))
+    assert variance[:300].mean() == pytest.approx(6, rel=0.05)
+    assert variance[300:].mean() == pytest.approx(2, rel=0.05)
 
 
 def test_continuous_states_fill_the_arc_and_references_stand_at_bin_centres(noisy):
