@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoformer_dist.data.batch import ParticleBatch
@@ -51,8 +51,8 @@ class ConformationMixture:
     box: int
     compared_box: int
 
-    def compare(self, batch: ParticleBatch, pose: Pose, with_slopes: bool) -> Comparison:
-        """Scalar products of images and conformations at poses.
+    def look(self, batch: ParticleBatch, pose: Pose, with_slopes: bool) -> "Views":
+        """Images beside projections of the maps, at poses.
 
         Projection is linear: only the few maps are projected, however many conformations there are.
 
@@ -65,22 +65,29 @@ class ConformationMixture:
         with_slopes
             Whether poses may err.
         """
-        images = self._in_units_of_noise(
-            crop_half_plane(image_to_fourier(batch.images), self.compared_box).flatten(1)[:, self.slices.flat_index]
-        )
+        images = crop_half_plane(image_to_fourier(batch.images), self.compared_box).flatten(1)
         optics = self._transfer(batch, pose)
         maps = self._in_units_of_noise((self.slices.at(self._turned(batch, pose)) * optics).transpose(0, 1))
-        gram = maps @ maps.mT
+        return Views(
+            images=self._in_units_of_noise(images[:, self.slices.flat_index]),
+            maps=maps,
+            passed=(optics.real.square() + optics.imag.square()).repeat_interleave(2, dim=1),
+            slopes=self._slopes(batch, pose, optics, maps) if with_slopes else None,
+            given=see_from(pose, batch.pose),
+        )
+
+    def compare(self, views: "Views") -> Comparison:
+        """Scalar products of images and conformations."""
+        images, maps, slopes = views.images, views.maps, views.slopes
         match = torch.einsum("bmk,bk->bm", maps, images) @ self.mixture.T
-        energy = torch.einsum("cm,bmn,cn->bc", self.mixture, gram, self.mixture)
+        energy = torch.einsum("cm,bmn,cn->bc", self.mixture, maps @ maps.mT, self.mixture)
         shares = self.log_share.expand_as(match)
-        if not with_slopes:
+        if slopes is None:
             return Comparison(shares, match, energy)
-        slopes = self._slopes(batch, pose, optics, maps)
         leading = self.mixture[:, : slopes.shape[2]]
-        along = torch.einsum("bjmk,bnk->bjmn", slopes, maps)
         flat = slopes.flatten(1, 2)
         among = (flat @ flat.mT).unflatten(2, (DIRECTIONS, -1)).unflatten(1, (DIRECTIONS, -1))
+        along = (flat @ maps.mT).unflatten(1, (DIRECTIONS, -1))
         return Comparison(
             shares,
             match,
@@ -88,8 +95,13 @@ class ConformationMixture:
             torch.einsum("bjmk,bk,cm->bcj", slopes, images, leading),
             torch.einsum("cm,bjmn,cn->bcj", leading, along, self.mixture),
             torch.einsum("cm,bjmin,cn->bcji", leading, among, leading),
-            see_from(pose, batch.pose),
+            views.given,
         )
+
+    @property
+    def shell(self) -> Int[Tensor, " twice"]:
+        """Fourier shell of each of the numbers that are compared."""
+        return (self.slices.frequency.norm(dim=1) * self.compared_box).round().long().repeat_interleave(2)
 
     def _slopes(
         self, batch: ParticleBatch, pose: Pose, optics: Tensor, maps: Tensor
@@ -126,6 +138,31 @@ class ConformationMixture:
         A coefficient's variance is the number of pixels, half of it in either part; of each pair +-k one is listed.
         """
         return to_real_vectors(coefficients) * (2**0.5 / self.box)
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Images and projections as real numbers in units of the noise.
+
+    Attributes
+    ----------
+    images
+        ``(particles, k)``.
+    maps
+        ``(particles, maps, k)``: of each map of a mixture, as the microscope shows it.
+    passed
+        ``(particles, k)``: power that the microscope lets pass.
+    slopes
+        ``(particles, 5, leading, k)``: how images of the leading maps change with the pose.
+    given
+        ``(particles, 5)``: the given pose as seen from the one at hand.
+    """
+
+    images: Float[Tensor, "particles k"]
+    maps: Float[Tensor, "particles maps k"]
+    passed: Float[Tensor, "particles k"]
+    slopes: Float[Tensor, "particles 5 leading k"] | None
+    given: Float[Tensor, "particles 5"]
 
 
 def see_from(pose: Pose, other: Pose) -> Float[Tensor, "particles 5"]:

@@ -163,7 +163,7 @@ def search_particles(
     dealt = []
     for batch in particles.read_once_amid_training(seed):
         pose, _ = learner.settle(moment.stage, batch, moment.epoch)
-        explained = explain(found.compare(batch, pose, spread.moves_poses), spread)
+        explained = explain(found.compare(found.look(batch, pose, spread.moves_poses)), spread)
         posterior = (explained.log_likelihood + found.log_share).softmax(dim=1)
         weight = posterior
         if draws is not None:
@@ -206,7 +206,7 @@ def _find_spread(learner: Learner, moment: Moment, particles: RankParticles, fou
     compared = []
     for batch in particles.read_sample_amid_training(rows, (learner.config.seed, moment.position.stage)):
         pose, _ = learner.settle(moment.stage, batch, moment.epoch)
-        compared.append(found.compare(batch, pose, moving).keep_likely(wanted, LIKELY))
+        compared.append(found.compare(found.look(batch, pose, moving)).keep_likely(wanted, LIKELY))
     spread = fit_spread(compared, pixel, wanted, learner.device)
     if os.environ.get("SAY"):
         print(
