@@ -104,7 +104,7 @@ class Explanation:
         Posterior mean in that conformation.
     offset
         ``(particles, conformations, 5)``: posterior mean of the pose's error, from the pose at hand; ``None`` where
-        poses are exact.
+        poses were not to move.
     """
 
     log_likelihood: Float[Tensor, "particles conformations"]
@@ -118,17 +118,16 @@ def explain(comparison: Comparison, spread: Spread) -> Explanation:
     Parameters
     ----------
     comparison
-        Of images with conformations; its slopes are not looked at where poses are exact.
+        Of images with conformations; without slopes the pose at hand is the particle's.
     spread
         Of poses and amplitudes.
     """
     match, energy, constant = comparison.match, comparison.energy, torch.zeros_like(comparison.match)
-    if not spread.moves_poses:
+    if comparison.slope_energy is None:
         log_likelihood, amplitude = _integrate_amplitude(match, energy, spread.amplitude)
         return Explanation(log_likelihood, amplitude, None)
     slope_match, slope_cross, given = comparison.slope_match, comparison.slope_cross, comparison.given
     assert slope_match is not None and slope_cross is not None and given is not None
-    assert comparison.slope_energy is not None
     precision = spread.pose_precision(match)
     # Seen from the given pose, the error has mean zero.
     moved = (comparison.slope_energy @ given[:, None, :, None])[..., 0]

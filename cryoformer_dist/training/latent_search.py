@@ -163,6 +163,8 @@ def search_particles(
     dealt = []
     for batch in particles.read_once_amid_training(seed):
         pose, _ = learner.settle(moment.stage, batch, moment.epoch)
+        if learner.config.model.pose.form == "posterior" and not spread.moves_poses:
+            pose = batch.pose
         explained = explain(found.compare(found.look(batch, pose, spread.moves_poses)), spread)
         posterior = (explained.log_likelihood + found.log_share).softmax(dim=1)
         weight = posterior
@@ -171,8 +173,6 @@ def search_particles(
             weight = torch.nn.functional.one_hot(drawn, posterior.shape[1]).float()
         if explained.offset is not None:
             pose = move(pose, (weight[..., None] * explained.offset).sum(1))
-        elif learner.config.model.pose.form == "posterior":
-            pose = batch.pose
         values = (
             weight @ found.latent,
             pose.rotation.flatten(1),
