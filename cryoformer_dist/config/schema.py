@@ -164,6 +164,11 @@ class ModelConfig(Section):
     amplitude: Literal["one", "posterior"] = Field(
         "one", description="posterior: how strong each particle is, by every search of latents; one: all alike"
     )
+    junk: Literal["kept", "weighed"] = Field(
+        "kept",
+        description="weighed: an image counts as far as it probably shows a particle, by every search of latents; "
+        "kept: all count alike",
+    )
 
 
 class DatasetConfig(Section):

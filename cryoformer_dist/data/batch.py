@@ -37,7 +37,9 @@ class ParticleBatch:
     epoch
         Epoch that the last image of the batch belongs to.
     amplitude
-        How strong each particle is, in units of the mean one; 1 as long as nobody has looked.
+        How strong each particle is, in units of the mean one; ``None`` as long as nobody has looked: 1.
+    weight
+        How much each image counts: how probably it shows a particle; ``None`` as long as nobody has looked: 1.
     """
 
     images: Float[Tensor, "particles box box"]
@@ -47,6 +49,7 @@ class ParticleBatch:
     pixel_size_angstrom: Float[Tensor, " particles"]
     epoch: int
     amplitude: Float[Tensor, " particles"] | None = None
+    weight: Float[Tensor, " particles"] | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -65,6 +68,7 @@ class ParticleBatch:
             pixel_size_angstrom=change(self.pixel_size_angstrom),
             epoch=self.epoch,
             amplitude=None if self.amplitude is None else change(self.amplitude),
+            weight=None if self.weight is None else change(self.weight),
         )
 
 

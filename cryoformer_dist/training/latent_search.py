@@ -8,6 +8,7 @@ image leads nowhere.
 
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +17,12 @@ from jaxtyping import Float
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
+from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.thinning import stride_for
 from cryoformer_dist.errors import UndecidedLatentsWarning
-from cryoformer_dist.inference.comparison import LIKELY, Spread, explain, fit_spread
-from cryoformer_dist.inference.conformations import MOVING_MAPS, ConformationMixture, move
+from cryoformer_dist.inference.comparison import LIKELY, Explanation, Spread, explain, fit_spread
+from cryoformer_dist.inference.conformations import MOVING_MAPS, ConformationMixture, Views, move
+from cryoformer_dist.inference.junk import Kind, PowerSum
 from cryoformer_dist.physics.fourier import crop_volume
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.slices import TrilinearSlices
@@ -49,6 +52,35 @@ _FIRST_ROTATION_RAD, _FIRST_SHIFT_PIXELS, _FIRST_AMPLITUDE = 0.02, 0.3, 0.1
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What images say about their particles.
+
+    Attributes
+    ----------
+    latent, pose, amplitude
+        Of each.
+    weight
+        How probable it is that the image shows a particle.
+    """
+
+    latent: Float[Tensor, "particles dimensions"]
+    pose: Pose
+    amplitude: Float[Tensor, " particles"]
+    weight: Float[Tensor, " particles"]
+
+    def pack(self) -> Float[Tensor, "particles numbers"]:
+        """All of it side by side, as ranks exchange it."""
+        rotation, shift = self.pose.rotation.flatten(1), self.pose.shift_angstrom
+        return torch.cat([rotation, shift, self.amplitude[:, None], self.weight[:, None], self.latent], dim=1)
+
+    @staticmethod
+    def unpack(numbers: Float[Tensor, "particles numbers"]) -> "Answer":
+        """Inverse of `pack`."""
+        rotation, shift, amplitude, weight = numbers[:, :13].split([9, 2, 1, 1], dim=1)
+        return Answer(numbers[:, 13:], Pose(rotation.unflatten(1, (3, 3)), shift), amplitude[:, 0], weight[:, 0])
+
+
+@dataclass(frozen=True, slots=True)
 class ParticleSearchResult:
     """What a search of all particles has found.
 
@@ -56,22 +88,21 @@ class ParticleSearchResult:
     ----------
     row
         ``(found,)``: store rows, of all ranks.
-    latent
-        ``(found, dimensions)``.
-    pose, amplitude
-        Of each, one per row.
+    answer
+        Of each.
     information_nats
         What an image says about its conformation, beyond what all particles know; mean over them.
     spread
         How far poses and amplitudes of all particles depart from what is given.
+    share
+        ``(4,)``: of each kind of image.
     """
 
     row: Tensor
-    latent: Float[Tensor, "found dimensions"]
-    pose: Pose
-    amplitude: Float[Tensor, " found"]
+    answer: Answer
     information_nats: float
     spread: Spread
+    share: Float[Tensor, " 4"]
 
 
 class LatentSearch:
@@ -105,16 +136,16 @@ class LatentSearch:
         # The last epoch is trained at the means: one more search in which maps reach less far costs nothing by then.
         draws = None if moment.passes >= stage.epochs - 1 else self._draw_numbers(moment.position.step)
         found = search_particles(learner, moment, self._particles, draws)
-        interval.latent_information_nats = found.information_nats
+        answer, interval.latent_information_nats = found.answer, found.information_nats
         undecided = found.information_nats < _UNDECIDED_NATS
         # Maps that do not move yet would deal the first latents anew, and what those know would be lost.
         if not undecided or moment.passes >= learner.config.training.freeze_latent_epochs:
-            learner.set_latents(found.row, found.latent)
+            learner.set_latents(found.row, answer.latent)
         if learner.config.model.pose.form == "posterior":
-            learner.set_poses(found.row, found.pose)
-        if learner.config.model.amplitude == "posterior":
-            # Or maps and amplitudes could grow against one another.
-            learner.set_amplitudes(found.row, found.amplitude / found.amplitude.mean())
+            learner.set_poses(found.row, answer.pose)
+        # Maps and amplitudes could grow against one another.
+        mean = (answer.amplitude * answer.weight).sum() / answer.weight.sum().clamp_min(1e-30)
+        learner.set_judgements(found.row, amplitude=answer.amplitude / mean, weight=answer.weight)
         if undecided and moment.epoch > stage.epochs - 1 and self._particles.rank == 0:
             _warn_of_undecided_latents(found.information_nats, stage.epochs)
 
@@ -154,70 +185,110 @@ def search_particles(
         learn it must be so: mean latents lie closer together than the conformations do, and maps learned at them would
         reach less far at every search. ``None``: the mean, which errs least.
     """
-    latents, seed = learner.latents, (learner.config.seed, moment.position.stage)
-    cloud = latents[torch.from_numpy(particles.rows).to(latents.device)]
-    coarse = learner.is_coarse(moment.stage, moment.epoch)
-    found = build_conformations(learner.objectives, cloud, coarse, learner.config.seed)
-    spread = _find_spread(learner, moment, particles, found)
+    search = _Search(learner, moment, particles)
     information = torch.zeros(2, device=learner.device)
-    dealt = []
-    for batch in particles.read_once_amid_training(seed):
-        pose, _ = learner.settle(moment.stage, batch, moment.epoch)
-        if learner.config.model.pose.form == "posterior" and not spread.moves_poses:
-            pose = batch.pose
-        explained = explain(found.compare(found.look(batch, pose, spread.moves_poses)), spread)
-        posterior = (explained.log_likelihood + found.log_share).softmax(dim=1)
-        weight = posterior
-        if draws is not None:
-            drawn = draw_conformations(posterior, draws[batch.row])
-            weight = torch.nn.functional.one_hot(drawn, posterior.shape[1]).float()
-        if explained.offset is not None:
-            pose = move(pose, (weight[..., None] * explained.offset).sum(1))
-        values = (
-            weight @ found.latent,
-            pose.rotation.flatten(1),
-            pose.shift_angstrom,
-            (weight * explained.amplitude).sum(1, keepdim=True),
-        )
-        dealt.append(gather_rows(batch.row, torch.cat(values, dim=1)))
-        # Conformations that are offered to nobody, and products that underflow, add nothing.
-        gain = torch.xlogy(posterior, posterior / found.log_share.exp().clamp_min(1e-30)).sum()
+    found = []
+    for batch in particles.read_once_amid_training(search.seed):
+        answer, gain = search.ask(batch, None if draws is None else draws[batch.row])
+        found.append(gather_rows(batch.row, answer.pack()))
         information += torch.stack([gain, gain.new_tensor(len(batch))])
     nats, count = sum_over_ranks(information)
-    rows, values = (torch.cat(parts) for parts in zip(*dealt, strict=True))
-    latent, rotation, shift, amplitude = values.split([found.latent.shape[1], 9, 2, 1], dim=1)
-    pose = Pose(rotation.unflatten(1, (3, 3)), shift)
-    return ParticleSearchResult(rows, latent, pose, amplitude[:, 0], float(nats / count), spread)
+    rows, values = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return ParticleSearchResult(rows, Answer.unpack(values), float(nats / count), search.spread, search.junk.share)
 
 
-def _find_spread(learner: Learner, moment: Moment, particles: RankParticles, found: ConformationMixture) -> Spread:
-    """How far poses and amplitudes depart from what is given, as a sample of the particles says."""
-    model = learner.config.model
-    moving = model.pose.form == "posterior"
-    pixel = learner.objectives.pixel_size_angstrom
-    wanted = Spread(
-        rotation_rad=_FIRST_ROTATION_RAD if moving else 0.0,
-        shift_angstrom=_FIRST_SHIFT_PIXELS * pixel if moving else 0.0,
-        amplitude=_FIRST_AMPLITUDE if model.amplitude == "posterior" else 0.0,
-    )
-    if wanted == Spread():
-        return wanted
-    rows = particles.rows[:: stride_for(len(particles.rows), _SPREAD_PARTICLES)]
-    compared = []
-    for batch in particles.read_sample_amid_training(rows, (learner.config.seed, moment.position.stage)):
-        pose, _ = learner.settle(moment.stage, batch, moment.epoch)
-        compared.append(found.compare(found.look(batch, pose, moving)).keep_likely(wanted, LIKELY))
-    spread = fit_spread(compared, pixel, wanted, learner.device)
-    if os.environ.get("SAY"):
-        print(
-            "spread",
-            moment.epoch,
-            round(spread.rotation_rad * 57.3, 2),
-            round(spread.shift_angstrom / pixel, 2),
-            spread.amplitude,
-            flush=True,
+class _Search:
+    """One search: conformations as the network has them now, and what all particles know together.
+
+    Parameters
+    ----------
+    learner, moment, particles
+        As of `search_particles`.
+
+    Attributes
+    ----------
+    seed
+        Of the order of particles.
+    spread, junk
+        As a sample of the particles says.
+    """
+
+    def __init__(self, learner: Learner, moment: Moment, particles: RankParticles) -> None:
+        self._learner, self._moment, self._model = learner, moment, learner.config.model
+        self.seed = (learner.config.seed, moment.position.stage)
+        rows = torch.from_numpy(particles.rows).to(learner.device)
+        if "weight" in learner.tables:
+            rows = rows[learner.tables["weight"].values[rows, 0] > 0.5]
+        coarse = learner.is_coarse(moment.stage, moment.epoch)
+        self._found = build_conformations(learner.objectives, learner.latents[rows], coarse, learner.config.seed)
+        self.spread = self._first_spread()
+        self._moves_poses = self.spread.moves_poses
+        power = PowerSum(self._found.shell)
+        compared = []
+        for batch in self._sample(particles):
+            views = self._look(batch)
+            compared.append(self._found.compare(views).keep_likely(self.spread, LIKELY))
+            power.add(views)
+        pixel = learner.objectives.pixel_size_angstrom
+        self.spread = fit_spread(compared, pixel, self.spread, learner.device)
+        self._moves_poses = self.spread.moves_poses
+        self.junk = power.finish()
+        self.junk = self.junk.with_shares_of([self._explain(batch)[3] for batch in self._sample(particles)])
+        if os.environ.get("SAY"):
+            s = self.spread
+            print("spread", round(moment.epoch), round(s.rotation_rad * 57.3, 2), round(s.shift_angstrom / pixel, 2), s.amplitude, self.junk.share.tolist(), flush=True)
+
+    def _sample(self, particles: RankParticles) -> Iterator[ParticleBatch]:
+        rows = particles.rows[:: stride_for(len(particles.rows), _SPREAD_PARTICLES)]
+        return particles.read_sample_amid_training(rows, self.seed)
+
+    def _first_spread(self) -> Spread:
+        """Where the search for spreads begins: nowhere where nothing is to be looked for."""
+        moving = self._model.pose.form == "posterior"
+        return Spread(
+            rotation_rad=_FIRST_ROTATION_RAD if moving else 0.0,
+            shift_angstrom=_FIRST_SHIFT_PIXELS * self._learner.objectives.pixel_size_angstrom if moving else 0.0,
+            amplitude=_FIRST_AMPLITUDE if self._model.amplitude == "posterior" else 0.0,
         )
-    return spread
+
+    def _pose(self, batch: ParticleBatch) -> Pose:
+        if self._model.pose.form == "posterior" and not self._moves_poses:
+            return batch.pose
+        return self._learner.settle(self._moment.stage, batch, self._moment.epoch)[0]
+
+    def _look(self, batch: ParticleBatch) -> Views:
+        return self._found.look(batch, self._pose(batch), self._moves_poses)
+
+    def _explain(self, batch: ParticleBatch) -> tuple[Pose, Explanation, Tensor, Tensor]:
+        """Pose at hand, how conformations explain each image, how probable they are, and how likely each kind is."""
+        pose = self._pose(batch)
+        views = self._found.look(batch, pose, self._moves_poses)
+        explained = explain(self._found.compare(views), self.spread)
+        log_probability = explained.log_likelihood + self._found.log_share
+        posterior = log_probability.softmax(dim=1)
+        predicted = torch.einsum("bc,cm,bmk->bk", posterior * explained.amplitude, self._found.mixture, views.maps)
+        kinds = self.junk.weigh(views, log_probability.logsumexp(dim=1), predicted)
+        return pose, explained, posterior, kinds
+
+    def ask(self, batch: ParticleBatch, draws: Float[Tensor, " particles"] | None) -> tuple[Answer, Tensor]:
+        """What images say about their particles, and how many nats about their conformations in all."""
+        pose, explained, posterior, kinds = self._explain(batch)
+        chosen = posterior if draws is None else _one_of(posterior, draws)
+        if explained.offset is not None:
+            pose = move(pose, torch.einsum("bc,bcj->bj", chosen, explained.offset))
+        kind = self.junk.posterior(kinds)
+        weight = torch.ones_like(kind[:, 0])
+        if self._model.junk == "weighed":
+            weight = kind[:, Kind.PARTICLE] + (kind[:, Kind.PARTICLE_AND_MORE] if os.environ.get("MORE") else 0)
+        answer = Answer(chosen @ self._found.latent, pose, (chosen * explained.amplitude).sum(1), weight)
+        # Conformations that are offered to nobody, and products that underflow, add nothing.
+        return answer, torch.xlogy(posterior, posterior / self._found.log_share.exp().clamp_min(1e-30)).sum()
+
+
+def _one_of(posterior: Tensor, draws: Tensor) -> Float[Tensor, "particles conformations"]:
+    """1 for the conformation that is drawn, 0 for the others."""
+    drawn = draw_conformations(posterior, draws)
+    return torch.nn.functional.one_hot(drawn, posterior.shape[1]).to(posterior.dtype)
 
 
 def draw_conformations(

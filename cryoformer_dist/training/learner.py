@@ -21,6 +21,9 @@ from cryoformer_dist.training.stages import Stage
 from cryoformer_dist.training.tables import RowTable
 
 
+_JUDGEMENTS = ("amplitude", "weight")
+
+
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """What a batch is rendered from, and the leaves whose gradient updates tables.
@@ -127,10 +130,10 @@ class Learner:
         pose = self._pose(batch, leaves, fits and epoch >= self.config.training.freeze_pose_epochs)
         return Inputs(latent, pose, leaves)
 
-    def with_amplitudes(self, batch: ParticleBatch) -> ParticleBatch:
-        """The same batch with the amplitudes that were found, where they are looked for."""
-        table = self.tables.get("amplitude")
-        return batch if table is None else replace(batch, amplitude=table.values[batch.row, 0])
+    def judged(self, batch: ParticleBatch) -> ParticleBatch:
+        """The same batch with the amplitudes and weights that were found, where they are looked for."""
+        found = {name: self.tables[name].values[batch.row, 0] for name in _JUDGEMENTS if name in self.tables}
+        return replace(batch, **found)
 
     def settle(self, stage: Stage, batch: ParticleBatch, epoch: float) -> tuple[Pose, Tensor]:
         """Pose and latent of each particle at this point of training: from a table, from an encoder, or as given."""
@@ -142,11 +145,15 @@ class Learner:
         return stage.compares_images and epoch < self.config.training.coarse_epochs
 
     def loss(
-        self, errors: Float[Tensor, " particles"], latent: Float[Tensor, "particles dimensions"]
+        self,
+        errors: Float[Tensor, " particles"],
+        latent: Float[Tensor, "particles dimensions"],
+        weight: Float[Tensor, " particles"] | None = None,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " particles"]]:
         """What a step minimises, from what `Objectives` returns, and each particle's prior before its weight."""
         prior = latent.square().sum(-1) / self.objectives.box**2
-        return (errors + self.config.model.latent.prior * prior).mean(), prior
+        each = errors + self.config.model.latent.prior * prior
+        return (each if weight is None else each * weight).mean(), prior
 
     @property
     def hands_poses_over(self) -> bool:
@@ -175,9 +182,11 @@ class Learner:
         self.tables["rotation"].write(rows, sixd_from_rotation(pose.rotation))
         self.tables["shift_angstrom"].write(rows, pose.shift_angstrom)
 
-    def set_amplitudes(self, rows: Tensor, amplitudes: Float[Tensor, " rows"]) -> None:
-        """Put amplitudes that were found into the table."""
-        self.tables["amplitude"].write(rows, amplitudes[:, None])
+    def set_judgements(self, rows: Tensor, **found: Float[Tensor, " rows"]) -> None:
+        """Put amplitudes and weights that were found into their tables, where there are any."""
+        for name, values in found.items():
+            if name in self.tables:
+                self.tables[name].write(rows, values[:, None])
 
     def read_latents(self, rows: Tensor) -> Float[Tensor, "rows dimensions"] | None:
         """Latents of store rows; ``None`` where an encoder must look at their images."""
@@ -297,6 +306,8 @@ def _initial_tables(
         rotation = torch.tensor(particles.rotation)
         tables["rotation"] = RowTable(sixd_from_rotation(rotation).to(device))
         tables["shift_angstrom"] = RowTable(torch.tensor(particles.shift_angstrom, device=device))
-    if config.model.amplitude == "posterior":
-        tables["amplitude"] = RowTable(torch.ones(len(particles.source_row), 1, device=device))
+    looked_for = (config.model.amplitude == "posterior", config.model.junk == "weighed")
+    for name, wanted in zip(_JUDGEMENTS, looked_for, strict=True):
+        if wanted:
+            tables[name] = RowTable(torch.ones(len(particles.source_row), 1, device=device))
     return tables
