@@ -63,7 +63,8 @@ class Truth:
         """Which of these rows of the particle file are particles, not junk."""
         if self.junk is None:
             return np.ones(len(source_row), dtype=bool)
-        return np.equal(self.junk[source_row], 0)
+        kept: np.ndarray = self.junk[source_row] == 0
+        return kept
 
 
 def read_truth(folder: Path) -> Truth:
