@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from cryoformer_dist.analysis.cryobench import score_images
 from cryoformer_dist.analysis.latent import find_principal_axes, kmeans, score_latents
@@ -77,6 +77,17 @@ class Estimate:
             return None
         return self.rotation, self.shift_angstrom
 
+    def select(self, kept: Bool[np.ndarray, " particles"]) -> "Estimate":
+        """What is claimed about some of the particles."""
+        refined = self.refined_poses
+        return Estimate(
+            self.latents[kept],
+            self.source_row[kept],
+            self.stored_rotation[kept],
+            self.stored_shift_angstrom[kept],
+            *((refined[0][kept], refined[1][kept]) if refined else ()),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Masks:
@@ -124,6 +135,8 @@ def evaluate(
     masks: Masks | None = None,
 ) -> Evaluation:
     """Judge a run: against the truth with the consensus as floor, or by what can be said without a truth.
+
+    What the truth calls junk has no state and is not judged.
 
     Raises
     ------
@@ -190,6 +203,8 @@ def _decode_states(decode: Decode, latents: np.ndarray, state: np.ndarray, truth
 
 def _evaluate_against(truth: Truth, decode: Decode, estimate: Estimate, consensus: Volume, masks: Masks) -> Evaluation:
     """Put the maps of the states beside the true ones."""
+    kept = truth.shows_particle(estimate.source_row)
+    estimate = estimate.select(kept)
     latents, source_row = estimate.latents, estimate.source_row
     state = truth.state[source_row]
     maps = _decode_states(decode, latents, state, truth)
@@ -225,6 +240,7 @@ def _evaluate_against(truth: Truth, decode: Decode, estimate: Estimate, consensu
         voxel_size_angstrom=voxel_size,
         nyquist_angstrom=2 * voxel_size,
         box_size=box,
+        junk=None if truth.junk is None else int((~kept).sum()),
     )
     return Evaluation(scores, volumes, voxel_size, own, distant, consensus_own)
 
@@ -260,7 +276,8 @@ def score_quickly(
     truth: Truth,
 ) -> ResolvedMapScores:
     """Those scores of `evaluate` that need a map per state and nothing else."""
-    maps = _decode_states(decode, latents, truth.state[source_row], truth)
+    kept = truth.shows_particle(source_row)
+    maps = _decode_states(decode, latents[kept], truth.state[source_row[kept]], truth)
     return _score_with_resolution(maps.volumes, maps.references, truth.box_angstrom / maps.volumes.shape[-1])
 
 

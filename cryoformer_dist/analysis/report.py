@@ -331,9 +331,12 @@ def _draw_curves(found: ReportInputs, truth: Truth | None) -> Curves:
     records, latent, curves, periodic = found.records, found.latent, found.curves, found.period > 0
     latents = fsc = None
     if latent:
-        coordinate = None if truth is None else truth.state[latent["source_row"]]
+        pca, coordinate = latent["pca"], None
+        if truth is not None:
+            kept = truth.shows_particle(latent["source_row"])
+            pca, coordinate = pca[kept], truth.state[latent["source_row"][kept]]
         latents = run_plots.draw_latents(
-            latent["pca"], latent["explained_variance"], latent["kmeans_pca"], coordinate, found.period
+            pca, latent["explained_variance"], latent["kmeans_pca"], coordinate, found.period
         )
     if curves is not None:
         fsc = run_plots.draw_state_fsc(curves.frequency_per_angstrom, curves.own, curves.consensus, periodic)

@@ -139,7 +139,7 @@ def _judge_motion(scores: ScoresAgainstTruth) -> Verdict:
         f"scores 0 and the truth 1; {size}. Each map fits its own state better than one half the range away "
         f"by {gap:.3f} in FSC area (consensus {scores.consensus.auc_gap:.3f}, truth {best_gap:.3f})."
     )
-    text += _describe_resolution(scores) + _describe_poses(scores.pose)
+    text += _describe_resolution(scores) + _describe_poses(scores.pose) + _describe_junk(scores)
     if score >= 0.8 and gap >= 0.4 * best_gap:
         return Verdict("good", "The motion was recovered", text)
     if score >= 0.4 and gap > 0.1 * best_gap:
@@ -174,6 +174,10 @@ def _describe_poses(pose: PoseScores) -> str:
         return ""
     before, after = pose.before.angle_deg_median, pose.after.angle_deg_median
     return f" Pose refinement moved the median rotation error from {before:.1f}° to {after:.1f}°."
+
+
+def _describe_junk(scores: ScoresAgainstTruth) -> str:
+    return f" {scores.junk} images of no particle were not counted." if scores.junk else ""
 
 
 def _judge_without_truth(scores: ScoresAlone) -> Verdict:

@@ -139,11 +139,12 @@ def evaluate_run(
 def _score_single_images(scores: ScoresAgainstTruth, trained: TrainedRun, truth: Truth) -> ScoresAgainstTruth:
     """Add what an oracle knows of single images, and what the encoder says of those that training has not seen."""
     store = ParticleStore.open(trained.manifest.store)
-    oracle = score_oracle(store, truth, trained.latents, selected_rows(trained.config, store))
+    kept = truth.shows_particle(trained.source_row)
+    oracle = score_oracle(store, truth, trained.latents[kept], selected_rows(trained.config, store)[kept])
     held_out, unseen = None, trained.held_out()
     if unseen is not None:
-        latents, source_row = unseen
-        state = truth.state[source_row]
+        kept = truth.shows_particle(unseen[1])
+        latents, state = unseen[0][kept], truth.state[unseen[1][kept]]
         held_out = HeldOutScores(len(latents), score_latents(latents, state, truth.period, truth.discrete))
     return replace(scores, oracle=oracle, held_out=held_out)
 

@@ -1,11 +1,12 @@
 """What a simulated set was made from: states, clean poses and reference maps."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from cryoformer_dist.analysis.masks import SIZE_TOLERANCE
 from cryoformer_dist.errors import SmallSampleWarning, StoreError, StoreNotFoundError
@@ -34,6 +35,10 @@ class Truth:
         Of the coordinate; 0 for a line.
     discrete
         Whether the states are classes.
+    amplitude, junk, defocus_angstrom, offset
+        What a simulation says of its images, None where the truth does not: ``(particles,)`` contrast; kind of what is
+        no single particle (`simulation.nuisances.Junk`, 0 for a particle); ``(particles, 2)`` right defocus U and V;
+        ``(particles,)`` brightness added.
     """
 
     state: Float[np.ndarray, " particles"]
@@ -44,11 +49,22 @@ class Truth:
     voxel_size_angstrom: float
     period: float
     discrete: bool
+    amplitude: Float[np.ndarray, " particles"] | None = None
+    junk: Int[np.ndarray, " particles"] | None = None
+    defocus_angstrom: Float[np.ndarray, "particles 2"] | None = None
+    offset: Float[np.ndarray, " particles"] | None = None
 
     @property
     def box_angstrom(self) -> float:
         """Side of the reference maps."""
         return float(self.voxel_size_angstrom * self.volumes.shape[-1])
+
+    def shows_particle(self, source_row: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
+        """Which of these rows of the particle file are particles, not junk."""
+        if self.junk is None:
+            return np.ones(len(source_row), dtype=bool)
+        kept: np.ndarray = self.junk[source_row] == 0
+        return kept
 
 
 def read_truth(folder: Path) -> Truth:
@@ -90,7 +106,16 @@ def read_truth(folder: Path) -> Truth:
         voxel_size_angstrom=volumes[0].voxel_size_angstrom,
         period=float(data["period"]),
         discrete=bool(data["discrete"]),
+        amplitude=data.get("amplitude"),
+        junk=data.get("junk"),
+        defocus_angstrom=_read_defocus(data),
+        offset=data.get("offset"),
     )
+
+
+def _read_defocus(data: Mapping[str, np.ndarray]) -> Float[np.ndarray, "particles 2"] | None:
+    names = ("defocus_u_angstrom", "defocus_v_angstrom")
+    return np.stack([data[name] for name in names], axis=1) if names[0] in data else None
 
 
 def _refuse_unlike(paths: list[Path], volumes: list[Volume]) -> None:

@@ -65,7 +65,11 @@ def simulate(
     overrides: Overrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a set that is already there.")] = False,
 ) -> None:
-    """Make particle images with known states, poses and volumes."""
+    """Make particle images with known states, poses and volumes: ideal ones, or with what real particles have.
+
+    `--set nuisances.junk.empty=0.05` and the like: coloured and ice noise, contrast, background, junk, errors of the
+    CTF, uneven views and states, optics groups. `--set perturbation.rotation_sd_deg=2`: errors of the given poses.
+    """
     from cryoformer_dist.config.loading import load_config, parse_overrides
     from cryoformer_dist.config.simulation import SimulationConfig
     from cryoformer_dist.simulation.particle_set import simulate as make

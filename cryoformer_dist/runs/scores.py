@@ -271,7 +271,7 @@ class ScoresAgainstTruth:
     has_truth
         Tells this kind of file from the other.
     particles, latent_dimensions, explained_variance
-        Of the latents; the last per principal axis.
+        Of the latents judged; the last per principal axis.
     maps, latents
         Of the run.
     per_image_fsc_auc, moving_region
@@ -290,6 +290,8 @@ class ScoresAgainstTruth:
         Of the maps.
     oracle, held_out
         Where there were several true maps, and particles held out.
+    junk
+        Images the truth calls no particle; nothing above counts them. None where it does not say.
     """
 
     has_truth: Literal[True]
@@ -314,6 +316,7 @@ class ScoresAgainstTruth:
     box_size: int
     oracle: OracleScores | None = None
     held_out: HeldOutScores | None = None
+    junk: int | None = None
 
     @property
     def bounded(self) -> BoundedScores:

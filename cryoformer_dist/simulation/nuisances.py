@@ -18,7 +18,7 @@ _BLOBS = 3
 # Shares of the box: how far blobs lie from the centre along an axis at most, how wide they are (standard deviation).
 _BLOB_REACH, _BLOB_WIDTH = 0.35, (0.04, 0.1)
 # Each weighs so many molecules at most.
-_BLOB_WEIGHT = 1.5
+_BLOB_WEIGHT = 0.75
 # Centres of overlapping neighbours, as a share of the box: near enough to overlap, far enough to be another.
 _NEIGHBOUR_DISTANCE = (0.2, 0.4)
 

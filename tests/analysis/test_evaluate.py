@@ -1,4 +1,4 @@
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +220,25 @@ def test_classes_are_judged_by_naming_them(truth):
     assert scores.latents.mean_absolute_error is None
     assert scores.maps.difference_map_correlation == pytest.approx(1, abs=1e-5)
     assert [state.particles for state in scores.states] == np.bincount(label.astype(int)).tolist()
+
+
+def test_junk_is_counted_and_not_judged(truth):
+    junk = (np.arange(PARTICLES) % 5 == 0).astype(np.int8)
+    latents, poses = circle(truth), {"rotation": truth.rotation, "shift_angstrom": truth.shift_angstrom.copy()}
+    spoilt = {**poses, "shift_angstrom": np.where(junk[:, None], 30, poses["shift_angstrom"])}
+    estimate = estimate_of(truth, np.where(junk[:, None], [[5.0, -3.0]], latents), **spoilt)
+    named, consensus = replace(truth, junk=junk), consensus_of(truth)
+    scores = evaluate(decode_circle, estimate, consensus, named).scores
+    assert (scores.junk, scores.particles) == (160, 640)
+    assert sum(state.particles for state in scores.states) < 640
+    assert scores.latents.latent_rank_correlation > 0.999
+    assert scores.pose.after.shift_angstrom_mean == pytest.approx(0, abs=1e-5)
+    worse = evaluate(decode_circle, estimate, consensus, truth).scores
+    assert (worse.junk, worse.particles) == (None, 800)
+    assert worse.latents.latent_rank_correlation < 0.99
+    quick = score_quickly(decode_circle, estimate.latents, estimate.source_row, named)
+    assert quick.difference_map_correlation == pytest.approx(scores.maps.difference_map_correlation)
+    assert quick.difference_map_correlation > worse.maps.difference_map_correlation
 
 
 def test_without_a_truth_no_measure_against_it_is_invented(truth):

@@ -29,6 +29,11 @@ def test_tone_needs_difference_maps_and_gap_together(score, gap, tone):
     assert put_in_words(judged(score, gap)).tone == tone
 
 
+def test_junk_that_was_not_judged_is_told_of():
+    assert "no particle" not in put_in_words(judged(0.9, 0.2)).text
+    assert "160 images of no particle were not counted" in put_in_words(judged(0.9, 0.2, junk=160)).text
+
+
 def test_resolution_that_maps_standing_still_reach_too_is_called_worthless():
     assert "resolution alone says nothing" in put_in_words(judged(0.9, 0.2)).text
     better = replace(STATE, resolution_angstrom=8.0, consensus_resolution_angstrom=20.0)

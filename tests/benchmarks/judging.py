@@ -50,13 +50,14 @@ def judge(data: ParticleSet, contender: Contender, every: int, last: int | None)
 
 def on_the_way(data: ParticleSet, snapshot: Snapshot, truth: Truth) -> dict[str, float]:
     """What `evaluate` says of the maps of the states and of the latents, without decoding single particles."""
-    state = truth.state[data.particles.source_row]
+    kept = truth.shows_particle(data.particles.source_row)
+    latents, state = snapshot.latents[kept], truth.state[data.particles.source_row[kept]]
     chosen = choose_particles(state, truth)
     seen = [index for index, rows in enumerate(chosen) if len(rows)]
-    volumes = snapshot.decode(np.stack([snapshot.latents[chosen[index]].mean(axis=0) for index in seen]))
+    volumes = snapshot.decode(np.stack([latents[chosen[index]].mean(axis=0) for index in seen]))
     references = np.stack([fit_box(truth.volumes[index], volumes.shape[-1]) for index in seen])
-    latents = score_latents(snapshot.latents, state, truth.period, truth.discrete)
-    return scalars({**as_json(score_maps(volumes, references)), **as_json(latents)})
+    told = score_latents(latents, state, truth.period, truth.discrete)
+    return scalars({**as_json(score_maps(volumes, references)), **as_json(told)})
 
 
 def in_full(data: ParticleSet, snapshot: Snapshot, truth: Truth) -> dict[str, float]:
@@ -64,7 +65,8 @@ def in_full(data: ParticleSet, snapshot: Snapshot, truth: Truth) -> dict[str, fl
     particles, latents = data.particles, np.ascontiguousarray(snapshot.latents, dtype=np.float32)
     estimate = Estimate(latents, particles.source_row, particles.rotation, particles.shift_angstrom)
     scores = evaluate(snapshot.decode, estimate, data.consensus, truth).scores
-    oracle = score_oracle(data.store, truth, latents, np.arange(len(latents)))
+    rows = np.flatnonzero(truth.shows_particle(particles.source_row))
+    oracle = score_oracle(data.store, truth, latents[rows], rows)
     return scalars({**as_json(scores), "oracle": as_json(oracle)})
 
 

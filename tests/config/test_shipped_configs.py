@@ -1,9 +1,11 @@
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
 from cryoformer_dist.config.loading import load_cluster, load_config
+from cryoformer_dist.config.nuisances import NuisancesConfig
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.simulation import PhantomSource
 from cryoformer_dist.config.sweep import SweepConfig
@@ -59,6 +61,37 @@ def test_a_benchmark_is_read_without_its_structures_and_looks_for_them_beside_it
     # Boxes of one subject go to stores of their own.
     assert path.stem in Path(config.dataset.store).parts
     assert Path(config.dataset.store).is_absolute()
+
+
+@pytest.mark.parametrize("path", [path for path in BENCHMARKS if path.stem.startswith("real_")], ids=_name)
+def test_realistic_sets_have_everything_that_is_unkind(path: Path) -> None:
+    config = load_config(path, RunConfig)
+    simulation = config.dataset.simulate
+    assert simulation is not None
+    off, nuisances = NuisancesConfig(), simulation.nuisances
+    for name in ("noise", "brightness", "junk", "ctf_errors", "views"):
+        assert getattr(nuisances, name) != getattr(off, name)
+    assert nuisances.crowd.share == 0.5 or simulation.states.weights == (2, 1)
+    errors = simulation.perturbation
+    assert (errors.rotation_sd_deg, errors.shift_sd_pixels, nuisances.noise.ratio) == (2, 0.35, 21)
+
+
+def test_recipes_of_unkind_sets_pass_the_schema() -> None:
+    lines = (ROOT / "configs" / "bench" / "README.md").read_text().splitlines()
+    recipes = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("unkind ")]
+    assert [recipe[0] for recipe in recipes] == ["n0", "n1", "n2", "n3", "n4", "n5", "n6", "ice", "groups"]
+    for _, *settings in recipes:
+        overrides = [f"dataset.simulate.{setting}" for setting in settings]
+        config = read_run_file(ROOT / "configs" / "bench" / "igg_arc_32.yaml", overrides)
+        assert config.dataset.simulate is not None
+        unset = load_config(ROOT / "configs" / "bench" / "igg_arc_32.yaml", RunConfig).dataset.simulate
+        assert unset is not None
+        changed = {
+            name
+            for name in ("nuisances", "perturbation")
+            if getattr(config.dataset.simulate, name) != getattr(unset, name)
+        }
+        assert changed == {setting.split(".")[0].split("=")[0] for setting in settings}
 
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=_name)

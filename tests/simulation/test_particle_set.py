@@ -256,6 +256,20 @@ def test_colour_changes_the_noise_alone_and_keeps_the_ratio(tmp_path, noisy, cle
     assert first / nyquist == pytest.approx(21, rel=0.15)
 
 
+def test_ice_takes_its_share_of_the_noise_and_adds_none(tmp_path, noisy, clean):
+    config = configured(particles=1100, seed=5, nuisances={"noise": {"ice_share": 0.5}})
+    signal = images_of(clean) * 0.1**0.5
+    noise = images_of(simulate(config, tmp_path / "icy")) - signal
+    white = images_of(noisy) - signal
+    assert noise.var() == pytest.approx(1, rel=0.02)
+    ice = noise - white * 0.5**0.5
+    assert ice.var() == pytest.approx(0.5, rel=0.02)
+    ctf = contrast_transfer_function(draw_ctf(config).true, frequency_grid(24)[None] / config.pixel_size_angstrom)
+    power = image_to_fourier(ice).abs().square()
+    passed = ctf.square() > 0.5
+    assert power[~passed].mean() < 0.4 * power[passed].mean()
+
+
 def test_junk_is_named_in_the_truth_and_leaves_particles_as_they_were(tmp_path):
     plain = simulate(configured(snr=10), tmp_path / "plain")
     shares = {"empty": 0.2, "neighbours": 0.2, "blobs": 0.2}
