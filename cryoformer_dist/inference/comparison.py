@@ -5,8 +5,8 @@ With x an image, y_c the prediction of conformation c at the pose at hand, J_c i
 
     x = a (y_c + J_c theta) + noise,    a ~ N(1, s_a^2),    theta ~ N(given pose - pose at hand, diag(s^2)),
 
-the noise white and of unit variance. All is linear and Gaussian, so that the sum over amplitudes and poses is a formula.
-It holds to first order in theta: the pose at hand moves to its posterior mean at every search, and the slopes are taken
+the noise white and of unit variance. All is linear and Gaussian, so the sum over amplitudes and poses is a formula. It
+holds to first order in theta: the pose at hand moves to its posterior mean at every search, and the slopes are taken
 there next time. Taking the best pose instead of the sum would follow the noise.
 """
 
@@ -127,7 +127,9 @@ def explain(comparison: Comparison, spread: Spread) -> Explanation:
         log_likelihood, amplitude = _integrate_amplitude(match, energy, spread.amplitude)
         return Explanation(log_likelihood, amplitude, None)
     slope_match, slope_cross, given = comparison.slope_match, comparison.slope_cross, comparison.given
-    assert slope_match is not None and slope_cross is not None and given is not None
+    assert slope_match is not None
+    assert slope_cross is not None
+    assert given is not None
     precision = spread.pose_precision(match)
     # Seen from the given pose, the error has mean zero.
     moved = (comparison.slope_energy @ given[:, None, :, None])[..., 0]
@@ -161,6 +163,7 @@ _ROTATIONS_DEG = (0.0, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.1, 1.5, 2.1, 3.0, 4.2, 6
 _SHIFTS_PIXELS = (0.0, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.56, 0.8, 1.1, 1.6, 2.2)
 _AMPLITUDES = (0.0, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.25, 0.3, 0.4, 0.5)
 _ROUNDS = 2
+_CHANCE_NATS = 3.0
 # Conformations of an image that are looked at: the others share next to nothing of its probability.
 LIKELY = 16
 
@@ -192,7 +195,10 @@ def fit_spread(
             if getattr(wanted, name):
                 tried = [replace(found, **{name: value}) for value in grid]
                 evidence = torch.stack([_sum_evidence(comparisons, each, device) for each in tried])
-                found = tried[int(sum_over_ranks(evidence).argmax())]
+                evidence = sum_over_ranks(evidence)
+                # Of what is exact, chance alone would find some small spread every other time.
+                evidence[0] += _CHANCE_NATS
+                found = tried[int(evidence.argmax())]
     return found
 
 

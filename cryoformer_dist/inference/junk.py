@@ -1,9 +1,9 @@
 """Which images show something else than a particle.
 
-Four hypotheses, each with its share of the images: a particle in one of its conformations; nothing but noise; something
-without structure, which the microscope passes like everything else; a particle, and such a something beside it (a
-neighbour that overlaps). Something without structure is Gaussian, with the radial power that the images of all particles
-have beyond their noise: all that is not the particle, without knowing what it is.
+Four hypotheses, each with its share of the images: a particle in one of its conformations; nothing but noise;
+something without structure, which the microscope passes like everything else; a particle, and such a something beside
+it (a neighbour that overlaps). Something without structure is Gaussian, with the radial power that the images of all
+particles have beyond their noise: all that is not the particle, without knowing what it is.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class JunkModel:
     power: Float[Tensor, " k"]
     share: Float[Tensor, " 4"]
 
-    def weigh(
+    def compare(
         self, views: Views, log_evidence: Float[Tensor, " particles"], predicted: Float[Tensor, "particles k"]
     ) -> Float[Tensor, "particles 4"]:
         """Log-likelihood of each kind, but for what noise alone has.
@@ -70,6 +70,11 @@ class JunkModel:
     def posterior(self, log_likelihood: Float[Tensor, "particles 4"]) -> Float[Tensor, "particles 4"]:
         """How probable each kind is."""
         return (log_likelihood + self.share.log()).softmax(dim=1)
+
+    def weigh(self, log_likelihood: Float[Tensor, "particles 4"]) -> Float[Tensor, " particles"]:
+        """How probable it is that an image shows a particle, with or without something beside it."""
+        kind = self.posterior(log_likelihood)
+        return kind[:, Kind.PARTICLE] + kind[:, Kind.PARTICLE_AND_MORE]
 
     def with_shares_of(self, log_likelihoods: Sequence[Float[Tensor, "particles 4"]]) -> "JunkModel":
         """The same with the shares under which the images of all ranks are most probable."""

@@ -6,7 +6,7 @@ prior: a conformation counts as often as it occurs, and none that never occurs i
 image leads nowhere.
 """
 
-import os
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,13 +20,15 @@ from torch import Tensor
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.thinning import stride_for
 from cryoformer_dist.errors import UndecidedLatentsWarning
+from cryoformer_dist.inference.answer import Answer
 from cryoformer_dist.inference.comparison import LIKELY, Explanation, Spread, explain, fit_spread
 from cryoformer_dist.inference.conformations import MOVING_MAPS, ConformationMixture, Views, move
-from cryoformer_dist.inference.junk import Kind, PowerSum
+from cryoformer_dist.inference.junk import JunkModel, PowerSum
 from cryoformer_dist.physics.fourier import crop_volume
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.slices import TrilinearSlices
 from cryoformer_dist.ranks import broadcast_from_leader, gather_rows, sum_over_ranks
+from cryoformer_dist.runs.training_log import SearchFindings
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.particles import RankParticles
@@ -46,38 +48,10 @@ _LEFT_OUT = 0.005
 _PARTICLES_PER_REPRESENTATIVE, _FEWEST_REPRESENTATIVES = 16, 16
 _CLUSTERED_PARTICLES = 20_000
 _CLUSTERING_ROUNDS = 20
-_SPREAD_PARTICLES = 500
+# Particles that say how far all depart from what is given, and how many are none.
+_SAMPLE = 500
 # Where the search for spreads begins.
 _FIRST_ROTATION_RAD, _FIRST_SHIFT_PIXELS, _FIRST_AMPLITUDE = 0.02, 0.3, 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What images say about their particles.
-
-    Attributes
-    ----------
-    latent, pose, amplitude
-        Of each.
-    weight
-        How probable it is that the image shows a particle.
-    """
-
-    latent: Float[Tensor, "particles dimensions"]
-    pose: Pose
-    amplitude: Float[Tensor, " particles"]
-    weight: Float[Tensor, " particles"]
-
-    def pack(self) -> Float[Tensor, "particles numbers"]:
-        """All of it side by side, as ranks exchange it."""
-        rotation, shift = self.pose.rotation.flatten(1), self.pose.shift_angstrom
-        return torch.cat([rotation, shift, self.amplitude[:, None], self.weight[:, None], self.latent], dim=1)
-
-    @staticmethod
-    def unpack(numbers: Float[Tensor, "particles numbers"]) -> "Answer":
-        """Inverse of `pack`."""
-        rotation, shift, amplitude, weight = numbers[:, :13].split([9, 2, 1, 1], dim=1)
-        return Answer(numbers[:, 13:], Pose(rotation.unflatten(1, (3, 3)), shift), amplitude[:, 0], weight[:, 0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +64,13 @@ class ParticleSearchResult:
         ``(found,)``: store rows, of all ranks.
     answer
         Of each.
-    information_nats
-        What an image says about its conformation, beyond what all particles know; mean over them.
-    spread
-        How far poses and amplitudes of all particles depart from what is given.
-    share
-        ``(4,)``: of each kind of image.
+    findings
+        Of all together.
     """
 
     row: Tensor
     answer: Answer
-    information_nats: float
-    spread: Spread
-    share: Float[Tensor, " 4"]
+    findings: SearchFindings
 
 
 class LatentSearch:
@@ -136,18 +104,18 @@ class LatentSearch:
         # The last epoch is trained at the means: one more search in which maps reach less far costs nothing by then.
         draws = None if moment.passes >= stage.epochs - 1 else self._draw_numbers(moment.position.step)
         found = search_particles(learner, moment, self._particles, draws)
-        answer, interval.latent_information_nats = found.answer, found.information_nats
-        undecided = found.information_nats < _UNDECIDED_NATS
+        answer, interval.found, nats = found.answer, found.findings, found.findings.latent_information_nats
+        undecided = nats < _UNDECIDED_NATS
         # Maps that do not move yet would deal the first latents anew, and what those know would be lost.
         if not undecided or moment.passes >= learner.config.training.freeze_latent_epochs:
-            learner.set_latents(found.row, answer.latent)
+            learner.set_latents(found.row, answer.latent, answer.deviation)
         if learner.config.model.pose.form == "posterior":
             learner.set_poses(found.row, answer.pose)
-        # Maps and amplitudes could grow against one another.
+        # Or maps and amplitudes could grow against one another.
         mean = (answer.amplitude * answer.weight).sum() / answer.weight.sum().clamp_min(1e-30)
         learner.set_judgements(found.row, amplitude=answer.amplitude / mean, weight=answer.weight)
         if undecided and moment.epoch > stage.epochs - 1 and self._particles.rank == 0:
-            _warn_of_undecided_latents(found.information_nats, stage.epochs)
+            _warn_of_undecided_latents(nats, stage.epochs)
 
     def _draw_numbers(self, step: int) -> Float[Tensor, " rows"]:
         """A number in [0, 1) per row, of the step alone: the same on any number of ranks, and for a resume."""
@@ -186,15 +154,15 @@ def search_particles(
         reach less far at every search. ``None``: the mean, which errs least.
     """
     search = _Search(learner, moment, particles)
-    information = torch.zeros(2, device=learner.device)
+    sums = torch.zeros(3, device=learner.device)
     found = []
     for batch in particles.read_once_amid_training(search.seed):
-        answer, gain = search.ask(batch, None if draws is None else draws[batch.row])
+        answer, nats = search.ask(batch, None if draws is None else draws[batch.row])
         found.append(gather_rows(batch.row, answer.pack()))
-        information += torch.stack([gain, gain.new_tensor(len(batch))])
-    nats, count = sum_over_ranks(information)
+        sums += torch.stack([nats, (1 - answer.weight).sum(), nats.new_tensor(len(batch))])
+    nats, junk, count = sum_over_ranks(sums).tolist()
     rows, values = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return ParticleSearchResult(rows, Answer.unpack(values), float(nats / count), search.spread, search.junk.share)
+    return ParticleSearchResult(rows, Answer.unpack(values), search.tell(nats / count, junk / count))
 
 
 class _Search:
@@ -209,80 +177,91 @@ class _Search:
     ----------
     seed
         Of the order of particles.
-    spread, junk
-        As a sample of the particles says.
     """
 
     def __init__(self, learner: Learner, moment: Moment, particles: RankParticles) -> None:
         self._learner, self._moment, self._model = learner, moment, learner.config.model
         self.seed = (learner.config.seed, moment.position.stage)
-        rows = torch.from_numpy(particles.rows).to(learner.device)
-        if "weight" in learner.tables:
-            rows = rows[learner.tables["weight"].values[rows, 0] > 0.5]
+        self._particles = particles
         coarse = learner.is_coarse(moment.stage, moment.epoch)
-        self._found = build_conformations(learner.objectives, learner.latents[rows], coarse, learner.config.seed)
-        self.spread = self._first_spread()
-        self._moves_poses = self.spread.moves_poses
-        power = PowerSum(self._found.shell)
-        compared = []
-        for batch in self._sample(particles):
-            views = self._look(batch)
-            compared.append(self._found.compare(views).keep_likely(self.spread, LIKELY))
-            power.add(views)
-        pixel = learner.objectives.pixel_size_angstrom
-        self.spread = fit_spread(compared, pixel, self.spread, learner.device)
-        self._moves_poses = self.spread.moves_poses
-        self.junk = power.finish()
-        self.junk = self.junk.with_shares_of([self._explain(batch)[3] for batch in self._sample(particles)])
-        if os.environ.get("SAY"):
-            s = self.spread
-            print("spread", round(moment.epoch), round(s.rotation_rad * 57.3, 2), round(s.shift_angstrom / pixel, 2), s.amplitude, self.junk.share.tolist(), flush=True)
-
-    def _sample(self, particles: RankParticles) -> Iterator[ParticleBatch]:
-        rows = particles.rows[:: stride_for(len(particles.rows), _SPREAD_PARTICLES)]
-        return particles.read_sample_amid_training(rows, self.seed)
-
-    def _first_spread(self) -> Spread:
-        """Where the search for spreads begins: nowhere where nothing is to be looked for."""
-        moving = self._model.pose.form == "posterior"
-        return Spread(
-            rotation_rad=_FIRST_ROTATION_RAD if moving else 0.0,
-            shift_angstrom=_FIRST_SHIFT_PIXELS * self._learner.objectives.pixel_size_angstrom if moving else 0.0,
-            amplitude=_FIRST_AMPLITUDE if self._model.amplitude == "posterior" else 0.0,
-        )
-
-    def _pose(self, batch: ParticleBatch) -> Pose:
-        if self._model.pose.form == "posterior" and not self._moves_poses:
-            return batch.pose
-        return self._learner.settle(self._moment.stage, batch, self._moment.epoch)[0]
-
-    def _look(self, batch: ParticleBatch) -> Views:
-        return self._found.look(batch, self._pose(batch), self._moves_poses)
-
-    def _explain(self, batch: ParticleBatch) -> tuple[Pose, Explanation, Tensor, Tensor]:
-        """Pose at hand, how conformations explain each image, how probable they are, and how likely each kind is."""
-        pose = self._pose(batch)
-        views = self._found.look(batch, pose, self._moves_poses)
-        explained = explain(self._found.compare(views), self.spread)
-        log_probability = explained.log_likelihood + self._found.log_share
-        posterior = log_probability.softmax(dim=1)
-        predicted = torch.einsum("bc,cm,bmk->bk", posterior * explained.amplitude, self._found.mixture, views.maps)
-        kinds = self.junk.weigh(views, log_probability.logsumexp(dim=1), predicted)
-        return pose, explained, posterior, kinds
+        cloud = learner.latents[learner.trusted(torch.from_numpy(particles.rows).to(learner.device))]
+        self._conformations = build_conformations(learner.objectives, cloud, coarse, learner.config.seed)
+        self._spread = self._find_spread()
+        self._junk = self._find_junk() if self._model.junk == "weighed" else None
 
     def ask(self, batch: ParticleBatch, draws: Float[Tensor, " particles"] | None) -> tuple[Answer, Tensor]:
         """What images say about their particles, and how many nats about their conformations in all."""
-        pose, explained, posterior, kinds = self._explain(batch)
+        pose = self._pose_at_hand(batch)
+        views = self._conformations.look(batch, pose, self._spread.moves_poses)
+        explained = explain(self._conformations.compare(views), self._spread)
+        posterior = (explained.log_likelihood + self._conformations.log_share).softmax(dim=1)
         chosen = posterior if draws is None else _one_of(posterior, draws)
         if explained.offset is not None:
             pose = move(pose, torch.einsum("bc,bcj->bj", chosen, explained.offset))
-        kind = self.junk.posterior(kinds)
-        weight = torch.ones_like(kind[:, 0])
-        if self._model.junk == "weighed":
-            weight = kind[:, Kind.PARTICLE] + (kind[:, Kind.PARTICLE_AND_MORE] if os.environ.get("MORE") else 0)
-        answer = Answer(chosen @ self._found.latent, pose, (chosen * explained.amplitude).sum(1), weight)
+        weight = self._junk.weigh(self._likelihood_of_kinds(views, explained)) if self._junk else torch.ones(len(batch))
+        latent = self._conformations.latent
+        deviation = (posterior @ latent.square() - (posterior @ latent).square()).clamp_min(0).sqrt()
+        amplitude = (chosen * explained.amplitude).sum(1)
         # Conformations that are offered to nobody, and products that underflow, add nothing.
-        return answer, torch.xlogy(posterior, posterior / self._found.log_share.exp().clamp_min(1e-30)).sum()
+        nats = torch.xlogy(posterior, posterior / self._conformations.log_share.exp().clamp_min(1e-30)).sum()
+        return Answer(chosen @ latent, deviation, pose, amplitude, weight.to(amplitude.device)), nats
+
+    def tell(self, nats: float, junk: float) -> SearchFindings:
+        """What was found of all particles together."""
+        spread, model = self._spread, self._model
+        moving = model.pose.form == "posterior"
+        return SearchFindings(
+            latent_information_nats=nats,
+            pose_error_deg=math.degrees(spread.rotation_rad) if moving else None,
+            pose_error_angstrom=spread.shift_angstrom if moving else None,
+            amplitude_spread=spread.amplitude if model.amplitude == "posterior" else None,
+            junk_share=junk if model.junk == "weighed" else None,
+        )
+
+    def _pose_at_hand(self, batch: ParticleBatch) -> Pose:
+        if self._model.pose.form == "posterior" and not self._spread.moves_poses:
+            # Given ones that turn out to be exact.
+            return batch.pose
+        return self._learner.settle(self._moment.stage, batch, self._moment.epoch)[0]
+
+    def _sample(self) -> Iterator[ParticleBatch]:
+        rows = self._particles.rows
+        return self._particles.read_sample_amid_training(rows[:: stride_for(len(rows), _SAMPLE)], self.seed)
+
+    def _find_spread(self) -> Spread:
+        """How far poses and amplitudes depart from what is given, where they are looked for."""
+        pixel, moving = self._learner.objectives.pixel_size_angstrom, self._model.pose.form == "posterior"
+        self._spread = Spread(
+            rotation_rad=_FIRST_ROTATION_RAD if moving else 0.0,
+            shift_angstrom=_FIRST_SHIFT_PIXELS * pixel if moving else 0.0,
+            amplitude=_FIRST_AMPLITUDE if self._model.amplitude == "posterior" else 0.0,
+        )
+        if self._spread == Spread():
+            return self._spread
+        compared = []
+        for batch in self._sample():
+            views = self._conformations.look(batch, self._pose_at_hand(batch), moving)
+            compared.append(self._conformations.compare(views).keep_likely(self._spread, LIKELY))
+        return fit_spread(compared, pixel, self._spread, self._learner.device)
+
+    def _find_junk(self) -> JunkModel:
+        power = PowerSum(self._conformations.shell)
+        for batch in self._sample():
+            power.add(self._conformations.look(batch, self._pose_at_hand(batch), False))
+        self._junk = power.finish()
+        likelihoods = []
+        for batch in self._sample():
+            views = self._conformations.look(batch, self._pose_at_hand(batch), self._spread.moves_poses)
+            explained = explain(self._conformations.compare(views), self._spread)
+            likelihoods.append(self._likelihood_of_kinds(views, explained))
+        return self._junk.with_shares_of(likelihoods)
+
+    def _likelihood_of_kinds(self, views: Views, explained: Explanation) -> Float[Tensor, "particles 4"]:
+        assert self._junk is not None
+        probability = explained.log_likelihood + self._conformations.log_share
+        scaled = probability.softmax(dim=1) * explained.amplitude
+        predicted = torch.einsum("bc,cm,bmk->bk", scaled, self._conformations.mixture, views.maps)
+        return self._junk.compare(views, probability.logsumexp(dim=1), predicted)
 
 
 def _one_of(posterior: Tensor, draws: Tensor) -> Float[Tensor, "particles conformations"]:

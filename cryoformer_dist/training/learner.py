@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryoformer_dist.config.schema import LearningRates, RunConfig
@@ -20,7 +20,7 @@ from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.stages import Stage
 from cryoformer_dist.training.tables import RowTable
 
-
+# Of every image, and read with it.
 _JUDGEMENTS = ("amplitude", "weight")
 
 
@@ -173,9 +173,20 @@ class Learner:
         """The latent table, one row per row of the store."""
         return self.tables["latent"].values
 
-    def set_latents(self, rows: Tensor, latents: Float[Tensor, "rows dimensions"]) -> None:
-        """Put latents that were found into the table."""
+    def set_latents(
+        self,
+        rows: Tensor,
+        latents: Float[Tensor, "rows dimensions"],
+        deviations: Float[Tensor, "rows dimensions"],
+    ) -> None:
+        """Put latents that were found, and how well they are known, into the tables."""
         self.tables["latent"].write(rows, latents)
+        self.tables["latent_deviation"].write(rows, deviations)
+
+    def trusted(self, rows: Int[Tensor, " rows"]) -> Int[Tensor, " some"]:
+        """Those rows whose images probably show a particle."""
+        weight = self.tables.get("weight")
+        return rows if weight is None else rows[weight.values[rows, 0] > 0.5]
 
     def set_poses(self, rows: Tensor, pose: Pose) -> None:
         """Put poses that were found into their tables."""
@@ -302,6 +313,9 @@ def _initial_tables(
             generator = torch.Generator().manual_seed(config.seed)
             latent = torch.randn(len(particles.source_row), config.model.latent.dimensions, generator=generator)
         tables["latent"] = RowTable(latent.to(device))
+    if config.model.latent.searched:
+        # Before a search all that is known is the prior.
+        tables["latent_deviation"] = RowTable(torch.ones_like(tables["latent"].values))
     if config.model.pose.tabulated:
         rotation = torch.tensor(particles.rotation)
         tables["rotation"] = RowTable(sixd_from_rotation(rotation).to(device))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cryoformer_dist.errors import TrainingError
 from cryoformer_dist.ranks import SumUnderWay, gather_rows, rank_and_world
-from cryoformer_dist.runs.training_log import TrainingRecord
+from cryoformer_dist.runs.training_log import SearchFindings, TrainingRecord
 
 
 class Reporter(Protocol):
@@ -50,14 +50,14 @@ class Interval:
         Sums of losses and priors, and number of particles, of this rank.
     checkpoint_seconds
         What a checkpoint took.
-    latent_information_nats
-        What a search of latents found that an image says about its conformation, mean over the particles.
+    found
+        What a search of all particles found.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.totals = torch.zeros(3, device=device)
         self.checkpoint_seconds: float | None = None
-        self.latent_information_nats: float | None = None
+        self.found = SearchFindings()
 
     def add(self, errors: Float[Tensor, " particles"], prior: Float[Tensor, " particles"]) -> None:
         """Count a step."""

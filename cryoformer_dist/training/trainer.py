@@ -188,10 +188,10 @@ class Trainer:
             ),
             active_points=learner.active_points,
             residual_outside=learner.residual_outside,
-            latent_information_nats=self.interval.latent_information_nats,
             memory_gib=memory_gib(self.engine.device),
             workers=self.engine.world,
             checkpoint_seconds=self.interval.checkpoint_seconds,
+            **asdict(self.interval.found),
             **asdict(self._measure_pace()),
         )
 

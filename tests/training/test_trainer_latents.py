@@ -1,7 +1,6 @@
 """Latents are searched for while a network is trained: when, of whom, and when what is found counts."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,14 @@ import torch
 from support.tiny_runs import Listener, Stop, assert_same_end, final_state, tiny_config, train
 
 from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.data.batch import ParticleBatch
+from cryoformer_dist.inference.answer import Answer
+from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.runs.checkpoint import checkpoints
+from cryoformer_dist.runs.training_log import SearchFindings
 from cryoformer_dist.training import latent_search
-from cryoformer_dist.training.latent_search import LatentSearchResult
+from cryoformer_dist.training.latent_search import ParticleSearchResult
 from cryoformer_dist.training.learner import Learner
-from cryoformer_dist.training.stages import Stage
+from cryoformer_dist.training.stages import Moment
 
 SEARCHED = {"model.latent.start": "linear", "model.latent.refinement": "search", "training.epochs": 3}
 # Of 64 tiny images nothing is to be learned.
@@ -56,24 +57,15 @@ def test_latents_are_looked_for_after_every_epoch_and_the_last_is_trained_at_the
 ) -> None:
     config, run = searched
     asked: list[tuple[float, bool]] = []
-    original = latent_search.search_latents
+    original = latent_search.search_particles
 
-    def search(
-        learner: Learner, stage: Any, epoch: float, trained: Any, batches: Any, draws: Any
-    ) -> LatentSearchResult:
-        seen: list[int] = []
-
-        def counted() -> Iterator[ParticleBatch]:
-            for batch in batches:
-                seen.extend(batch.row.tolist())
-                yield batch
-
-        found = original(learner, stage, epoch, trained, counted(), draws)
-        assert sorted(seen) == list(range(64))
-        asked.append((epoch, draws is not None))
+    def search(learner: Learner, moment: Moment, particles: Any, draws: Any) -> ParticleSearchResult:
+        found = original(learner, moment, particles, draws)
+        assert sorted(found.row.tolist()) == list(range(64))
+        asked.append((moment.epoch, draws is not None))
         return found
 
-    monkeypatch.setattr(latent_search, "search_latents", search)
+    monkeypatch.setattr(latent_search, "search_particles", search)
     train(config, tmp_path / "run")
     # The last step of each of three epochs, of which two end within a step.
     assert [(math.ceil(epoch), draws) for epoch, draws in asked] == [(1, True), (2, False), (3, False)]
@@ -113,14 +105,15 @@ def test_maps_that_do_not_move_yet_leave_the_first_latents_alone(
 ) -> None:
     searches = []
 
-    def search(
-        learner: Learner, stage: Stage, epoch: float, trained: Any, batches: Any, draws: Any
-    ) -> LatentSearchResult:
-        searches.append(epoch)
-        latent = torch.full((len(trained), 2), float(len(searches)))
-        return LatentSearchResult(torch.from_numpy(trained), latent, information_nats)
+    def search(learner: Learner, moment: Moment, particles: Any, draws: Any) -> ParticleSearchResult:
+        searches.append(moment.epoch)
+        rows = torch.from_numpy(particles.rows)
+        latent, one = torch.full((len(rows), 2), float(len(searches))), torch.ones(len(rows))
+        pose = Pose(torch.eye(3).expand(len(rows), 3, 3), torch.zeros(len(rows), 2))
+        answer = Answer(latent, torch.zeros_like(latent), pose, one, one)
+        return ParticleSearchResult(rows, answer, SearchFindings(information_nats))
 
-    monkeypatch.setattr(latent_search, "search_latents", search)
+    monkeypatch.setattr(latent_search, "search_particles", search)
     every_step = {
         "training.report_every_steps": 1,
         "training.checkpoint_every_steps": 1,
