@@ -81,5 +81,13 @@ class SmallSampleWarning(CryoFormerWarning):
     """A decision was taken from few particles."""
 
 
+class ImagesElsewhereWarning(CryoFormerWarning):
+    """Images that were to stay on a GPU do not fit there; where they are instead is named."""
+
+
+class MaskNotEnlargedWarning(CryoFormerWarning):
+    """The data ask for density at more points than a worker has memory for; training goes on with those it has."""
+
+
 class SlowEncodingWarning(CryoFormerWarning):
     """The hash grid will be evaluated in a way that a GPU spends most of its time on; a faster backend is named."""

@@ -11,11 +11,12 @@ from cryoformer_dist.config.simulation import SimulationConfig
 class HashGridConfig(Section):
     """Multiresolution hash grid, in tiny-cuda-nn's definition (Mueller et al. 2022)."""
 
-    backend: Literal["torch", "triton", "tinycudann"] = Field(
-        "torch",
-        description="who encodes points, never changed silently; the table is the same for all. torch: a constant "
-        "sparse matrix per lattice, on any device, bitwise repeatable on a CPU; triton: hashes at every step, on a "
-        "GPU; tinycudann: the same by tiny-cuda-nn, installed by hand",
+    backend: Literal["auto", "torch", "triton", "tinycudann"] = Field(
+        "auto",
+        description="who encodes points; the table is the same for all. auto: triton on a GPU, torch on a CPU or with "
+        "model.kernels: torch, and no other where that one is missing; torch: a constant sparse matrix per lattice, on "
+        "any device, bitwise repeatable on a CPU; triton: hashes at every step, on a GPU; tinycudann: the same by "
+        "tiny-cuda-nn, installed by hand",
     )
     levels: PositiveInt = Field(8, description="resolution levels (the paper's: 16)")
     features_per_level: PositiveInt = Field(2, description="numbers per grid vertex and level")
@@ -29,10 +30,16 @@ class HashGridConfig(Section):
 
     @model_validator(mode="after")
     def _features_have_a_kernel(self) -> "HashGridConfig":
-        features = self.features_per_level
-        if self.backend != "torch" and features & (features - 1):
-            raise ValueError(f"features_per_level: {features} is not a power of two, as backend: {self.backend} needs")
+        if self.backend in ("triton", "tinycudann") and not self.has_kernels:
+            raise ValueError(
+                f"features_per_level: {self.features_per_level} is not a power of two, as backend: {self.backend} needs"
+            )
         return self
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether a GPU's encoders have its number of features: a power of two."""
+        return not self.features_per_level & (self.features_per_level - 1)
 
 
 class DecoderConfig(Section):
@@ -169,6 +176,13 @@ class ModelConfig(Section):
         description="weighed: an image counts as far as it probably shows a particle, by every search of latents; "
         "kept: all count alike",
     )
+
+    def encoder(self, on_gpu: bool) -> Literal["torch", "triton", "tinycudann"]:
+        """Who encodes points on a GPU, or on a CPU."""
+        backend = self.hash_grid.backend
+        if backend != "auto":
+            return backend
+        return "triton" if on_gpu and self.kernels == "auto" else "torch"
 
 
 class DatasetConfig(Section):

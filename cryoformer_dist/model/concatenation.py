@@ -39,9 +39,13 @@ class ConcatenationDecoder(DeformedQueries):
         return share
 
     def density(
-        self, hidden: Float[Tensor, "*shared points hidden"], folded: Float[Tensor, "particles width"]
+        self,
+        hidden: Float[Tensor, "*shared points hidden"],
+        folded: Float[Tensor, "particles width"],
+        scale: Float[Tensor, " particles"] | None = None,
     ) -> Float[Tensor, "particles points"]:
-        """Density of each particle at each point; ``hidden`` shared by the batch or one per particle."""
+        """Density of each particle at each point, as `DeformationDecoder.density`."""
         first = torch.relu(self.spatial_feature(hidden) + folded[:, None])
         second = torch.relu(self.density_hidden(first))
-        return (second @ self.density_output.weight[0] + self.density_output.bias) * self.density_scale
+        density = (second @ self.density_output.weight[0] + self.density_output.bias) * self.density_scale
+        return density if scale is None else density * scale[:, None]

@@ -39,7 +39,7 @@ class CryoFormer(nn.Module):
         self.spectrum: Tensor
         self.latent_dimensions = config.latent.dimensions
         decoder = config.decoder
-        self.feature_volume = FeatureVolume(config.hash_grid, box, decoder.hidden_width)
+        self.feature_volume = FeatureVolume(config.hash_grid, box, decoder.hidden_width, config.kernels)
         self.decoder = (
             DeformationDecoder(decoder, 1 if config.domain == "real" else 2, config.kernels)
             if decoder.form == "attention"
@@ -71,11 +71,14 @@ class CryoFormer(nn.Module):
         return decoder.fold(decoder.queries(deformation))
 
     def density(
-        self, hidden: Float[Tensor, "*shared points hidden"], folded: FoldedQueries | Tensor
+        self,
+        hidden: Float[Tensor, "*shared points hidden"],
+        folded: FoldedQueries | Tensor,
+        scale: Float[Tensor, " particles"] | None = None,
     ) -> Float[Tensor, "particles points"]:
-        """Density of each particle at points whose spatial feature is ``hidden``."""
+        """Density of each particle at points whose spatial feature is ``hidden``, times its ``scale``."""
         # A decoder meets only what it has folded itself.
-        return self.decoder.density(hidden, folded)  # type: ignore[arg-type]
+        return self.decoder.density(hidden, folded, scale)  # type: ignore[arg-type]
 
     def coefficients(
         self, points_shells: Float[Tensor, "particles points 3"], folded: FoldedQueries | Tensor

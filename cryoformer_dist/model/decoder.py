@@ -159,7 +159,10 @@ class DeformationDecoder(DeformedQueries):
         return torch.softmax(torch.baddbmm(folded.key_bias[:, None], _per_particle(hidden, folded), folded.key), dim=-1)
 
     def density(
-        self, hidden: Float[Tensor, "*shared points hidden"], folded: FoldedQueries
+        self,
+        hidden: Float[Tensor, "*shared points hidden"],
+        folded: FoldedQueries,
+        scale: Float[Tensor, " particles"] | None = None,
     ) -> Float[Tensor, "particles points"]:
         """Density of each particle at each point.
 
@@ -169,19 +172,21 @@ class DeformationDecoder(DeformedQueries):
             ``(points, hidden)`` shared by the batch, or ``(particles, points, hidden)`` in the ray path.
         folded
             From `fold`.
+        scale
+            What each particle's density is multiplied by, without a gradient; nothing unless it is given.
         """
         weight, bias = self.density_output.weight[0], self.density_output.bias[0]
+        unit = hidden.new_full((len(folded.key),), self.density_scale)
+        unit = unit if scale is None else unit * scale
         if hidden.dim() == 3:
-            return (self._activation(hidden, folded) @ weight + bias) * self.density_scale
+            return (self._activation(hidden, folded) @ weight + bias) * unit[:, None]
         residual, offset = self._residual()
-        tensors = (hidden, folded.key, folded.key_bias, folded.value, residual, offset, weight)
+        tensors = (hidden, folded.key, folded.key_bias, folded.value, residual, offset, weight, bias, unit)
         if uses_triton(self.kernels, hidden.device):
             from cryoformer_dist.model.kernels.fold_attend_triton import fold_attend as fold_attend_triton
 
-            summed = fold_attend_triton(*tensors, self.products)
-        else:
-            summed = fold_attend(*tensors)
-        return (summed + bias) * self.density_scale
+            return fold_attend_triton(*tensors, self.products)
+        return fold_attend(*tensors)
 
     def coefficients(
         self, hidden: Float[Tensor, "*shared points hidden"], folded: FoldedQueries

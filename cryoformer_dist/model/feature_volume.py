@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cryoformer_dist.config.schema import HashGridConfig
 from cryoformer_dist.model.hash_grid import HashGrid, KeptPoints
+from cryoformer_dist.physics.kernel_choice import Kernels
 
 # What a tile's table entries and weights take, some 6 kB a point, is a cache's worth on a CPU, and little on a GPU.
 TILE_POINTS, TILE_POINTS_CUDA = 2**14, 2**17
@@ -25,12 +26,14 @@ class FeatureVolume(nn.Module):
         Side of the images in pixels.
     hidden_width
         Length of ``h``.
+    kernels
+        See `HashGrid`.
     """
 
-    def __init__(self, config: HashGridConfig, box: int, hidden_width: int) -> None:
+    def __init__(self, config: HashGridConfig, box: int, hidden_width: int, kernels: Kernels = "auto") -> None:
         super().__init__()
         self.box = box
-        self.grid = HashGrid(config, box)
+        self.grid = HashGrid(config, box, kernels)
         self.hidden = nn.Linear(self.grid.width, hidden_width)
         # Grid features start at 1e-2: this gain brings h to a scale the attention can feel.
         nn.init.normal_(self.hidden.weight, std=4.0)

@@ -89,7 +89,7 @@ def examine_versions() -> Iterator[Finding]:
 
 def examine_backends() -> Iterator[Finding]:
     """What can be named in a run file, and the reason for each that cannot."""
-    yield Finding("hash grid: torch", "ok", "CPU and GPU; the default")
+    yield Finding("hash grid: torch", "ok", "CPU and GPU; the default on a CPU")
     yield _examine_triton()
     yield _examine_tinycudann()
     yield Finding("engine: torch", "ok", "needs nothing")
@@ -161,7 +161,7 @@ def _examine_triton() -> Finding:
         return Finding(name, "absent", f"{reason}; it comes with torch's CUDA builds for Linux")
     if not torch.cuda.is_available():
         return Finding(name, "absent", f"triton loads, but its kernels need a GPU: {_explain_missing_gpu()}")
-    return Finding(name, "ok", "GPU")
+    return Finding(name, "ok", "GPU; the default there")
 
 
 def _examine_tinycudann() -> Finding:

@@ -56,8 +56,9 @@ def measure_cluster_memory(cluster: ClusterConfig) -> WorkerMemory:
     workers = cluster.workers
     refuse_too_many_workers(workers)
     workers_per_device = count_workers_per_device(workers, workers.most)
-    if isinstance(cluster, LocalCluster):
-        return measure_worker_memory(workers.gpus > 0, workers_per_device, workers.fewest)
+    # A process that asks a GPU keeps a part of it: this one drives the run for as long as it takes.
+    if isinstance(cluster, LocalCluster) and not workers.gpus:
+        return measure_worker_memory(False, workers_per_device, workers.fewest)
     return find_smallest_memory(workers, workers_per_device)
 
 

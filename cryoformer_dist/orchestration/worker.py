@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,13 @@ from cryoformer_dist.data.batch import BatchSource, local_batches, resident_batc
 from cryoformer_dist.data.dataset import ray_batches
 from cryoformer_dist.data.ownership import Ownership
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import CheckpointNotWrittenError, ConfigError, CryoFormerError, TrainingError
+from cryoformer_dist.errors import (
+    CheckpointNotWrittenError,
+    ConfigError,
+    CryoFormerError,
+    ImagesElsewhereWarning,
+    TrainingError,
+)
 from cryoformer_dist.machine import WorkerMemory, measure_worker_memory, set_threads
 from cryoformer_dist.orchestration.prometheus import Publish, publishing
 from cryoformer_dist.ranks import gather_objects, rank_and_world
@@ -28,7 +35,7 @@ from cryoformer_dist.runs.directory import load_run, open_run_directory, selecte
 from cryoformer_dist.runs.layout import RAY_POINTER
 from cryoformer_dist.runs.training_log import TrainingRecord
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.training.memory import leaves_room
+from cryoformer_dist.training.memory import gib, leaves_room
 from cryoformer_dist.training.reporting import Reporter
 from cryoformer_dist.training.train_rank import join_world_of_one, train_rank
 
@@ -188,8 +195,21 @@ def _share_batches(
 ) -> BatchSource:
     rank, world = rank_and_world()
     share = Ownership(selected_rows(config, store), store.shard_size, world).share(rank)
-    home = choose_home(2 * store.box_size**2 * len(share), device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    size = 2 * store.box_size**2 * len(share)
+    home = choose_home(size, device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if home != device and rank == 0:
+        _warn_of_images_elsewhere(size, home)
     return local_batches(store, device) if home is None else resident_batches(store, share, device, home, alive)
+
+
+def _warn_of_images_elsewhere(size: int, home: torch.device | None) -> None:
+    where = "are read ahead of every batch, as with dataset.loader: local" if home is None else "stay in main memory"
+    warnings.warn(
+        f"dataset.loader: resident: a worker's images, {gib(size)}, leave no room on its GPU and {where}; more workers "
+        "have smaller shares",
+        ImagesElsewhereWarning,
+        stacklevel=2,
+    )
 
 
 def choose_home(size: int, device: torch.device, ranks_here: int) -> torch.device | None:

@@ -95,7 +95,9 @@ def crop_volume(voxels: Float[Tensor, "old old old"], box: int) -> Float[Tensor,
         return voxels
     coefficients = volume_to_fourier(voxels)
     half = box // 2
-    keep = torch.cat([torch.arange(half), torch.arange(old - half, old)])
+    # Numbers that are not on the device would be copied there three times a map, and waited for.
+    lines = torch.arange(old, device=voxels.device)
+    keep = torch.cat([lines[:half], lines[old - half :]])
     cropped = coefficients[keep][:, keep][:, :, keep].clone()
     cropped[half], cropped[:, half], cropped[:, :, half] = 0, 0, 0
     return fourier_to_volume(cropped) * (box / old) ** 3

@@ -19,18 +19,25 @@ CACHED_POINTS = 2**16
 
 def splat(
     density: Float[Tensor, "particles points"],
-    position: Float[Tensor, "particles points 2"],
+    points: Float[Tensor, "points 3"],
+    rotation: Float[Tensor, "particles 2 3"],
+    shift: Float[Tensor, "particles 2"],
     size: int,
     kernels: Kernels = "auto",
 ) -> Float[Tensor, "particles size size"]:
     """Sum of every particle's densities, each spread over the four by four grid points around its place.
 
+    A point ``p`` lies at ``rotation @ p + shift``: ``(x, y)`` in grid steps, the origin at index 0.
+    The grid is periodic.
+
     Parameters
     ----------
     density
         What each point carries.
-    position
-        ``(x, y)`` of each point in grid steps, the origin at index 0; the grid is periodic.
+    points
+        ``(x, y, z)``, shared by all particles.
+    rotation, shift
+        Where a particle has them.
     size
         Side of the grid, indexed ``[y, x]``.
     kernels
@@ -38,13 +45,14 @@ def splat(
 
     Notes
     -----
-    Differentiable in both tensors. On a GPU the order of additions, and with it the last bits, changes from call to
-    call unless ``torch.use_deterministic_algorithms`` is on.
+    Differentiable in density, rotation and shift. On a GPU the order of additions, and with it the last bits, changes
+    from call to call unless ``torch.use_deterministic_algorithms`` is on.
     """
     if uses_triton(kernels, density.device):
         from cryoformer_dist.physics.splat_triton import splat as splat_on_device
 
-        return splat_on_device(density, position, size)
+        return splat_on_device(density, points, rotation, shift, size)
+    position = torch.einsum("bij,mj->bmi", rotation, points) + shift[:, None]
     result: Tensor = _Splat.apply(density, position, size)
     return result
 

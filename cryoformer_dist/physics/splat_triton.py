@@ -68,19 +68,52 @@ def _tap(first, TAP: tl.constexpr, size):
 
 @triton.jit
 @no_type_check
+def _place(points_ptr, rotation_ptr, shift_ptr, particle, point, inside):
+    """Where a particle has a block of points, and the points: ``x, y`` in the grid, ``x, y, z`` of its own."""
+    x = tl.load(points_ptr + 3 * point, mask=inside, other=0.0)
+    y = tl.load(points_ptr + 3 * point + 1, mask=inside, other=0.0)
+    z = tl.load(points_ptr + 3 * point + 2, mask=inside, other=0.0)
+    row = rotation_ptr + 6 * particle
+    place_x = tl.load(row) * x + tl.load(row + 1) * y + tl.load(row + 2) * z + tl.load(shift_ptr + 2 * particle)
+    row += 3
+    place_y = tl.load(row) * x + tl.load(row + 1) * y + tl.load(row + 2) * z + tl.load(shift_ptr + 2 * particle + 1)
+    return place_x, place_y, x, y, z
+
+
+@triton.jit
+@no_type_check
+def _store_pull(to_pose_ptr, pull, x, y, z):
+    """A block's share of the gradient in one row of a rotation, and in the shift beside it."""
+    tl.store(to_pose_ptr, tl.sum(pull * x))
+    tl.store(to_pose_ptr + 1, tl.sum(pull * y))
+    tl.store(to_pose_ptr + 2, tl.sum(pull * z))
+    tl.store(to_pose_ptr + 3, tl.sum(pull))
+
+
+@triton.jit
+@no_type_check
 def scatter(
-    density_ptr, position_ptr, unit_ptr, grid_ptr, points, size, FIXED_POINT: tl.constexpr, BLOCK: tl.constexpr
+    density_ptr,
+    points_ptr,
+    rotation_ptr,
+    shift_ptr,
+    unit_ptr,
+    grid_ptr,
+    points,
+    size,
+    FIXED_POINT: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Grid (points / BLOCK, particles): add a block of points to their particle's grid."""
     particle = tl.program_id(1).to(tl.int64)
     point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = point < points
-    place = particle * points + point
-    density = tl.load(density_ptr + place, mask=inside, other=0.0)
+    density = tl.load(density_ptr + particle * points + point, mask=inside, other=0.0)
     if FIXED_POINT:
         density = density * tl.load(unit_ptr + particle)
-    first_x, along_x = _first_tap(tl.load(position_ptr + 2 * place, mask=inside, other=0.0), size)
-    first_y, along_y = _first_tap(tl.load(position_ptr + 2 * place + 1, mask=inside, other=0.0), size)
+    place_x, place_y, _, _, _ = _place(points_ptr, rotation_ptr, shift_ptr, particle, point, inside)
+    first_x, along_x = _first_tap(place_x, size)
+    first_y, along_y = _first_tap(place_y, size)
     grid = grid_ptr + particle * size * size
     for row in tl.static_range(4):
         of_row = density * _weight(along_y, row)
@@ -96,22 +129,24 @@ def scatter(
 @no_type_check
 def gather(
     density_ptr,
-    position_ptr,
+    points_ptr,
+    rotation_ptr,
+    shift_ptr,
     gradient_ptr,
     to_density_ptr,
-    to_position_ptr,
+    to_pose_ptr,
     points,
     size,
     SLOPES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (points / BLOCK, particles): the gradient's interpolant at each point, and its slopes times the density."""
+    """Grid (points / BLOCK, particles): the gradient's interpolant at each point; a block's share of a pose's."""
     particle = tl.program_id(1).to(tl.int64)
     point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = point < points
-    place = particle * points + point
-    first_x, along_x = _first_tap(tl.load(position_ptr + 2 * place, mask=inside, other=0.0), size)
-    first_y, along_y = _first_tap(tl.load(position_ptr + 2 * place + 1, mask=inside, other=0.0), size)
+    place_x, place_y, x, y, z = _place(points_ptr, rotation_ptr, shift_ptr, particle, point, inside)
+    first_x, along_x = _first_tap(place_x, size)
+    first_y, along_y = _first_tap(place_y, size)
     grid = gradient_ptr + particle * size * size
     value = tl.zeros([BLOCK], tl.float32)
     slope_x = tl.zeros([BLOCK], tl.float32)
@@ -129,47 +164,59 @@ def gather(
         if SLOPES:
             slope_x += slope_of_line * _weight(along_y, row)
             slope_y += of_line * _slope(along_y, row)
-    tl.store(to_density_ptr + place, value, mask=inside)
+    tl.store(to_density_ptr + particle * points + point, value, mask=inside)
     if SLOPES:
-        density = tl.load(density_ptr + place, mask=inside, other=0.0)
-        tl.store(to_position_ptr + 2 * place, slope_x * density, mask=inside)
-        tl.store(to_position_ptr + 2 * place + 1, slope_y * density, mask=inside)
+        density = tl.load(density_ptr + particle * points + point, mask=inside, other=0.0)
+        part = to_pose_ptr + 8 * (particle * tl.num_programs(0) + tl.program_id(0))
+        _store_pull(part, slope_x * density, x, y, z)
+        _store_pull(part + 4, slope_y * density, x, y, z)
 
 
 def splat(
-    density: Float32[Tensor, "particles points"], position: Float32[Tensor, "particles points 2"], size: int
+    density: Float32[Tensor, "particles points"],
+    points: Float32[Tensor, "points 3"],
+    rotation: Float32[Tensor, "particles 2 3"],
+    shift: Float32[Tensor, "particles 2"],
+    size: int,
 ) -> Float32[Tensor, "particles size size"]:
-    """As `splat.splat`; summed in fixed point where torch is told to use deterministic algorithms."""
-    result: Tensor = _Splat.apply(density, position, size)
+    """As `splat.splat`; summed in fixed point where torch is told to use deterministic algorithms.
+
+    Places are computed where they are needed, in float32 whatever torch's products are rounded to, and never written.
+    """
+    result: Tensor = _Splat.apply(*(tensor.contiguous() for tensor in (density, points, rotation, shift)), size)
     return result
 
 
 class _Splat(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, density: Tensor, position: Tensor, size: int) -> Tensor:
-        density, position = density.contiguous(), position.contiguous()
-        ctx.save_for_backward(density, position)
-        particles, points = density.shape
+    def forward(ctx: Any, density: Tensor, points: Tensor, rotation: Tensor, shift: Tensor, size: int) -> Tensor:
+        # Only the gradient of a pose asks what a point weighs.
+        ctx.slopes = any(ctx.needs_input_grad[2:4])
+        ctx.save_for_backward(density if ctx.slopes else None, points, rotation, shift)
+        particles, count = density.shape
         fixed_point = torch.are_deterministic_algorithms_enabled()
         unit = _fixed_point_unit(density) if fixed_point else density
         grid = density.new_zeros(particles, size, size, dtype=torch.int64 if fixed_point else torch.float32)
-        blocks = (triton.cdiv(points, BLOCK), particles)
-        scatter[blocks](density, position, unit, grid, points, size, FIXED_POINT=fixed_point, BLOCK=BLOCK)
+        blocks = (triton.cdiv(count, BLOCK), particles)
+        tensors = (density, points, rotation, shift, unit, grid)
+        scatter[blocks](*tensors, count, size, FIXED_POINT=fixed_point, BLOCK=BLOCK)
         if not fixed_point:
             return grid
         return (grid.double() / unit.double()[:, None, None]).float()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        density, position = ctx.saved_tensors
-        particles, points = density.shape
-        slopes = bool(ctx.needs_input_grad[1])
-        to_density = torch.empty_like(density)
-        to_position = torch.empty_like(position) if slopes else to_density
-        blocks = (triton.cdiv(points, BLOCK), particles)
-        tensors = (density, position, gradient.contiguous(), to_density, to_position)
-        gather[blocks](*tensors, points, gradient.shape[-1], SLOPES=slopes, BLOCK=BLOCK)
-        return to_density, to_position if slopes else None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        density, points, rotation, shift = ctx.saved_tensors
+        particles, count = len(rotation), len(points)
+        to_density = gradient.new_empty(particles, count)
+        blocks = (triton.cdiv(count, BLOCK), particles)
+        to_pose = gradient.new_empty(particles, blocks[0], 2, 4) if ctx.slopes else to_density
+        tensors = (density if ctx.slopes else to_density, points, rotation, shift, gradient.contiguous())
+        gather[blocks](*tensors, to_density, to_pose, count, gradient.shape[-1], SLOPES=ctx.slopes, BLOCK=BLOCK)
+        if not ctx.slopes:
+            return to_density, None, None, None, None
+        to_pose = to_pose.sum(1)
+        return to_density, None, to_pose[..., :3], to_pose[..., 3], None
 
 
 def _fixed_point_unit(density: Tensor) -> Tensor:

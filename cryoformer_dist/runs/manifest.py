@@ -34,7 +34,7 @@ class RunManifest:
     box_size, pixel_size_angstrom
         Of the store.
     backend, engine
-        Hash-grid encoder and optimiser engine.
+        Hash-grid encoder that the run was prepared for, ``auto`` resolved, and optimiser engine.
     python, versions
         Of the process that prepared the run.
     """
@@ -53,8 +53,8 @@ class RunManifest:
     versions: Mapping[str, str]
 
     @staticmethod
-    def of(config: RunConfig, store: ParticleStore, particles: int) -> "RunManifest":
-        """Manifest of a run that this process prepares."""
+    def of(config: RunConfig, store: ParticleStore, particles: int, on_gpu: bool) -> "RunManifest":
+        """Manifest of a run that this process prepares, to be trained on a GPU or not."""
         return RunManifest(
             schema_version=SCHEMA_VERSION,
             name=config.name,
@@ -64,7 +64,7 @@ class RunManifest:
             particles=particles,
             box_size=store.box_size,
             pixel_size_angstrom=store.pixel_size_angstrom,
-            backend=config.model.hash_grid.backend,
+            backend=config.model.encoder(on_gpu),
             engine=config.training.engine,
             python=platform.python_version(),
             versions=decisive_versions(),

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.training.latent_search import LatentSearch
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.occupancy_refresh import OccupancyRefresh
@@ -20,6 +21,6 @@ class EpochTask(Protocol):
         """Do it, on all ranks; what the next record should tell goes into the interval."""
 
 
-def make_epoch_tasks(learner: Learner, particles: RankParticles) -> tuple[EpochTask, ...]:
+def make_epoch_tasks(learner: Learner, particles: RankParticles, memory: WorkerMemory) -> tuple[EpochTask, ...]:
     """All of them, in the order in which they are done: latents are searched with the points that a refresh added."""
-    return OccupancyRefresh(learner, particles), LatentSearch(learner, particles)
+    return OccupancyRefresh(learner, particles, memory), LatentSearch(learner, particles)

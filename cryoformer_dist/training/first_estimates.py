@@ -4,7 +4,6 @@ Each is a stage of the run: a stage whose files are in the run directory is not 
 interrupted begins anew, on however many ranks there are then.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import ConfigError, SlowEncodingWarning
+from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.initialization.consensus import back_project
 from cryoformer_dist.initialization.linear_model import fit_linear_latents, fit_principal_maps
 from cryoformer_dist.initialization.occupancy import find_occupied, sphere
@@ -43,8 +42,7 @@ from cryoformer_dist.runs.directory import (
 )
 from cryoformer_dist.runs.layout import FIRST_LATENTS, FIRST_POSES, OCCUPANCY, PREPARED
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.training.memory import Workload, settle_batch_size, with_batch_size
-from cryoformer_dist.training.objectives import keeps_operators
+from cryoformer_dist.training.memory import Workload, settle_batch_size, warn_of_slow_encoding, with_batch_size
 
 
 def make_first_estimates(
@@ -190,7 +188,7 @@ class _FirstEstimates:
         except ConfigError as error:
             return self.config.training.global_batch_size, str(error)
         if self.leads:
-            _warn_of_slow_encoding(self.config, points, self.memory)
+            warn_of_slow_encoding(self.config, points, self.memory)
         return size, None
 
     def _discard(self) -> None:
@@ -206,20 +204,3 @@ class _FirstEstimates:
         first[self.rows, :count] = fit_linear_latents(self.store, self.rows, mask, count, seed, report)
         if self.leads:
             write_first_latents(self.working.folder, first)
-
-
-def _warn_of_slow_encoding(config: RunConfig, points: int, memory: WorkerMemory) -> None:
-    """Thousands of small launches a step are nothing to a CPU, and most of a step to a GPU."""
-    by_lattice = config.training.projection == "lattice" and config.model.domain == "real"
-    if (
-        memory.on_gpu
-        and by_lattice
-        and config.model.hash_grid.backend == "torch"
-        and not keeps_operators(config, points)
-    ):
-        warnings.warn(
-            f"{points} points are too many for stored operators of the hash grid: torch hashes them again at every "
-            "step, which takes a GPU longer than all the rest; set model.hash_grid.backend: triton",
-            SlowEncodingWarning,
-            stacklevel=2,
-        )

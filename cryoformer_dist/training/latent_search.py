@@ -27,7 +27,7 @@ from cryoformer_dist.inference.junk import JunkModel, PowerSum
 from cryoformer_dist.physics.fourier import crop_volume
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.slices import TrilinearSlices
-from cryoformer_dist.ranks import broadcast_from_leader, gather_rows, sum_over_ranks
+from cryoformer_dist.ranks import broadcast_from_leader, gather_objects, gather_rows, sum_over_ranks
 from cryoformer_dist.runs.training_log import SearchFindings
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.objectives import Objectives
@@ -155,14 +155,22 @@ def search_particles(
     """
     search = _Search(learner, moment, particles)
     sums = torch.zeros(3, device=learner.device)
-    found = []
-    for batch in particles.read_once_amid_training(search.seed):
+    rows, answers = [], []
+    for batch in particles.read_own_amid_training(search.seed):
         answer, nats = search.ask(batch, None if draws is None else draws[batch.row])
-        found.append(gather_rows(batch.row, answer.pack()))
-        sums += torch.stack([nats, (1 - answer.weight).sum(), nats.new_tensor(len(batch))])
+        rows.append(batch.row)
+        answers.append(answer.pack())
+        sums += torch.stack([nats, (1 - answer.weight).sum(), nats.new_full((), len(batch))])
     nats, junk, count = sum_over_ranks(sums).tolist()
-    rows, values = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return ParticleSearchResult(rows, Answer.unpack(values), search.tell(nats / count, junk / count))
+    row, found = _gather_shares(torch.cat(rows), torch.cat(answers))
+    return ParticleSearchResult(row, Answer.unpack(found), search.tell(nats / count, junk / count))
+
+
+def _gather_shares(rows: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of all ranks; one that has fewer says its first again, and what comes twice says the same."""
+    longest = max(gather_objects(len(rows)))
+    place = torch.arange(longest, device=rows.device) % len(rows)
+    return gather_rows(rows[place], answers[place])
 
 
 class _Search:

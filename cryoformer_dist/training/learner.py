@@ -258,6 +258,11 @@ class Learner:
         self.residual_outside = state["residual_outside"]
         self.allow(mask_of(state["flat_index"], self.objectives.box))
 
+    @property
+    def tabulated_rows(self) -> int:
+        """Rows of each table, one per row of the store; zero where nothing is tabulated."""
+        return max((len(table.values) for table in self.tables.values()), default=0)
+
     def table_state(self) -> TableStates:
         """Tables with their optimiser state."""
         return {name: table.state_dict() for name, table in self.tables.items()}

@@ -3,6 +3,7 @@
 The counts follow the code term by term; `docs/performance.md` holds them against measured peaks.
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -11,7 +12,7 @@ import torch
 
 from cryoformer_dist.config.schema import ModelConfig, RunConfig
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import ConfigError
+from cryoformer_dist.errors import ConfigError, SlowEncodingWarning
 from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.model.cryoformer import CryoFormer
 from cryoformer_dist.model.feature_volume import TILE_POINTS, TILE_POINTS_CUDA
@@ -23,6 +24,11 @@ from cryoformer_dist.training.objectives import keeps_operators
 
 # An interpreter with torch, DeepSpeed and Ray loaded.
 _PROGRAM_BYTES = 500 * 2**20
+# What a process takes of a GPU before its first tensor, none of it torch's allocator's: the CUDA context, the code of
+# torch's and Triton's kernels, cuBLAS's work space (32 MiB on Hopper).
+_CONTEXT_BYTES = 600 * 2**20
+# Channels of a communicator over more than one GPU: 544 MiB for two A100 and 688 for four (NVIDIA/nccl, issue 964).
+_NCCL_BYTES = 768 * 2**20
 # Weight, gradient and two moments, float32.
 _BYTES_PER_PARAMETER = 16
 # Half maps on twofold grids and their transforms: 7.1 GiB at 256 pixels, measured, the program included.
@@ -33,12 +39,18 @@ _METADATA_BYTES = 120
 _COLUMN_BYTES = 68
 # While an operator is made: entries of all corners as 64-bit integers, and their sorted order.
 _OPERATOR_BUILD_FACTOR = 2.4
-# Splat of one point into one image: place, taps and weights of both axes, sums along them.
+# Torch's splat of one point into one image: place, taps and weights of both axes, sums along them.
 _SPLAT_BYTES = 130
+# Triton's: a density and its gradient, where poses are learned; one at a time, where they are given.
+_TRITON_BYTES_LEARNED, _TRITON_BYTES_GIVEN = 8, 4
+# Programs of Triton's backward passes, each with sums of its own.
+_PROGRAMS = 1024
 # Entries, weights and rows of one corner of a point that is hashed afresh.
 _CORNER_BYTES = 48
 # Per pixel: image, its transform, CTF, residual; the twofold grid and its transform; and the gradients of them.
 _PIXEL_BYTES = 130
+# Per pixel: cuFFT works beside the largest of them, the twofold grid's (2 box (box + 1) complex numbers).
+_FFT_WORK_BYTES = 16
 # Tiles of attention and activation.
 _ATTENTION_TILE_BYTES = 8 * 2**20
 # Tensors of the size of the queries that a deformation block keeps for its backward pass.
@@ -119,9 +131,10 @@ class MemoryPlan:
 def plan_memory(config: RunConfig, work: Workload, batch: int, memory: WorkerMemory) -> MemoryPlan:
     """Memory of one worker that takes ``batch`` particles a step."""
     on_gpu = memory.on_gpu
-    stored = keeps_operators(config, work.points)
+    stored = keeps_operators(config, work.points, on_gpu)
     copies = config.training.jitter_lattices
-    operator = operator_bytes_per_point(config.model.hash_grid) * work.points if stored else 0
+    operator = operator_bytes_per_point(config.model, on_gpu) * work.points if stored else 0
+    by_torch = config.model.encoder(on_gpu) == "torch"
     kept = {
         "network": _BYTES_PER_PARAMETER * parameter_count(config.model, work.box),
         "tables": _table_bytes(config, work.rows),
@@ -129,16 +142,19 @@ def plan_memory(config: RunConfig, work: Workload, batch: int, memory: WorkerMem
         "resident images": _resident_bytes(config, work, memory),
         "metadata": _COLUMN_BYTES * work.rows,
     }
-    if not on_gpu:
+    if on_gpu:
+        kept |= {"CUDA context": _CONTEXT_BYTES, "NCCL": _NCCL_BYTES * (memory.workers > 1)}
+    else:
         reading = 0 if config.dataset.loader == "resident" else _READS_UNDER_WAY * 2 * work.box**2 * work.shard_rows
         kept |= {"program": _PROGRAM_BYTES, "images being read": reading}
         kept["metadata"] += _METADATA_BYTES * work.rows
     step = {
-        "images": _PIXEL_BYTES * work.box**2 * batch,
+        "images": (_PIXEL_BYTES + _FFT_WORK_BYTES * on_gpu) * work.box**2 * batch,
         "queries": _query_bytes(config.model) * batch,
         "points": _points_bytes(config, work, batch, stored, on_gpu),
     }
-    return MemoryPlan(kept, round(_OPERATOR_BUILD_FACTOR * operator), step, _search_bytes(config, work, batch))
+    building = round(_OPERATOR_BUILD_FACTOR * operator) if by_torch else 0
+    return MemoryPlan(kept, building, step, _search_bytes(config, work, batch))
 
 
 @cache
@@ -187,6 +203,32 @@ def refuse_too_large(config: RunConfig, work: Workload, memory: WorkerMemory) ->
     batch = 1 if wanted == "auto" else -(-wanted // memory.workers)
     if plan_memory(config, work, batch, memory).peak > memory.bytes:
         raise ConfigError(_too_large(config, work, memory, batch))
+
+
+def warn_of_slow_encoding(config: RunConfig, points: int, memory: WorkerMemory) -> None:
+    """Thousands of small launches a step are nothing to a CPU, and most of a step to a GPU."""
+    by_lattice = config.training.projection == "lattice" and config.model.domain == "real"
+    if (
+        memory.on_gpu
+        and by_lattice
+        and config.model.encoder(on_gpu=True) == "torch"
+        and not keeps_operators(config, points, on_gpu=True)
+    ):
+        warnings.warn(
+            f"{points} points are too many for stored operators of the hash grid: torch hashes them again at every "
+            "step, which takes a GPU longer than all the rest; set model.hash_grid.backend: triton, or auto",
+            SlowEncodingWarning,
+            stacklevel=2,
+        )
+
+
+def explain_misfit(config: RunConfig, work: Workload, memory: WorkerMemory) -> str | None:
+    """Why a run whose batch is settled does not fit its workers, and what would make it fit; ``None`` if it does."""
+    try:
+        refuse_too_large(config, work, memory)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def refuse_preparation(box: int, free: int) -> None:
@@ -302,20 +344,51 @@ def _query_bytes(model: ModelConfig) -> int:
 def _points_bytes(config: RunConfig, work: Workload, batch: int, stored: bool, on_gpu: bool) -> int:
     """The most that any of the backward pass's parts holds: that of the splat, of the decoder, of the hash grid."""
     decoder, grid = config.model.decoder, config.model.hash_grid
-    corners = grid.levels * 8 * _CORNER_BYTES
     if config.training.projection == "rays" or config.model.domain == "fourier":
         # Points of each particle's own, with everything about them kept.
         asked = work.box**3 if config.training.projection == "rays" else work.box**2 // 2
+        corners = _corner_bytes(config, on_gpu)
         return batch * asked * (corners + 4 * (3 * decoder.queries + 3 * decoder.density_width))
     features = grid.levels * grid.features_per_level if stored else 0
     # Coordinates of the step, h, and the features it was made of.
     shared = work.points * (24 + 4 * (decoder.hidden_width + features))
-    if on_gpu:
-        splat = _SPLAT_BYTES * work.points * batch
-    else:
-        # Density, place, and their gradients of all; the rest of a few particles at a time.
-        splat = 24 * work.points * batch + _SPLAT_BYTES * max(work.points, min(CACHED_POINTS, work.points * batch))
-    attention = 8 * work.points * batch + 4 * work.points * (decoder.hidden_width + decoder.density_width)
-    tile = 0 if stored else corners * min(work.points, TILE_POINTS_CUDA if on_gpu else TILE_POINTS)
+    tile_points = TILE_POINTS_CUDA if on_gpu else TILE_POINTS
+    tile = 0 if stored else _corner_bytes(config, on_gpu) * min(work.points, tile_points)
     encoding = tile + 4 * work.points * (decoder.hidden_width + features)
-    return shared + max(splat, attention + _ATTENTION_TILE_BYTES, encoding)
+    return shared + max(
+        _splat_bytes(config, work.points, batch, on_gpu), _attention_bytes(config, work.points, batch, on_gpu), encoding
+    )
+
+
+def _corner_bytes(config: RunConfig, on_gpu: bool) -> int:
+    """What hashing a point afresh takes, forwards and backwards: its corners, or features and ``h`` alone."""
+    grid = config.model.hash_grid
+    if config.model.encoder(on_gpu) == "torch":
+        return grid.levels * 8 * _CORNER_BYTES
+    return 8 * (grid.levels * grid.features_per_level + config.model.decoder.hidden_width)
+
+
+def _splats_by_triton(config: RunConfig, on_gpu: bool) -> bool:
+    return on_gpu and config.model.kernels == "auto"
+
+
+def _splat_bytes(config: RunConfig, points: int, batch: int, on_gpu: bool) -> int:
+    if _splats_by_triton(config, on_gpu):
+        given = config.model.pose.form == "given"
+        return (_TRITON_BYTES_GIVEN if given else _TRITON_BYTES_LEARNED) * points * batch
+    if on_gpu:
+        return _SPLAT_BYTES * points * batch
+    # Density, place, and their gradients of all; the rest of a few particles at a time.
+    return 24 * points * batch + _SPLAT_BYTES * max(points, min(CACHED_POINTS, points * batch))
+
+
+def _attention_bytes(config: RunConfig, points: int, batch: int, on_gpu: bool) -> int:
+    """Density's gradient, scaled by torch, and what it is turned into: that of ``h``, and of what is behind it."""
+    decoder = config.model.decoder
+    if config.model.decoder.form == "attention" and _splats_by_triton(config, on_gpu):
+        # So many units of the density's hidden layer make a slice.
+        slices = -(-decoder.density_width // (32 if decoder.queries <= 64 else 16))
+        sums = decoder.queries * (decoder.hidden_width + decoder.density_width) + decoder.density_width * 16
+        shared = 4 * points * decoder.hidden_width * (slices + 1)
+        return 4 * points * batch + shared + 4 * max(_PROGRAMS, slices * batch) * sums
+    return 8 * points * batch + 4 * points * (decoder.hidden_width + decoder.density_width) + _ATTENTION_TILE_BYTES

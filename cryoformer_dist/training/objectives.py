@@ -1,6 +1,7 @@
 """What each stage of training minimises."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.model.cryoformer import CryoFormer
+from cryoformer_dist.model.feature_volume import FeatureVolume
 from cryoformer_dist.model.hash_grid import KeptPoints, operator_bytes_per_point
 from cryoformer_dist.physics.ctf import transfer_at
 from cryoformer_dist.physics.fourier import (
@@ -158,7 +160,7 @@ class Objectives(nn.Module):
         volume = self.model.feature_volume
         hidden = volume.at_lattice(sampling.operators[copy]) if sampling.operators else volume.in_tiles(points)
         # A coarse point stands for all the fine ones in its cell.
-        density = self.model.density(hidden, folded) * (scale * spacing**3)
+        density = self.model.density(hidden, folded, scale[:, 0] * spacing**3)
         rotation = pose.rotation * scale[..., None]
         shift = shift_pixels / spacing
         return project_points(density, points / spacing, rotation, shift, sampling.box, self.model.kernels)
@@ -232,7 +234,7 @@ class Objectives(nn.Module):
         return images / images.std(dim=(-2, -1), keepdim=True).clamp_min(1e-6)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Sampling:
     """How finely density and images are compared.
 
@@ -242,34 +244,44 @@ class _Sampling:
         Side of the images, cropped in Fourier space.
     lattice
         Where density is evaluated, in pixels of the whole box.
-    operators
-        Hash-grid interpolation, one per shifted copy; none for points that are hashed afresh at each step.
+    volume
+        What is encoded there.
+    keeps_operators
+        Whether copies of the lattice are encoded by stored operators.
     weight, frequency
         ``(box, half)`` weight of each frequency, and the frequencies ``(box, half, 2)`` in cycles per fine pixel.
     """
 
     box: int
     lattice: Lattice
-    operators: list[KeptPoints]
+    volume: FeatureVolume
+    keeps_operators: bool
     weight: Tensor
     frequency: Tensor
 
     @staticmethod
     def of(model: CryoFormer, config: RunConfig, box: int, lattice: Lattice) -> "_Sampling":
         device = lattice.points_pixels.device
-        kept = keeps_operators(config, len(lattice.points_pixels))
-        offsets = lattice.offsets_pixels if kept else lattice.offsets_pixels[:0]
-        operators = [model.feature_volume.lattice(lattice.points_pixels + offset) for offset in offsets]
-        frequency = frequency_grid(box) * (box / model.box)
-        return _Sampling(box, lattice, operators, comparable_frequencies(box).to(device), frequency.to(device))
+        kept = keeps_operators(config, len(lattice.points_pixels), on_gpu=device.type == "cuda")
+        weight, frequency = comparable_frequencies(box).to(device), (frequency_grid(box) * (box / model.box)).to(device)
+        return _Sampling(box, lattice, model.feature_volume, kept, weight, frequency)
+
+    @cached_property
+    def operators(self) -> list[KeptPoints]:
+        """Hash-grid interpolation, one per shifted copy; none for points that are hashed afresh at each step.
+
+        Made when a projection first asks: who only decodes a run has no use for them.
+        """
+        points, offsets = self.lattice.points_pixels, self.lattice.offsets_pixels
+        return [self.volume.lattice(points + offset) for offset in offsets] if self.keeps_operators else []
 
 
-def keeps_operators(config: RunConfig, points: int) -> bool:
-    """Whether a lattice of so many points is encoded by stored operators: a matter of the run, not of the machine."""
+def keeps_operators(config: RunConfig, points: int, on_gpu: bool) -> bool:
+    """Whether a lattice of so many points is encoded by what is kept of them, however much memory there is."""
     if config.training.projection != "lattice" or config.model.domain != "real":
         return False
     copies = points * config.training.jitter_lattices
-    return copies * operator_bytes_per_point(config.model.hash_grid) <= _KEPT_OPERATORS_BYTES
+    return copies * operator_bytes_per_point(config.model, on_gpu) <= _KEPT_OPERATORS_BYTES
 
 
 def pose_loss(estimate: Pose, given: Pose, box_angstrom: float) -> Float[Tensor, " particles"]:

@@ -1,7 +1,7 @@
 """Where the data ask for density that the mask cuts off: the residual of a sample of particles, back-projected."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -9,12 +9,15 @@ from torch import Tensor
 
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.order import Rows
-from cryoformer_dist.errors import DensityMaskedAwayWarning
+from cryoformer_dist.errors import DensityMaskedAwayWarning, MaskNotEnlargedWarning
 from cryoformer_dist.initialization.occupancy import find_missed, mask_box
+from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.fourier import comparable_frequencies, crop_half_plane, fourier_to_image
-from cryoformer_dist.ranks import broadcast_from_leader, rank_and_world, sum_over_ranks
+from cryoformer_dist.ranks import broadcast_from_leader, gather_objects, rank_and_world, sum_over_ranks
 from cryoformer_dist.training.learner import Learner
+from cryoformer_dist.training.memory import Workload, explain_misfit, warn_of_slow_encoding
+from cryoformer_dist.training.objectives import keeps_operators
 from cryoformer_dist.training.particles import RankParticles
 from cryoformer_dist.training.reporting import Interval
 from cryoformer_dist.training.stages import Moment, Stage
@@ -35,10 +38,12 @@ class OccupancyRefresh:
         Network and tables.
     particles
         Of a sample of them the residual is looked at.
+    memory
+        Of a worker.
     """
 
-    def __init__(self, learner: Learner, particles: RankParticles) -> None:
-        self._learner, self._particles = learner, particles
+    def __init__(self, learner: Learner, particles: RankParticles, memory: WorkerMemory) -> None:
+        self._learner, self._particles, self._memory = learner, particles, memory
         training, by_data = learner.config.training, learner.config.training.occupancy == "data"
         self._every = training.occupancy_refresh_epochs if by_data and learner.config.model.domain == "real" else 0
 
@@ -53,26 +58,67 @@ class OccupancyRefresh:
         """See `EpochTask`."""
         seed = (self._learner.config.seed, moment.position.stage)
         sample = self._particles.read_sample_amid_training(refresh_sample(self._particles.rows), seed)
-        refresh_occupancy(self._learner, moment.stage, moment.epoch, sample)
+        before = self._learner.active_points
+        refresh_occupancy(self._learner, moment.stage, moment.epoch, sample, self._explain_misfit)
+        self._tell_of_other_encoding(before)
+
+    def _explain_misfit(self, points: int) -> str | None:
+        """Why a worker has no memory for so many points; the batch was settled for those of the first mask."""
+        learner, particles = self._learner, self._particles
+        box, trained = learner.objectives.box, len(particles.rows)
+        work = Workload(box, points, learner.tabulated_rows or trained, trained, particles.shard_rows)
+        return explain_misfit(learner.config, work, self._memory)
+
+    def _tell_of_other_encoding(self, before: int) -> None:
+        """Beyond a number of points no operators are kept, which takes a GPU long."""
+        config, now, on_gpu = self._learner.config, self._learner.active_points, self._memory.on_gpu
+        crossed = keeps_operators(config, before, on_gpu) and not keeps_operators(config, now, on_gpu)
+        if crossed and self._particles.rank == 0:
+            warn_of_slow_encoding(config, now, self._memory)
 
 
-def refresh_occupancy(learner: Learner, stage: Stage, epoch: float, batches: Iterator[ParticleBatch]) -> None:
-    """Add to the mask what it cuts off.
+def refresh_occupancy(
+    learner: Learner,
+    stage: Stage,
+    epoch: float,
+    batches: Iterator[ParticleBatch],
+    explain_misfit: Callable[[int], str | None],
+) -> None:
+    """Add to the mask what it cuts off, as far as there is memory for it.
 
-    Arguments as in `residual_map`.
+    Parameters
+    ----------
+    learner, stage, epoch, batches
+        As in `residual_map`.
+    explain_misfit
+        Why a worker has no memory for so many points; ``None`` if it has.
 
     Warns
     -----
     DensityMaskedAwayWarning
         If much of the residual still lies outside after an earlier refresh.
+    MaskNotEnlargedWarning
+        If there is no memory for the larger mask: the earlier one stays.
     """
     found = find_missed(residual_map(learner, stage, epoch, batches), learner.mask)
     # All ranks hold the same sums, but the last bit of a transform may depend on the processor.
     voxels = broadcast_from_leader(found.voxels.to(learner.device)).cpu()
     share = float(broadcast_from_leader(torch.tensor(found.share, device=learner.device)))
-    learner.allow(learner.mask | voxels)
+    wanted = learner.mask | voxels
+    refusal = gather_objects(explain_misfit(int(wanted.sum())))[0]
+    if refusal is None:
+        learner.allow(wanted)
     earlier, learner.residual_outside = learner.residual_outside or 0.0, share
-    if min(earlier, share) > _MUCH and rank_and_world()[0] == 0:
+    if rank_and_world()[0] != 0:
+        return
+    if refusal is not None:
+        warnings.warn(
+            f"after {epoch:.0f} epochs {share:.0%} of the residual lies where the occupancy mask allows no density, "
+            f"and the mask stays as it is: with the larger one {refusal}",
+            MaskNotEnlargedWarning,
+            stacklevel=2,
+        )
+    elif min(earlier, share) > _MUCH:
         warnings.warn(
             f"after {epoch:.0f} epochs {share:.0%} of the residual lies where the occupancy mask allowed no density, "
             f"{earlier:.0%} at the refresh before; the mask was enlarged accordingly. If this warning repeats, look at "
@@ -123,7 +169,7 @@ def residual_map(
         pixels = objectives.box / box
         if accumulator is None:
             accumulator = FourierAccumulator(box, objectives.pixel_size_angstrom * pixels, learner.device)
-        comparable = comparable_frequencies(box).to(learner.device)
+            comparable = comparable_frequencies(box).to(learner.device)
         images = fourier_to_image(-crop_half_plane(residual, box) * comparable, box)
         accumulator.add(images, pose, batch.ctf, batch.pixel_size_angstrom * pixels)
     objectives.train()

@@ -61,19 +61,20 @@ class RankParticles:
 
         All ranks have equally many: one that owns a row less has its first again at the end.
         """
-        return self._read_once(self.batches, seed)
+        return self._alive_at_each(self.batches, self.order(seed, 1, Consumed()))
 
-    def read_once_amid_training(self, seed: Seed) -> Iterator[ParticleBatch]:
-        """As `read_once`, while `read` is at work."""
-        return self._read_once(self.samples, seed)
+    def read_own_amid_training(self, seed: Seed) -> Iterator[ParticleBatch]:
+        """Every particle, each rank its own and none twice, so some ranks one more; while `read` is at work."""
+        return self._alive_at_each(self.samples, self._own(self.rows, seed))
 
     def read_sample_amid_training(self, sample: Rows, seed: Seed) -> Iterator[ParticleBatch]:
         """Some of the particles, each rank its own of them, once; while `read` is at work."""
-        order = ParticleOrder(sample, self.shard_rows, seed, 1, owned=self.rows, even=False)
-        return self.samples(order, self.rank, self.world, self.batch_size)
+        return self.samples(self._own(sample, seed), self.rank, self.world, self.batch_size)
 
-    def _read_once(self, source: BatchSource, seed: Seed) -> Iterator[ParticleBatch]:
-        order = self.order(seed, 1, Consumed())
+    def _own(self, sample: Rows, seed: Seed) -> ParticleOrder:
+        return ParticleOrder(sample, self.shard_rows, seed, 1, owned=self.rows, even=False)
+
+    def _alive_at_each(self, source: BatchSource, order: ParticleOrder) -> Iterator[ParticleBatch]:
         for batch in source(order, self.rank, self.world, self.batch_size):
             self.alive()
             yield batch

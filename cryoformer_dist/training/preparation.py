@@ -67,7 +67,7 @@ def begin_run(config: RunConfig, store: ParticleStore, run: Path, resume: bool, 
     _warn_of_small_batches(config)
     selected_rows(config, store)
     write_config(run, config)
-    write_manifest(run, RunManifest.of(config, store, len(selected_rows(config, store))))
+    write_manifest(run, RunManifest.of(config, store, len(selected_rows(config, store)), memory.on_gpu))
 
 
 def prepare_run(
@@ -107,7 +107,7 @@ def prepare_like(config: RunConfig, store: ParticleStore, run: Path, other: Path
     for name in PREPARED:
         if (other / name).is_file():
             shutil.copyfile(other / name, run / name)
-    write_manifest(run, RunManifest.of(config, store, len(selected_rows(config, store))))
+    write_manifest(run, RunManifest.of(config, store, len(selected_rows(config, store)), memory.on_gpu))
 
 
 def _count_points(config: RunConfig, store: ParticleStore, run: Path) -> int:

@@ -70,7 +70,7 @@ def train_rank(
     samples = batches if config.dataset.loader == "resident" else local_batches(store, device)
     particles = RankParticles(rows, store.shard_size, batches, samples, batch_size, rank, world, reporter.alive)
     checkpoint = agree_on_checkpoint(working, config.training.storage_patience_seconds)
-    Trainer(learner, engine, particles, reporter, working).train(checkpoint)
+    Trainer(learner, engine, particles, reporter, working, memory).train(checkpoint)
 
 
 def _tell_stages(working: WorkingFolder, reporter: Reporter, leads: bool) -> StagedProgress:

@@ -13,6 +13,7 @@ from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.order import Consumed
 from cryoformer_dist.errors import ConfigError
+from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.ranks import gather_objects, sum_over_ranks
 from cryoformer_dist.runs.checkpoint import Checkpoint, Position, write_checkpoint
 from cryoformer_dist.runs.directory import write_occupancy
@@ -42,6 +43,8 @@ class Trainer:
         Told of every report and checkpoint.
     working
         Run directory; training log and checkpoints are written there.
+    memory
+        Of a worker: a mask grows no further than it allows.
     """
 
     def __init__(
@@ -51,11 +54,12 @@ class Trainer:
         particles: RankParticles,
         reporter: Reporter,
         working: WorkingFolder,
+        memory: WorkerMemory,
     ) -> None:
         self.learner, self.engine, self.particles = learner, engine, particles
         self.reporter, self.working = reporter, working
         self.config, self.leads = learner.config.training, engine.rank == 0
-        self.tasks = make_epoch_tasks(learner, particles)
+        self.tasks = make_epoch_tasks(learner, particles, memory)
         self.retry = StorageRetry(working.home, self.config.storage_patience_seconds, self.leads, gather_objects)
         self.position = Position()
         self.checkpointed_step = 0

@@ -13,6 +13,7 @@ from cryoformer_dist.analysis.trained import TrainedRun, load_trained, with_weig
 from cryoformer_dist.data.batch import ImageBlock, make_batch
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError
+from cryoformer_dist.model.feature_volume import FeatureVolume
 from cryoformer_dist.physics.fourier import spectrum
 from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from_6d
 from cryoformer_dist.runs.directory import load_run, load_shell_weight
@@ -200,3 +201,17 @@ def test_a_run_trained_with_any_hash_grid_backend_is_decoded_here(
     here, there = (load_trained(path) for path in (before_and_after[0], run))
     assert there.config.model.hash_grid.backend == "tinycudann"
     np.testing.assert_array_equal(there.latents, here.latents)
+
+
+def test_decoding_makes_no_operator_that_only_training_needs(
+    before_and_after: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load_trained(before_and_after[1]).decode(np.zeros((1, 2)))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("an operator was made")
+
+    monkeypatch.setattr(FeatureVolume, "lattice", refuse)
+    trained = load_trained(before_and_after[1])
+    np.testing.assert_array_equal(trained.decode(np.zeros((1, 2))), expected)
+    assert trained.held_out() is not None

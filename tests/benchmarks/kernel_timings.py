@@ -14,6 +14,7 @@ from torch import Tensor
 from cryoformer_dist.model.grid_layout import GridLayout
 from cryoformer_dist.model.kernels.encode import LatticeOperator, encode
 from cryoformer_dist.model.kernels.fold_attend import fold_attend
+from cryoformer_dist.physics.pose import random_rotations
 from cryoformer_dist.physics.splat import splat
 
 HIDDEN, FEATURES = 16, 2
@@ -183,11 +184,20 @@ def _encodes(sizes: Sizes, device: torch.device) -> Iterator[Case]:
 
 
 def written_out(
-    hidden: Tensor, key: Tensor, key_bias: Tensor, value: Tensor, residual: Tensor, offset: Tensor, output: Tensor
+    hidden: Tensor,
+    key: Tensor,
+    key_bias: Tensor,
+    value: Tensor,
+    residual: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    bias: Tensor,
+    scale: Tensor,
 ) -> Tensor:
     """Fold-attend's formula, every intermediate for every point and particle kept."""
     attention = torch.softmax(hidden @ key + key_bias[:, None], dim=-1)
-    return torch.relu(attention @ value + (hidden @ residual.T + offset)) @ output
+    activation = torch.relu(attention @ value + (hidden @ residual.T + offset))
+    return (activation @ output + bias) * scale[:, None]
 
 
 def _fold_attends(sizes: Sizes, device: torch.device) -> Iterator[Case]:
@@ -199,7 +209,7 @@ def _fold_attends_of(sizes: Sizes, device: torch.device, queries: int, width: in
     def inputs(sizes: Sizes) -> list[Tensor]:
         particles = sizes.particles
         shapes = [(sizes.points, HIDDEN), (particles, HIDDEN, queries), (particles, queries)]
-        shapes += [(particles, queries, width), (width, HIDDEN), (width,), (width,)]
+        shapes += [(particles, queries, width), (width, HIDDEN), (width,), (width,), (), (particles,)]
         return [torch.randn(shape, device=device) for shape in shapes]
 
     implementations: dict[str, tuple[Callable[..., Tensor], str]] = {
@@ -216,7 +226,7 @@ def _fold_attends_of(sizes: Sizes, device: torch.device, queries: int, width: in
 
             implementations[f"triton {products}"] = (by_triton, products)
     for name, (function, products) in implementations.items():
-        for direction, wanted in (("fwd", ()), ("bwd", tuple(range(7)))):
+        for direction, wanted in (("fwd", ()), ("bwd", tuple(range(8)))):
             count = fold_attend_count(sizes.points, sizes.particles, HIDDEN, queries, width, direction)
             kernel = f"fold-attend {queries}/{width}"
             yield Case(kernel, name, direction, function, written_out, inputs, wanted, count, products)
@@ -226,21 +236,23 @@ def _splats(sizes: Sizes, device: torch.device) -> Iterator[Case]:
     grid = 2 * sizes.box
 
     def inputs(sizes: Sizes) -> list[Tensor]:
-        # A ball's shadow: places are denser in the middle, as a molecule's are.
-        places = torch.nn.functional.normalize(torch.randn(sizes.particles, sizes.points, 3, device=device), dim=-1)
-        radius = torch.rand(sizes.particles, sizes.points, 1, device=device) ** (1 / 3) * 0.29 * grid
-        return [torch.rand(sizes.particles, sizes.points, device=device), (places * radius)[..., :2].contiguous()]
+        # A ball: its shadow is denser in the middle, as a molecule's is.
+        places = torch.nn.functional.normalize(torch.randn(sizes.points, 3, device=device), dim=-1)
+        radius = torch.rand(sizes.points, 1, device=device) ** (1 / 3) * 0.29 * grid
+        rotation = random_rotations(sizes.particles, torch.Generator().manual_seed(0)).to(device)
+        density = torch.rand(sizes.particles, sizes.points, device=device)
+        return [density, places * radius, rotation[:, :2].contiguous(), torch.zeros(sizes.particles, 2, device=device)]
 
-    def by_torch(density: Tensor, position: Tensor) -> Tensor:
-        return splat(density, position, grid, "torch")
+    def by_torch(*tensors: Tensor) -> Tensor:
+        return splat(*tensors, grid, "torch")
 
     implementations: dict[str, Callable[..., Tensor]] = {"torch": by_torch}
     if _has_triton(device):
         from cryoformer_dist.physics.splat_triton import splat as splat_triton
 
-        implementations["triton"] = lambda density, position: splat_triton(density, position, grid)
+        implementations["triton"] = lambda *tensors: splat_triton(*tensors, grid)
     for name, function in implementations.items():
-        for direction, wanted in (("fwd", ()), ("fixed", ()), ("bwd", (0,)), ("bwd+pose", (0, 1))):
+        for direction, wanted in (("fwd", ()), ("fixed", ()), ("bwd", (0,)), ("bwd+pose", (0, 2, 3))):
             if direction == "fixed" and name == "torch":
                 continue
             count = splat_count(sizes.points, sizes.particles, direction)

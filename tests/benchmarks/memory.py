@@ -4,7 +4,8 @@
 
 Two measures of the same steps: growth of the process (its resident peak since before the network was made), and bytes
 of live tensors at their highest, counted at every operation. ``--gpu-pieces`` works on all particles of a batch
-at a time, as on a GPU: the tensors counted then are those a GPU would hold.
+at a time, as torch does on a GPU, and ``--triton`` runs the kernels in Triton's interpreter, slowly: the tensors
+counted then are those a GPU would hold.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import time
 import weakref
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,13 @@ from torch.utils._pytree import tree_leaves
 
 from cryoformer_dist.config.loading import parse_overrides
 from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.machine import WorkerMemory
+from cryoformer_dist.model import decoder, hash_grid
 from cryoformer_dist.orchestration.step_benchmark import StepBenchmark, ball
 from cryoformer_dist.physics import splat
 from cryoformer_dist.training import objectives
+from cryoformer_dist.training.memory import Workload, plan_memory
+from cryoformer_dist.training.objectives import keeps_operators
 
 
 class LiveBytes(TorchDispatchMode):
@@ -69,7 +75,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--gpu-pieces", action="store_true")
+    parser.add_argument("--gpu-pieces", action="store_true", help="torch's kernels, as on a GPU")
+    parser.add_argument("--triton", action="store_true", help="Triton's kernels, interpreted; needs TRITON_INTERPRET=1")
     parser.add_argument("--hash-afresh", action="store_true", help="keep no operators")
     parser.add_argument("--count", action="store_true", help="count live tensors too: slower")
     options = parser.parse_args()
@@ -77,7 +84,11 @@ def main() -> None:
         splat.CACHED_POINTS = 2**62
     if options.hash_afresh:
         objectives._KEPT_OPERATORS_BYTES = 0
-    overrides = ["dataset.store=none", "training.engine=torch"]
+    if options.triton:
+        for module in (decoder, hash_grid, splat):
+            module.uses_triton = lambda kernels, device: kernels == "auto"
+        objectives.keeps_operators = lambda config, points, on_gpu: keeps_operators(config, points, on_gpu=True)
+    overrides = ["dataset.store=none", "training.engine=torch", *["model.kernels=torch"] * options.gpu_pieces]
     config = parse_overrides([*overrides, *options.set], RunConfig, "memory")
     # What the first step loads is not the run's.
     StepBenchmark.of(config, ball(16, 0.2), 2, torch.device("cpu")).step(0)
@@ -86,9 +97,18 @@ def main() -> None:
     Path("/proc/self/clear_refs").write_text("5")
     counter = LiveBytes()
     result = {"box": options.box, "batch": options.batch, "points": int(mask.sum())}
+    result["predicted_mib"] = predicted(config, result, options.gpu_pieces or options.triton) / 2**20
     with counter if options.count else nullcontext():
         run(config, mask, options, result, before, counter)
     print(json.dumps({key: round(value, 2) for key, value in result.items()}))
+
+
+def predicted(config: RunConfig, sizes: dict[str, Any], on_gpu: bool) -> int:
+    """What the planner says of all but the program or a GPU's context, and of what happens between steps."""
+    points, batch = sizes["points"], sizes["batch"]
+    work = Workload(sizes["box"], points, rows=batch, trained=batch, shard_rows=1)
+    plan = replace(plan_memory(config, work, batch, WorkerMemory(2**60, on_gpu=on_gpu)), search=0)
+    return plan.peak - plan.kept.get("program", 0) - plan.kept.get("CUDA context", 0)
 
 
 def run(

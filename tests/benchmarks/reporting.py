@@ -26,6 +26,7 @@ from support.tiny_runs import PARTICLES, tiny_config, write_set
 
 from cryoformer_dist.data.batch import ParticleBatch, local_batches
 from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.orchestration.prometheus import publishing
 from cryoformer_dist.orchestration.worker import RayReporter, SilentReporter
 from cryoformer_dist.ranks import rank_and_world
@@ -67,7 +68,7 @@ def train(run: Path, step_seconds: float, reporter: Reporter) -> float:
     engine.step_seconds = step_seconds
     batches = local_batches(store, CPU)
     particles = RankParticles(rows, store.shard_size, batches, batches, size, rank, world, reporter.alive)
-    trainer = Trainer(learner, engine, particles, reporter, WorkingFolder.on_disk(run))
+    trainer = Trainer(learner, engine, particles, reporter, WorkingFolder.on_disk(run), WorkerMemory(2**40))
     start = time.perf_counter()
     trainer.train()
     return trainer.position.step / (time.perf_counter() - start)

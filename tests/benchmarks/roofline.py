@@ -81,9 +81,12 @@ def fold_attend_count(points: int, particles: int, hidden: int, queries: int, wi
 
 
 def splat_count(points: int, particles: int, direction: str) -> Count:
-    """Spreading with 16 taps, and gathering for the gradient; ``bwd+pose`` has the slopes in the places too."""
-    numbers = {"fwd": 3 + 2 * _SPLAT_TAPS, "fixed": 3 + 4 * _SPLAT_TAPS, "bwd": 3 + _SPLAT_TAPS}
-    numbers["bwd+pose"] = numbers["bwd"] + 3
+    """Spreading with 16 taps, and gathering for the gradient; ``bwd+pose`` has those of rotation and shift too.
+
+    Places are computed from points that all particles share and that stay in a cache.
+    """
+    numbers = {"fwd": 1 + 2 * _SPLAT_TAPS, "fixed": 1 + 4 * _SPLAT_TAPS, "bwd": 1 + _SPLAT_TAPS}
+    numbers["bwd+pose"] = numbers["bwd"] + 1
     work = {"fwd": _SPLAT_TAPS, "fixed": _SPLAT_TAPS, "bwd": _SPLAT_TAPS, "bwd+pose": 3 * _SPLAT_TAPS}
     total = points * particles
     return Count(total * work[direction], total * numbers[direction] * FLOAT_BYTES)

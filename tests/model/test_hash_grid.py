@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from cryoformer_dist.config.schema import HashGridConfig
+from cryoformer_dist.config.schema import HashGridConfig, ModelConfig
 from cryoformer_dist.errors import BackendUnavailableError
-from cryoformer_dist.model.hash_grid import HashGrid
+from cryoformer_dist.model import hash_grid
+from cryoformer_dist.model.hash_grid import HashGrid, operator_bytes_per_point
+from cryoformer_dist.model.kernels.encode import LatticeOperator, encode
 from cryoformer_dist.physics import kernel_choice
 
 SMALL = HashGridConfig(levels=4, log2_table_size=8, base_resolution=4, finest_resolution=16)
@@ -76,3 +78,46 @@ def test_triton_that_is_not_installed_is_refused_when_the_grid_is_built(monkeypa
     with pytest.raises(BackendUnavailableError, match=r"triton is not installed.*model\.hash_grid\.backend: torch"):
         backed_by("triton")
     backed_by("torch")
+
+
+def test_auto_is_triton_on_a_gpu_and_torch_elsewhere_with_one_table(monkeypatch):
+    points = torch.rand(50, 3, generator=torch.Generator().manual_seed(1))
+    by_torch = backed_by("auto")
+    assert isinstance(by_torch.operator(points), LatticeOperator)
+    monkeypatch.setattr(hash_grid, "uses_triton", lambda kernels, device: kernels == "auto")
+    by_triton = backed_by("auto")
+    assert by_triton.operator(points) is points
+    assert by_triton.state_dict().keys() == by_torch.state_dict().keys()
+    assert torch.equal(by_triton.table, by_torch.table)
+    # The interpreter's features, forwards and backwards, are torch's.
+    gradients = []
+    for grid, operator in ((by_torch, LatticeOperator(by_torch.layout, points)), (by_triton, points)):
+        gradients.append(torch.autograd.grad(grid.at_lattice(operator).square().sum(), grid.table)[0])
+    assert torch.allclose(*gradients, atol=1e-6)
+
+
+def test_auto_with_kernels_of_torch_is_torch_on_a_gpu():
+    grid = HashGrid(SMALL, box=16, kernels="torch")
+    assert grid._choose(torch.device("cuda")) is encode
+
+
+def test_auto_on_a_gpu_without_triton_is_refused_and_not_replaced(monkeypatch):
+    monkeypatch.setattr(kernel_choice, "find_spec", lambda name: None)
+    grid = backed_by("auto")
+    with pytest.raises(BackendUnavailableError, match=r"triton is not installed.*model\.kernels: torch"):
+        grid._choose(torch.device("cuda"))
+    assert grid._choose(torch.device("cpu")) is encode
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "triton", "tinycudann"])
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_what_a_plan_charges_is_what_encodes(backend, kernels):
+    model = ModelConfig(hash_grid=HashGridConfig(backend=backend), kernels=kernels)
+    named = {"auto": ("torch", "triton" if kernels == "auto" else "torch")}.get(backend, (backend, backend))
+    assert (model.encoder(on_gpu=False), model.encoder(on_gpu=True)) == named
+    if backend in ("auto", "torch"):
+        grid = HashGrid(model.hash_grid, 16, kernels)
+        for on_gpu, device in ((False, "cpu"), (True, "cuda")):
+            by_torch = grid._choose(torch.device(device)) is encode
+            assert by_torch == (model.encoder(on_gpu) == "torch")
+            assert (operator_bytes_per_point(model, on_gpu) > 12) == by_torch

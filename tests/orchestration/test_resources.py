@@ -50,6 +50,22 @@ def test_workers_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch
     assert memory.bytes == pytest.approx(measure_worker_memory(on_gpu=False).bytes / 2, rel=0.3)
 
 
+def test_the_driver_of_a_local_cluster_asks_no_gpu_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 2.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [_node(0, {"CPU": 4.0, "GPU": 2.0})])
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the driver opened a CUDA context")
+
+    def run_on_nodes(asked: list[Node], function: Any, on_gpu: bool, *_: int) -> list[WorkerMemory]:
+        assert on_gpu
+        return [WorkerMemory(2**30, 2, on_gpu) for _ in asked]
+
+    monkeypatch.setattr(resources, "measure_worker_memory", refuse)
+    monkeypatch.setattr(resources, "run_on_nodes", run_on_nodes)
+    assert measure_cluster_memory(_cluster(count=2, cpus=1, gpus=1)) == WorkerMemory(2**30, 2, on_gpu=True)
+
+
 def test_on_a_cluster_a_worker_has_the_memory_of_the_smallest_node_that_could_hold_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -18,7 +18,7 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import local_batches
 from cryoformer_dist.data.dataset import ray_batches
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import StoreError, TrainingError
+from cryoformer_dist.errors import ImagesElsewhereWarning, StoreError, TrainingError
 from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.orchestration import worker
 from cryoformer_dist.orchestration.worker import (
@@ -94,6 +94,21 @@ def test_images_stay_on_the_device_else_in_main_memory_else_nowhere(
     # Two ranks share main memory.
     assert choose_home(100, torch.device("cuda"), 2) == (torch.device("cuda") if home == "cuda" else None)
     assert choose_home(100, torch.device("cpu"), 1) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("home", "where"), [("cpu", "stay in main memory"), (None, "are read ahead of every batch")])
+def test_images_that_stay_elsewhere_than_on_the_gpu_are_told_of(
+    store: ParticleStore, monkeypatch: pytest.MonkeyPatch, home: str | None, where: str
+) -> None:
+    found = None if home is None else torch.device(home)
+    monkeypatch.setattr(worker, "choose_home", lambda *_: found)
+    for source in ("local_batches", "resident_batches"):
+        monkeypatch.setattr(worker, source, lambda *_: iter)
+    config = tiny_config(store.path, {"dataset.loader": "resident"})
+    with pytest.warns(ImagesElsewhereWarning, match=rf"images, .* GiB, leave no room on its GPU and {where}"):
+        choose_loader(config, torch.device("cuda"), lambda: None)(store)
+    monkeypatch.setattr(worker, "choose_home", lambda *_: torch.device("cuda"))
+    choose_loader(config, torch.device("cuda"), lambda: None)(store)
 
 
 @pytest.fixture

@@ -13,28 +13,37 @@ from cryoformer_dist.physics.splat import splat
 
 PARTICLES, POINTS, SIZE = 2, 300, 14
 
-Splat = Callable[[Tensor, Tensor, int], Tensor]
+Splat = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 
 
 @pytest.fixture(params=["torch", "triton"])
 def on_device(request, kernel_device) -> tuple[Splat, str]:
     """An implementation, and where it runs."""
     if request.param == "torch":
-        return (lambda density, position, size: splat(density, position, size, "torch")), kernel_device
+        return (lambda *tensors_and_size: splat(*tensors_and_size, "torch")), kernel_device
     from cryoformer_dist.physics.splat_triton import splat as by_triton
 
     return by_triton, kernel_device
 
 
 @pytest.fixture
-def points() -> tuple[Tensor, Tensor]:
-    """Densities and places in float64: a ragged number of points, within and without the grid, some on its lines."""
+def inputs() -> list[Tensor]:
+    """Densities, points and where particles have them, in float64: ragged, within and without the grid.
+
+    In fractions of so few bits that float32 holds every place exactly: rounding is not to be judged. Some points lie on
+    the grid's lines.
+    """
     generator = torch.Generator().manual_seed(0)
-    density = torch.randn(PARTICLES, POINTS, generator=generator, dtype=torch.float64)
-    position = (torch.rand(PARTICLES, POINTS, 2, generator=generator, dtype=torch.float64) - 0.5) * 3 * SIZE
-    position[:, ::50] = position[:, ::50].round()
-    # What float32 holds: rounding is not to be judged.
-    return density.float().double(), position.float().double()
+
+    def fractions(*shape: int, scale: float) -> Tensor:
+        return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale * 128).round() / 128
+
+    density = torch.randn(PARTICLES, POINTS, generator=generator).double()
+    points = fractions(POINTS, 3, scale=SIZE / 2)
+    points[::50] = points[::50].round()
+    rotation, shift = fractions(PARTICLES, 2, 3, scale=1), fractions(PARTICLES, 2, scale=2)
+    rotation[0], shift[0] = torch.eye(3)[:2], shift[0].round()
+    return [density, points, rotation, shift]
 
 
 def bspline(distance: Tensor) -> Tensor:
@@ -44,8 +53,9 @@ def bspline(distance: Tensor) -> Tensor:
     return torch.where(x < 1, near, far)
 
 
-def written_out(density: Tensor, position: Tensor, size: int) -> Tensor:
+def written_out(density: Tensor, points: Tensor, rotation: Tensor, shift: Tensor, size: int) -> Tensor:
     """Every point's density times the spline of its periodic distance to every grid point."""
+    position = points @ rotation.transpose(1, 2) + shift[:, None]
     from_line = torch.remainder(position[..., None] - torch.arange(size) + size / 2, size) - size / 2
     along_x, along_y = bspline(from_line).unbind(2)
     return torch.einsum("bp,bpy,bpx->byx", density, along_y, along_x)
@@ -55,39 +65,70 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found.double().cpu() - expected).detach().norm() / expected.detach().norm())
 
 
-def test_every_density_is_spread_by_the_spline_of_its_distance(on_device, points):
+def test_every_density_is_spread_by_the_spline_of_its_distance(on_device, inputs):
     implementation, device = on_device
-    found = implementation(*(tensor.float().to(device) for tensor in points), SIZE)
-    assert relative(found, written_out(*points, SIZE)) < 2e-6
+    found = implementation(*(tensor.float().to(device) for tensor in inputs), SIZE)
+    assert relative(found, written_out(*inputs, SIZE)) < 2e-6
 
 
-def test_gradients_in_density_and_position_are_those_of_the_formula(on_device, points):
+def asked_of(tensors: list[Tensor]) -> list[Tensor]:
+    """Density, rotation and shift, told to ask for a gradient."""
+    return [tensors[number].requires_grad_() for number in (0, 2, 3)]
+
+
+def test_gradients_in_density_and_pose_are_those_of_the_formula(on_device, inputs):
     implementation, device = on_device
     weight = torch.randn(PARTICLES, SIZE, SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    leaves = [tensor.float().to(device).requires_grad_() for tensor in points]
-    found = torch.autograd.grad((implementation(*leaves, SIZE) * weight.float().to(device)).sum(), leaves)
-    exact = [tensor.requires_grad_() for tensor in points]
-    expected = torch.autograd.grad((written_out(*exact, SIZE) * weight).sum(), exact)
-    for name, one, other in zip(("density", "position"), found, expected, strict=True):
+    tensors = [tensor.float().to(device) for tensor in inputs]
+    leaves, exact = asked_of(tensors), asked_of(inputs)
+    found = torch.autograd.grad((implementation(*tensors, SIZE) * weight.float().to(device)).sum(), leaves)
+    expected = torch.autograd.grad((written_out(*inputs, SIZE) * weight).sum(), exact)
+    for name, one, other in zip(("density", "rotation", "shift"), found, expected, strict=True):
         assert relative(one, other) < 2e-6, name
 
 
-def test_density_gradient_does_not_ask_for_the_positions(on_device, points):
+@pytest.mark.parametrize("alone", [2, 3], ids=["rotation", "shift"])
+def test_a_pose_may_ask_for_half_of_its_gradient(on_device, inputs, alone):
     implementation, device = on_device
-    density, position = (tensor.float().to(device) for tensor in points)
-    density.requires_grad_()
-    (found,) = torch.autograd.grad(implementation(density, position, SIZE).square().sum() / 2, density)
-    exact = points[0].requires_grad_()
-    (expected,) = torch.autograd.grad(written_out(exact, points[1], SIZE).square().sum() / 2, exact)
+    tensors = [tensor.float().to(device) for tensor in inputs]
+    leaf, exact = tensors[alone].requires_grad_(), inputs[alone].requires_grad_()
+    (found,) = torch.autograd.grad(implementation(*tensors, SIZE).square().sum() / 2, leaf)
+    (expected,) = torch.autograd.grad(written_out(*inputs, SIZE).square().sum() / 2, exact)
     assert relative(found, expected) < 5e-6
+
+
+def test_density_gradient_does_not_ask_for_the_pose(on_device, inputs):
+    implementation, device = on_device
+    tensors = [tensor.float().to(device) for tensor in inputs]
+    density = tensors[0].requires_grad_()
+    (found,) = torch.autograd.grad(implementation(*tensors, SIZE).square().sum() / 2, density)
+    exact = inputs[0].requires_grad_()
+    (expected,) = torch.autograd.grad(written_out(*inputs, SIZE).square().sum() / 2, exact)
+    assert relative(found, expected) < 5e-6
+
+
+def test_triton_keeps_nothing_of_a_point_and_particle_where_poses_are_given(inputs):
+    from cryoformer_dist.physics.splat_triton import splat as by_triton
+
+    tensors = [tensor.float() for tensor in inputs]
+    kept: list[Tensor] = []
+    for number, expected in ((0, 0), (2, PARTICLES * POINTS)):
+        kept.clear()
+        leaves = [tensor.clone() for tensor in tensors]
+        leaves[0].requires_grad_()
+        leaves[number].requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda it: it):
+            by_triton(*leaves, SIZE)
+        assert sum(tensor.numel() for tensor in kept if tensor.shape == (PARTICLES, POINTS)) == expected
 
 
 def test_the_whole_density_arrives_around_its_point(on_device):
     implementation, device = on_device
-    position = torch.tensor([[[3.25, 8.5], [-0.5, 19.75]]], device=device)
-    grid = implementation(torch.tensor([[2.0, 3.0]], device=device), position, 20)[0].cpu()
+    points = torch.tensor([[3.25, 8.5, 4.0], [-0.5, 19.75, -7.0]], device=device)
+    place = (torch.eye(3, device=device)[None, :2].contiguous(), torch.zeros(1, 2, device=device))
+    grid = implementation(torch.tensor([[2.0, 3.0]], device=device), points, *place, 20)[0].cpu()
     assert float(grid.sum()) == pytest.approx(5, rel=1e-6)
-    only_first = implementation(torch.tensor([[2.0, 0.0]], device=device), position, 20)[0].cpu()
+    only_first = implementation(torch.tensor([[2.0, 0.0]], device=device), points, *place, 20)[0].cpu()
     axis = torch.arange(20.0)
     assert float((only_first.sum(0) * axis).sum() / 2) == pytest.approx(3.25, abs=1e-5)
     assert float((only_first.sum(1) * axis).sum() / 2) == pytest.approx(8.5, abs=1e-5)
@@ -95,9 +136,10 @@ def test_the_whole_density_arrives_around_its_point(on_device):
 
 def test_torch_has_the_derivatives_of_what_it_computes():
     generator = torch.Generator().manual_seed(4)
-    density = torch.randn(2, 6, generator=generator, dtype=torch.float64, requires_grad=True)
-    position = (torch.rand(2, 6, 2, generator=generator, dtype=torch.float64) * 30 - 15).requires_grad_()
-    assert torch.autograd.gradcheck(lambda d, p: splat(d, p, 10), (density, position))
+    shapes = ((2, 6), (6, 3), (2, 2, 3), (2, 2))
+    density, points, rotation, shift = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+    leaves = (density.requires_grad_(), rotation.requires_grad_(), shift.requires_grad_())
+    assert torch.autograd.gradcheck(lambda d, r, s: splat(d, 10 * points, r, s, 10), leaves)
 
 
 @pytest.fixture
@@ -108,24 +150,24 @@ def deterministic():
 
 
 @pytest.mark.usefixtures("deterministic")
-def test_in_fixed_point_the_order_of_points_changes_not_one_bit(kernel_device, points):
+def test_in_fixed_point_the_order_of_points_changes_not_one_bit(kernel_device, inputs):
     from cryoformer_dist.physics.splat_triton import splat as by_triton
 
-    density, position = (tensor.float().to(kernel_device) for tensor in points)
+    density, points, *place = (tensor.float().to(kernel_device) for tensor in inputs)
     order = torch.randperm(POINTS, generator=torch.Generator().manual_seed(2)).to(kernel_device)
-    grid = by_triton(density, position, SIZE)
-    assert torch.equal(grid, by_triton(density[:, order], position[:, order], SIZE))
-    assert relative(grid, written_out(*points, SIZE)) < 1e-6
+    grid = by_triton(density, points, *place, SIZE)
+    assert torch.equal(grid, by_triton(density[:, order], points[order], *place, SIZE))
+    assert relative(grid, written_out(*inputs, SIZE)) < 1e-6
 
 
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
-def test_fixed_point_neither_overflows_nor_loses_small_densities(kernel_device, points, scale):
+def test_fixed_point_neither_overflows_nor_loses_small_densities(kernel_device, inputs, scale):
     from cryoformer_dist.physics.splat_triton import splat as by_triton
 
-    density, position = (tensor.to(kernel_device) for tensor in points)
-    found = by_triton((density * scale).float(), position.float(), SIZE)
-    assert relative(found / scale, written_out(*points, SIZE)) < 1e-6
+    density, *places = (tensor.to(kernel_device) for tensor in inputs)
+    found = by_triton((density * scale).float(), *(tensor.float() for tensor in places), SIZE)
+    assert relative(found / scale, written_out(*inputs, SIZE)) < 1e-6
 
 
 # The interpreter's conversion warns, a device's does not.
@@ -136,7 +178,8 @@ def test_fixed_point_does_not_hide_a_density_that_is_not_finite(kernel_device, v
     from cryoformer_dist.physics.splat_triton import splat as by_triton
 
     density = torch.tensor([[1.0, value], [1.0, 2.0]], device=kernel_device)
-    grid = by_triton(density, torch.zeros(2, 2, 2, device=kernel_device), 8)
+    places = (torch.zeros(shape, device=kernel_device) for shape in ((2, 3), (2, 2, 3), (2, 2)))
+    grid = by_triton(density, *places, 8)
     assert bool(grid[0].isnan().all())
     assert bool(grid[1].isfinite().all())
 

@@ -12,7 +12,7 @@ from cryoformer_dist.runs.manifest import RunManifest, read_manifest, write_mani
 @pytest.fixture
 def manifest(store: ParticleStore, tmp_path: Path) -> RunManifest:
     """Written in a folder."""
-    made = RunManifest.of(tiny_config(store.path), store, 60)
+    made = RunManifest.of(tiny_config(store.path), store, 60, on_gpu=False)
     write_manifest(tmp_path, made)
     return made
 

@@ -11,6 +11,7 @@ from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.model.cryoformer import CryoFormer
 from cryoformer_dist.training import objectives
 from cryoformer_dist.training.memory import (
+    MemoryPlan,
     Workload,
     parameter_count,
     plan_memory,
@@ -26,8 +27,10 @@ def _config(**training: Any) -> RunConfig:
     return RunConfig(dataset=DatasetConfig(store="s"), training=TrainingConfig(**training))
 
 
-def _peak(work: Workload, batch: int = 16, on_gpu: bool = False, config: RunConfig | None = None) -> int:
-    return plan_memory(config or _config(), work, batch, WorkerMemory(10**15, on_gpu=on_gpu)).peak
+def _peak(
+    work: Workload, batch: int = 16, on_gpu: bool = False, config: RunConfig | None = None, workers: int = 1
+) -> int:
+    return plan_memory(config or _config(), work, batch, WorkerMemory(10**15, workers, on_gpu)).peak
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
@@ -63,7 +66,8 @@ def test_auto_takes_the_largest_batch_that_fits(on_gpu: bool, workers: int) -> N
     config = _config(global_batch_size="auto")
     # Too many points for operators, whose making would be the peak.
     work = replace(WORK, points=600_000)
-    memory = WorkerMemory((_peak(work, 8, on_gpu) + _peak(work, 16, on_gpu)) // 2, workers, on_gpu)
+    between = sum(_peak(work, batch, on_gpu, workers=workers) for batch in (8, 16)) // 2
+    memory = WorkerMemory(between, workers, on_gpu)
     settled = settle_batch_size(config, work, memory)
     assert settled.training.global_batch_size == 8 * workers
     refuse_too_large(settled, work, memory)
@@ -113,3 +117,25 @@ def test_images_that_a_gpu_has_no_room_for_stay_in_main_memory() -> None:
         for size in (2 * images, 2 * images - 1)
     ]
     assert kept == [images, 0]
+
+
+def _on_gpu(config: RunConfig, workers: int = 1, batch: int = 64) -> MemoryPlan:
+    return plan_memory(config, WORK, batch, WorkerMemory(10**15, workers, on_gpu=True))
+
+
+@pytest.mark.parametrize(("form", "bytes_each"), [("given", 4), ("table", 8)])
+def test_a_gpu_is_charged_for_what_its_kernels_keep(form: str, bytes_each: int) -> None:
+    config = tiny_config("s", {"model.pose.form": form, "model.decoder.density_width": 32})  # type: ignore[arg-type]
+    by_torch = tiny_config("s", {"model.pose.form": form, "model.kernels": "torch"})  # type: ignore[arg-type]
+    large, larger = (_on_gpu(config, batch=batch).step["points"] for batch in (1024, 2048))
+    # Beside the splat's bytes of each point and image there is nothing that grows with both.
+    assert (larger - large) / 1024 <= bytes_each * WORK.points + 2**17
+    assert (larger - large) / 1024 >= 4 * WORK.points
+    assert _on_gpu(by_torch).step["points"] > 10 * _on_gpu(config).step["points"]
+
+
+def test_a_gpu_holds_what_is_no_tensor_too() -> None:
+    one, two = _on_gpu(_config()), _on_gpu(_config(), workers=2)
+    assert one.kept["CUDA context"] > 2**29
+    assert (one.kept["NCCL"], two.kept["NCCL"] > 2**29) == (0, True)
+    assert "CUDA context" not in plan_memory(_config(), WORK, 16, WorkerMemory(10**15)).kept

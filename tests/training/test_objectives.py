@@ -180,7 +180,7 @@ def test_each_particle_has_a_loss_of_its_own(store: ParticleStore, batch: Partic
 def test_poses_and_ctf_are_taken_as_the_simulation_means_them(store: ParticleStore, batch: ParticleBatch) -> None:
     objectives = _objectives(store)
     consensus = back_project(store, np.arange(len(store))).voxels.ravel()[objectives.lattice.flat_index]
-    objectives.model.density = lambda _, folded: consensus.expand(len(folded.key), -1)  # type: ignore[method-assign]
+    objectives.model.density = lambda _, __, scale: consensus * scale[:, None]  # type: ignore[method-assign]
     right, _ = objectives("reconstruction", batch, _latent(6), batch.pose, 0)
     wrong = {
         "transposed": (batch, Pose(batch.pose.rotation.mT, batch.pose.shift_angstrom)),
@@ -315,7 +315,7 @@ def test_distillation_lets_an_encoder_read_latents_off_images_it_has_not_seen(
     x, y, _ = objectives.lattice.points_pixels.unbind(-1)
     lobes = torch.stack([((x - 3) ** 2 + y**2 < 9).float(), ((x + 3) ** 2 + (y - 2) ** 2 < 9).float()])
     monkeypatch.setattr(objectives.model, "condition", lambda latent: latent)
-    monkeypatch.setattr(objectives.model, "density", lambda _, latent: latent @ lobes)
+    monkeypatch.setattr(objectives.model, "density", lambda _, latent, scale: latent @ lobes * scale[:, None])
     optimizer = torch.optim.Adam(objectives.model.latent_encoder.parameters(), lr=3e-3)
 
     def loss(step: int) -> torch.Tensor:

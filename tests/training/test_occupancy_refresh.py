@@ -1,20 +1,26 @@
 import itertools
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from support.tiny_runs import CPU, prepare_from_mask, tiny_config, train, write_set
+from support.tiny_runs import CPU, MEMORY, prepare_from_mask, tiny_config, train, write_set
 
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import DensityMaskedAwayWarning
+from cryoformer_dist.errors import DensityMaskedAwayWarning, MaskNotEnlargedWarning, SlowEncodingWarning
 from cryoformer_dist.initialization.occupancy import sphere
 from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.physics.lattice import Lattice, mask_of
 from cryoformer_dist.runs.checkpoint import checkpoints
-from cryoformer_dist.training import occupancy_refresh
+from cryoformer_dist.training import objectives, occupancy_refresh
 from cryoformer_dist.training.learner import Learner
-from cryoformer_dist.training.occupancy_refresh import refresh_occupancy, refresh_sample
-from cryoformer_dist.training.stages import Stage
+from cryoformer_dist.training.memory import Workload, plan_memory
+from cryoformer_dist.training.occupancy_refresh import OccupancyRefresh, refresh_occupancy, refresh_sample
+from cryoformer_dist.training.particles import RankParticles
+from cryoformer_dist.training.reporting import Interval
+from cryoformer_dist.training.stages import Moment, Position, Stage
 
 BOX = 24
 
@@ -59,9 +65,9 @@ def test_a_quarter_of_the_particles_is_looked_at_within_bounds(rows: int, taken:
     assert refresh_sample(trained).tolist() == trained[:taken].tolist()
 
 
-def _learner(store: ParticleStore) -> Learner:
+def _learner(store: ParticleStore, changes: dict[str, Any] | None = None) -> Learner:
     lattice = Lattice.of(sphere(16) & (torch.arange(16) < 4), 1, 0)
-    config = tiny_config(store.path)
+    config = tiny_config(store.path, changes)
     return Learner(config, store.particles(), store.box_size, store.pixel_size_angstrom, lattice, CPU)
 
 
@@ -77,7 +83,7 @@ def test_a_mask_never_shrinks_and_the_user_is_told_when_much_stays_outside(
             residual[8, y, x] = 100.0
         monkeypatch.setattr(occupancy_refresh, "residual_map", lambda *_: residual)
         before = learner.active_points
-        refresh_occupancy(learner, stage, 1.0, iter(()))
+        refresh_occupancy(learner, stage, 1.0, iter(()), lambda points: None)
         return learner.active_points > before
 
     assert refreshed(8, 7)
@@ -93,3 +99,49 @@ def test_a_mask_never_shrinks_and_the_user_is_told_when_much_stays_outside(
     assert len(learner.objectives.fine.operators[0].gather) == 2 * int(learner.mask.sum())
     assert not refreshed(None)
     assert learner.residual_outside == 0
+
+
+def _refresh(learner: Learner, store: ParticleStore, memory: WorkerMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One refresh that finds much at a place outside the mask."""
+    residual = torch.zeros(16, 16, 16)
+    residual[8, 8, 9] = 1.0
+    monkeypatch.setattr(occupancy_refresh, "residual_map", lambda *_: residual)
+    rows = np.arange(len(store))
+    particles = RankParticles(rows, store.shard_size, lambda *_: iter(()), lambda *_: iter(()), 12, 0, 1, lambda: None)
+    moment = Moment(Stage("reconstruction", 9), Position(), Position(), 10)
+    OccupancyRefresh(learner, particles, memory).run(moment, Interval(CPU))
+
+
+def test_a_mask_that_outgrows_the_memory_is_planned_again_and_refused_by_name(
+    store: ParticleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = _learner(store)
+    first, before = learner.mask, learner.active_points
+
+    def needed(points: int) -> int:
+        work = Workload(16, points, len(store), len(store), store.shard_size)
+        return plan_memory(learner.config, work, 12, MEMORY).peak
+
+    with pytest.warns(MaskNotEnlargedWarning, match=r"the mask stays as it is: .* a worker needs about .* --box"):
+        _refresh(learner, store, WorkerMemory(needed(before)), monkeypatch)
+    assert torch.equal(learner.mask, first)
+    assert learner.residual_outside == pytest.approx(1)
+    # No warning: it would be an error.
+    learner.residual_outside = None
+    _refresh(learner, store, WorkerMemory(needed(int(sphere(16).sum()))), monkeypatch)
+    assert learner.active_points > before
+
+
+def test_a_mask_that_grows_beyond_stored_operators_is_told_of_on_a_gpu(
+    store: ParticleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = WorkerMemory(2**50, on_gpu=True)
+    for backend, told in (("torch", True), ("auto", False)):
+        learner = _learner(store, {"model.hash_grid.backend": backend, "training.jitter_lattices": 1})
+        kept = objectives.operator_bytes_per_point(learner.config.model, on_gpu=True) * learner.active_points
+        monkeypatch.setattr(objectives, "_KEPT_OPERATORS_BYTES", kept)
+        if told:
+            with pytest.warns(SlowEncodingWarning, match=r"set model\.hash_grid\.backend: triton"):
+                _refresh(learner, store, gpu, monkeypatch)
+        else:
+            _refresh(learner, store, gpu, monkeypatch)

@@ -50,6 +50,18 @@ def test_all_ranks_together_read_every_particle_and_as_many_each(store: Particle
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_pass_amid_training_reads_no_particle_twice(store: ParticleStore, world: int) -> None:
+    seen, alive = [], []
+    for rank in range(world):
+        particles = _particles(store, rank, world, alive, "samples")
+        mine = [row for batch in particles.read_own_amid_training((0, 1)) for row in batch.row.tolist()]
+        assert sorted(mine) == particles.share.tolist()
+        seen += mine
+    assert sorted(seen) == list(range(61))
+    assert len(alive) == sum(-(-len(_particles(store, rank, world, []).share) // 7) for rank in range(world))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
 def test_all_ranks_together_read_a_sample_each_its_own_once(store: ParticleStore, world: int) -> None:
     sample = np.arange(40)
     everyone = [_particles(store, rank, world, []) for rank in range(world)]
@@ -66,6 +78,6 @@ def test_amid_training_the_other_source_is_asked(store: ParticleStore) -> None:
     order = _particles(store, 0, 1, []).order((0, 1), 1, Consumed())
     assert list(_particles(store, 0, 1, [], "batches").read(order))
     assert list(_particles(store, 0, 1, [], "batches").read_once((0, 1)))
-    assert list(_particles(store, 0, 1, [], "samples").read_once_amid_training((0, 1)))
+    assert list(_particles(store, 0, 1, [], "samples").read_own_amid_training((0, 1)))
     sample = _particles(store, 0, 1, [], "samples").read_sample_amid_training(np.arange(5), (0, 1))
     assert sorted(row for batch in sample for row in batch.row.tolist()) == [0, 1, 2, 3, 4]

@@ -146,12 +146,34 @@ def test_points_that_a_gpu_would_hash_by_torch_at_every_step_are_told_with_the_r
 ) -> None:
     monkeypatch.setattr(objectives, "_KEPT_OPERATORS_BYTES", 0)
     gpu = WorkerMemory(2**40, on_gpu=True)
-    with pytest.warns(SlowEncodingWarning, match=r"set model\.hash_grid\.backend: triton"):
-        prepare_run(tiny_config(store.path), store, tmp_path / "slow", resume=False, memory=gpu)
+    for number, slow in enumerate(({"model.hash_grid.backend": "torch"}, {"model.kernels": "torch"})):
+        config = tiny_config(store.path, slow)
+        with pytest.warns(SlowEncodingWarning, match=r"set model\.hash_grid\.backend: triton"):
+            prepare_run(config, store, tmp_path / f"slow-{number}", resume=False, memory=gpu)
     # No warning: they would be errors.
-    changes = {"model.hash_grid.backend": "triton"}
-    prepare_run(tiny_config(store.path, changes), store, tmp_path / "fast", resume=False, memory=gpu)
+    for backend in ("auto", "triton"):
+        config = tiny_config(store.path, {"model.hash_grid.backend": backend})
+        prepare_run(config, store, tmp_path / backend, resume=False, memory=gpu)
     prepare_run(tiny_config(store.path), store, tmp_path / "cpu", resume=False, memory=WorkerMemory(2**40))
+
+
+@pytest.mark.parametrize(("on_gpu", "encoder"), [(True, "triton"), (False, "torch")])
+def test_a_manifest_names_the_encoder_and_a_run_goes_on_elsewhere(
+    store: ParticleStore, tmp_path: Path, on_gpu: bool, encoder: str
+) -> None:
+    here, there = WorkerMemory(2**40, on_gpu=on_gpu), WorkerMemory(2**40, on_gpu=not on_gpu)
+    prepare_run(tiny_config(store.path), store, tmp_path / "run", resume=False, memory=here)
+    prepare_run(tiny_config(store.path), store, tmp_path / "run", resume=True, memory=there)
+    config, manifest = load_run(tmp_path / "run")
+    assert (config.model.hash_grid.backend, manifest.backend) == ("auto", encoder)
+
+
+def test_features_that_a_gpu_s_encoder_has_not_are_refused_there_by_name(store: ParticleStore, tmp_path: Path) -> None:
+    config = tiny_config(store.path, {"model.hash_grid.features_per_level": 3})
+    with pytest.raises(ConfigError, match=r"features_per_level is a power of two, not 3; .*backend: torch"):
+        prepare_run(config, store, tmp_path / "run", False, memory=WorkerMemory(2**40, on_gpu=True))
+    assert not (tmp_path / "run").exists()
+    prepare_run(config, store, tmp_path / "run", False, memory=WorkerMemory(2**40))
 
 
 def test_an_encoder_that_would_normalise_over_a_few_images_is_told_of(store: ParticleStore, tmp_path: Path) -> None:

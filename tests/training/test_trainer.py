@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.tiny_runs import (
     CPU,
+    MEMORY,
     Listener,
     Stop,
     assert_same_end,
@@ -366,7 +367,7 @@ def test_a_loss_that_is_not_finite_names_the_store_rows_and_touches_nothing(
         world=1,
         alive=lambda: None,
     )
-    trainer = Trainer(learner, engine, particles, Listener(), WorkingFolder.on_disk(tmp_path))
+    trainer = Trainer(learner, engine, particles, Listener(), WorkingFolder.on_disk(tmp_path), MEMORY)
     with pytest.raises(TrainingError) as error:
         trainer.train()
     assert f"step 2: the loss is not finite on 1 of 1 ranks; store rows {poison.poisoned}." in str(error.value)

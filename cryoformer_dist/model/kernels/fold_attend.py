@@ -24,8 +24,10 @@ def fold_attend(
     residual: Float[Tensor, "width hidden"],
     offset: Float[Tensor, " width"],
     output: Float[Tensor, " width"],
+    bias: Float[Tensor, ""],
+    scale: Float[Tensor, " particles"],
 ) -> Float[Tensor, "particles points"]:
-    """``ReLU(softmax(h M + c) V + h R^T + r) . w`` for every particle and point.
+    """``(ReLU(softmax(h M + c) V + h R^T + r) . w + b) s`` for every particle and point.
 
     Parameters
     ----------
@@ -37,32 +39,36 @@ def fold_attend(
         ``V``: their values behind the first density layer.
     residual, offset
         ``R`` and ``r``: what that layer makes of the point itself.
-    output
-        ``w``: the second density layer, without its bias.
+    output, bias
+        ``w`` and ``b``: the second density layer.
+    scale
+        ``s``: the unit of each particle's density. It is given, not learned, and has no gradient.
 
     Notes
     -----
     Equal to the same formula written out, values and gradients, to rounding (tested). Gradients are summed in a fixed
     order: the same call twice gives the same bits.
     """
-    result: Tensor = _FoldAttend.apply(hidden, key, key_bias, value, residual, offset, output)
+    result: Tensor = _FoldAttend.apply(hidden, key, key_bias, value, residual, offset, output, bias, scale)
     return result
 
 
 class _FoldAttend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(*tensors)
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        *tensors, bias, scale = inputs
+        ctx.save_for_backward(*tensors, scale)
         tiles = _Tiles(*tensors)
         density = tensors[0].new_empty(tiles.particles, len(tensors[0]))
         for part, _, _, activation in tiles:
             density[:, part] = activation @ tiles.output
-        return density
+        return density.add_(bias).mul_(scale[:, None])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        hidden, _, key_bias, value, residual, _, output = ctx.saved_tensors
-        tiles = _Tiles(*ctx.saved_tensors)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, scale = ctx.saved_tensors
+        hidden, _, key_bias, value, residual, _, output = tensors
+        gradient, tiles = gradient * scale[:, None], _Tiles(*tensors)
         to_hidden, to_shared = torch.empty_like(hidden), hidden.new_empty(len(hidden), len(output))
         to_key, to_key_bias = torch.zeros_like(tiles.key), torch.zeros_like(tiles.key_bias)
         to_value, to_output = torch.zeros_like(value), torch.zeros_like(output)
@@ -91,6 +97,8 @@ class _FoldAttend(torch.autograd.Function):
             to_shared.T @ hidden,
             to_shared.sum(0),
             to_output,
+            gradient.sum(),
+            None,
         )
 
 

@@ -118,6 +118,14 @@ def _hidden_tile(hidden_ptr, point, feature, points, FEATURES: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def _incoming(gradient_ptr, scale_ptr, particle, point, points):
+    """Gradient of a tile's densities before they were scaled."""
+    gradient = tl.load(gradient_ptr + particle * points + point, mask=point < points, other=0.0)
+    return gradient * tl.load(scale_ptr + particle)
+
+
+@triton.jit
+@no_type_check
 def _slice(AXIS: tl.constexpr, SLICE: tl.constexpr):
     """Units of the density's hidden layer that a program works on."""
     return tl.program_id(AXIS) * SLICE + tl.arange(0, SLICE)
@@ -132,6 +140,8 @@ def forward(
     value_ptr,
     residual_ptr,
     output_ptr,
+    scale_ptr,
+    bias_ptr,
     density_ptr,
     points,
     particles,
@@ -145,7 +155,7 @@ def forward(
     """Grid (points / BLOCK, particles / GROUP): densities of a group of particles at a tile of points."""
     point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     feature, query, unit = tl.arange(0, FEATURES), tl.arange(0, QUERIES), tl.arange(0, WIDTH)
-    output = tl.load(output_ptr + unit)
+    output, bias = tl.load(output_ptr + unit), tl.load(bias_ptr)
     residual = _matrix(residual_ptr, unit, feature, FEATURES)
     hidden = _hidden_tile(hidden_ptr, point, feature, points, FEATURES)
     shared = _add_product(tl.zeros([BLOCK, WIDTH], tl.float32), hidden, tl.trans(residual), PRODUCTS)
@@ -157,7 +167,7 @@ def forward(
         value = _matrix(value_ptr + particle * QUERIES * WIDTH, query, unit, WIDTH)
         attention = _attention(hidden, key, key_bias, BLOCK, QUERIES, PRODUCTS)
         activation = tl.maximum(_add_product(shared, attention, value, PRODUCTS), 0.0)
-        density = tl.sum(activation * output[None, :], 1)
+        density = (tl.sum(activation * output[None, :], 1) + bias) * tl.load(scale_ptr + particle)
         tl.store(density_ptr + particle * points + point, density, mask=point < points)
 
 
@@ -170,6 +180,7 @@ def backward_point_major(
     value_ptr,
     residual_ptr,
     output_ptr,
+    scale_ptr,
     gradient_ptr,
     to_hidden_ptr,
     to_residual_ptr,
@@ -201,7 +212,7 @@ def backward_point_major(
             key = _matrix(key_ptr + particle * FEATURES * QUERIES, feature, query, QUERIES)
             key_bias = tl.load(key_bias_ptr + particle * QUERIES + query)
             value = _matrix(value_ptr + particle * QUERIES * WIDTH, query, unit, WIDTH)
-            incoming = tl.load(gradient_ptr + particle * points + point, mask=point < points, other=0.0)
+            incoming = _incoming(gradient_ptr, scale_ptr, particle, point, points)
             attention = _attention(hidden, key, key_bias, BLOCK, QUERIES, PRODUCTS)
             lit = _add_product(shared, attention, value, PRODUCTS) > 0.0
             through = tl.where(lit, output[None, :], 0.0)
@@ -226,6 +237,7 @@ def backward_particle_major(
     value_ptr,
     residual_ptr,
     output_ptr,
+    scale_ptr,
     gradient_ptr,
     to_key_ptr,
     to_key_bias_ptr,
@@ -255,7 +267,7 @@ def backward_particle_major(
     for step in range(0, tiles):
         point = (tl.program_id(0) * tiles + step) * BLOCK + tl.arange(0, BLOCK)
         hidden = _hidden_tile(hidden_ptr, point, feature, points, FEATURES)
-        incoming = tl.load(gradient_ptr + particle * points + point, mask=point < points, other=0.0)
+        incoming = _incoming(gradient_ptr, scale_ptr, particle, point, points)
         attention = _attention(hidden, key, key_bias, BLOCK, QUERIES, PRODUCTS)
         before = _add_product(tl.zeros([BLOCK, SLICE], tl.float32), hidden, tl.trans(residual), PRODUCTS)
         before = _add_product(before, attention, value, PRODUCTS)
@@ -282,6 +294,8 @@ def fold_attend(
     residual: Float32[Tensor, "width hidden"],
     offset: Float32[Tensor, " width"],
     output: Float32[Tensor, " width"],
+    bias: Float32[Tensor, ""],
+    scale: Float32[Tensor, " particles"],
     products: Products = "ieee",
 ) -> Float32[Tensor, "particles points"]:
     """As `fold_attend.fold_attend`, its matrix products in a chosen precision.
@@ -300,39 +314,27 @@ def fold_attend(
     _, features, queries = key.shape
     require_kernel(features, queries, len(output))
     # The weights of a point sum to one: an offset on every value is one on what they mix.
-    tensors = (hidden, key, key_bias, value + offset, residual, output)
-    result: Tensor = _FoldAttend.apply(*(tensor.contiguous() for tensor in tensors), products)
+    tensors = (hidden, key, key_bias, value + offset, residual, output, scale, bias)
+    result: Tensor = _FoldAttend.apply(products, *(tensor.contiguous() for tensor in tensors))
     return result
 
 
 class _FoldAttend(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        key: Tensor,
-        key_bias: Tensor,
-        value: Tensor,
-        residual: Tensor,
-        output: Tensor,
-        products: Products,
-    ) -> Tensor:
+    def forward(ctx: Any, products: Products, *inputs: Tensor) -> Tensor:
+        hidden, key, key_bias, value, residual, output, scale, bias = inputs
         # What only products see is rounded once, here: programs read key and value again for every tile of points.
         operand = torch.bfloat16 if products == "bf16" else torch.float32
         hidden, key, value, residual = (tensor.to(operand) for tensor in (hidden, key, value, residual))
-        tensors = (hidden, key, key_bias, value, residual, output)
+        tensors = (hidden, key, key_bias, value, residual, output, scale)
         ctx.save_for_backward(*tensors)
         ctx.products = products
         (particles, _, queries), points = key.shape, len(hidden)
         launch, _, _ = launches(queries, len(output), products)
         density = output.new_empty(particles, points)
         grid = (triton.cdiv(points, launch.block), triton.cdiv(particles, GROUP))
-        forward[grid](
-            *(*tensors, density, points, particles),
-            **_constants(tensors, launch, products),
-            GROUP=GROUP,
-            **_options(launch),
-        )
+        constants = _constants(tensors, launch, products)
+        forward[grid](*tensors, bias, density, points, particles, **constants, GROUP=GROUP, **_options(launch))
         return density
 
     @staticmethod
@@ -341,11 +343,12 @@ class _FoldAttend(torch.autograd.Function):
         gradient = gradient.contiguous()
         to_hidden, to_residual = _shared_gradients(tensors, gradient, ctx.products)
         to_key, to_key_bias, to_value, to_output = _particle_gradients(tensors, gradient, ctx.products)
-        return to_hidden, to_key, to_key_bias, to_value, to_residual, to_output, None
+        to_bias = torch.dot(gradient.sum(1), tensors[-1])
+        return None, to_hidden, to_key, to_key_bias, to_value, to_residual, to_output, None, to_bias
 
 
 def _constants(tensors: tuple[Tensor, ...], launch: Launch, products: Products) -> dict[str, int | str]:
-    _, key, _, _, _, output = tensors
+    _, key, _, _, _, output, _ = tensors
     _, features, queries = key.shape
     sizes = {"FEATURES": features, "QUERIES": queries, "WIDTH": len(output)}
     return {**sizes, "BLOCK": launch.block, "PRODUCTS": products}
@@ -363,7 +366,7 @@ def _split(points: int, block: int, programs: int) -> tuple[int, int]:
 
 
 def _shared_gradients(tensors: tuple[Tensor, ...], gradient: Tensor, products: Products) -> tuple[Tensor, Tensor]:
-    hidden, key, _, _, residual, output = tensors
+    hidden, key, _, _, residual, output, _ = tensors
     _, launch, _ = launches(key.shape[2], len(output), products)
     slices = len(output) // launch.units
     programs, tiles = _split(len(hidden), launch.block, _PROGRAMS // slices)
@@ -379,7 +382,7 @@ def _shared_gradients(tensors: tuple[Tensor, ...], gradient: Tensor, products: P
 
 
 def _particle_gradients(tensors: tuple[Tensor, ...], gradient: Tensor, products: Products) -> tuple[Tensor, ...]:
-    hidden, key, key_bias, value, _, output = tensors
+    hidden, key, key_bias, value, _, output, _ = tensors
     _, _, launch = launches(key.shape[2], len(output), products)
     slices = len(output) // launch.units
     chunks, tiles = _split(len(hidden), launch.block, _PROGRAMS // (slices * len(key)))

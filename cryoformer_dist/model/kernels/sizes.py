@@ -15,9 +15,14 @@ def refuse_sizes_without_kernel(model: ModelConfig) -> None:
     ConfigError
         If its sizes are none that the kernels have, with what would make them fit.
     """
-    decoder = model.decoder
+    decoder, grid = model.decoder, model.hash_grid
     if model.kernels == "auto" and model.domain == "real" and decoder.form == "attention":
         require_kernel(decoder.hidden_width, decoder.queries, decoder.density_width)
+    if model.encoder(on_gpu=True) != "torch" and not grid.has_kernels:
+        raise ConfigError(
+            f"on a GPU model.hash_grid.features_per_level is a power of two, not {grid.features_per_level}; take one, "
+            "or set model.hash_grid.backend: torch, which is slower"
+        )
 
 
 def require_kernel(hidden_width: int, queries: int, density_width: int) -> None:

@@ -9,7 +9,7 @@ from cryoformer_dist.model import decoder as decoder_module
 from cryoformer_dist.model.decoder import DeformationDecoder
 from cryoformer_dist.model.kernels import fold_attend as torch_backend
 
-NAMES = ("hidden", "key", "key_bias", "value", "residual", "offset", "output")
+NAMES = ("hidden", "key", "key_bias", "value", "residual", "offset", "output", "bias")
 # Points, particles, queries, width: ragged tiles, groups of particles not full, every size once, the largest of all.
 CASES = ((150, 9, 64, 64), (130, 3, 16, 32), (70, 2, 128, 16), (33, 1, 32, 128), (40, 1, 128, 128))
 
@@ -32,16 +32,32 @@ def inputs(points: int, particles: int, queries: int, width: int) -> list[Tensor
         0.3 * normal(width, 16),
         normal(width),
         normal(width),
+        normal(),
+        # The unit of each particle's density, the one input that has no gradient.
+        normal(particles).exp(),
     ]
     return [tensor.double() for tensor in tensors]
 
 
+def learned(tensors: list[Tensor]) -> list[Tensor]:
+    """The inputs that have a gradient, told to ask for it."""
+    return [tensor.requires_grad_() for tensor in tensors[: len(NAMES)]]
+
+
 def written_out(
-    hidden: Tensor, key: Tensor, key_bias: Tensor, value: Tensor, residual: Tensor, offset: Tensor, output: Tensor
+    hidden: Tensor,
+    key: Tensor,
+    key_bias: Tensor,
+    value: Tensor,
+    residual: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    bias: Tensor,
+    scale: Tensor,
 ) -> Tensor:
     """The formula of `fold_attend`, everything kept."""
     attention = torch.softmax(hidden @ key + key_bias[:, None], dim=-1)
-    return torch.relu(attention @ value + hidden @ residual.T + offset) @ output
+    return (torch.relu(attention @ value + hidden @ residual.T + offset) @ output + bias) * scale[:, None]
 
 
 @pytest.fixture(params=["torch", "triton"])
@@ -62,12 +78,13 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 def differences(implementation: FoldAttend, device: str, case: tuple[int, int, int, int]) -> dict[str, float]:
     """Relative error of densities and of every gradient against the formula in float64."""
-    exact = [tensor.requires_grad_() for tensor in inputs(*case)]
-    leaves = [tensor.detach().float().to(device).requires_grad_() for tensor in exact]
+    exact = inputs(*case)
+    leaves = [tensor.float().to(device) for tensor in exact]
     weight = torch.randn(case[1], case[0], generator=torch.Generator().manual_seed(1))
+    wanted, expected_of = learned(leaves), learned(exact)
     found, expected = implementation(*leaves), written_out(*exact)
-    gradients = torch.autograd.grad((found * weight.to(device)).sum(), leaves)
-    expected_gradients = torch.autograd.grad((expected * weight.double()).sum(), exact)
+    gradients = torch.autograd.grad((found * weight.to(device)).sum(), wanted)
+    expected_gradients = torch.autograd.grad((expected * weight.double()).sum(), expected_of)
     errors = {name: relative(*pair) for name, *pair in zip(NAMES, gradients, expected_gradients, strict=True)}
     return {"density": relative(found, expected), **errors}
 
@@ -91,11 +108,12 @@ def test_tensor_cores_round_operands_and_nothing_else(cuda, products, worst):
 
 def test_the_same_call_twice_gives_the_same_bits(on_device):
     implementation, device = on_device
-    leaves = [tensor.float().to(device).requires_grad_() for tensor in inputs(*CASES[1])]
+    leaves = [tensor.float().to(device) for tensor in inputs(*CASES[1])]
+    wanted = learned(leaves)
     results = []
     for _ in range(2):
         density = implementation(*leaves)
-        results.append([density, *torch.autograd.grad(density.square().sum(), leaves)])
+        results.append([density, *torch.autograd.grad(density.square().sum(), wanted)])
     for name, one, other in zip(("density", *NAMES), *results, strict=True):
         assert torch.equal(one, other), name
 
@@ -111,8 +129,9 @@ def test_triton_refuses_sizes_that_no_tile_has(queries, width):
 
 def test_torch_has_the_derivatives_of_what_it_computes():
     generator = torch.Generator().manual_seed(0)
-    shapes = ((7, 4), (3, 4, 5), (3, 5), (3, 5, 6), (6, 4), (6,), (6,))
-    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    shapes = ((7, 4), (3, 4, 5), (3, 5), (3, 5, 6), (6, 4), (6,), (6,), (), (3,))
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    learned(tensors)
     assert torch.autograd.gradcheck(torch_backend.fold_attend, tensors)
 
 
@@ -122,14 +141,16 @@ def test_a_decoder_asks_the_device_unless_torch_is_named(monkeypatch, kernels):
     decoder = DeformationDecoder(DecoderConfig(queries=16, channels=16, density_width=16), kernels=kernels)
     folded = decoder.fold(decoder.queries(torch.randn(2, 16, 16)))
     hidden, asked = torch.rand(20, 16), []
-    expected = decoder.density(hidden, folded)
+    scale = torch.tensor([0.5, 3.0])
+    expected = decoder.density(hidden, folded, scale)
+    assert torch.allclose(expected, decoder.density(hidden, folded) * scale[:, None], rtol=1e-6, atol=0)
 
     def as_on_a_gpu(choice: str, device: torch.device) -> bool:
         asked.append((choice, device.type))
         return True
 
     monkeypatch.setattr(decoder_module, "uses_triton", as_on_a_gpu)
-    assert torch.allclose(decoder.density(hidden, folded), expected, rtol=0, atol=1e-6)
+    assert torch.allclose(decoder.density(hidden, folded, scale), expected, rtol=0, atol=1e-6)
     assert asked == [(kernels, "cpu")]
 
 
