@@ -68,11 +68,20 @@ def gather_shares(values: Tensor, count: int) -> Tensor:
 
 def add_over_ranks(values: Tensor) -> None:
     """Element-wise sum over ranks, in place: what is large is not held twice."""
+    _reduce(values, torch.distributed.ReduceOp.SUM)
+
+
+def keep_greatest_over_ranks(values: Tensor) -> None:
+    """Element-wise maximum over ranks, in place."""
+    _reduce(values, torch.distributed.ReduceOp.MAX)
+
+
+def _reduce(values: Tensor, operation: torch.distributed.ReduceOp.RedOpType) -> None:
     if rank_and_world()[1] > 1:
-        summed = values.to(_meeting_device(values))
-        torch.distributed.all_reduce(summed)
-        if summed is not values:
-            values.copy_(summed)
+        reduced = values.to(_meeting_device(values))
+        torch.distributed.all_reduce(reduced, operation)
+        if reduced is not values:
+            values.copy_(reduced)
 
 
 class _DifferentiableSum(torch.autograd.Function):
@@ -122,6 +131,17 @@ def gather_objects(value: T) -> list[T]:
     gathered: list[Any] = [None] * world
     torch.distributed.all_gather_object(gathered, value)
     return gathered
+
+
+def take_from_leader(value: T) -> T:
+    """The leader's plain object, on every rank; what the others bring is not looked at."""
+    if rank_and_world()[1] == 1:
+        return value
+    told: list[Any] = [value]
+    device = _meeting_device(torch.empty(0))
+    torch.distributed.broadcast_object_list(told, 0, device=device)
+    taken: T = told[0]
+    return taken
 
 
 def broadcast_from_leader(values: Tensor) -> Tensor:

@@ -68,8 +68,6 @@ DOORKEEPERS = {
         "figures.surfaces",
         "io",
         "simulation",
-        "initialization.pose_search",
-        "training.latent_search",
     ),
     "triton": ("physics.splat_triton", "model.kernels.encode_triton", "model.kernels.fold_attend_triton"),
     "tinycudann": ("model.kernels.encode_tinycudann",),

@@ -11,9 +11,11 @@ from cryoformer_dist.ranks import (
     broadcast_from_leader,
     gather_rows,
     gather_shares,
+    keep_greatest_over_ranks,
     mean_over_ranks,
     rank_and_world,
     sum_over_ranks,
+    take_from_leader,
     take_share,
 )
 
@@ -22,6 +24,21 @@ def _gather(count: int) -> dict[str, torch.Tensor]:
     things = torch.arange(count, dtype=torch.float64)[:, None] * torch.tensor([1.0, 10.0])
     mine = things[take_share(count)]
     return {"mine": mine, "all": gather_shares(mine, count), "sum": sum_over_ranks(mine.sum(0))}
+
+
+def _agree() -> dict[str, torch.Tensor]:
+    rank = rank_and_world()[0]
+    greatest = torch.tensor([1.0, 5.0, -3.0]).roll(rank)
+    keep_greatest_over_ranks(greatest)
+    taken = take_from_leader({"rank": rank, "many": "x" * 10 * rank} if rank < 2 else None)
+    return {"greatest": greatest, "taken": torch.tensor(taken["rank"])}
+
+
+def test_all_ranks_take_what_the_leader_says_and_the_greatest_of_all() -> None:
+    assert _agree()["greatest"].tolist() == [1, 5, -3]
+    for found in run_on_ranks(3, _agree):
+        assert found["greatest"].tolist() == [5, 5, 5]
+        assert int(found["taken"]) == 0
 
 
 @pytest.mark.parametrize("count", [7, 9, 2])

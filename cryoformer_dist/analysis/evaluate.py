@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from cryoformer_dist.analysis.cryobench import score_images
-from cryoformer_dist.analysis.latent import find_principal_axes, kmeans, score_latents
+from cryoformer_dist.analysis.latent import find_principal_axes, score_latents
 from cryoformer_dist.analysis.map_scores import (
     centre,
     compare_own_and_distant,
@@ -114,7 +114,7 @@ class Evaluation:
     scores
         Contents of metrics.json.
     volumes, voxel_size_angstrom
-        ``(states, box, box, box)`` map of each state, or of each k-means centre when no truth is known.
+        ``(states, box, box, box)`` map of each state, or of each cluster when no truth is known.
     own, distant, consensus
         FSC of each state's map with its own and a distant state, and of the consensus map with the state.
     """
@@ -131,10 +131,10 @@ def evaluate(
     decode: Decode,
     estimate: Estimate,
     consensus: Volume,
-    truth: Truth | None = None,
+    truth: Truth,
     masks: Masks | None = None,
 ) -> Evaluation:
-    """Judge a run: against the truth with the consensus as floor, or by what can be said without a truth.
+    """Judge a run against the truth, with the consensus as floor.
 
     What the truth calls junk has no state and is not judged.
 
@@ -144,8 +144,6 @@ def evaluate(
         If the truth has fewer rows than the store points to, smaller maps or another field of view: give this
         simulation's truth.
     """
-    if truth is None:
-        return _evaluate_alone(decode, estimate, consensus)
     if estimate.source_row.max() >= len(truth.state):
         raise StoreError(
             f"the store points to row {estimate.source_row.max()} of its particle file, the truth has "
@@ -257,8 +255,8 @@ def _name_source(mask: np.ndarray | None) -> MaskSource:
 def _score_standing_still(volumes: np.ndarray, references: np.ndarray, voxel_size: float) -> ResolvedMapScores:
     """What the run's own maps would score if they did not move: their mean in place of each.
 
-    The consensus is not that: it is not masked, its noise is not filtered out, and of a large set it is made from a
-    sample, at the poses that training starts from.
+    The consensus is not that: it is not masked, its noise is not filtered out, and it is made at the poses that
+    training starts from.
     """
     return _score_with_resolution(np.stack([volumes.mean(axis=0)] * len(volumes)), references, voxel_size)
 
@@ -316,9 +314,10 @@ def _score_states(
     )
 
 
-def _evaluate_alone(decode: Decode, estimate: Estimate, consensus: Volume) -> Evaluation:
+def evaluate_alone(
+    volumes: Float[np.ndarray, "clusters box box box"], estimate: Estimate, consensus: Volume
+) -> Evaluation:
     """Say what needs no truth: how much the maps of the clusters differ, and how far the poses moved."""
-    volumes = decode(kmeans(estimate.latents, 10).centres)
     box = volumes.shape[-1]
     box_angstrom = consensus.voxel_size_angstrom * consensus.voxels.shape[-1]
     reference = centre(fit_box(consensus.voxels.numpy(), box))

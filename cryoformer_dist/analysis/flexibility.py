@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int, Real
 from scipy.stats import rankdata
 
@@ -15,6 +16,7 @@ from cryoformer_dist.analysis.latent import correlation
 from cryoformer_dist.analysis.trained import DecodedState
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.figures.surfaces import find_common_level
+from cryoformer_dist.ranks import add_over_ranks, gather_objects, keep_greatest_over_ranks, rank_and_world
 
 STATES = 40
 """Particles drawn; the standard error of a standard deviation over that many is a ninth of it."""
@@ -102,7 +104,13 @@ class QueryRank:
 
 
 class RunningMoments:
-    """Mean and standard deviation of arrays that come one at a time (Welford, Technometrics 4, 1962)."""
+    """Mean and standard deviation of arrays that come one at a time (Welford, Technometrics 4, 1962).
+
+    Attributes
+    ----------
+    count
+        Arrays so far.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -117,6 +125,20 @@ class RunningMoments:
         self._mean += before / self.count
         before *= values - self._mean
         self._squares += before
+
+    def join_ranks(self) -> None:
+        """Take in what the others have seen (Chan, Golub, LeVeque, Am. Stat. 37, 1983); a rank may have seen none."""
+        if rank_and_world()[1] == 1:
+            return
+        seen = gather_objects((self.count, self._mean.shape))
+        total, shape = sum(count for count, _ in seen), max(seen, key=lambda each: each[0])[1]
+        if not self.count:
+            self._mean, self._squares = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+        mean = self._mean * np.float32(self.count / max(total, 1))
+        add_over_ranks(torch.from_numpy(mean))
+        self._squares += self.count * np.square(self._mean - mean)
+        add_over_ranks(torch.from_numpy(self._squares))
+        self.count, self._mean = total, mean
 
     @property
     def mean(self) -> Float[np.ndarray, "*shape"]:
@@ -141,7 +163,7 @@ def sample_latents(
 def measure_flexibility(
     states: Iterable[DecodedState], flat_index: Int[np.ndarray, " points"], box: int
 ) -> Flexibility:
-    """Moments over states that come one at a time; never two of them are held.
+    """Moments over the states of all ranks, which come to each one at a time; never two of them are held.
 
     Raises
     ------
@@ -154,6 +176,9 @@ def measure_flexibility(
         density.add(state.density)
         attention.add(state.attention)
         np.maximum(highest, state.density, out=highest)
+    density.join_ranks()
+    attention.join_ranks()
+    keep_greatest_over_ranks(torch.from_numpy(highest))
     if not density.count:
         raise StoreError("no state to measure flexibility over: the run has no particle")
     full = np.zeros((3, box**3), dtype=np.float32)

@@ -1,7 +1,8 @@
 """Flexible regions as they lie in the run directory: maps, numbers, and a script that shows them in ChimeraX."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,12 @@ from cryoformer_dist.analysis.flexibility import (
 )
 from cryoformer_dist.analysis.latent import correlation
 from cryoformer_dist.analysis.map_scores import fit_box
-from cryoformer_dist.analysis.trained import TrainedRun
+from cryoformer_dist.analysis.trained import DecodedState, TrainedRun
 from cryoformer_dist.figures.surfaces import VALUE_STOPS
-from cryoformer_dist.io.mrc import write_volume
+from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.progress import StagedProgress, silent
+from cryoformer_dist.ranks import rank_and_world, take_from_leader, take_share
 from cryoformer_dist.runs.layout import (
     ATTENTION,
     ATTENTION_MAP,
@@ -40,6 +43,7 @@ from cryoformer_dist.runs.layout import (
 from cryoformer_dist.runs.manifest import SCHEMA_VERSION
 from cryoformer_dist.storage.places import write_whole
 from cryoformer_dist.storage.records import read_record, write_record
+from cryoformer_dist.storage.working_folder import WorkingFolder
 
 _ATTENTION_BYTES = 1 << 30
 
@@ -99,7 +103,7 @@ class FlexibilitySummary:
     queries
         Best first.
     truth
-        None where no truth is known.
+        None where no truth is known, or it has not been asked yet.
     """
 
     measure: str
@@ -118,62 +122,83 @@ class FlexibilitySummary:
 
 
 def find_flexible_regions(
-    run: Path, trained: TrainedRun, truth_volumes: np.ndarray | None = None, labels: Sequence[str] = ()
+    working: WorkingFolder, trained: TrainedRun, labels: Sequence[str] = (), progress: StagedProgress = silent
 ) -> list[Path]:
-    """Measure the flexibility of a trained run and write it; see `write_flexibility`."""
-    seed = trained.config.training.seed
-    states = trained.decode_states(sample_latents(trained.latents, seed=seed))
-    lattice = trained.learner.objectives.lattice
-    model = trained.learner.objectives.model
-    flexibility = measure_flexibility(states, lattice.flat_index.numpy(), model.box)
-    return write_flexibility(run, flexibility, trained.manifest.pixel_size_angstrom, truth_volumes, labels)
+    """Measure the flexibility of a trained run, all ranks together, and write it; see `write_flexibility`."""
+    chosen = sample_latents(trained.latents, seed=trained.config.training.seed)
+    mine = chosen[take_share(len(chosen))]
+
+    def count_states() -> Iterator[DecodedState]:
+        for number, state in enumerate(trained.decode_states(mine), start=1):
+            yield state
+            progress("flexible regions", number, len(mine))
+
+    flat_index = trained.learner.objectives.lattice.flat_index.cpu().numpy()
+    flexibility = measure_flexibility(count_states(), flat_index, trained.manifest.box_size)
+    return write_flexibility(working, flexibility, trained.manifest.pixel_size_angstrom, labels)
 
 
 def write_flexibility(
-    run: Path,
-    flexibility: Flexibility,
-    voxel_size_angstrom: float,
-    truth_volumes: Float[np.ndarray, "states large large large"] | None = None,
-    labels: Sequence[str] = (),
+    working: WorkingFolder, flexibility: Flexibility, voxel_size_angstrom: float, labels: Sequence[str] = ()
 ) -> list[Path]:
     """Write maps, ``flexibility.json`` and ``flexibility.cxc`` into a run directory, replacing earlier ones.
 
     Maps are ``volumes/mean.mrc``, ``volumes/flexibility.mrc`` and ``attention/query_00.mrc`` ..., best query
-    first as far as 1 GiB goes.
+    first as far as 1 GiB goes. Each rank writes its share of them, the leader all else.
 
     Returns
     -------
     list[Path]
-        The maps, then the script.
+        The maps of all ranks, then the script.
     """
+    run = working.folder
+    ranking = take_from_leader(_name_maps(rank_queries(flexibility), flexibility.mean.nbytes))
+    maps = _list_maps(flexibility, ranking)
     for folder in (VOLUMES, ATTENTION):
         (run / folder).mkdir(parents=True, exist_ok=True)
-    for stale in run.glob(ATTENTION_MAPS):
-        stale.unlink()
-    most = max(_ATTENTION_BYTES // flexibility.mean.nbytes, 1)
-    ranking = [
+    for name, what, make in maps[take_share(len(maps))]:
+        _write_map(run / name, make(), voxel_size_angstrom, [*labels, what])
+        working.send(name)
+    names = [name for name, _, _ in maps]
+    if rank_and_world()[0] == 0:
+        stale = (path.relative_to(run).as_posix() for path in run.glob(ATTENTION_MAPS))
+        working.remove(*(name for name in stale if name not in names))
+        summary = summarise(flexibility, ranking)
+        write_whole(run / FLEXIBILITY_SCRIPT, compose_script(summary))
+        write_record(run / FLEXIBILITY, summary, SCHEMA_VERSION)
+        working.send(FLEXIBILITY_SCRIPT, FLEXIBILITY)
+    return [run / name for name in (*names, FLEXIBILITY_SCRIPT)]
+
+
+def _name_maps(ranking: Sequence[QueryRank], bytes_of_map: int) -> list[QueryRank]:
+    """Give the best queries a file each, as far as there is room."""
+    most = max(_ATTENTION_BYTES // bytes_of_map, 1)
+    return [
         replace(rank, map=ATTENTION_MAP.format(query=rank.query)) if number < most else rank
-        for number, rank in enumerate(rank_queries(flexibility))
+        for number, rank in enumerate(ranking)
     ]
+
+
+def _list_maps(
+    flexibility: Flexibility, ranking: Sequence[QueryRank]
+) -> list[tuple[str, str, Callable[[], Float[np.ndarray, "box box box"]]]]:
+    """Files, what each shows, and how it is made."""
     over = f"over {flexibility.states} states"
-    maps = {
-        MEAN_MAP: (flexibility.mean, f"mean of {flexibility.states} states"),
-        FLEXIBILITY_MAP: (flexibility.deviation, f"standard deviation {over}"),
-        ATTENTION_VARIATION_MAP: (
-            flexibility.attention_variation_map(), f"standard deviation of the attention {over}",
+    attention = [
+        (rank.map, f"mean attention to query {rank.query}", partial(flexibility.attention_map, rank.query))
+        for rank in ranking
+        if rank.map is not None
+    ]
+    return [
+        (MEAN_MAP, f"mean of {flexibility.states} states", lambda: flexibility.mean),
+        (FLEXIBILITY_MAP, f"standard deviation {over}", lambda: flexibility.deviation),
+        (
+            ATTENTION_VARIATION_MAP,
+            f"standard deviation of the attention {over}",
+            flexibility.attention_variation_map,
         ),
-    }  # fmt: skip
-    for name, (voxels, what) in maps.items():
-        _write_map(run / name, voxels, voxel_size_angstrom, [*labels, what])
-    for rank in ranking:
-        if rank.map is not None:
-            what = f"mean attention to query {rank.query}"
-            _write_map(run / rank.map, flexibility.attention_map(rank.query), voxel_size_angstrom, [*labels, what])
-    summary = summarise(flexibility, ranking, truth_volumes)
-    write_whole(run / FLEXIBILITY_SCRIPT, compose_script(summary))
-    write_record(run / FLEXIBILITY, summary, SCHEMA_VERSION)
-    names = [*maps, *(rank.map for rank in ranking if rank.map is not None), FLEXIBILITY_SCRIPT]
-    return [run / name for name in names]
+        *attention,
+    ]
 
 
 def _write_map(path: Path, voxels: np.ndarray, voxel_size_angstrom: float, labels: Sequence[str]) -> None:
@@ -194,9 +219,7 @@ def read_flexibility(run: Path) -> FlexibilitySummary | None:
     return read_record(path, FlexibilitySummary, SCHEMA_VERSION, f"run `cryoformer-dist reconstruct {run}` again")
 
 
-def summarise(
-    flexibility: Flexibility, ranking: Sequence[QueryRank], truth_volumes: np.ndarray | None = None
-) -> FlexibilitySummary:
+def summarise(flexibility: Flexibility, ranking: Sequence[QueryRank]) -> FlexibilitySummary:
     """The numbers of a measurement, and how far to stretch colours."""
     inside = flexibility.in_molecule
     spread = flexibility.deviation[flexibility.molecule]
@@ -217,7 +240,7 @@ def summarise(
         attention_variation_correlation=round(correlation(change, spread), 4),
         attention_variation_range=(0.0, _take_percentile(change, 98.0)),
         queries=tuple(ranking),
-        truth=None if truth_volumes is None else _compare_with_truth(flexibility, best, truth_volumes),
+        truth=None,
     )
 
 
@@ -225,9 +248,22 @@ def _take_percentile(values: np.ndarray, share: float) -> float:
     return float(np.percentile(values, share)) if len(values) else 0.0
 
 
-def _compare_with_truth(flexibility: Flexibility, best: int, truth_volumes: np.ndarray) -> TruthDetectors:
+def judge_flexibility(run: Path, truth_volumes: Float[np.ndarray, "states large large large"]) -> None:
+    """Add to ``flexibility.json``, where there is one, how well its maps tell what moves in truth."""
+    summary = read_flexibility(run)
+    if summary is None:
+        return
+    files = (MEAN_MAP, FLEXIBILITY_MAP, ATTENTION_MAP.format(query=summary.best_query), ATTENTION_VARIATION_MAP)
+    mean, deviation, best, variation = (read_volume(run / file).voxels.numpy() for file in files)
+    detectors = _compare_with_truth(truth_volumes, mean, deviation, best, variation)
+    write_record(run / FLEXIBILITY, replace(summary, truth=detectors), SCHEMA_VERSION)
+
+
+def _compare_with_truth(
+    truth_volumes: np.ndarray, mean: np.ndarray, deviation: np.ndarray, best: np.ndarray, variation: np.ndarray
+) -> TruthDetectors:
     """Flexibility map, best attention map and weak mean density as detectors of what moves in truth."""
-    truth = np.stack([fit_box(voxels, flexibility.mean.shape[-1]) for voxels in truth_volumes])
+    truth = np.stack([fit_box(voxels, mean.shape[-1]) for voxels in truth_volumes])
     molecule, moving = find_true_regions(truth)
 
     def score(voxels: np.ndarray) -> float | None:
@@ -239,10 +275,10 @@ def _compare_with_truth(flexibility: Flexibility, best: int, truth_volumes: np.n
         moving=f"variance over the reference states above {VARIANCE_SHARE:g} of the greatest",
         region_voxels=int(molecule.sum()),
         moving_share=round(float(moving[molecule].mean()), 4) if molecule.any() else 0.0,
-        roc_auc=score(flexibility.deviation),
-        attention_roc_auc=score(flexibility.attention_map(best)),
-        attention_variation_roc_auc=score(flexibility.attention_variation_map()),
-        weak_density_roc_auc=score(-flexibility.mean),
+        roc_auc=score(deviation),
+        attention_roc_auc=score(best),
+        attention_variation_roc_auc=score(variation),
+        weak_density_roc_auc=score(-mean),
     )
 
 

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int, Real
-from scipy.cluster.vq import kmeans2
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 from scipy.stats import rankdata
 
+from cryoformer_dist.initialization.clustering import find_clusters
 from cryoformer_dist.runs.scores import LatentScores
 
 PREDICTION_DIMENSIONS = 10
@@ -16,6 +17,7 @@ PREDICTION_DIMENSIONS = 10
 NEIGHBOURS = 20
 """Particles whose states stand for that of one in their midst."""
 _FOLDS = 5
+_ROUNDS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +127,9 @@ def kmeans(latents: Float[np.ndarray, "particles latent"], count: int, seed: int
     if distinct <= count:
         _, rows, label = np.unique(latents, axis=0, return_index=True, return_inverse=True)
     else:
-        wide = latents.astype(np.float64)
-        means, label = kmeans2(wide, count, iter=50, minit="++", missing="raise", rng=seed)
-        rows = np.array([_find_nearest_member(latents, label == k, means[k]) for k in range(count)])
+        found = find_clusters(torch.from_numpy(latents.astype(np.float64)), count, seed, _ROUNDS)
+        means, (names, label) = found.centre.numpy(), np.unique(found.label.numpy(), return_inverse=True)
+        rows = np.array([_find_nearest_member(latents, label == k, means[name]) for k, name in enumerate(names)])
     order = np.argsort(axis.project(latents[rows])[:, 0], kind="stable")
     renumbered = np.empty(len(order), dtype=np.int64)
     renumbered[order] = np.arange(len(order))

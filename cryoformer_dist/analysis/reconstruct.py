@@ -1,6 +1,6 @@
-"""From latents to files: the map series and the latent table in the run directory."""
+"""From latents to files: the map series and the latent table in the run directory, made by all ranks together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,13 +8,21 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from cryoformer_dist.analysis.evaluate import Decode
-from cryoformer_dist.analysis.latent import find_principal_axes, kmeans, walk_axis
+from cryoformer_dist.analysis.latent import Clusters, find_principal_axes, kmeans, walk_axis
+from cryoformer_dist.analysis.map_scores import fit_box
+from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.progress import Progress
+from cryoformer_dist.ranks import rank_and_world, take_from_leader, take_share
 from cryoformer_dist.runs.layout import LATENTS, SERIES_MAP, SERIES_MAPS, VOLUMES
 from cryoformer_dist.storage.places import replaced
+from cryoformer_dist.storage.working_folder import WorkingFolder
+
+CLUSTER_SERIES = "kmeans"
+DecodeEach = Callable[[Float[np.ndarray, "maps latent"]], Iterable[Float[np.ndarray, "box box box"]]]
+"""Latents to maps in density units, `[z, y, x]`, one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +44,17 @@ class SeriesPlan:
     points: int = 9
     seed: int = 0
 
+    @staticmethod
+    def of(config: RunConfig) -> "SeriesPlan":
+        """What a run asks for."""
+        results = config.results
+        return SeriesPlan(
+            clusters=results.kmeans_volumes,
+            axes=results.principal_components,
+            points=results.volumes_per_component,
+            seed=config.training.seed,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class LatentSeries:
@@ -53,6 +72,11 @@ class LatentSeries:
     table: dict[str, np.ndarray]
 
 
+def choose_clusters(latents: Float[np.ndarray, "particles latent"], plan: SeriesPlan) -> Clusters:
+    """The k-means clusters whose centres are shown."""
+    return kmeans(latents, plan.clusters, plan.seed)
+
+
 def choose_latents(
     latents: Float[np.ndarray, "particles latent"],
     source_row: Int[np.ndarray, " rows"],
@@ -62,8 +86,8 @@ def choose_latents(
     if len(latents) != len(source_row):
         raise StoreError(f"{len(latents)} latents for {len(source_row)} store rows: both must be of one run")
     axes = find_principal_axes(latents)
-    clusters = kmeans(latents, plan.clusters, plan.seed)
-    chosen: dict[str, np.ndarray] = {"kmeans": clusters.centres}
+    clusters = choose_clusters(latents, plan)
+    chosen: dict[str, np.ndarray] = {CLUSTER_SERIES: clusters.centres}
     varying = int(np.count_nonzero(axes.explained_variance > 1e-6))
     for axis in range(min(plan.axes, varying)):
         chosen[f"pc{axis + 1}"] = walk_axis(latents, axes, axis, plan.points)
@@ -82,23 +106,25 @@ def choose_latents(
 
 
 def reconstruct(
-    run: Path,
-    decode: Decode,
+    working: WorkingFolder,
+    decode_each: DecodeEach,
     latents: Float[np.ndarray, "particles latent"],
     source_row: Int[np.ndarray, " rows"],
     voxel_size_angstrom: float,
     plan: SeriesPlan,
     labels: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> list[Path]:
-    """Decode the chosen latents and write ``volumes/<series>_<number>.mrc`` and ``latent.npz``.
+    """Decode the chosen latents and write ``volumes/<series>_<number>.mrc`` and ``latent.npz``, and send them home.
 
-    Maps of an earlier call are replaced, so the folder always shows one state of the run.
+    The leader chooses, each rank decodes and writes its share of the maps. Maps of an earlier call are replaced, so the
+    folder always shows one state of the run.
 
     Parameters
     ----------
-    run
+    working
         Run directory.
-    decode
+    decode_each
         Latents to maps.
     latents, source_row
         One row per trained particle, in store order.
@@ -108,23 +134,62 @@ def reconstruct(
         What to show.
     labels
         Provenance written into every map's header.
+    progress
+        Called with maps done and in all, of this rank's share.
 
     Returns
     -------
     list[Path]
-        The maps, in order.
+        The maps of all ranks, in order.
     """
-    series = choose_latents(latents, source_row, plan)
-    written: list[Path] = []
-    for name, chosen in series.latents.items():
-        volumes = decode(chosen.astype(latents.dtype))
-        written += write_series(run / VOLUMES, name, volumes, voxel_size_angstrom, labels)
-    for number in range(1, plan.axes + 1):
-        if f"pc{number}" not in series.latents:
-            remove_series(run / VOLUMES, f"pc{number}")
-    with replaced(run / LATENTS) as beside, beside.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **series.table)
-    return written
+    series = choose_latents(latents, source_row, plan) if rank_and_world()[0] == 0 else None
+    chosen = take_from_leader(series.latents if series else {})
+    entries = [_Entry(name, index, len(each)) for name, each in chosen.items() for index in range(len(each))]
+    mine = take_share(len(entries))
+    vectors = np.concatenate(list(chosen.values())).astype(latents.dtype)[mine]
+    (working.folder / VOLUMES).mkdir(parents=True, exist_ok=True)
+    for count, (entry, voxels) in enumerate(zip(entries[mine], decode_each(vectors), strict=True), start=1):
+        entry.write(working.folder / VOLUMES, voxels, voxel_size_angstrom, labels)
+        working.send(f"{VOLUMES}/{entry.file}")
+        if progress is not None:
+            progress(count, len(vectors))
+    if series is not None:
+        names = [CLUSTER_SERIES, *(f"pc{number}" for number in range(1, plan.axes + 1))]
+        _remove_others(working, names, {entry.file for entry in entries})
+        _write_table(working, series.table)
+    return [working.folder / VOLUMES / entry.file for entry in entries]
+
+
+def _remove_others(working: WorkingFolder, series: Sequence[str], keep: set[str]) -> None:
+    """Remove maps of series that are not among those to keep."""
+    found = [path.name for name in series for path in (working.folder / VOLUMES).glob(SERIES_MAPS.format(series=name))]
+    working.remove(*(f"{VOLUMES}/{name}" for name in found if name not in keep))
+
+
+def _write_table(working: WorkingFolder, table: dict[str, np.ndarray]) -> None:
+    with replaced(working.folder / LATENTS) as beside, beside.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **table)
+    working.send(LATENTS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One map of a series: its number from 0, and how many there are."""
+
+    series: str
+    index: int
+    count: int
+
+    @property
+    def file(self) -> str:
+        return SERIES_MAP.format(series=self.series, index=self.index)
+
+    def write(
+        self, folder: Path, voxels: Float[np.ndarray, "box box box"], voxel_size_angstrom: float, labels: Sequence[str]
+    ) -> Path:
+        volume = Volume(torch.from_numpy(np.ascontiguousarray(voxels, dtype=np.float32)), voxel_size_angstrom)
+        write_volume(folder / self.file, volume, [*labels, f"{self.series} {self.index + 1} of {self.count}"])
+        return folder / self.file
 
 
 def write_series(
@@ -137,11 +202,10 @@ def write_series(
     """Write ``name_000.mrc`` ..., replacing every earlier map of that series."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_series(folder, name)
-    paths = [folder / SERIES_MAP.format(series=name, index=index) for index in range(len(volumes))]
-    for index, (path, voxels) in enumerate(zip(paths, volumes, strict=True)):
-        volume = Volume(torch.from_numpy(np.ascontiguousarray(voxels, dtype=np.float32)), voxel_size_angstrom)
-        write_volume(path, volume, [*labels, f"{name} {index + 1} of {len(volumes)}"])
-    return paths
+    entries = [_Entry(name, index, len(volumes)) for index in range(len(volumes))]
+    return [
+        entry.write(folder, voxels, voxel_size_angstrom, labels) for entry, voxels in zip(entries, volumes, strict=True)
+    ]
 
 
 def remove_series(folder: Path, name: str) -> None:
@@ -150,11 +214,15 @@ def remove_series(folder: Path, name: str) -> None:
         stale.unlink()
 
 
-def read_all_series(run: Path) -> dict[str, Float[np.ndarray, "maps box box box"]]:
-    """Every series of maps of a run, by name."""
+def read_all_series(
+    run: Path, name: str = "*", finest_box: int | None = None
+) -> dict[str, Float[np.ndarray, "maps box box box"]]:
+    """Every series of maps of a run, or one, by name; band-limited to a box of at most so many voxels, if told so."""
     series: dict[str, list[np.ndarray]] = {}
-    for path in sorted((run / VOLUMES).glob(SERIES_MAPS.format(series="*"))):
-        series.setdefault(path.stem.rpartition("_")[0], []).append(read_volume(path).voxels.numpy())
+    for path in sorted((run / VOLUMES).glob(SERIES_MAPS.format(series=name))):
+        voxels = read_volume(path).voxels.numpy()
+        fitted = fit_box(voxels, min(len(voxels), finest_box or len(voxels)))
+        series.setdefault(path.stem.rpartition("_")[0], []).append(fitted)
     return {name: np.stack(maps) for name, maps in series.items()}
 
 

@@ -10,6 +10,7 @@ from cryoformer_dist.analysis.evaluation_files import StateCurves, read_state_cu
 from cryoformer_dist.analysis.map_scores import fit_box
 from cryoformer_dist.analysis.reconstruct import read_all_series, read_latent_table
 from cryoformer_dist.analysis.report_sections import (
+    PICTURED_BOX,
     ClusterSection,
     FlexibilitySection,
     show_clusters,
@@ -94,7 +95,7 @@ class ReportInputs:
     curves
         FSC of each state.
     volumes
-        Map series by name.
+        Map series by name, as fine as pictures show them.
     consensus
         Consensus map.
     """
@@ -175,7 +176,7 @@ def read_run(path: Path) -> ReportInputs:
         config=config.read_text() if config.is_file() else "",
         latent=read_latent_table(path),
         curves=read_state_curves(path),
-        volumes=read_all_series(path),
+        volumes=read_all_series(path, finest_box=PICTURED_BOX),
         consensus=load_consensus(path).voxels.numpy() if (path / CONSENSUS).is_file() else None,
     )
 

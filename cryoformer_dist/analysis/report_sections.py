@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from cryoformer_dist.analysis.flexibility import QueryRank
 from cryoformer_dist.analysis.flexibility_files import FlexibilitySummary, Range, TruthDetectors, read_flexibility
+from cryoformer_dist.analysis.map_scores import fit_box
 from cryoformer_dist.figures.pictures import draw_surfaces, encode_png, pick_evenly
 from cryoformer_dist.figures.run_plots import draw_clusters
 from cryoformer_dist.figures.surfaces import (
@@ -22,6 +23,8 @@ from cryoformer_dist.figures.surfaces import (
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.runs.layout import ATTENTION_MAP, ATTENTION_VARIATION_MAP, FLEXIBILITY_MAP, MEAN_MAP
 
+PICTURED_BOX = 128
+"""No picture has more detail, and drawing a map takes as long as it has voxels."""
 _STATES_SHOWN = 3
 _QUERIES_LISTED = 5
 _MOST_CLUSTERS = 12
@@ -159,7 +162,7 @@ def _draw_rows(
 
 def _read_voxels(path: Path) -> np.ndarray:
     voxels: np.ndarray = read_volume(path).voxels.numpy()
-    return voxels
+    return fit_box(voxels, min(len(voxels), PICTURED_BOX))
 
 
 def _describe(summary: FlexibilitySummary) -> str:

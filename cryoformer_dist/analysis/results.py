@@ -4,31 +4,55 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
-from cryoformer_dist.analysis.evaluate import Estimate, Masks, evaluate, score_quickly
+from cryoformer_dist.analysis.evaluate import Estimate, Masks, evaluate, evaluate_alone, score_quickly
 from cryoformer_dist.analysis.evaluation_files import write_evaluation
-from cryoformer_dist.analysis.flexibility_files import find_flexible_regions
+from cryoformer_dist.analysis.flexibility_files import find_flexible_regions, judge_flexibility
 from cryoformer_dist.analysis.latent import score_latents
 from cryoformer_dist.analysis.masks import read_mask
 from cryoformer_dist.analysis.oracle import score_oracle
-from cryoformer_dist.analysis.reconstruct import SeriesPlan, reconstruct
+from cryoformer_dist.analysis.reconstruct import (
+    CLUSTER_SERIES,
+    SeriesPlan,
+    choose_clusters,
+    read_all_series,
+    reconstruct,
+)
 from cryoformer_dist.analysis.report import write_report
 from cryoformer_dist.analysis.sweep_report import write_sweep_report
-from cryoformer_dist.analysis.trained import TrainedRun, load_trained, with_weight_at_refined_poses
+from cryoformer_dist.analysis.trained import (
+    TrainedRun,
+    keep_encoded_particles,
+    load_trained,
+    with_weight_at_refined_poses,
+)
 from cryoformer_dist.analysis.truth import Truth, read_truth
+from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, CryoFormerWarning
 from cryoformer_dist.io.cryodrgn import write_poses_pkl
 from cryoformer_dist.io.cryosparc import update_cs_poses
 from cryoformer_dist.io.relion import update_star_poses
 from cryoformer_dist.physics.pose import Pose
-from cryoformer_dist.runs.checkpoint import fetch_latest
-from cryoformer_dist.runs.directory import load_consensus, open_run_directory, selected_rows, send_run
-from cryoformer_dist.runs.layout import REFINED_POSES
+from cryoformer_dist.progress import StagedProgress, silent
+from cryoformer_dist.ranks import gather_objects, rank_and_world, take_from_leader
+from cryoformer_dist.runs.checkpoint import fetch_latest, latest_checkpoint
+from cryoformer_dist.runs.directory import (
+    load_consensus,
+    load_run,
+    open_run_directory,
+    selected_rows,
+    send_run,
+    wait_for_file,
+)
+from cryoformer_dist.runs.layout import FLEXIBILITY, LATENTS, REFINED_POSES, RESULTS
+from cryoformer_dist.runs.results import MadeResults, read_made_results, write_made_results
 from cryoformer_dist.runs.scores import HeldOutScores, ResolvedMapScores, ScoresAgainstTruth
 from cryoformer_dist.runs.sweep import is_sweep
 from cryoformer_dist.simulation.particle_set import TRUTH_FOLDER, TRUTH_TABLE
@@ -51,34 +75,73 @@ def open_results(home: str | Place) -> Iterator[WorkingFolder]:
         send_run(run)
 
 
-def reconstruct_run(run: Path, trained: TrainedRun | None = None) -> list[Path]:
+def reconstruct_run(working: WorkingFolder, trained: TrainedRun, progress: StagedProgress = silent) -> list[Path]:
     """Write maps at cluster centres and along principal axes, flexible regions, the latent table, refined poses.
+
+    All ranks do so together, each its share of the maps; what is written is sent home.
 
     Parameters
     ----------
-    run
+    working
         Run directory.
     trained
-        The run, if it is loaded already.
+        The run, on the device where this rank decodes.
+    progress
+        Called with (stage, done, in all).
     """
-    trained = trained or load_trained(run)
-    results = trained.config.results
-    plan = SeriesPlan(
-        clusters=results.kmeans_volumes,
-        axes=results.principal_components,
-        points=results.volumes_per_component,
-        seed=trained.config.training.seed,
-    )
-    voxel_size = trained.manifest.pixel_size_angstrom
-    written = reconstruct(
-        run, trained.decode, trained.latents, trained.source_row, voxel_size, plan, _label_maps(run, trained)
-    )
+    run, leads = working.folder, rank_and_world()[0] == 0
+    if leads:
+        working.remove(RESULTS)
+    keep_encoded_particles(working, trained)
+    trained = with_weight_at_refined_poses(working, trained, progress)
+    labels, voxel_size = _label_maps(run, trained), trained.manifest.pixel_size_angstrom
+    plan, report = SeriesPlan.of(trained.config), partial(progress, "maps")
+    particles = trained.latents, trained.source_row
+    written = reconstruct(working, trained.decode_each, *particles, voxel_size, plan, labels, report)
     if trained.has_attention:
-        known = _read_truth(None, trained)
-        written += find_flexible_regions(run, trained, known.volumes if known else None, _label_maps(run, trained))
+        written += find_flexible_regions(working, trained, labels, progress)
     if trained.poses_refined:
-        written.append(_write_poses(run, trained))
+        written.append(run / take_from_leader(_send_poses(working, trained) if leads else ""))
+    # Not before all ranks have written their maps.
+    gather_objects(None)
+    if leads:
+        names = [path.relative_to(run).as_posix() for path in written]
+        tables = (LATENTS, FLEXIBILITY) if trained.has_attention else (LATENTS,)
+        made = MadeResults(trained.checkpoint.position.step, (*names, *tables))
+        working.send(write_made_results(run, made))
     return written
+
+
+def reconstruct_alone(working: WorkingFolder) -> list[Path]:
+    """As `reconstruct_run`, in this process; flexible regions are judged against the truth, where one is known."""
+    trained = load_trained(working.folder)
+    written = reconstruct_run(working, trained)
+    known = _read_truth(None, trained)
+    if known is not None:
+        judge_flexibility(working.folder, known.volumes)
+    return written
+
+
+def reconstruct_once(
+    working: WorkingFolder, config: RunConfig, device: torch.device, progress: StagedProgress = silent
+) -> None:
+    """As `reconstruct_run`, of the newest checkpoint, unless that has been done: the leader's run directory decides.
+
+    Parameters
+    ----------
+    working
+        Run directory, with the checkpoint that all ranks agree on.
+    config
+        As the run directory holds it.
+    device
+        Where this rank decodes.
+    progress
+        Called with (stage, done, in all).
+    """
+    leads, newest = rank_and_world()[0] == 0, latest_checkpoint(working.folder)
+    made = take_from_leader(read_made_results(working.folder) if leads else None)
+    if made is None or newest is None or made.checkpoint_step != newest.position.step:
+        reconstruct_run(working, load_trained(working.folder, device, progress, config), progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +193,23 @@ def evaluate_run(
     )
     consensus = load_consensus(run)
     known = _read_truth(truth, trained)
-    verdict = evaluate(trained.decode, estimate, consensus, known, _fit_masks(masks or MaskFiles(), trained, known))
-    if known is not None and len(known.volumes) > 1 and isinstance(verdict.scores, ScoresAgainstTruth):
+    fitted = _fit_masks(masks or MaskFiles(), trained, known)
+    if known is None:
+        verdict = evaluate_alone(_take_cluster_maps(run, trained), estimate, consensus)
+        return write_evaluation(run, verdict, _label_maps(run, trained))
+    verdict = evaluate(trained.decode, estimate, consensus, known, fitted)
+    if len(known.volumes) > 1 and isinstance(verdict.scores, ScoresAgainstTruth):
         verdict = replace(verdict, scores=_score_single_images(verdict.scores, trained, known))
+    judge_flexibility(run, known.volumes)
     return write_evaluation(run, verdict, _label_maps(run, trained))
+
+
+def _take_cluster_maps(run: Path, trained: TrainedRun) -> Float[np.ndarray, "clusters box box box"]:
+    """Maps of the cluster centres: those that were written of this checkpoint, else decoded."""
+    made = read_made_results(run)
+    if made is not None and made.checkpoint_step == trained.checkpoint.position.step:
+        return read_all_series(run, CLUSTER_SERIES)[CLUSTER_SERIES]
+    return trained.decode(choose_clusters(trained.latents, SeriesPlan.of(trained.config)).centres)
 
 
 def _score_single_images(scores: ScoresAgainstTruth, trained: TrainedRun, truth: Truth) -> ScoresAgainstTruth:
@@ -164,11 +240,15 @@ def _fit_masks(masks: MaskFiles, trained: TrainedRun, truth: Truth | None) -> Ma
 
 
 def make_results(run: Path) -> Path:
-    """Maps, verdict and report of a trained run; returns the report."""
-    trained = with_weight_at_refined_poses(run, load_trained(run))
-    reconstruct_run(run, trained)
-    evaluate_run(run, None, trained)
-    return report_run(run, trained)
+    """Verdict and report of a run, once its maps are seen here; returns the report."""
+    patience = load_run(run)[0].training.storage_patience_seconds
+    working = WorkingFolder.on_disk(run)
+    wait_for_file(working, RESULTS, patience)
+    made = read_made_results(run)
+    for name in made.files if made else ():
+        wait_for_file(working, name, patience)
+    evaluate_run(run)
+    return report_run(run)
 
 
 def score_run_quickly(run: Path) -> ResolvedMapScores:
@@ -188,17 +268,12 @@ def score_run_quickly(run: Path) -> ResolvedMapScores:
     return score_quickly(trained.decode, trained.latents, trained.source_row, truth)
 
 
-def report_run(run: Path, trained: TrainedRun | None = None) -> Path:
+def report_run(run: Path) -> Path:
     """Write ``report.html`` from the files of a run, or of a sweep from those of its trials."""
     if is_sweep(run):
         return write_sweep_report(run)
-    trained = trained or load_trained(run)
-    return write_report(run, find_truth(trained))
-
-
-def find_truth(trained: TrainedRun) -> Path | None:
-    """The truth that a simulation left beside its particle file, if the particles were simulated."""
-    return find_truth_beside(trained.source)
+    store = ParticleStore.open(load_run(run)[1].store)
+    return write_report(run, find_truth_beside(Path(store.attributes.source.path)))
 
 
 def find_truth_beside(source: Path) -> Path | None:
@@ -208,8 +283,15 @@ def find_truth_beside(source: Path) -> Path | None:
 
 
 def _read_truth(given: Path | None, trained: TrainedRun) -> Truth | None:
-    folder = given or find_truth(trained)
+    folder = given or find_truth_beside(trained.source)
     return read_truth(folder) if folder else None
+
+
+def _send_poses(working: WorkingFolder, trained: TrainedRun) -> str:
+    """Write the refined poses and send them home; the file's name."""
+    path = _write_poses(working.folder, trained)
+    working.send(path.name)
+    return path.name
 
 
 def _write_poses(run: Path, trained: TrainedRun) -> Path:

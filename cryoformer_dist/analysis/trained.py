@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,28 +11,27 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.data.batch import ImageBlock, ParticleBatch, make_batch
+from cryoformer_dist.data.batch import ImageBlock, make_batch
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.data.thinning import stride_for
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.initialization.consensus import back_project
 from cryoformer_dist.model.decoder import DeformationDecoder, FoldedQueries
 from cryoformer_dist.physics.fourier import weighted_shells
 from cryoformer_dist.physics.pose import Pose
+from cryoformer_dist.progress import Progress, StagedProgress, silent
+from cryoformer_dist.ranks import gather_shares, rank_and_world, take_from_leader, take_share
 from cryoformer_dist.runs.checkpoint import Checkpoint, latest_checkpoint
-from cryoformer_dist.runs.directory import (
-    load_mask,
-    load_run,
-    load_shell_weight,
-    selected_rows,
-    write_shell_weight,
-)
-from cryoformer_dist.runs.manifest import RunManifest
+from cryoformer_dist.runs.directory import load_run, load_shell_weight, selected_rows
+from cryoformer_dist.runs.layout import ENCODED_PARTICLES, REFINED_SHELL_WEIGHT
+from cryoformer_dist.runs.manifest import RunManifest, read_manifest
+from cryoformer_dist.runs.results import find_of_checkpoint, read_of_checkpoint, write_of_checkpoint
+from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.stages import stages
 
 _BLOCK = 256
-_WEIGHED_PARTICLES = 10_000
+CPU = torch.device("cpu")
+_ENCODED = ("latents", "rotation", "shift_angstrom")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class DecodedState:
 
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """What a run has learned.
+    """What a run has learned, the same on every rank.
 
     Attributes
     ----------
@@ -66,6 +66,8 @@ class TrainedRun:
         Poses given in the store.
     shell_weight
         Signal's share of each Fourier shell of a map.
+    learner
+        The network, on the device where maps are decoded.
     """
 
     config: RunConfig
@@ -87,12 +89,21 @@ class TrainedRun:
         Differences between conformations drown in noise sooner than the mean map does: their finest shells are weighted
         down with those of all maps, by how much of the consensus is signal there.
         """
+        return np.stack(list(self.decode_each(latents)))
+
+    def decode_each(
+        self, latents: Float[np.ndarray, "states dimensions"]
+    ) -> Iterator[Float[np.ndarray, "box box box"]]:
+        """As `decode`, one map at a time."""
         lattice = self.learner.objectives.lattice
-        vectors = torch.from_numpy(np.asarray(latents, dtype=np.float32))
-        maps = self.learner.objectives.model.volumes(vectors, lattice.points_pixels, lattice.flat_index)
+        maps = self.learner.objectives.model.each_volume(
+            self._vectors(latents), lattice.points_pixels, lattice.flat_index
+        )
         for voxels in maps:
-            voxels.copy_(self._filtered(voxels))
-        return maps.numpy()
+            yield self._filtered(voxels).cpu().numpy()
+
+    def _vectors(self, latents: Float[np.ndarray, "states dimensions"]) -> Float[Tensor, "states dimensions"]:
+        return torch.from_numpy(np.asarray(latents, dtype=np.float32)).to(self.learner.device)
 
     def region(self) -> Float[np.ndarray, "box box box"]:
         """1 where maps may have density, 0 elsewhere."""
@@ -100,24 +111,21 @@ class TrainedRun:
         return region
 
     def _filtered(self, voxels: Float[Tensor, "box box box"]) -> Float[Tensor, "box box box"]:
-        return weighted_shells(voxels, torch.from_numpy(self.shell_weight))
+        return weighted_shells(voxels, torch.from_numpy(self.shell_weight).to(voxels.device))
 
     def decode_states(self, latents: Float[np.ndarray, "states dimensions"]) -> Iterator[DecodedState]:
         """Density as of `decode` and 3D attention of latent vectors at the lattice's points, one state at a time."""
         model, lattice = self.learner.objectives.model, self.learner.objectives.lattice
         assert isinstance(model.decoder, DeformationDecoder)
-        with torch.no_grad():
-            hidden = model.feature_volume.in_tiles(lattice.points_pixels)
-        for vector in torch.from_numpy(np.asarray(latents, dtype=np.float32)):
-            # Not round the yield: the caller would go on without gradients.
-            with torch.no_grad():
-                folded = model.condition(vector[None])
-                assert isinstance(folded, FoldedQueries)
-                density, attention = model.density(hidden, folded)[0], model.decoder.attention_map(hidden, folded)[0]
-            voxels = torch.zeros(model.box**3)
+        hidden = model.feature_volume.in_tiles(lattice.points_pixels)
+        for vector in self._vectors(latents):
+            folded = model.condition(vector[None])
+            assert isinstance(folded, FoldedQueries)
+            density, attention = model.density(hidden, folded)[0], model.decoder.attention_map(hidden, folded)[0]
+            voxels = density.new_zeros(model.box**3)
             voxels[lattice.flat_index] = density
             filtered = self._filtered(voxels.reshape((model.box,) * 3)).ravel()[lattice.flat_index]
-            yield DecodedState(filtered.numpy(), attention.numpy())
+            yield DecodedState(filtered.cpu().numpy(), attention.cpu().numpy())
 
     def held_out(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Latents of the particles kept out of training, as the encoder sees them, and their source rows.
@@ -130,8 +138,8 @@ class TrainedRun:
         store = ParticleStore.open(self.manifest.store)
         rows = np.arange(len(store) - kept, len(store))
         particles = store.particles()
-        latents = _encoded_latents(self.learner, store, rows, particles.pose(rows))
-        return latents, particles.source_row[rows]
+        _, latents = _encode(self.learner, store, rows, particles.pose(rows), None)
+        return latents.numpy(), particles.source_row[rows]
 
     @property
     def has_attention(self) -> bool:
@@ -139,94 +147,161 @@ class TrainedRun:
         return self.config.model.domain == "real" and self.config.model.decoder.form == "attention"
 
     @property
+    def is_encoded(self) -> bool:
+        """Whether encoders had to look at all images."""
+        return self.config.model.pose.form == "encoder" or _encoder_is_trained(self.config, self.checkpoint)
+
+    @property
     def poses_refined(self) -> bool:
         """Whether training changed the poses."""
         return self.config.model.pose.form != "given"
 
 
-def load_trained(run: Path) -> TrainedRun:
-    """Read a run's newest checkpoint.
+def load_trained(
+    run: Path, device: torch.device = CPU, progress: StagedProgress = silent, config: RunConfig | None = None
+) -> TrainedRun:
+    """Read a run's newest checkpoint; ranks do so together, and share out images that encoders must look at.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    device
+        Where maps are decoded and images are encoded.
+    progress
+        Called with (stage, done, in all) while images are encoded.
+    config
+        Of the run, where that has been read already.
 
     Raises
     ------
     CheckpointError
         If the run has none yet.
     """
-    config, manifest = load_run(run)
+    manifest = read_manifest(run)
+    config = config or load_run(run)[0]
     checkpoint = latest_checkpoint(run)
     if checkpoint is None:
         raise CheckpointError(f"{run}: no checkpoint yet; train it first, or `--resume` it")
     store = ParticleStore.open(manifest.store)
     particles = store.particles()
-    single = _for_decoding(config)
-    learner = Learner.from_run(single, store, run, torch.device("cpu"))
+    learner = Learner.from_run(_for_decoding(config), store, run, device)
     learner.objectives.model.load_state_dict(checkpoint.read_weights())
     learner.load_table_state(checkpoint.read_tables())
     learner.load_occupancy_state(checkpoint.read_occupancy())
-    learner.objectives.eval()
+    learner.objectives.eval().requires_grad_(False)
     rows = selected_rows(config, store)
-    pose = _poses(learner, store, rows)
-    latents = _latents(learner, store, rows, pose, _encoder_is_trained(config, checkpoint))
+    pose, latents = _settle_particles(learner, store, rows, run, checkpoint, partial(progress, "encoded particles"))
     return TrainedRun(
         config=config,
         manifest=manifest,
         checkpoint=checkpoint,
         source=Path(store.attributes.source.path),
-        latents=latents,
+        latents=latents.numpy(),
         source_row=particles.source_row[rows],
         rotation=pose.rotation.numpy(),
         shift_angstrom=pose.shift_angstrom.numpy(),
         stored_rotation=particles.rotation[rows],
         stored_shift_angstrom=particles.shift_angstrom[rows],
-        shell_weight=load_shell_weight(run).numpy(),
+        shell_weight=_load_weight(run, checkpoint.position.step),
         learner=learner,
     )
 
 
-def with_weight_at_refined_poses(run: Path, trained: TrainedRun) -> TrainedRun:
-    """The same run, its Fourier shells weighted by what the particles say at their refined poses; kept in the run."""
+def _load_weight(run: Path, step: int) -> Float[np.ndarray, " shells"]:
+    """Of the maps at the checkpoint's poses, once that was made; until then, at the first ones."""
+    refined = read_of_checkpoint(run, REFINED_SHELL_WEIGHT, step)
+    return load_shell_weight(run).numpy() if refined is None else refined["shell_weight"]
+
+
+def with_weight_at_refined_poses(
+    working: WorkingFolder, trained: TrainedRun, progress: StagedProgress = silent
+) -> TrainedRun:
+    """The same run, its Fourier shells weighted by what all particles say at their refined poses.
+
+    All ranks make the weights together, once for a checkpoint, and the leader keeps them in the run directory.
+    """
     if not trained.poses_refined:
         return trained
+    run, step = working.folder, trained.checkpoint.position.step
+    known = find_of_checkpoint(run, REFINED_SHELL_WEIGHT, step)
+    if known is None:
+        known = {"shell_weight": take_from_leader(_weigh_at_refined_poses(trained, progress))}
+        if rank_and_world()[0] == 0:
+            working.send(write_of_checkpoint(run, REFINED_SHELL_WEIGHT, step, **known))
+    return replace(trained, shell_weight=known["shell_weight"])
+
+
+def _weigh_at_refined_poses(trained: TrainedRun, progress: StagedProgress) -> Float[np.ndarray, " shells"]:
     store = ParticleStore.open(trained.manifest.store)
-    pose = Pose(torch.from_numpy(trained.rotation), torch.from_numpy(trained.shift_angstrom))
     rows = selected_rows(trained.config, store)
-    # One process makes it: a sample says as much of the weights in a bounded time.
-    sample = rows[:: stride_for(len(rows), _WEIGHED_PARTICLES)]
-    consensus = back_project(store.with_pose(rows, pose), sample)
-    weight = consensus.shell_weight(load_mask(run), store.pixel_size_angstrom, len(sample) / len(rows))
-    write_shell_weight(run, weight)
-    return replace(trained, shell_weight=weight.numpy())
+    pose = Pose(torch.from_numpy(trained.rotation), torch.from_numpy(trained.shift_angstrom))
+    report = partial(progress, "consensus at refined poses")
+    consensus = back_project(store.with_pose(rows, pose), rows, report, trained.learner.device)
+    weight: np.ndarray = consensus.shell_weight(trained.learner.mask, store.pixel_size_angstrom).numpy()
+    return weight
+
+
+def keep_encoded_particles(working: WorkingFolder, trained: TrainedRun) -> None:
+    """Have the leader keep in the run directory what encoders have seen: nobody looks at all images again."""
+    if trained.is_encoded and rank_and_world()[0] == 0:
+        step, seen = trained.checkpoint.position.step, {name: getattr(trained, name) for name in _ENCODED}
+        working.send(write_of_checkpoint(working.folder, ENCODED_PARTICLES, step, **seen))
 
 
 def _for_decoding(config: RunConfig) -> RunConfig:
-    """The run's configuration as a CPU decodes it: one unshifted lattice, any backend's table read by torch."""
+    """The run's configuration as maps are decoded: one unshifted lattice, any backend's table read by torch."""
     grid = config.model.hash_grid.model_copy(update={"backend": "torch"})
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"hash_grid": grid}),
-            "training": config.training.model_copy(update={"jitter_lattices": 1}),
+            # Nothing is projected: without a lattice to project, no operators are made for it.
+            "training": config.training.model_copy(update={"jitter_lattices": 1, "projection": "rays"}),
         }
     )
 
 
-@torch.no_grad()
-def _poses(learner: Learner, store: ParticleStore, rows: np.ndarray) -> Pose:
-    """Poses of rows: from the table, by encoding their images, or as stored."""
-    known = learner.read_poses(torch.from_numpy(rows), store.particles().pose(rows))
-    if known is not None:
-        return known
-    found = [learner.objectives.encode_pose(batch) for batch in _batches(store, rows)]
-    return Pose(torch.cat([pose.rotation for pose in found]), torch.cat([pose.shift_angstrom for pose in found]))
+def _settle_particles(
+    learner: Learner, store: ParticleStore, rows: np.ndarray, run: Path, checkpoint: Checkpoint, progress: Progress
+) -> tuple[Pose, Tensor]:
+    """Poses and latents of rows: from tables, as stored, or as encoders see their images."""
+    encoded = _encoder_is_trained(learner.config, checkpoint)
+    pose = learner.read_poses(torch.from_numpy(rows), store.particles().pose(rows))
+    latents = None if encoded else learner.read_latents(torch.from_numpy(rows))
+    if pose is not None and latents is not None:
+        return Pose(pose.rotation.cpu(), pose.shift_angstrom.cpu()), latents.cpu()
+    known = find_of_checkpoint(run, ENCODED_PARTICLES, checkpoint.position.step)
+    if known is None:
+        return _encode(learner, store, rows, pose, latents, progress)
+    found = {name: torch.from_numpy(values) for name, values in known.items()}
+    return Pose(found["rotation"], found["shift_angstrom"]), found["latents"]
 
 
-@torch.no_grad()
-def _encoded_latents(learner: Learner, store: ParticleStore, rows: np.ndarray, pose: Pose) -> np.ndarray:
-    """Latents of rows as the encoder sees their images."""
-    found = []
-    for start, batch in zip(range(0, len(rows), _BLOCK), _batches(store, rows), strict=True):
-        part = slice(start, start + _BLOCK)
-        found.append(learner.objectives.encode_latent(batch, Pose(pose.rotation[part], pose.shift_angstrom[part])))
-    return torch.cat(found).numpy()
+def _encode(
+    learner: Learner,
+    store: ParticleStore,
+    rows: np.ndarray,
+    pose: Pose | None,
+    latents: Tensor | None,
+    progress: Progress | None = None,
+) -> tuple[Pose, Tensor]:
+    """Poses and latents of rows, those not given as encoders see the images, of which each rank looks at its share."""
+    objectives, device, particles = learner.objectives, learner.device, store.particles()
+    mine = np.arange(len(rows))[take_share(len(rows))]
+    rotation, shift = torch.empty(len(mine), 3, 3), torch.empty(len(mine), 2)
+    found = torch.empty(len(mine), learner.config.model.latent.dimensions)
+    for start in range(0, len(mine), _BLOCK):
+        part, places = slice(start, start + _BLOCK), mine[start : start + _BLOCK]
+        block = ImageBlock(store.read_images(rows[places]), rows[places], np.zeros_like(places))
+        batch = make_batch(block, particles).to(device)
+        known = None if pose is None else Pose(pose.rotation[places].to(device), pose.shift_angstrom[places].to(device))
+        seen = known or objectives.encode_pose(batch)
+        rotation[part], shift[part] = seen.rotation, seen.shift_angstrom
+        found[part] = objectives.encode_latent(batch, seen) if latents is None else latents[places]
+        if progress is not None:
+            progress(start + len(places), len(mine))
+    together = [gather_shares(values, len(rows)) for values in (rotation, shift, found)]
+    return Pose(*together[:2]), together[2]
 
 
 def _encoder_is_trained(config: RunConfig, checkpoint: Checkpoint) -> bool:
@@ -234,16 +309,3 @@ def _encoder_is_trained(config: RunConfig, checkpoint: Checkpoint) -> bool:
     if config.model.latent.form == "table_then_encoder":
         return stages(config)[checkpoint.position.stage].kind == "latent_distillation"
     return config.model.latent.form == "encoder"
-
-
-def _latents(learner: Learner, store: ParticleStore, rows: np.ndarray, pose: Pose, encoded: bool) -> np.ndarray:
-    """Latents of rows: by encoding their images, from the table, or none."""
-    known = None if encoded else learner.read_latents(torch.from_numpy(rows))
-    return _encoded_latents(learner, store, rows, pose) if known is None else known.numpy()
-
-
-def _batches(store: ParticleStore, rows: np.ndarray) -> Iterator[ParticleBatch]:
-    particles = store.particles()
-    for start in range(0, len(rows), _BLOCK):
-        part = rows[start : start + _BLOCK]
-        yield make_batch(ImageBlock(store.read_images(part), part, np.zeros_like(part)), particles)

@@ -198,10 +198,10 @@ app.add_typer(sweeps.app)
 @app.command(epilog="Example: `cryoformer-dist reconstruct runs/demo`")
 def reconstruct(home: RunDirectory) -> None:
     """Write volumes at cluster centres and along the principal axes, the latent table and refined poses."""
-    from cryoformer_dist.analysis.results import open_results, reconstruct_run
+    from cryoformer_dist.analysis.results import open_results, reconstruct_alone
 
     with open_results(home) as working:
-        written = reconstruct_run(working.folder)
+        written = reconstruct_alone(working)
     terminal.say(f"{len(written)} files in {home}")
     terminal.say(f"next: cryoformer-dist evaluate {home}")
 

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -51,14 +58,22 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def staged_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """One bar for work in stages; yields a callback (stage, done, in all)."""
+    """One bar for work in stages, with the time that each still takes; yields a callback (stage, done, in all)."""
     if not sys.stdout.isatty():
         yield _LineProgress().update
         return
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
+    columns = (TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("eta"), TimeRemainingColumn(), console=console) as bar:
+        task, shown = bar.add_task("", total=None), ""
+
+        def update(stage: str, done: int, total: int) -> None:
+            nonlocal shown
+            if stage != shown:
+                bar.reset(task)
+            shown = stage
+            bar.update(task, description=stage, completed=done, total=total)
+
+        yield update
 
 
 class _LineProgress:
@@ -70,6 +85,8 @@ class _LineProgress:
         self._ended = False
 
     def update(self, stage: str, done: int, total: int) -> None:
+        from cryoformer_dist.runs.training_log import format_duration
+
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._start, self._last, self._ended = stage, now, now, False
@@ -78,7 +95,8 @@ class _LineProgress:
             say(f"{stage}  {done}/{total}  {now - self._start:.1f} s")
         elif not self._ended and now - self._last > _LINE_EVERY_SECONDS:
             self._last = now
-            say(f"{stage}  {done}/{total}")
+            left = f"  eta {format_duration((now - self._start) * (total - done) / done)}" if done else ""
+            say(f"{stage}  {done}/{total}{left}")
 
 
 def make_display() -> "Display":

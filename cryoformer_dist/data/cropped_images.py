@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
@@ -12,7 +11,7 @@ from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.ctf import transfer_at
 from cryoformer_dist.physics.fourier import crop_images, image_to_fourier
-from cryoformer_dist.physics.grids import frequency_grid
+from cryoformer_dist.physics.grids import CPU, frequency_grid
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.projection import magnification
 
@@ -41,7 +40,9 @@ class CroppedImages:
     shift_pixels: Float[Tensor, "particles 2"]
 
     @staticmethod
-    def of(store: ParticleStore, rows: Rows, box: int, pose: Pose | None = None) -> "CroppedImages":
+    def of(
+        store: ParticleStore, rows: Rows, box: int, pose: Pose | None = None, device: torch.device = CPU
+    ) -> "CroppedImages":
         """Read particles.
 
         Parameters
@@ -52,6 +53,8 @@ class CroppedImages:
             Side of the cropped images in pixels, as `crop_images` takes it.
         pose
             One per row; those of the store when ``None``.
+        device
+            Where to crop and hold them.
 
         Raises
         ------
@@ -59,15 +62,15 @@ class CroppedImages:
             If no poses are given and the store has none.
         """
         particles, factor = store.particles(), store.box_size / box
-        pose = particles.pose(rows) if pose is None else pose
-        stored = torch.from_numpy(particles.pixel_size_angstrom[rows])
+        pose = (particles.pose(rows) if pose is None else pose).to(device)
+        stored = torch.from_numpy(particles.pixel_size_angstrom[rows]).to(device)
         pixel = stored * factor
         scale = magnification(store.pixel_size_angstrom, stored)[:, None, None]
         # In blocks: whole images do not fit in memory together.
         blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
         return CroppedImages(
-            coefficients=torch.cat([image_to_fourier(read_cropped(store, block, box)) for block in blocks]),
-            transfer=transfer_at(particles.ctf(rows), frequency_grid(box), pixel) * scale,
+            coefficients=torch.cat([image_to_fourier(read_cropped(store, block, box, device)) for block in blocks]),
+            transfer=transfer_at(particles.ctf(rows).to(device), frequency_grid(box, device), pixel) * scale,
             rotation=pose.rotation * scale,
             shift_pixels=-pose.shift_angstrom / pixel[:, None],
         )
@@ -82,8 +85,11 @@ class CroppedImages:
             yield part, self[part]
 
 
-def read_cropped(store: ParticleStore, rows: Rows, box: int) -> Float[Tensor, "particles box box"]:
+def read_cropped(
+    store: ParticleStore, rows: Rows, box: int, device: torch.device = CPU
+) -> Float[Tensor, "particles box box"]:
     """Images band-limited to a smaller box, their noise of unit variance as before."""
-    images = torch.from_numpy(store.read_images(rows).astype(np.float32))
+    # As stored, half as many bytes travel to a GPU.
+    images = torch.from_numpy(store.read_images(rows)).to(device).float()
     # Cropping averages noise away; the factor brings its standard deviation back to one.
     return crop_images(images, box) * (store.box_size / box)

@@ -37,7 +37,7 @@ class Answer:
     @staticmethod
     def unpack(numbers: Float[Tensor, "particles numbers"]) -> "Answer":
         """Inverse of `pack`."""
-        rotation, shift, amplitude, weight = numbers[:, :13].split([9, 2, 1, 1], dim=1)
+        rotation, shift, amplitude, weight = torch.split(numbers[:, :13], [9, 2, 1, 1], dim=1)
         latent, deviation = numbers[:, 13:].chunk(2, dim=1)
-        pose = Pose(rotation.unflatten(1, (3, 3)), shift)
+        pose = Pose(rotation.reshape(-1, 3, 3), shift)
         return Answer(latent, deviation, pose, amplitude[:, 0], weight[:, 0])

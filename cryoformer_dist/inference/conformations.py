@@ -86,8 +86,9 @@ class ConformationMixture:
             return Comparison(shares, match, energy)
         leading = self.mixture[:, : slopes.shape[2]]
         flat = slopes.flatten(1, 2)
-        among = (flat @ flat.mT).unflatten(2, (DIRECTIONS, -1)).unflatten(1, (DIRECTIONS, -1))
-        along = (flat @ maps.mT).unflatten(1, (DIRECTIONS, -1))
+        count = leading.shape[1]
+        among = (flat @ flat.mT).reshape(-1, DIRECTIONS, count, DIRECTIONS, count)
+        along = (flat @ maps.mT).reshape(-1, DIRECTIONS, count, maps.shape[1])
         return Comparison(
             shares,
             match,
@@ -101,7 +102,8 @@ class ConformationMixture:
     @property
     def shell(self) -> Int[Tensor, " twice"]:
         """Fourier shell of each of the numbers that are compared."""
-        return (self.slices.frequency.norm(dim=1) * self.compared_box).round().long().repeat_interleave(2)
+        radius: Tensor = (self.slices.frequency.norm(dim=1) * self.compared_box).round().long()
+        return radius.repeat_interleave(2)
 
     def _slopes(
         self, batch: ParticleBatch, pose: Pose, optics: Tensor, maps: Tensor
@@ -114,8 +116,9 @@ class ConformationMixture:
         by_rotation = (rotated - maps[:, None, :count]) / _TURN_RAD
         # A shift is a phase: d/ds exp(2 pi i k s) = 2 pi i k exp(2 pi i k s).
         per_angstrom = 2 * torch.pi * self._frequency() / batch.pixel_size_angstrom[:, None, None]
-        real, imaginary = maps[:, :count].unflatten(-1, (-1, 2)).unbind(-1)
-        quarter = torch.stack([-imaginary, real], dim=-1)
+        leading = maps[:, :count]
+        # Times i: real and imaginary parts stand side by side.
+        quarter = torch.stack([-leading[..., 1::2], leading[..., ::2]], dim=-1)
         by_shift = (per_angstrom.mT[:, :, None, :, None] * quarter[:, None]).flatten(-2)
         return torch.cat([by_rotation, by_shift], dim=1)
 

@@ -1,5 +1,6 @@
 """Homogeneous reconstruction of a run's particles; its half maps say how much of any map is signal."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cryoformer_dist.data.batch import ImageBlock, make_batch
+from cryoformer_dist.data.batch import BatchMaker, ImageBlock, images_as_read
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.backprojection import FourierAccumulator
@@ -52,7 +53,7 @@ class Consensus:
             shell scales with their number.
         """
         first, second = self.halves
-        fsc = fourier_shell_correlation(first, second, voxel_size_angstrom, mask.float()).correlation
+        fsc = fourier_shell_correlation(first, second, voxel_size_angstrom, mask.to(first)).correlation
         # No shell is silenced: a map is to be judged there too. Equal half maps leave no noise to compare with.
         fsc = fsc.clamp(_LEAST_CORRELATION, 1 - 1e-6)
         signal_to_noise = 2 * fsc / (1 - fsc) / share
@@ -70,7 +71,8 @@ def back_project(
 ) -> Consensus:
     """Homogeneous reconstruction of the given particles at the store's poses, by all ranks together.
 
-    Each rank inserts its share; the sums add up. Every rank returns the same maps, but for the order of summation.
+    Each rank inserts its share; the sums add up. Every rank returns the same maps, but for the order of summation, on
+    its device.
 
     Parameters
     ----------
@@ -84,23 +86,28 @@ def back_project(
         Where images are inserted and maps are solved; the CPU when ``None``.
     """
     device = device or torch.device("cpu")
-    particles, share = store.particles(), np.arange(len(rows))[take_share(len(rows))]
+    share = np.arange(len(rows))[take_share(len(rows))]
     halves = [FourierAccumulator(store.box_size, store.pixel_size_angstrom, device) for _ in range(2)]
-    for start in range(0, len(share), _BLOCK):
-        mine = share[start : start + _BLOCK]
-        batch = make_batch(ImageBlock(store.read_images(rows[mine]), rows[mine], np.zeros_like(mine)), particles)
-        batch = batch.to(device)
+    done = 0
+    for batch in BatchMaker(store.particles(), device).batches(_read_blocks(store, rows[share]), images_as_read):
         for half, accumulator in enumerate(halves):
             # Every other particle, whoever inserts it; a rank may have none of a half.
-            of_half = torch.from_numpy(np.flatnonzero(mine % 2 == half)).to(device)
-            if len(of_half):
-                part = batch.each(lambda values, of_half=of_half: values[of_half])  # type: ignore[misc]
+            part = batch.each(lambda values, first=(half - share[done]) % 2: values[first::2])  # type: ignore[misc]
+            if len(part):
                 accumulator.add(part.images, part.pose, part.ctf, part.pixel_size_angstrom)
+        done += len(batch)
         if progress is not None:
-            progress(start + len(mine), len(share))
+            progress(done, len(share))
     for accumulator in halves:
         add_over_ranks(accumulator.sums)
     first, second = halves
     maps = first.solve(wiener=_WIENER), second.solve(wiener=_WIENER)
     first.sums += second.sums
     return Consensus(first.solve(wiener=_WIENER), maps)
+
+
+def _read_blocks(store: ParticleStore, rows: Rows) -> Iterator[ImageBlock]:
+    """Images of so many rows at a time."""
+    for start in range(0, len(rows), _BLOCK):
+        mine = rows[start : start + _BLOCK]
+        yield ImageBlock(store.read_images(mine), mine, np.zeros_like(mine))

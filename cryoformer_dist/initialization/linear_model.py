@@ -17,7 +17,7 @@ from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.thinning import stride_for
 from cryoformer_dist.physics.fourier import comparable_frequencies
-from cryoformer_dist.physics.grids import half_plane_weight
+from cryoformer_dist.physics.grids import CPU, half_plane_weight
 from cryoformer_dist.physics.lattice import Lattice
 from cryoformer_dist.physics.projection import project_points
 from cryoformer_dist.progress import Progress
@@ -32,7 +32,7 @@ _DESCENTS = 3
 _AMPLITUDES = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 _FAINTEST = 0.2
 # Density values per block of a fit: blocks that leave the processor's cache take twice as long per image.
-_BLOCK_VALUES = 2**17
+_BLOCK_VALUES, _BLOCK_VALUES_ON_GPU = 2**17, 2**23
 
 
 def fit_linear_latents(
@@ -42,6 +42,7 @@ def fit_linear_latents(
     dimensions: int,
     seed: int,
     progress: Progress | None = None,
+    device: torch.device = CPU,
 ) -> Float[Tensor, "particles dimensions"]:
     """Coordinates of particles along the principal maps of their differences, uncorrelated and of unit variance.
 
@@ -61,13 +62,15 @@ def fit_linear_latents(
         Of the first, random coordinates.
     progress
         Called with steps done and in all: rounds, then blocks of particles.
+    device
+        Where maps and coordinates are fitted, and returned.
     """
     box = _coarse_box(store)
-    model = LinearModel(_coarse_lattice(mask, box).points_pixels, box)
+    model = LinearModel(_coarse_lattice(mask, box).points_pixels.to(device), box)
     sampled = rows[:: stride_for(len(rows), _SAMPLE)]
     share = take_share(len(sampled))
-    sample = CroppedImages.of(store, sampled[share], box)
-    latent = torch.randn(len(sampled), dimensions, generator=torch.Generator().manual_seed(seed))[share]
+    sample = CroppedImages.of(store, sampled[share], box, device=device)
+    latent = torch.randn(len(sampled), dimensions, generator=torch.Generator().manual_seed(seed))[share].to(device)
     maps, spread, amplitude = model.no_maps(dimensions), _AMPLITUDES[0], None
     # Once the maps are there, all particles in blocks: their images do not fit in memory together.
     mine = rows[take_share(len(rows))]
@@ -82,14 +85,18 @@ def fit_linear_latents(
     maps = model.fit_maps(sample, latent, maps, amplitude)
     latents = []
     for done, part in enumerate(parts, _ROUNDS):
-        latents.append(model.fit_latents(CroppedImages.of(store, part, box), maps, spread, False)[0])
+        images = CroppedImages.of(store, part, box, device=device)
+        latents.append(model.fit_latents(images, maps, spread, refit=False)[0])
         if progress is not None:
             progress(done + 1, steps)
     return gather_shares(whiten(torch.cat(latents)), len(rows))
 
 
 def fit_principal_maps(
-    store: ParticleStore, rows: Rows, mask: Bool[Tensor, "box box box"], latents: Float[Tensor, "particles dimensions"]
+    store: ParticleStore,
+    rows: Rows,
+    mask: Bool[Tensor, "box box box"],
+    latents: Float[Tensor, "particles dimensions"],
 ) -> Float[Tensor, "maps coarse coarse coarse"]:
     """The mean map and the change per unit of each coordinate, given everybody's coordinates.
 
@@ -98,17 +105,17 @@ def fit_principal_maps(
     store, rows, mask
         As of `fit_linear_latents`.
     latents
-        Coordinates of the same particles.
+        Coordinates of the same particles; maps are fitted where they are.
     """
-    box = _coarse_box(store)
-    lattice = _coarse_lattice(mask, box)
+    box, device = _coarse_box(store), latents.device
+    lattice = _coarse_lattice(mask, box).to(device)
     model = LinearModel(lattice.points_pixels, box)
     step = stride_for(len(rows), _SAMPLE)
     sampled = np.arange(len(rows))[::step]
     mine = sampled[take_share(len(sampled))]
-    images = CroppedImages.of(store, rows[mine], box)
-    maps = model.fit_maps(images, latents[torch.from_numpy(mine)], model.no_maps(latents.shape[1]))
-    voxels = torch.zeros(len(maps), box**3)
+    images = CroppedImages.of(store, rows[mine], box, device=device)
+    maps = model.fit_maps(images, latents[torch.from_numpy(mine).to(device)], model.no_maps(latents.shape[1]))
+    voxels = maps.new_zeros(len(maps), box**3)
     voxels[:, lattice.flat_index] = maps
     return voxels.reshape(-1, box, box, box)
 
@@ -126,12 +133,12 @@ class LinearModel:
 
     def __init__(self, points: Tensor, box: int) -> None:
         self._points, self._box = points, box
-        self._block = max(4, _BLOCK_VALUES // len(points))
-        self._weight = comparable_frequencies(box) * half_plane_weight(box) / box**2
+        self._block = max(4, (_BLOCK_VALUES_ON_GPU if points.is_cuda else _BLOCK_VALUES) // len(points))
+        self._weight = (comparable_frequencies(box) * half_plane_weight(box) / box**2).to(points.device)
 
     def no_maps(self, dimensions: int) -> Tensor:
         """A mean map and so many principal maps without density."""
-        return torch.zeros(dimensions + 1, len(self._points))
+        return self._points.new_zeros(dimensions + 1, len(self._points))
 
     def fit_maps(self, images: CroppedImages, latent: Tensor, start: Tensor, amplitude: Tensor | None = None) -> Tensor:
         """Least-squares maps at given coordinates, by a few steps of conjugate gradients from ``start``."""
@@ -201,7 +208,7 @@ class LinearModel:
 
 def _solve(gram: Tensor, match: Tensor, spread: float) -> tuple[Tensor, Tensor]:
     """Amplitude and coordinates times amplitude of each particle, and the log evidence of all."""
-    precision = torch.ones(gram.shape[-1])
+    precision = gram.new_ones(gram.shape[-1])
     precision[0] = spread**-2
     factor = torch.linalg.cholesky(gram + torch.diag(precision))
     # The prior's mean is amplitude 1 and no coordinate.
@@ -227,7 +234,7 @@ def _coarse_lattice(mask: Tensor, box: int) -> Lattice:
 
 def whiten(latent: Tensor) -> Tensor:
     """Uncorrelated coordinates of mean 0 and variance 1 over the particles of all ranks, the strongest first."""
-    count = sum_over_ranks(latent.new_tensor(len(latent)))
+    count = sum_over_ranks(latent.new_full((), len(latent)))
     centred = latent - sum_over_ranks(latent.sum(0)) / count
     values, vectors = torch.linalg.eigh(sum_over_ranks(centred.T @ centred) / count)
     # A direction may come out either way round, and must not on some ranks only.

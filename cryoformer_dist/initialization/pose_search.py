@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.initialization.clustering import find_clusters
 from cryoformer_dist.initialization.frame_alignment import align_frame
 from cryoformer_dist.initialization.occupancy import find_occupied
 from cryoformer_dist.initialization.projection_matching import ReferenceMap
 from cryoformer_dist.initialization.search_rounds import ROUNDS, SearchRound, draw_cone, list_shifts, select_rounds
-from cryoformer_dist.initialization.searched_images import SearchedImages, compared_disc
+from cryoformer_dist.initialization.searched_images import SearchedImages
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.fourier import (
     crop_volume,
@@ -43,9 +43,10 @@ from cryoformer_dist.ranks import (
     take_share,
 )
 
-_BLOCK = 64
+# Images compared at once: a GPU has many to do at a time.
+_BLOCK, _BLOCK_ON_GPU = 64, 512
 _WIENER = 0.1
-_CONFORMATIONS = 12
+_CONFORMATIONS, _GROUPING_ROUNDS = 12, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +166,13 @@ def search_poses_by_conformation(
         As of `search_poses`.
     """
     device = device or torch.device("cpu")
-    group, centres = _group_by_conformation(conformations.latents, seed, device)
+    conformations = LinearConformations(conformations.latents.to(device), conformations.maps.to(device))
+    group, centres = _group_by_conformation(conformations.latents, seed)
     rounds = select_rounds(rounds, store.box_size)
     halves = _read_halves(store, rows, rounds, device)
-    latents = [conformations.latents[half.places].to(device) for half in halves]
+    latents = [conformations.latents[half.places.to(device)] for half in halves]
     for half, own in zip(halves, latents, strict=True):
-        pose = start[half.places]
-        half.pose = Pose(pose.rotation.to(device), pose.shift_angstrom.to(device))
-        half.pose = align_frame(half.given, half.pose, own, sum_over_ranks)
+        half.pose = align_frame(half.given, start[half.places].to(device), own, sum_over_ranks)
     done = _Done(progress, halves, len(rows), len(rounds))
     for number, search_round in enumerate(rounds):
         differences = conformations.differences(centres, search_round.box)
@@ -211,15 +211,15 @@ def _gather(halves: Sequence[Pose], count: int) -> Pose:
     return Pose(rotation, shift)
 
 
-def _group_by_conformation(latents: Tensor, seed: int, device: torch.device) -> tuple[NDArray[np.int64], Tensor]:
+def _group_by_conformation(latents: Tensor, seed: int) -> tuple[NDArray[np.int64], Tensor]:
     """Group of each particle by its conformation, as the leader finds it, and the mean coordinates of each group."""
-    label = np.zeros(len(latents), dtype=np.int64)
+    group = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
     if rank_and_world()[0] == 0:
-        count = min(_CONFORMATIONS, len(latents))
-        _, label = kmeans2(latents.double().numpy(), count, minit="++", rng=seed)
-        _, label = np.unique(label, return_inverse=True)
-    group = broadcast_from_leader(torch.from_numpy(label).to(device)).cpu()
-    return group.numpy(), torch.stack([latents[group == name].mean(0) for name in range(int(group.max()) + 1)])
+        found = find_clusters(latents, min(_CONFORMATIONS, len(latents)), seed, _GROUPING_ROUNDS)
+        group = found.label.unique(return_inverse=True)[1]  # type: ignore[no-untyped-call]
+    group = broadcast_from_leader(group)
+    centres = torch.stack([latents[group == name].mean(0) for name in range(int(group.max()) + 1)])
+    return group.cpu().numpy(), centres
 
 
 class _Done:
@@ -253,11 +253,12 @@ class _Half:
         shifts = list_shifts(search_round.shift_radius, search_round.shift_step).to(self.device)
         cone = draw_cone(search_round.candidates, search_round.cone_deg, generator).to(self.device)
         rotation, shift_angstrom = self.pose.rotation.clone(), self.pose.shift_angstrom.clone()
+        size = _BLOCK_ON_GPU if rotation.is_cuda else _BLOCK
         for name, voxels in enumerate(maps):
-            reference = ReferenceMap(voxels.to(self.device), search_round.shell)
+            reference = ReferenceMap(voxels, search_round.shell)
             members = torch.from_numpy(np.flatnonzero(group == name)).to(self.device)
-            for start in range(0, len(members), _BLOCK):
-                part = members[start : start + _BLOCK]
+            for start in range(0, len(members), size):
+                part = members[start : start + size]
                 block = self._images[part]
                 pixel, scale = block.pixel_size_at(search_round.box), block.magnification
                 images, transfer = block.at(search_round.box, reference.slices.flat_index)
@@ -285,7 +286,7 @@ class _Half:
         later round brings it back. It is never narrower than a third of the cone: no round is kept from looking.
         """
         moved = rotation_angle_deg(self.pose.rotation, self.given.rotation).double()
-        squares, count = sum_over_ranks(torch.stack([moved.square().sum(), moved.new_tensor(len(moved))]))
+        squares, count = sum_over_ranks(torch.stack([moved.square().sum(), moved.new_full((), len(moved))]))
         return max(float((squares / count / 3).sqrt()), search_round.cone_deg / 3)
 
     def pixel_size_at(self, box: int) -> float:
@@ -295,14 +296,12 @@ class _Half:
     def back_project(self, pose: Pose, box: int) -> FourierAccumulator:
         """Add up the particles of all ranks at some poses, cropped to a box."""
         accumulator = FourierAccumulator(box, self.pixel_size_at(box), self.device)
-        flat_index, frequency = (each.to(self.device) for each in compared_disc(box))
         for start in range(0, len(self._images), 4 * _BLOCK):
             part = slice(start, start + 4 * _BLOCK)
             block = self._images[part]
-            images, transfer = block.at(box, flat_index)
-            centred = images * phase_ramp(frequency, pose.shift_angstrom[part] / block.pixel_size_at(box))
-            rotation = pose.rotation[part] * block.magnification[:, None, None]
-            accumulator.insert(frequency, centred, transfer, rotation)
+            images, transfer = block.at(box, accumulator.flat_index)
+            centred = images * phase_ramp(accumulator.frequency, pose.shift_angstrom[part] / block.pixel_size_at(box))
+            accumulator.insert(centred, transfer, pose.rotation[part] * block.magnification[:, None, None])
         add_over_ranks(accumulator.sums)
         return accumulator
 
@@ -315,15 +314,15 @@ def _make_references(halves: Sequence[_Half], box: int) -> Tensor:
     processors differ in their last bits.
     """
     sums = [half.back_project(half.pose, box) for half in halves]
-    references = torch.zeros(len(halves), box, box, box)
+    references = torch.zeros(len(halves), box, box, box, device=halves[0].device)
     if rank_and_world()[0] == 0:
         maps = [accumulator.solve(_WIENER) for accumulator in sums]
-        inside = find_occupied(sum(maps, torch.zeros_like(maps[0])), halves[0].pixel_size_at(box))
+        inside = find_occupied(maps[0] + maps[1], halves[0].pixel_size_at(box))
         soft = smooth(inside.float())
         masked = [voxels * soft for voxels in maps]
         agreement = fourier_shell_correlation(masked[0], masked[1], 1.0).correlation.clamp(min=0)
         references = torch.stack([weighted_shells(voxels, agreement) for voxels in masked])
-    return broadcast_from_leader(references.to(halves[0].device)).cpu()
+    return broadcast_from_leader(references)
 
 
 def _measure_agreement(halves: Sequence[_Half], poses: Sequence[Pose], search_round: SearchRound) -> float:

@@ -10,16 +10,11 @@ from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.ctf import transfer_at
 from cryoformer_dist.physics.fourier import crop_half_plane, image_to_fourier
-from cryoformer_dist.physics.grids import half_disc
+from cryoformer_dist.physics.grids import largest_disc
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.projection import magnification
 
 _BLOCK = 256
-
-
-def compared_disc(box: int) -> tuple[Int[Tensor, " k"], Float[Tensor, "k 2"]]:
-    """Frequencies of a box that may be compared and back-projected, as `half_disc` gives them: short of Nyquist."""
-    return half_disc(box, (box - 1) / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +24,7 @@ class SearchedImages:
     Attributes
     ----------
     coefficients
-        Real and imaginary parts in units of their noise, of the frequencies in `compared_disc`; half precision, as
+        Real and imaginary parts in units of their noise, of the frequencies in `largest_disc`; half precision, as
         stored images are.
     transfer
         CTF, times the magnification.
@@ -67,30 +62,23 @@ class SearchedImages:
             Where to hold them.
         """
         particles, old = store.particles(), store.box_size
-        flat_index, frequency = compared_disc(box)
-        pixel = torch.from_numpy(particles.pixel_size_angstrom[rows])
+        flat_index, frequency = (each.to(device) for each in largest_disc(box))
+        pixel = torch.from_numpy(particles.pixel_size_angstrom[rows]).to(device)
         scale = magnification(store.pixel_size_angstrom, pixel)
-        coefficients = torch.empty(len(rows), len(flat_index), 2, dtype=torch.float16)
-        transfer = torch.empty(len(rows), len(flat_index), dtype=torch.float16)
+        ctf = particles.ctf(rows).to(device)
+        coefficients = torch.empty(len(rows), len(flat_index), 2, dtype=torch.float16, device=device)
+        transfer = torch.empty(len(rows), len(flat_index), dtype=torch.float16, device=device)
         for start in range(0, len(rows), _BLOCK):
             part = slice(start, start + _BLOCK)
-            transform = image_to_fourier(torch.from_numpy(store.read_images(rows[part])).float())
+            # As stored, half as many bytes travel to a GPU.
+            transform = image_to_fourier(torch.from_numpy(store.read_images(rows[part])).to(device).float())
             cropped = transform if box == old else crop_half_plane(transform, box)
             coefficients[part] = torch.view_as_real(cropped.flatten(1)[:, flat_index] / old)
-            ctf = transfer_at(particles.ctf(rows[part]), frequency, pixel[part] * (old / box))
-            transfer[part] = ctf * scale[part, None]
-        place = torch.full((box * (box // 2 + 1),), -1)
-        place[flat_index] = torch.arange(len(flat_index))
-        given = particles.pose(rows)
-        return SearchedImages(
-            coefficients.to(device),
-            transfer.to(device),
-            Pose(given.rotation.to(device), given.shift_angstrom.to(device)),
-            pixel.to(device),
-            scale.to(device),
-            place.reshape(box, -1).to(device),
-            old,
-        )
+            transfer[part] = transfer_at(ctf[part], frequency, pixel[part] * (old / box)) * scale[part, None]
+        place = torch.full((box * (box // 2 + 1),), -1, device=device)
+        place[flat_index] = torch.arange(len(flat_index), device=device)
+        place = place.reshape(box, -1)
+        return SearchedImages(coefficients, transfer, particles.pose(rows).to(device), pixel, scale, place, old)
 
     def __len__(self) -> int:
         return len(self.transfer)
@@ -99,7 +87,7 @@ class SearchedImages:
         return SearchedImages(
             self.coefficients[particles],
             self.transfer[particles],
-            Pose(self.given.rotation[particles], self.given.shift_angstrom[particles]),
+            self.given[particles],
             self.pixel_size_angstrom[particles],
             self.magnification[particles],
             self.place,

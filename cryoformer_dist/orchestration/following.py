@@ -3,7 +3,9 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
+from cryoformer_dist.errors import CryoFormerError
 from cryoformer_dist.progress import StagedProgress, silent
 from cryoformer_dist.runs.layout import STAGE_PROGRESS, TRAINING_LOG
 from cryoformer_dist.runs.stage_progress import StageProgress, read_stage_progress
@@ -14,6 +16,13 @@ from cryoformer_dist.storage.working_folder import WorkingFolder
 _POLL_SECONDS = 0.5
 _FETCH_SECONDS = 5.0
 OnRecord = Callable[[TrainingRecord], None]
+
+
+def _read_log(run: Path) -> list[TrainingRecord]:
+    """The training log, or no news of one that cannot be read: the leader will say so."""
+    with suppress(OSError, CryoFormerError):
+        return read_training_log(run)
+    return []
 
 
 @contextmanager
@@ -27,7 +36,7 @@ def follow_run(
     on_record
         Called with each record that is added to the training log.
     on_stage
-        Called with (stage, done, in all) of the stages before training.
+        Called with (stage, done, in all) of the stages before and after training.
     elsewhere
         Whether the leader is another process, with a working copy of its own.
     """
@@ -43,8 +52,7 @@ def follow_run(
         with suppress(OSError, *client_errors()):
             if elsewhere:
                 working.fetch(STAGE_PROGRESS, TRAINING_LOG)
-            return read_stage_progress(working.folder), read_training_log(working.folder)
-        return [], []
+        return read_stage_progress(working.folder), _read_log(working.folder)
 
     def follow() -> None:
         told = before

@@ -144,11 +144,11 @@ def open_posed_store(place: str) -> ParticleStore:
 
 
 def _write_results(request: RunRequest, display: Display) -> Place:
-    """Results of a trained run; returns its report."""
+    """Verdict and report of a trained run, whose maps its workers have made; returns the report."""
     # Not before: it takes seconds to import, and nobody waits for it to train.
     from cryoformer_dist.analysis.results import make_results, open_results
 
-    with display.progress("volumes, verdict, report") as step, open_results(request.home) as working:
+    with display.progress("verdict, report") as step, open_results(request.home) as working:
         report = working.at_home(make_results(working.folder))
         step(1, 1)
     return report

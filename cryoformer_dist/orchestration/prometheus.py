@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from ray.util.metrics import Gauge
 
+from cryoformer_dist.runs.stage_progress import StageProgress
 from cryoformer_dist.runs.training_log import TrainingRecord
 
 # Ray passes a value on once and forgets it after two of its report intervals, of at least one second each: a run that
 # reports more rarely would come and go.
 _SECONDS_BETWEEN_SHOWINGS = 1.0
-Publish = Callable[[TrainingRecord], None]
+News = TrainingRecord | StageProgress
+Publish = Callable[[News], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +30,13 @@ class RunMetric:
     meaning
         One sentence, without a full stop.
     key
-        Of the training record that holds it; a record that says ``None`` leaves the last value.
+        Of the news that holds it; news that says ``None`` of it, or nothing, leaves the last value.
     per_rank
         Whether every rank shows its own, with a tag ``rank``; the others are shown by rank 0 for all.
+    per_stage
+        Whether it is of a stage before or after training, with a tag ``stage``; of the last one told of only.
     scale
-        From the record's unit to this one.
+        From the news's unit to this one.
     """
 
     name: str
@@ -40,6 +44,7 @@ class RunMetric:
     meaning: str
     key: str
     per_rank: bool = False
+    per_stage: bool = False
     scale: float = 1.0
 
     @property
@@ -47,9 +52,9 @@ class RunMetric:
         """As Prometheus and Grafana know it."""
         return f"ray_{self.name}"
 
-    def value(self, record: TrainingRecord) -> float | None:
-        """Taken from a record."""
-        value = getattr(record, self.key)
+    def value(self, news: News) -> float | None:
+        """Taken from news, if these have it."""
+        value = getattr(news, self.key, None)
         return None if value is None else self.scale * value
 
 
@@ -70,7 +75,12 @@ METRICS = (
         "cryoformer_data_wait_share", "0 to 1", "share of the time spent waiting for images", "data_wait_share", True
     ),
     RunMetric(
-        "cryoformer_memory_bytes", "bytes", "peak memory of a rank, on its GPU if it has one", "memory_gib", True, 2**30
+        "cryoformer_memory_bytes",
+        "bytes",
+        "peak memory of a rank, on its GPU if it has one",
+        "memory_gib",
+        True,
+        scale=2**30,
     ),
     RunMetric("cryoformer_active_points", "points", "grid points at which there may be density", "active_points"),
     RunMetric(
@@ -111,6 +121,20 @@ METRICS = (
     ),
     RunMetric("cryoformer_checkpoint_seconds", "s", "time the last checkpoint took", "checkpoint_seconds"),
     RunMetric("cryoformer_workers", "processes", "training processes at work", "workers"),
+    RunMetric(
+        "cryoformer_stage_share",
+        "0 to 1",
+        "share done of the last stage before or after training",
+        "share_done",
+        per_stage=True,
+    ),
+    RunMetric(
+        "cryoformer_stage_seconds_left",
+        "s",
+        "time that stage still takes at its mean pace",
+        "seconds_left",
+        per_stage=True,
+    ),
 )
 
 
@@ -128,19 +152,22 @@ def publishing(name: str, rank: int) -> Iterator[Publish]:
     Yields
     ------
     publish
-        Takes a training record.
+        Takes a training record, or how far a stage is.
     """
     gauges = {metric: _make_gauge(metric, name, rank) for metric in METRICS if metric.per_rank or rank == 0}
-    newest: dict[RunMetric, float] = {}
+    newest: dict[RunMetric, tuple[float, dict[str, str]]] = {}
     stop = threading.Event()
 
-    def publish(record: TrainingRecord) -> None:
-        newest.update({metric: value for metric in gauges if (value := metric.value(record)) is not None})
+    def publish(news: News) -> None:
+        tags = {"stage": news.stage}
+        for metric in gauges:
+            if (value := metric.value(news)) is not None:
+                newest[metric] = (value, tags if metric.per_stage else {})
         show()
 
     def show() -> None:
-        for metric, value in tuple(newest.items()):
-            gauges[metric].set(value)
+        for metric, (value, tags) in tuple(newest.items()):
+            gauges[metric].set(value, tags)
 
     def show_again() -> None:
         while not stop.wait(_SECONDS_BETWEEN_SHOWINGS):
@@ -158,5 +185,6 @@ def publishing(name: str, rank: int) -> Iterator[Publish]:
 def _make_gauge(metric: RunMetric, name: str, rank: int) -> Gauge:
     tags = {"run": name} | ({"rank": str(rank)} if metric.per_rank else {})
     unit = f" ({metric.unit})" if metric.unit else ""
-    gauge = Gauge(metric.name, description=metric.meaning + unit, tag_keys=tuple(tags))
+    keys = (*tags, "stage") if metric.per_stage else tuple(tags)
+    gauge = Gauge(metric.name, description=metric.meaning + unit, tag_keys=keys)
     return gauge.set_default_tags(tags)

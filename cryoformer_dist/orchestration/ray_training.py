@@ -45,7 +45,7 @@ def train_with_ray(
     on_record
         Called in this process for each new record.
     on_stage
-        Called in this process with (stage, done, in all) of the stages before training.
+        Called in this process with (stage, done, in all) of the stages before and after training.
 
     Raises
     ------

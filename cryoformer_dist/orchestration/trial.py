@@ -25,6 +25,7 @@ from cryoformer_dist.runs.checkpoint import latest_checkpoint
 from cryoformer_dist.runs.directory import is_prepared, load_run
 from cryoformer_dist.runs.layout import RAY_POINTER, SWEEP_PREPARED, TRIAL_LOCK
 from cryoformer_dist.runs.scores import read_scores
+from cryoformer_dist.runs.stage_progress import StageProgress
 from cryoformer_dist.runs.sweep import pick_headline_scores, read_sweep
 from cryoformer_dist.runs.training_log import TrainingRecord
 from cryoformer_dist.runs.trial import (
@@ -156,6 +157,9 @@ class EpochReports:
     def report(self, record: TrainingRecord, checkpoint: Path | None) -> None:
         """See `Reporter`."""
         self.look()
+
+    def stage(self, progress: StageProgress) -> None:
+        """See `Reporter`."""
 
     def alive(self) -> None:
         """See `Reporter`."""

@@ -1,6 +1,7 @@
 """What runs in a process that trains: its share of the run, its loader, and word of what it does."""
 
 import faulthandler
+import gc
 import json
 import math
 import os
@@ -30,14 +31,15 @@ from cryoformer_dist.errors import (
 from cryoformer_dist.machine import WorkerMemory, measure_worker_memory, set_threads
 from cryoformer_dist.orchestration.prometheus import Publish, publishing
 from cryoformer_dist.ranks import gather_objects, rank_and_world
-from cryoformer_dist.runs.checkpoint import latest_checkpoint
+from cryoformer_dist.runs.checkpoint import fetch_latest, latest_checkpoint
 from cryoformer_dist.runs.directory import load_run, open_run_directory, selected_rows
 from cryoformer_dist.runs.layout import RAY_POINTER
+from cryoformer_dist.runs.stage_progress import StageProgress
 from cryoformer_dist.runs.training_log import TrainingRecord
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.memory import gib, leaves_room
-from cryoformer_dist.training.reporting import Reporter
-from cryoformer_dist.training.train_rank import join_world_of_one, train_rank
+from cryoformer_dist.training.reporting import Reporter, tell_stages
+from cryoformer_dist.training.train_rank import agree_on_checkpoint, join_world_of_one, train_rank
 
 _SECONDS_BETWEEN_POINTERS = 10.0
 
@@ -109,6 +111,11 @@ class RayReporter:
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
         )
 
+    def stage(self, progress: StageProgress) -> None:
+        """See `Reporter`."""
+        self.alive()
+        self._publish(progress)
+
     def alive(self) -> None:
         """See `Reporter`."""
         faulthandler.dump_traceback_later(self._silence, exit=True)
@@ -118,6 +125,9 @@ class SilentReporter:
     """For runs whose training log is word enough."""
 
     def report(self, record: TrainingRecord, checkpoint: Path | None) -> None:
+        """See `Reporter`."""
+
+    def stage(self, progress: StageProgress) -> None:
         """See `Reporter`."""
 
     def alive(self) -> None:
@@ -139,6 +149,7 @@ def run_worker(arguments: WorkerArguments) -> CryoFormerError | None:
             newest = latest_checkpoint(working.folder)
             if newest is not None:
                 reporter.point_to(newest.folder)
+            _make_maps(working, config, reporter, device)
     except (ConfigError, TrainingError, CheckpointNotWrittenError) as error:
         # All ranks meet these together. Raised, Ray would start the workers again, to meet them again.
         return error
@@ -150,7 +161,7 @@ def run_worker(arguments: WorkerArguments) -> CryoFormerError | None:
 def train_alone(
     working: WorkingFolder, config: RunConfig, store: ParticleStore, reporter: Reporter, threads: int, on_gpu: bool
 ) -> None:
-    """Train a prepared run in this thread, its only rank, without Ray Train.
+    """Train a prepared run in this thread, its only rank, without Ray Train, and make its maps.
 
     Parameters
     ----------
@@ -170,6 +181,19 @@ def train_alone(
     join_world_of_one(device)
     loader = choose_loader(config, device, reporter.alive, with_ray=False)
     train_rank(working, config, store, measure_worker_memory(on_gpu), reporter, loader, device)
+    _make_maps(working, config, reporter, device)
+
+
+def _make_maps(working: WorkingFolder, config: RunConfig, reporter: Reporter, device: torch.device) -> None:
+    """Make this rank's share of the maps of a trained run."""
+    # Not before: it takes seconds to import, and nobody waits for it to train.
+    from cryoformer_dist.analysis.results import reconstruct_once
+
+    # The network that was trained, its optimiser and the images are not needed any more.
+    gc.collect()
+    fetch_latest(working)
+    agree_on_checkpoint(working, config.training.storage_patience_seconds)
+    reconstruct_once(working, config, device, tell_stages(working, reporter))
 
 
 def choose_loader(

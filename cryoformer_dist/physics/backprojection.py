@@ -5,12 +5,15 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryoformer_dist.physics.ctf import CTFParams, transfer_at
-from cryoformer_dist.physics.fourier import fourier_to_volume, image_to_fourier, shifted
-from cryoformer_dist.physics.grids import frequency_grid, interpolation_envelope, told_by_conjugate
+from cryoformer_dist.physics.fourier import image_to_fourier, phase_ramp
+from cryoformer_dist.physics.grids import half_plane_weight, interpolation_envelope, largest_disc
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.projection import magnification
 
 _PADDING = 2
+# Frequencies that are inserted together: a processor's cache holds their corners; a GPU has many to do at once.
+_TOGETHER, _TOGETHER_ON_GPU = 2**18, 2**22
+_SUMS = 3
 
 
 class FourierAccumulator:
@@ -28,20 +31,21 @@ class FourierAccumulator:
     Attributes
     ----------
     sums
-        ``(3, frequencies)``: CTF-weighted signal, real and imaginary part, and squared CTF. Accumulators add up by
-        theirs.
+        ``(3, frequencies)``: CTF-weighted signal, real and imaginary part, and squared CTF, on the half of the lattice
+        where ``kx >= 0`` (a map is real). Accumulators add up by theirs.
+    flat_index, frequency
+        The frequencies of an image that are inserted, as `largest_disc` gives them.
     """
 
     def __init__(self, box: int, pixel_size_angstrom: float, device: torch.device | None = None) -> None:
         self.box = box
         self.pixel_size_angstrom = pixel_size_angstrom
-        size = box * _PADDING
-        self._size = size
-        self.sums = torch.zeros(3, size**3, device=device)
-        self._frequency = frequency_grid(size, self.sums.device)
-        radius = self._frequency.square().sum(-1).sqrt() * size
-        # Beyond the Nyquist sphere trilinear weights would fall off the lattice.
-        self._inside = (radius < size // 2 - 1) & ~told_by_conjugate(self._frequency)
+        self._size, self._columns = box * _PADDING, box * _PADDING // 2 + 1
+        # Frequencies along z and y, in ascending order, then x.
+        self.sums = torch.zeros(_SUMS, self._size**2 * self._columns, device=device)
+        self.flat_index, self.frequency = (each.to(self.sums.device) for each in largest_disc(box))
+        z, y, x = torch.meshgrid(*[torch.arange(2)] * 3, indexing="ij")
+        self._corners = ((z * self._size + y) * self._columns + x).reshape(-1, 1).to(self.sums.device)
 
     def add(
         self,
@@ -63,30 +67,23 @@ class FourierAccumulator:
         """
         pixel = torch.full((len(images),), self.pixel_size_angstrom, device=images.device)
         pixel = pixel if pixel_size_angstrom is None else pixel_size_angstrom.float()
-        margin = (self._size - self.box) // 2
-        padded = torch.nn.functional.pad(images.float(), (margin, margin, margin, margin))
-        scale = magnification(self.pixel_size_angstrom, pixel)[:, None, None]
-        transfer = transfer_at(ctf, self._frequency, pixel) * scale
+        scale = magnification(self.pixel_size_angstrom, pixel)[:, None]
+        coefficients = image_to_fourier(images.float()).flatten(1)[:, self.flat_index]
         # The stored shift centres the image.
-        centred = shifted(image_to_fourier(padded), pose.shift_angstrom.float() / pixel[:, None])
-        inside = self._inside
-        rotation = pose.rotation.float() * scale
-        self.insert(self._frequency[inside], centred[:, inside], transfer[:, inside], rotation)
+        centred = coefficients * phase_ramp(self.frequency, pose.shift_angstrom.float() / pixel[:, None])
+        transfer = transfer_at(ctf, self.frequency, pixel) * scale
+        self.insert(centred, transfer, pose.rotation.float() * scale[..., None])
 
     def insert(
         self,
-        frequency: Float[Tensor, "k 2"],
         images: Complex[Tensor, "particles k"],
         transfer: Float[Tensor, "particles k"],
         rotation: Float[Tensor, "particles 3 3"],
     ) -> None:
-        """Insert coefficients of a block of images.
+        """Insert coefficients of a block of images, those of `flat_index`.
 
         Parameters
         ----------
-        frequency
-            Cycles per pixel of the box, within its Nyquist sphere; of each pair +-k one. Those of the padded lattice
-            fill the map most evenly; those of the box are a quarter as many, and many images fill the gaps.
         images
             Centred.
         transfer
@@ -94,27 +91,34 @@ class FourierAccumulator:
         rotation
             A of each image, times the magnification.
         """
+        together = _TOGETHER_ON_GPU if self.sums.is_cuda else _TOGETHER
+        block = max(1, together // len(self.frequency))
+        for start in range(0, len(images), block):
+            part = slice(start, start + block)
+            self._insert_block(images[part], transfer[part], rotation[part])
+
+    def _insert_block(self, images: Tensor, transfer: Tensor, rotation: Tensor) -> None:
         # The slice of a projection along z holds the volume's transform at A^T (kx, ky, 0).
-        position = ((frequency * self._size) @ rotation[:, :2]).reshape(-1, 3)
-        signal, weight = (images * transfer).reshape(-1), transfer.square().reshape(-1)
-        keep = position.square().sum(-1) < (self._size // 2 - 1) ** 2
-        position, signal, weight = position[keep], signal[keep], weight[keep]
+        position = torch.einsum("ki,bij->jbk", self.frequency * self._size, rotation[:, :2]).flatten(1)
+        # A real map's coefficient at -k is the conjugate of that at k.
+        side = torch.where(position[0] < 0, -1.0, 1.0)
+        # Beyond the Nyquist sphere trilinear weights would fall off the lattice: such values count for nothing.
+        inside = (position.square().sum(0) < (self._size // 2 - 1) ** 2).float()
+        position = position * (side * inside)
+        signal, weight = (images * transfer).flatten(), transfer.square().flatten()
+        values = torch.stack([signal.real, signal.imag * side, weight]) * inside
         cell = position.floor()
         upper = position - cell
-        share = torch.stack([1 - upper, upper])
-        # Frequencies wrap: -1 is the last index.
-        place = torch.stack([cell.long(), cell.long() + 1]).remainder(self._size)
-        for dz in (0, 1):
-            for dy in (0, 1):
-                for dx in (0, 1):
-                    part = share[dx, :, 0] * share[dy, :, 1] * share[dz, :, 2]
-                    index = (place[dz, :, 2] * self._size + place[dy, :, 1]) * self._size + place[dx, :, 0]
-                    self.sums[0].scatter_add_(0, index, part * signal.real)
-                    self.sums[1].scatter_add_(0, index, part * signal.imag)
-                    self.sums[2].scatter_add_(0, index, part * weight)
+        x, y, z = cell.long()
+        middle = self._size // 2
+        index = ((z + middle) * self._size + y + middle) * self._columns + x
+        share_x, share_y, share_z = torch.stack([1 - upper, upper], dim=1)
+        share = (share_z[:, None, None] * share_y[:, None] * share_x).flatten(0, 2)
+        places = (index + self._corners).flatten().expand(_SUMS, -1)
+        self.sums.scatter_add_(1, places, (values[:, None] * share).flatten(1))
 
     def solve(self, wiener: float = 1.0) -> Float[Tensor, "box box box"]:
-        """The map that the slices agree on, on the CPU.
+        """The map that the slices agree on, where they were inserted.
 
         Parameters
         ----------
@@ -122,20 +126,34 @@ class FourierAccumulator:
             Added to the summed squared CTF of each frequency, in units of its mean over the measured ones: larger is
             smoother.
         """
-        size, box = self._size, self.box
-        # Only half of each slice was inserted: the map is real, so the other half is its conjugate at -k.
-        real, imaginary, weight = self.sums.reshape(3, size, size, size)
-        signal = torch.complex(real, imaginary)
-        signal = signal + _at_minus_k(signal).conj()
-        weight = weight + _at_minus_k(weight)
-        measured = weight[weight > 0]
-        floor = wiener * float(measured.mean()) if len(measured) else 1.0
-        voxels = fourier_to_volume(signal / (weight + floor))
-        margin = (size - box) // 2
-        cut = slice(margin, margin + box)
-        return (voxels[cut, cut, cut]).cpu() / interpolation_envelope(box, size, degree=1)
+        size, columns = self._size, self._columns
+        real, imaginary, weight = self.sums.reshape(_SUMS, size, size, columns)
+        signal, weight = torch.complex(real, imaginary), weight.clone()
+        # On the plane kx = 0 one of each pair +-k was inserted.
+        signal[..., 0] += _at_minus_k(signal[..., 0]).conj()
+        weight[..., 0] += _at_minus_k(weight[..., 0])
+        times = half_plane_weight(size, weight.device)
+        measured = ((weight > 0) * times).sum()
+        mean = (weight * times).sum() / measured.clamp_min(1)
+        floor = torch.where(measured > 0, wiener * mean, 1.0)
+        voxels = _to_middle(signal / (weight + floor), self.box)
+        return voxels / interpolation_envelope(self.box, size, degree=1, device=voxels.device)
 
 
-def _at_minus_k(grid: Tensor) -> Tensor:
-    """A transform with every frequency negated."""
-    return torch.roll(grid.flip((0, 1, 2)), (1, 1, 1), (0, 1, 2))
+def _at_minus_k(plane: Tensor) -> Tensor:
+    """A plane of frequencies in ascending order with every frequency negated."""
+    return torch.roll(plane.flip((0, 1)), (1, 1), (0, 1))
+
+
+def _to_middle(coefficients: Complex[Tensor, "size size half"], box: int) -> Float[Tensor, "box box box"]:
+    """The middle of the map of a half transform; axis by axis, since nothing else of it is wanted."""
+    size, half = coefficients.shape[0], box // 2
+
+    def cut(voxels: Tensor, axis: int) -> Tensor:
+        return torch.cat([voxels.narrow(axis, size - half, half), voxels.narrow(axis, 0, half)], dim=axis)
+
+    # Frequencies in ascending order: every other voxel comes out negative.
+    sign = 1 - 2 * (torch.arange(box, device=coefficients.device) + half).remainder(2).float()
+    along_z = cut(torch.fft.ifft(coefficients, dim=0), 0) * sign[:, None, None]
+    along_y = cut(torch.fft.ifft(along_z, dim=1), 1) * sign[:, None]
+    return cut(torch.fft.irfft(along_y, n=size, dim=2), 2)

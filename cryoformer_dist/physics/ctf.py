@@ -22,8 +22,12 @@ class CTFParams:
     spherical_aberration_mm: Float[Tensor, " particles"]
     amplitude_contrast: Float[Tensor, " particles"]
 
-    def __getitem__(self, rows: Tensor) -> "CTFParams":
+    def __getitem__(self, rows: slice | Tensor) -> "CTFParams":
         return CTFParams(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def to(self, device: torch.device) -> "CTFParams":
+        """The same values on another device."""
+        return CTFParams(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def electron_wavelength_angstrom(voltage_kv: Float[Tensor, " particles"]) -> Float[Tensor, " particles"]:
@@ -61,7 +65,7 @@ def contrast_transfer_function(
     CryoDRGN's CTF is the negative of ours and multiplies the data by -1: the same thing. No envelope.
     """
     contrast = params.amplitude_contrast
-    if not contrast.is_cuda:
+    if contrast.device.type == "cpu":
         refuse_impossible_contrast(contrast)
     kx, ky = frequency_per_angstrom.unbind(-1)
     k2 = kx.square() + ky.square()

@@ -123,9 +123,9 @@ def upsample_volume(voxels: Float[Tensor, "old old old"], box: int) -> Float[Ten
         return voxels
     half = old // 2
     # Without the Nyquist planes, which hold one of each pair +-k.
-    kept, place = torch.cat([torch.arange(half), torch.arange(half + 1, old)]), torch.arange(half)
-    place = torch.cat([place, torch.arange(box - half + 1, box)])
-    wide = torch.zeros(box, box, box, dtype=torch.complex64)
+    before, after = (torch.arange(side, device=voxels.device) for side in (old, box))
+    kept, place = (torch.cat([each[:half], each[len(each) - half + 1 :]]) for each in (before, after))
+    wide = torch.zeros(box, box, box, dtype=torch.complex64, device=voxels.device)
     coefficients = volume_to_fourier(voxels)[kept][:, kept][:, :, kept]
     wide[place[:, None, None], place[:, None], place] = coefficients
     return fourier_to_volume(wide) * (box / old) ** 3
@@ -215,18 +215,22 @@ def fourier_shell_correlation(
         Voxel size of both.
     mask
         Multiplied into both maps first.
+
+    Returns
+    -------
+    On the CPU.
     """
     if mask is not None:
         first, second = first * mask, second * mask
     box = first.shape[-1]
     a, b = volume_to_fourier(first.double()), volume_to_fourier(second.double())
-    shell = _shells(box)
+    shell = _shells(box, a.device)
     cross = _shell_sum((a * b.conj()).real, shell, box)
     power = (_shell_sum(a.abs().square(), shell, box) * _shell_sum(b.abs().square(), shell, box)).sqrt()
     # Rounding leaves about 1e-32 of the strongest shell's power in shells that are empty.
     floor = power.max() * 1e-20
     correlation = torch.where(power > floor, cross / power.clamp_min(1e-300), torch.zeros_like(cross))
-    return FSCCurve(correlation.float(), box, pixel_size_angstrom)
+    return FSCCurve(correlation.float().cpu(), box, pixel_size_angstrom)
 
 
 def to_real_vectors(coefficients: Complex[Tensor, "*batch k"]) -> Float[Tensor, "*batch twice"]:
@@ -237,9 +241,9 @@ def to_real_vectors(coefficients: Complex[Tensor, "*batch k"]) -> Float[Tensor, 
 def spectrum(voxels: Float[Tensor, "box box box"]) -> Float[Tensor, " shells"]:
     """Root-mean-square amplitude of a map on Fourier shells ``0 .. box // 2 - 1``."""
     box = voxels.shape[-1]
-    shell = _shells(box)
+    shell = _shells(box, voxels.device)
     power = _shell_sum(volume_to_fourier(voxels.double()).abs().square(), shell, box)
-    return (power / _shell_sum(torch.ones(box**3, dtype=torch.float64), shell, box)).sqrt().float()
+    return (power / _shell_sum(torch.ones_like(shell, dtype=torch.float64), shell, box)).sqrt().float()
 
 
 def weighted_shells(
@@ -247,18 +251,19 @@ def weighted_shells(
 ) -> Float[Tensor, "box box box"]:
     """A map with Fourier shells ``0 .. box // 2 - 1`` multiplied by their weights; what lies beyond them is dropped."""
     box = voxels.shape[-1]
-    beyond = torch.zeros(box)
-    per_coefficient = torch.cat([weight, beyond])[_shells(box)].reshape(box, box, box)
+    weight = torch.nn.functional.pad(weight.to(voxels.device), (0, box))
+    per_coefficient = weight[_shells(box, voxels.device)].reshape(box, box, box)
     return fourier_to_volume(volume_to_fourier(voxels) * per_coefficient)
 
 
-def _shells(box: int) -> Tensor:
+def _shells(box: int, device: torch.device) -> Tensor:
     """Shell of every coefficient, zero frequency first, flattened."""
-    axis = torch.fft.ifftshift(centred_axis(box))
+    axis = torch.fft.ifftshift(centred_axis(box, device))
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     return (z.square() + y.square() + x.square()).sqrt().round().long().ravel()
 
 
 def _shell_sum(values: Tensor, shell: Tensor, box: int) -> Tensor:
     """Total of a quantity over each Fourier shell."""
-    return torch.bincount(shell, weights=values.ravel())[: box // 2]
+    # The corners lie at less than the box.
+    return values.new_zeros(box).scatter_add_(0, shell, values.ravel())[: box // 2]

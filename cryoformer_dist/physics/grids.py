@@ -22,9 +22,9 @@ def centred_axis(box: int, device: torch.device = CPU) -> Float[Tensor, " box"]:
     return torch.arange(box, dtype=torch.float32, device=device) - box // 2
 
 
-def radius_grid(box: int, dimensions: int) -> Tensor:
+def radius_grid(box: int, dimensions: int, device: torch.device = CPU) -> Tensor:
     """Distance of every pixel from the centre, in pixels, shape ``(box,) * dimensions``."""
-    axes = torch.meshgrid(*[centred_axis(box)] * dimensions, indexing="ij")
+    axes = torch.meshgrid(*[centred_axis(box, device)] * dimensions, indexing="ij")
     return torch.stack(axes).square().sum(0).sqrt()
 
 
@@ -64,12 +64,19 @@ def half_disc(box: int, radius: float) -> tuple[Int[Tensor, " k"], Float[Tensor,
     return flat_index, grid.reshape(-1, 2)[flat_index]
 
 
-def interpolation_envelope(box: int, size: int, degree: int) -> Float[Tensor, "box box box"]:
+def largest_disc(box: int) -> tuple[Int[Tensor, " k"], Float[Tensor, "k 2"]]:
+    """Frequencies of a box that may be compared and back-projected, as `half_disc` gives them: short of Nyquist."""
+    return half_disc(box, (box - 1) / 2)
+
+
+def interpolation_envelope(
+    box: int, size: int, degree: int, device: torch.device = CPU
+) -> Float[Tensor, "box box box"]:
     """What B-spline interpolation between the coefficients of a map padded to ``size`` multiplies the map by.
 
     The spline's transform, ``sinc^(degree + 1)`` along each axis; of degree 1 it is trilinear interpolation.
     """
-    falloff = torch.sinc(centred_axis(box) / size) ** (degree + 1)
+    falloff = torch.sinc(centred_axis(box, device) / size) ** (degree + 1)
     return falloff[:, None, None] * falloff[None, :, None] * falloff[None, None, :]
 
 

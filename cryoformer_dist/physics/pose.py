@@ -26,8 +26,12 @@ class Pose:
     rotation: Float[Tensor, "*batch 3 3"]
     shift_angstrom: Float[Tensor, "*batch 2"]
 
-    def __getitem__(self, rows: Tensor) -> "Pose":
+    def __getitem__(self, rows: slice | Tensor) -> "Pose":
         return Pose(self.rotation[rows], self.shift_angstrom[rows])
+
+    def to(self, device: torch.device) -> "Pose":
+        """The same pose on another device."""
+        return Pose(self.rotation.to(device), self.shift_angstrom.to(device))
 
 
 def rotation_from_relion_euler(rot_tilt_psi_deg: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:

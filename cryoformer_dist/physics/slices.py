@@ -116,7 +116,7 @@ class SplineSlices:
 def _padded_transforms(voxels: Tensor, degree: int) -> Iterator[Tensor]:
     """Transform of each map on the padded lattice, interpolation's envelope divided out first; zero frequency first."""
     box = voxels.shape[-1]
-    envelope = interpolation_envelope(box, box * PADDING, degree).to(voxels.device)
+    envelope = interpolation_envelope(box, box * PADDING, degree, voxels.device)
     margin = (box * PADDING - box) // 2
     for one in voxels:
         yield volume_to_fourier(torch.nn.functional.pad(one / envelope, (margin,) * 6))

@@ -123,7 +123,7 @@ def write_shell_weight(run: Path, weight: Float[Tensor, " shells"]) -> None:
 
 
 def load_shell_weight(run: Path) -> Float[Tensor, " shells"]:
-    """What each Fourier shell of a run's maps counts for."""
+    """What each Fourier shell of a run's maps counts for, at the poses that training starts from."""
     return torch.from_numpy(np.load(run / SHELL_WEIGHT, allow_pickle=False))
 
 
@@ -182,9 +182,7 @@ def rewrite_config(run: Path, config: RunConfig) -> str:
 
 def discard_run(working: WorkingFolder) -> None:
     """Have a folder hold no run any more that turned out to be impossible; the manifest goes first."""
-    for name in (MANIFEST, CONFIG, *PREPARED, STAGE_PROGRESS):
-        (working.home / name).unlink(missing_ok=True)
-        (working.folder / name).unlink(missing_ok=True)
+    working.remove(MANIFEST, CONFIG, *PREPARED, STAGE_PROGRESS)
 
 
 def wait_for_file(working: WorkingFolder, name: str, patience_seconds: float) -> None:
@@ -197,7 +195,7 @@ def wait_for_file(working: WorkingFolder, name: str, patience_seconds: float) ->
     """
     give_up = time.monotonic() + patience_seconds
     while not (working.folder / name).is_file():
-        working.fetch(*PREPARED)
+        working.fetch(*{*PREPARED, name})
         if (working.folder / name).is_file():
             return
         if time.monotonic() >= give_up:
@@ -210,7 +208,7 @@ def wait_for_file(working: WorkingFolder, name: str, patience_seconds: float) ->
 
 def write_maps(run: Path, consensus: Consensus, mask: Bool[Tensor, "box box box"], pixel_size_angstrom: float) -> None:
     """Consensus map, where there may be density, and what its Fourier shells count for."""
-    volume = Volume(consensus.voxels.float(), pixel_size_angstrom)
+    volume = Volume(consensus.voxels.float().cpu(), pixel_size_angstrom)
     write_volume(run / CONSENSUS, volume, ["cryoformer-dist consensus"])
     write_shell_weight(run, consensus.shell_weight(mask, pixel_size_angstrom))
     # Last: it says that the others are there.

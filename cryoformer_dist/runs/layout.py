@@ -36,7 +36,11 @@ RAY_POINTER = "pointer.json"
 LAUNCH = "launch"
 """Cluster file, run file and logs of a Slurm job."""
 
-# Results.
+# Results, and what they are made from.
+RESULTS = "results.json"
+"""Which checkpoint the maps are of; written when all of them are there."""
+ENCODED_PARTICLES = "encoded_particles.npz"
+REFINED_SHELL_WEIGHT = "refined_shell_weight.npz"
 VOLUMES = "volumes"
 SERIES_MAP = "{series}_{index:03d}.mrc"
 """One of a series of maps, along an axis, of the clusters or of the states: in ``volumes``, or in ``halves``."""

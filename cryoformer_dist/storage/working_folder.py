@@ -76,6 +76,13 @@ class WorkingFolder:
             self.home.fs.put_file(str(self.folder / name), (self.home / name).path)
             self._note(name)
 
+    def remove(self, *names: str) -> None:
+        """Remove files here and at home; absent ones are no matter."""
+        for name in names:
+            (self.home / name).unlink(missing_ok=True)
+            (self.folder / name).unlink(missing_ok=True)
+            self._same.pop(name, None)
+
     def send_changes(self, except_for: Collection[str] = (), last: str = "") -> None:
         """Make home the same as here: what is new or changed is sent, what was removed here is removed there.
 

@@ -66,7 +66,7 @@ def make_first_estimates(
     progress
         Called with (stage, done, in all) on every rank.
     device
-        Where images are back-projected; the CPU when ``None``. Poses and latents are found on the CPU as yet.
+        Where this rank looks at its particles; the CPU when ``None``.
 
     Returns
     -------
@@ -95,7 +95,7 @@ class _FirstEstimates:
         device: torch.device | None,
     ) -> None:
         self.working, self.config, self.store = working, config, store
-        self.memory, self.progress, self.device = memory, progress, device
+        self.memory, self.progress, self.device = memory, progress, device or torch.device("cpu")
         self.rows, self.leads = selected_rows(config, store), rank_and_world()[0] == 0
 
     def make(self) -> RunConfig:
@@ -123,14 +123,16 @@ class _FirstEstimates:
     def _find_poses(self) -> None:
         """Search around the given poses; of a molecule that moves, then by conformation."""
         seed, rows = self.config.seed, self.rows
-        found = search_poses(self.store, rows, seed, partial(self.progress, "pose search"))
+        found = search_poses(self.store, rows, seed, partial(self.progress, "pose search"), self.device)
         if not found.kept and self.config.model.latent.starts_linear:
             pose = found.pose
             # Twice: at better poses a linear model learns more of the motion.
             for rounds in ROUNDS_BY_CONFORMATION:
                 conformations = self._learn_conformations(pose)
                 report = partial(self.progress, "pose search by conformation")
-                pose = search_poses_by_conformation(self.store, rows, pose, conformations, rounds, seed, report)
+                pose = search_poses_by_conformation(
+                    self.store, rows, pose, conformations, rounds, seed, report, self.device
+                )
             found = replace(found, pose=pose)
         if self.leads:
             write_first_poses(self.working.folder, rows, found)
@@ -146,6 +148,7 @@ class _FirstEstimates:
             self.config.model.latent.linear_dimensions_used,
             self.config.seed,
             partial(self.progress, "conformations for the poses"),
+            self.device,
         )
         return LinearConformations(latents, fit_principal_maps(here, self.rows, mask, latents))
 
@@ -159,7 +162,7 @@ class _FirstEstimates:
         """Where density is allowed, on every rank what the leader finds."""
         by_data = self.config.training.occupancy == "data"
         found = find_occupied(consensus, self.store.pixel_size_angstrom) if by_data else sphere(self.store.box_size)
-        mask: Tensor = broadcast_from_leader(found.to(torch.uint8)).bool()
+        mask: Tensor = broadcast_from_leader(found.to(torch.uint8)).bool().cpu()
         if not mask.any():
             self._discard()
             raise ConfigError(
@@ -201,6 +204,7 @@ class _FirstEstimates:
         generator = torch.Generator().manual_seed(seed)
         first = 0.1 * torch.randn(len(self.store), latent.dimensions, generator=generator)
         count, report = latent.linear_dimensions_used, partial(self.progress, "first latents")
-        first[self.rows, :count] = fit_linear_latents(self.store, self.rows, mask, count, seed, report)
+        found = fit_linear_latents(self.store, self.rows, mask, count, seed, report, self.device)
+        first[self.rows, :count] = found.cpu()
         if self.leads:
             write_first_latents(self.working.folder, first)

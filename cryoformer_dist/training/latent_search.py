@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from cryoformer_dist.data.batch import ParticleBatch
@@ -24,10 +23,17 @@ from cryoformer_dist.inference.answer import Answer
 from cryoformer_dist.inference.comparison import LIKELY, Explanation, Spread, explain, fit_spread
 from cryoformer_dist.inference.conformations import MOVING_MAPS, ConformationMixture, Views, move
 from cryoformer_dist.inference.junk import JunkModel, PowerSum
+from cryoformer_dist.initialization.clustering import find_clusters
 from cryoformer_dist.physics.fourier import crop_volume
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.slices import TrilinearSlices
-from cryoformer_dist.ranks import broadcast_from_leader, gather_objects, gather_rows, sum_over_ranks
+from cryoformer_dist.ranks import (
+    broadcast_from_leader,
+    gather_objects,
+    gather_rows,
+    rank_and_world,
+    sum_over_ranks,
+)
 from cryoformer_dist.runs.training_log import SearchFindings
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.objectives import Objectives
@@ -64,12 +70,15 @@ class ParticleSearchResult:
         ``(found,)``: store rows, of all ranks.
     answer
         Of each.
+    nats
+        What an image says about its conformation, mean over the particles.
     findings
-        Of all together.
+        Of all together, those nats among them.
     """
 
     row: Tensor
     answer: Answer
+    nats: float
     findings: SearchFindings
 
 
@@ -104,7 +113,7 @@ class LatentSearch:
         # The last epoch is trained at the means: one more search in which maps reach less far costs nothing by then.
         draws = None if moment.passes >= stage.epochs - 1 else self._draw_numbers(moment.position.step)
         found = search_particles(learner, moment, self._particles, draws)
-        answer, interval.found, nats = found.answer, found.findings, found.findings.latent_information_nats
+        answer, interval.found, nats = found.answer, found.findings, found.nats
         undecided = nats < _UNDECIDED_NATS
         # Maps that do not move yet would deal the first latents anew, and what those know would be lost.
         if not undecided or moment.passes >= learner.config.training.freeze_latent_epochs:
@@ -163,7 +172,7 @@ def search_particles(
         sums += torch.stack([nats, (1 - answer.weight).sum(), nats.new_full((), len(batch))])
     nats, junk, count = sum_over_ranks(sums).tolist()
     row, found = _gather_shares(torch.cat(rows), torch.cat(answers))
-    return ParticleSearchResult(row, Answer.unpack(found), search.tell(nats / count, junk / count))
+    return ParticleSearchResult(row, Answer.unpack(found), nats / count, search.tell(nats / count, junk / count))
 
 
 def _gather_shares(rows: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
@@ -322,17 +331,18 @@ def build_conformations(
 
 
 def _representatives(latents: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Centres of k-means clusters, and what share of the particles each has; on every rank the leader's."""
-    sample = latents[:: stride_for(len(latents), _CLUSTERED_PARTICLES)].cpu().double().numpy()
+    """Centres of k-means clusters, and what share of the particles each has: found by the leader alone.
+
+    An empty cluster has no share: it is offered to nobody.
+    """
+    sample = latents[:: stride_for(len(latents), _CLUSTERED_PARTICLES)]
     wanted = min(REPRESENTATIVES, max(_FEWEST_REPRESENTATIVES, len(latents) // _PARTICLES_PER_REPRESENTATIVE))
-    count = min(wanted, len(np.unique(sample, axis=0)))
-    with warnings.catch_warnings():
-        # Such a one has no share: it is offered to nobody.
-        warnings.filterwarnings("ignore", "One of the clusters is empty")
-        centres, label = kmeans2(sample, count, iter=_CLUSTERING_ROUNDS, minit="++", rng=np.random.default_rng(seed))
-    share = np.bincount(label, minlength=count) / len(label)
-    centre, weight = (torch.from_numpy(values).float().to(latents.device) for values in (centres, share))
-    return broadcast_from_leader(centre), broadcast_from_leader(weight)
+    count = min(wanted, len(sample.unique(dim=0)))  # type: ignore[no-untyped-call]
+    centre, share = sample.new_empty(count, sample.shape[1]), sample.new_empty(count)
+    if rank_and_world()[0] == 0:
+        found = find_clusters(sample, count, seed, _CLUSTERING_ROUNDS)
+        centre, share = found.centre, found.share
+    return broadcast_from_leader(centre), broadcast_from_leader(share)
 
 
 def _principal_maps(

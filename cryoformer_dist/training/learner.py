@@ -132,8 +132,10 @@ class Learner:
 
     def judged(self, batch: ParticleBatch) -> ParticleBatch:
         """The same batch with the amplitudes and weights that were found, where they are looked for."""
-        found = {name: self.tables[name].values[batch.row, 0] for name in _JUDGEMENTS if name in self.tables}
-        return replace(batch, **found)
+        amplitude, weight = (
+            self.tables[name].values[batch.row, 0] if name in self.tables else None for name in _JUDGEMENTS
+        )
+        return replace(batch, amplitude=amplitude, weight=weight)
 
     def settle(self, stage: Stage, batch: ParticleBatch, epoch: float) -> tuple[Pose, Tensor]:
         """Pose and latent of each particle at this point of training: from a table, from an encoder, or as given."""

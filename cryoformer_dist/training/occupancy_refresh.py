@@ -175,4 +175,4 @@ def residual_map(
     objectives.train()
     assert accumulator is not None
     accumulator.sums = sum_over_ranks(accumulator.sums)
-    return accumulator.solve()
+    return accumulator.solve().cpu()

@@ -12,8 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoformer_dist.errors import TrainingError
+from cryoformer_dist.progress import StagedProgress
 from cryoformer_dist.ranks import SumUnderWay, gather_rows, rank_and_world
+from cryoformer_dist.runs.stage_progress import StageClock, StageProgress, StageProgressFile
 from cryoformer_dist.runs.training_log import SearchFindings, TrainingRecord
+from cryoformer_dist.storage.working_folder import WorkingFolder
 
 
 class Reporter(Protocol):
@@ -22,8 +25,25 @@ class Reporter(Protocol):
     def report(self, record: TrainingRecord, checkpoint: Path | None) -> None:
         """Take a record."""
 
+    def stage(self, progress: StageProgress) -> None:
+        """Hear how far this rank is in a stage before or after training: a sign of life."""
+
     def alive(self) -> None:
         """Hear that this rank is at work, in a pass over all particles that has nothing to report yet."""
+
+
+def tell_stages(working: WorkingFolder, reporter: Reporter) -> StagedProgress:
+    """How this rank tells of its stages: to its reporter, and, where it leads, to who follows the run directory."""
+    clock, leads = StageClock(), rank_and_world()[0] == 0
+    written = StageProgressFile(working)
+
+    def tell(stage: str, done: int, total: int) -> None:
+        progress = clock.look(stage, done, total)
+        reporter.stage(progress)
+        if leads:
+            written.tell(progress)
+
+    return tell
 
 
 @dataclass(frozen=True, slots=True)

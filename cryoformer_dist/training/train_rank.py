@@ -15,18 +15,16 @@ from cryoformer_dist.data.batch import BatchSource, local_batches
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.machine import WorkerMemory
-from cryoformer_dist.progress import StagedProgress
 from cryoformer_dist.ranks import gather_objects, rank_and_world
 from cryoformer_dist.runs.checkpoint import Checkpoint, fetch_latest, latest_checkpoint
 from cryoformer_dist.runs.directory import selected_rows
-from cryoformer_dist.runs.stage_progress import StageProgressFile
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine
 from cryoformer_dist.training.first_estimates import make_first_estimates
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.particles import RankParticles
-from cryoformer_dist.training.reporting import Reporter
+from cryoformer_dist.training.reporting import Reporter, tell_stages
 from cryoformer_dist.training.trainer import Trainer, particles_per_rank
 
 _LOOK_AGAIN_SECONDS = 1.0
@@ -59,8 +57,7 @@ def train_rank(
         Where the network lives.
     """
     rank, world = rank_and_world()
-    tell = _tell_stages(working, reporter, rank == 0)
-    config = make_first_estimates(working, config, store, memory, tell, device)
+    config = make_first_estimates(working, config, store, memory, tell_stages(working, reporter), device)
     fetch_latest(working)
     rows = selected_rows(config, store)
     batch_size = particles_per_rank(config.training, world, len(rows))
@@ -71,18 +68,6 @@ def train_rank(
     particles = RankParticles(rows, store.shard_size, batches, samples, batch_size, rank, world, reporter.alive)
     checkpoint = agree_on_checkpoint(working, config.training.storage_patience_seconds)
     Trainer(learner, engine, particles, reporter, working, memory).train(checkpoint)
-
-
-def _tell_stages(working: WorkingFolder, reporter: Reporter, leads: bool) -> StagedProgress:
-    """Every step of a stage is a sign of life; the leader writes down how far it is."""
-    written = StageProgressFile(working)
-
-    def tell(stage: str, done: int, total: int) -> None:
-        reporter.alive()
-        if leads:
-            written.tell(stage, done, total)
-
-    return tell
 
 
 def agree_on_checkpoint(working: WorkingFolder, patience_seconds: float) -> Checkpoint | None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.rotating_blobs import blobs, decode_circle
 
-from cryoformer_dist.analysis.evaluate import Estimate, evaluate, score_quickly
+from cryoformer_dist.analysis.evaluate import Estimate, evaluate, evaluate_alone, score_quickly
 from cryoformer_dist.analysis.map_scores import map_variation, score_maps
 from cryoformer_dist.analysis.truth import Truth, choose_particles, read_truth
 from cryoformer_dist.errors import SmallSampleWarning, StoreError, StoreNotFoundError
@@ -243,7 +243,8 @@ def test_junk_is_counted_and_not_judged(truth):
 
 def test_without_a_truth_no_measure_against_it_is_invented(truth):
     refined = {"rotation": truth.rotation, "shift_angstrom": truth.shift_angstrom + 3}
-    result = evaluate(decode_circle, estimate_of(truth, circle(truth), **refined), consensus_of(truth))
+    clusters = decode_circle(circle(truth)[::80])
+    result = evaluate_alone(clusters, estimate_of(truth, circle(truth), **refined), consensus_of(truth))
     scores = result.scores
     assert isinstance(scores, ScoresAlone)
     assert scores.map_variation == pytest.approx(map_variation(result.volumes))

@@ -10,15 +10,17 @@ from support.tiny_runs import tiny_config, train, write_set
 from cryoformer_dist.analysis.flexibility import Flexibility, measure_flexibility, rank_queries
 from cryoformer_dist.analysis.flexibility_files import (
     compose_script,
+    judge_flexibility,
     read_flexibility,
     summarise,
     write_flexibility,
 )
-from cryoformer_dist.analysis.results import reconstruct_run
+from cryoformer_dist.analysis.results import reconstruct_alone
 from cryoformer_dist.analysis.trained import DecodedState, load_trained
 from cryoformer_dist.errors import CryoFormerError
 from cryoformer_dist.figures.surfaces import VALUE_STOPS
 from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.storage.working_folder import WorkingFolder
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def test_change_of_attention_counts_all_queries():
 def test_written_maps_are_the_measured_ones_and_earlier_queries_go(measured, tmp_path):
     (tmp_path / "attention").mkdir()
     (tmp_path / "attention" / "query_63.mrc").touch()
-    written = write_flexibility(tmp_path, measured, VOXEL_SIZE_ANGSTROM, TRUTH, ["test"])
+    written = write_flexibility(WorkingFolder.on_disk(tmp_path), measured, VOXEL_SIZE_ANGSTROM, ["test"])
     names = {path.relative_to(tmp_path).as_posix() for path in written}
     queries = {f"attention/query_{query:02d}.mrc" for query in range(3)}
     assert names == queries | {
@@ -61,22 +63,29 @@ def test_written_maps_are_the_measured_ones_and_earlier_queries_go(measured, tmp
     np.testing.assert_allclose(attention, measured.attention_map(1))
 
 
+def _write_judged(folder, measured):
+    write_flexibility(WorkingFolder.on_disk(folder), measured, VOXEL_SIZE_ANGSTROM)
+    judge_flexibility(folder, TRUTH)
+
+
 def test_record_ranks_the_maps_it_names_and_scores_them_against_the_truth(measured, tmp_path):
-    write_flexibility(tmp_path, measured, VOXEL_SIZE_ANGSTROM, TRUTH)
+    _write_judged(tmp_path, measured)
     summary = read_flexibility(tmp_path)
     assert summary.best_query == 1
     assert summary.queries[0].map == "attention/query_01.mrc"
     # Every second voxel was not evaluated and reads as still.
     assert 0.5 < summary.truth.roc_auc < 1
-    write_flexibility(tmp_path, measured, VOXEL_SIZE_ANGSTROM)
+    write_flexibility(WorkingFolder.on_disk(tmp_path), measured, VOXEL_SIZE_ANGSTROM)
     assert read_flexibility(tmp_path).truth is None
 
 
 def test_summary_is_read_as_it_was_written_and_never_of_another_version(measured, tmp_path):
     assert read_flexibility(tmp_path) is None
-    write_flexibility(tmp_path, measured, VOXEL_SIZE_ANGSTROM, TRUTH)
+    _write_judged(tmp_path, measured)
     ranking = [replace(rank, map=f"attention/query_{rank.query:02d}.mrc") for rank in rank_queries(measured)]
-    assert read_flexibility(tmp_path) == summarise(measured, ranking, TRUTH)
+    found = read_flexibility(tmp_path)
+    assert found == replace(summarise(measured, ranking), truth=found.truth)
+    assert found.truth.region_voxels > 0
     path = tmp_path / "flexibility.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 0}))
     with pytest.raises(CryoFormerError, match=r"flexibility\.json: schema 0, .*run `cryoformer-dist reconstruct"):
@@ -85,14 +94,14 @@ def test_summary_is_read_as_it_was_written_and_never_of_another_version(measured
 
 def test_big_attention_maps_are_kept_as_far_as_the_disk_budget_goes(measured, tmp_path, monkeypatch):
     monkeypatch.setattr("cryoformer_dist.analysis.flexibility_files._ATTENTION_BYTES", 2 * measured.mean.nbytes)
-    write_flexibility(tmp_path, measured, VOXEL_SIZE_ANGSTROM)
+    write_flexibility(WorkingFolder.on_disk(tmp_path), measured, VOXEL_SIZE_ANGSTROM)
     ranks = read_flexibility(tmp_path).queries
     assert [rank.map is not None for rank in ranks] == [True, True, False]
     assert len(list((tmp_path / "attention").glob("query_*"))) == 2
 
 
 def test_script_opens_files_that_are_there_and_its_palettes_rise(measured, tmp_path):
-    write_flexibility(tmp_path, measured, VOXEL_SIZE_ANGSTROM)
+    write_flexibility(WorkingFolder.on_disk(tmp_path), measured, VOXEL_SIZE_ANGSTROM)
     script = (tmp_path / "flexibility.cxc").read_text()
     opened = [line.split()[-3] for line in script.splitlines() if " id " in line and "kmeans" not in line]
     assert len(opened) == 3
@@ -125,6 +134,6 @@ def test_a_trained_run_gets_its_flexible_regions(tmp_path):
         np.testing.assert_allclose(voxels.ravel()[flat], state.density, atol=1e-5)
         assert state.attention.shape == (len(flat), 16)
         np.testing.assert_allclose(state.attention.sum(axis=1), 1, atol=1e-5)
-    written = {path.name for path in reconstruct_run(run, trained)}
+    written = {path.name for path in reconstruct_alone(WorkingFolder.on_disk(run))}
     assert {"mean.mrc", "flexibility.mrc", "query_03.mrc", "flexibility.cxc"} <= written
     assert read_flexibility(run).truth.roc_auc is not None

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 from support.rotating_blobs import VOXEL_SIZE_ANGSTROM, blobs, decode_circle
 
-from cryoformer_dist.analysis.reconstruct import SeriesPlan, choose_latents, reconstruct, write_series
+from cryoformer_dist.analysis.map_scores import fit_box
+from cryoformer_dist.analysis.reconstruct import SeriesPlan, choose_latents, read_all_series, reconstruct, write_series
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.storage.working_folder import WorkingFolder
 
 
 @pytest.fixture
@@ -15,7 +17,9 @@ def latents() -> np.ndarray:
 
 def test_every_map_is_the_decoded_latent_with_its_voxel_size(latents, tmp_path):
     plan = SeriesPlan(clusters=5, axes=2, points=4)
-    written = reconstruct(tmp_path, decode_circle, latents, np.arange(400), VOXEL_SIZE_ANGSTROM, plan, ["test"])
+    written = reconstruct(
+        WorkingFolder.on_disk(tmp_path), decode_circle, latents, np.arange(400), VOXEL_SIZE_ANGSTROM, plan, ["test"]
+    )
     names = [f"kmeans_{i:03d}" for i in range(5)] + [f"pc{k}_{i:03d}" for k in (1, 2) for i in range(4)]
     assert [path.stem for path in written] == names
     with np.load(tmp_path / "latent.npz") as table:
@@ -29,7 +33,7 @@ def test_every_map_is_the_decoded_latent_with_its_voxel_size(latents, tmp_path):
 
 def test_latent_table_keeps_rows_and_marks_centres(latents, tmp_path):
     source_row = np.arange(400)[::-1].copy()
-    reconstruct(tmp_path, decode_circle, latents, source_row, 4.0, SeriesPlan(clusters=5))
+    reconstruct(WorkingFolder.on_disk(tmp_path), decode_circle, latents, source_row, 4.0, SeriesPlan(clusters=5))
     with np.load(tmp_path / "latent.npz", allow_pickle=False) as table:
         np.testing.assert_array_equal(table["latent"], latents)
         np.testing.assert_array_equal(table["source_row"], source_row)
@@ -43,7 +47,7 @@ def test_a_second_call_leaves_no_map_of_the_first(latents, tmp_path):
     for clusters, axes in ((8, 2), (3, 1)):
         flat = latents * [1, axes - 1]
         plan = SeriesPlan(clusters=clusters, axes=2, points=clusters)
-        reconstruct(tmp_path, decode_circle, flat.astype(np.float32), np.arange(400), 4.0, plan)
+        reconstruct(WorkingFolder.on_disk(tmp_path), decode_circle, flat.astype(np.float32), np.arange(400), 4.0, plan)
     left = sorted(path.stem for path in (tmp_path / "volumes").iterdir())
     assert left == [f"{name}_{i:03d}" for name in ("kmeans", "pc1") for i in range(3)]
 
@@ -64,3 +68,15 @@ def test_series_replaces_only_its_own_name(tmp_path):
     write_series(tmp_path, "pc1", blobs(np.arange(2.0)), 4.0)
     write_series(tmp_path, "state", blobs(np.arange(1.0)), 4.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pc1_000.mrc", "pc1_001.mrc", "state_000.mrc"]
+
+
+def test_series_are_read_as_written_and_no_finer_than_asked(latents, tmp_path):
+    plan = SeriesPlan(clusters=3, axes=1, points=2)
+    written = reconstruct(WorkingFolder.on_disk(tmp_path), decode_circle, latents, np.arange(400), 4.0, plan)
+    series = read_all_series(tmp_path)
+    assert {name: maps.shape[0] for name, maps in series.items()} == {"kmeans": 3, "pc1": 2}
+    np.testing.assert_array_equal(series["pc1"][1], read_volume(written[-1]).voxels.numpy())
+    coarse = read_all_series(tmp_path, "kmeans", finest_box=8)
+    assert list(coarse) == ["kmeans"]
+    np.testing.assert_array_equal(coarse["kmeans"][2], fit_box(series["kmeans"][2], 8))
+    np.testing.assert_array_equal(read_all_series(tmp_path, finest_box=32)["pc1"], series["pc1"])

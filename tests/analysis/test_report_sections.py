@@ -4,10 +4,11 @@ from support.rotating_blobs import BOX, VOXEL_SIZE_ANGSTROM, blobs, write_run, w
 
 from cryoformer_dist.analysis import report
 from cryoformer_dist.analysis.flexibility import measure_flexibility
-from cryoformer_dist.analysis.flexibility_files import write_flexibility
+from cryoformer_dist.analysis.flexibility_files import judge_flexibility, write_flexibility
 from cryoformer_dist.analysis.report_sections import show_clusters, show_flexibility
 from cryoformer_dist.analysis.trained import DecodedState
 from cryoformer_dist.figures.surfaces import find_best_view, find_common_level
+from cryoformer_dist.storage.working_folder import WorkingFolder
 
 TRUTH = blobs(np.arange(0.0, 360.0, 30.0))
 VIEW = find_best_view(TRUTH, find_common_level(TRUTH))
@@ -16,7 +17,10 @@ VIEW = find_best_view(TRUTH, find_common_level(TRUTH))
 def write_regions(folder, truth):
     attention = np.random.default_rng(0).dirichlet(np.ones(7), BOX**3).astype(np.float32)
     states = (DecodedState(voxels.ravel(), attention) for voxels in TRUTH)
-    write_flexibility(folder, measure_flexibility(states, np.arange(BOX**3), BOX), VOXEL_SIZE_ANGSTROM, truth)
+    flexibility = measure_flexibility(states, np.arange(BOX**3), BOX)
+    write_flexibility(WorkingFolder.on_disk(folder), flexibility, VOXEL_SIZE_ANGSTROM)
+    if truth is not None:
+        judge_flexibility(folder, truth)
     return folder
 
 

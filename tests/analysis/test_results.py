@@ -18,6 +18,7 @@ from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.io.particles import ParticleTable
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.storage.working_folder import WorkingFolder
 
 # 64 particles on ten references: some have few.
 pytestmark = pytest.mark.filterwarnings("ignore:only .* particles near state")
@@ -92,6 +93,23 @@ def test_the_oracle_is_the_same_however_often_it_is_asked(run: Path) -> None:
     assert np.isfinite([value for value in first.values() if value is not None]).all()
 
 
+def test_neither_scores_nor_the_oracle_count_junk(run: Path, tmp_path: Path, tiny_store: Path) -> None:
+    spoilt = tmp_path / "truth"
+    shutil.copytree(tiny_store.parent / "particles" / "truth", spoilt)
+    with np.load(spoilt / "truth.npz") as file:
+        columns = dict(file)
+    junk = np.arange(64) % 4 == 0
+    # A state that no particle has would show in every error.
+    columns |= {"junk": junk.astype(np.int8), "state": np.where(junk, 1e4, columns["state"])}
+    np.savez(spoilt / "truth.npz", **columns)
+    metrics = metrics_of(evaluate_run(run, truth=spoilt))
+    assert (metrics["junk"], metrics["particles"], metrics["oracle"]["particles"]) == (16, 48, 48)
+    assert metrics["per_image_fsc_auc"]["maps"] == 48
+    assert metrics["oracle"]["ours_mean_absolute_error"] == pytest.approx(metrics["mean_absolute_error"])
+    assert metrics["oracle"]["mean_absolute_error"] > 0.01
+    assert metrics_of(evaluate_run(run))["junk"] == 0
+
+
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> ParticleTable:
     return read_particles(write_set(tmp_path_factory.mktemp("simulated"), 24).parent / "particles" / "particles.star")
@@ -133,7 +151,7 @@ def test_refined_poses_of_bare_images_go_back_into_a_pickle(simulated: ParticleT
     )
     ctf.write_bytes(pickle.dumps(np.stack(np.broadcast_arrays(*columns), axis=1)))
     trained = refined(read_particles(simulated.source.with_suffix(".mrcs"), poses=poses, ctf=ctf), tmp_path)
-    written = reconstruct_run(tmp_path / "run", trained)
+    written = reconstruct_run(WorkingFolder.on_disk(tmp_path / "run"), trained)
     assert tmp_path / "run" / "poses.pkl" in written
     assert_poses_are(tmp_path / "run" / "poses.pkl", trained, simulated)
 
@@ -143,5 +161,5 @@ def test_refined_poses_are_not_lost_with_the_file_that_the_particles_came_from(
 ) -> None:
     trained = replace(refined(simulated, tmp_path), source=tmp_path / "moved.star")
     with pytest.warns(CryoFormerWarning, match=r"moved\.star: no such file any more; poses are written as cryoDRGN's"):
-        reconstruct_run(tmp_path / "run", trained)
+        reconstruct_run(WorkingFolder.on_disk(tmp_path / "run"), trained)
     assert_poses_are(tmp_path / "run" / "poses.pkl", trained, simulated)

@@ -17,6 +17,9 @@ from cryoformer_dist.model.feature_volume import FeatureVolume
 from cryoformer_dist.physics.fourier import spectrum
 from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from_6d
 from cryoformer_dist.runs.directory import load_run, load_shell_weight
+from cryoformer_dist.runs.layout import REFINED_SHELL_WEIGHT
+from cryoformer_dist.runs.results import write_of_checkpoint
+from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.preparation import prepare_run
 
 KEPT_OUT = 8
@@ -151,12 +154,18 @@ def test_weights_follow_the_poses(before_and_after: tuple[Path, Path], tiny_stor
     trained = load_trained(run)
     assert trained.poses_refined
     astray = replace(trained, rotation=trained.rotation[::-1].copy())
-    lost = with_weight_at_refined_poses(run, astray)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    lost = with_weight_at_refined_poses(WorkingFolder.on_disk(run), astray)
     assert lost.shell_weight[1:].sum() < 0.7 * trained.shell_weight[1:].sum()
     np.testing.assert_array_equal(load_trained(run).shell_weight, lost.shell_weight)
+    # What training started from stays as it was.
+    assert {name: (run / name).read_bytes() for name in before} == before
+    # Of another checkpoint they say nothing.
+    write_of_checkpoint(run, REFINED_SHELL_WEIGHT, 5, shell_weight=lost.shell_weight)
+    np.testing.assert_array_equal(load_trained(run).shell_weight, trained.shell_weight)
     train(tiny_config(tiny_store, {"training.epochs": 1}), tmp_path / "given")
     given = load_trained(tmp_path / "given")
-    assert with_weight_at_refined_poses(tmp_path / "given", given) is given
+    assert with_weight_at_refined_poses(WorkingFolder.on_disk(tmp_path / "given"), given) is given
 
 
 def test_a_transform_is_decoded_in_the_units_of_the_consensus_it_started_from(tiny_store: Path, tmp_path: Path) -> None:

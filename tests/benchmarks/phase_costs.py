@@ -12,6 +12,9 @@ from particle_files import FIELD_ANGSTROM, write_source, write_store
 from torch import Tensor
 
 from cryoformer_dist.analysis.latent import kmeans
+from cryoformer_dist.analysis.map_scores import fit_box
+from cryoformer_dist.analysis.report_sections import PICTURED_BOX
+from cryoformer_dist.analysis.trained import _for_decoding
 from cryoformer_dist.config.loading import parse_overrides
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import ImageBlock, make_batch, resident_batches
@@ -33,7 +36,7 @@ from cryoformer_dist.initialization.pose_search import (
 )
 from cryoformer_dist.initialization.search_rounds import ROUNDS, ROUNDS_BY_CONFORMATION
 from cryoformer_dist.initialization.searched_images import SearchedImages
-from cryoformer_dist.io.mrc import write_volume
+from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.io.reading import check_stacks, read_particles
 from cryoformer_dist.model.decoder import DeformationDecoder, FoldedQueries
 from cryoformer_dist.orchestration.step_benchmark import StepBenchmark, ball, random_particles
@@ -116,12 +119,12 @@ class BoxCosts:
         An image in a batch that stays in memory, of the thread that asks.
     refreshed
         `find_missed`, and the lattice made anew.
-    learner
-        Network and operators, as `load_trained` makes them, and all points encoded.
+    network, encoded
+        Network, as `load_trained` makes it; all points encoded, for any number of maps.
     decoded, attended
         A map; a map and its attention.
     volume_written, drawn
-        A map as a file; as a picture.
+        A map as a file; as a picture, read from its file.
     """
 
     converted: float
@@ -134,7 +137,8 @@ class BoxCosts:
     maps_written: float
     batched: float
     refreshed: float
-    learner: float
+    network: float
+    encoded: float
     decoded: float
     attended: float
     volume_written: float
@@ -301,16 +305,22 @@ def _measure_refresh(box: int) -> float:
     return seconds(lambda: find_missed(residual, mask)) + seconds(lambda: Lattice.of(mask, 4, 0))
 
 
-def _measure_results(folder: Path, box: int) -> tuple[float, float, float, float, float]:
-    config = parse_overrides(["dataset.store=none", "training.jitter_lattices=1"], RunConfig, "whole run")
+def _measure_results(folder: Path, box: int) -> tuple[float, float, float, float, float, float]:
+    config = _for_decoding(parse_overrides(["dataset.store=none"], RunConfig, "whole run"))
     mask, made = ball(box, OCCUPANCY), list[StepBenchmark]()
-    learner = seconds(lambda: made.append(StepBenchmark.of(config, mask, 1, CPU)))
+    network = seconds(lambda: made.append(StepBenchmark.of(config, mask, 1, CPU)))
     encoded, decoded, attended, volume = _measure_decoding(made[0])
     blobs = mask.float().numpy()[None]
     view = find_best_view(blobs, find_common_level(blobs))
-    written = seconds(lambda: write_volume(folder / "map.mrc", Volume(volume, FIELD_ANGSTROM / box)))
-    drawn = seconds(lambda: draw_surfaces(blobs, view, [BODY_COLOUR], 272))
-    return learner + encoded, decoded, attended, written, drawn
+    written = seconds(lambda: write_volume(folder / "decoded.mrc", Volume(volume, FIELD_ANGSTROM / box)))
+    write_volume(folder / "map.mrc", Volume(mask.float(), FIELD_ANGSTROM / box))
+
+    def draw() -> None:
+        shown = fit_box(read_volume(folder / "map.mrc").voxels.numpy(), min(box, PICTURED_BOX))
+        draw_surfaces(shown[None], view, [BODY_COLOUR], 272)
+
+    drawn = seconds(draw)
+    return network, encoded, decoded, attended, written, drawn
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
     python tests/benchmarks/whole_run.py [--output FILE]
 
 What a CPU does is measured in this run, on one thread, with small random sets (`phase_costs.py`), and multiplied out.
-What GPUs, networks and disks do is counted; all that is assumed stands in the tables below.
+What GPUs, networks and disks do is counted (`gpu_counts.py`); all that is assumed stands there and in the tables below.
 """
 
 import argparse
@@ -18,11 +18,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from phase_costs import BoxCosts, GeneralCosts, measure_box, measure_general
+from gpu_counts import count_clustered, count_cropped, count_inserted, count_linear, count_searched, count_solved
+from phase_costs import DIMENSIONS, LINEAR_BOX, BoxCosts, GeneralCosts, measure_box, measure_general
 from speed_report import Table, circumstances
 
 from cryoformer_dist.analysis.flexibility import STATES
 from cryoformer_dist.data.thinning import stride_for
+from cryoformer_dist.initialization.search_rounds import ROUNDS, ROUNDS_BY_CONFORMATION
+from cryoformer_dist.training.latent_search import REPRESENTATIVES
 
 RunsOn = Literal["driver", "leader", "ranks", "tasks"]
 """One process; one core of the leader while the others wait or do the same; all ranks, shared out; Ray's tasks on all
@@ -32,15 +35,11 @@ ALONE = ("driver", "leader")
 # Counted: training steps a second and GPU, in images (a roofline of kernels, encoders, transforms and optimiser at
 # 5 to 8 % of the box; no GPU has been timed).
 TRAINING_IMAGES_PER_SECOND = {128: 12_000, 256: 2_300}
-# Assumed, if passes ran on GPUs: seconds an image. The search is the project's aim, not an estimate; the rest is the
-# traffic of atomic additions and gathers at a quarter of the memory's bandwidth, rounded up.
-GPU_SEARCHED = 1e-3
-GPU_INSERTED = {128: 2e-5, 256: 8e-5}
-GPU_LINEAR = 2e-5
-GPU_SOLVED = {128: 0.1, 256: 0.5}
 # Counted, on GPUs today: comparing an image with 25 slices; maps of 256 conformations.
 GPU_COMPARED = {128: 3e-5, 256: 6e-5}
 GPU_CONFORMATIONS = {128: 0.2, 256: 0.8}
+# Counted too: one of those maps, and its way to main memory at 10 GB/s.
+GPU_DECODED = {128: 0.2 / 256 + 4 * 128**3 / 1e10, 256: 0.8 / 256 + 4 * 256**3 / 1e10}
 # Assumed.
 STACK_IMAGES = 100
 STORAGE_BYTES_PER_SECOND = 3e9
@@ -52,7 +51,7 @@ STEPS_PER_CHECKPOINT, CHECKPOINT_BYTES_A_PARTICLE = 250, 204
 SAMPLE, LINEAR_ROUNDS = 10_000, 6
 CHUNK_ROWS = 64
 # Of a report without a truth: clusters and walks along two axes; pictures of all of them and of flexible regions.
-MAPS, EVALUATED_MAPS, PICTURES, FILES = 10 + 2 * 9, 10, 36, 28 + 16 + 3
+MAPS, PICTURES, FILES = 10 + 2 * 9, 36, 28 + 16 + 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +92,12 @@ class Ways:
         Or on a rank's CPU.
     """
 
-    passes_on_gpus: bool = False
+    passes_on_gpus: bool = True
 
 
 AS_IS = Ways()
-VARIANTS = {"passes on GPUs": Ways(passes_on_gpus=True)}
-"""Changes that are not made."""
+VARIANTS = {"passes on CPUs": Ways(passes_on_gpus=False)}
+"""The same with searches, maps, linear model and k-means on a thread of each rank: measured where these are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +161,10 @@ class WholeRun:
         work, general, costs = self._work, self._general, self._costs
         if work.pose_table:
             rate = general.searched + general.conformed
-            yield self._pass("pose search", rate, GPU_SEARCHED, "N / ranks x all rounds")
-            looked = self._share * 3 * (self._costs.read + costs.search_read)
+            rounds = [*ROUNDS, *(one for each in ROUNDS_BY_CONFORMATION for one in each)]
+            yield self._pass("pose search", rate, count_searched(rounds), "N / ranks x all rounds")
+            cropped = count_cropped(work.box) if self._ways.passes_on_gpus else costs.search_read
+            looked = self._share * 3 * (self._costs.read + cropped)
             yield Phase("pose search: reading", "ranks", looked, "measured", "three times N / ranks images")
             leader = general.search_leader + general.conformation_leader
             yield _alone("pose search: maps", leader, "the leader's maps of all rounds", "leader")
@@ -174,15 +175,16 @@ class WholeRun:
     def _consensus(self, times: int) -> Iterator[Phase]:
         work, costs = self._work, self._costs
         how = f"{times} x "
-        yield self._pass("consensus", times * costs.inserted, times * GPU_INSERTED[work.box], how + "N / ranks images")
+        gpu = times * count_inserted(work.box)
+        yield self._pass("consensus", times * costs.inserted, gpu, how + "N / ranks images")
         read = times * self._share * self._costs.read
         yield Phase("consensus: reading", "ranks", read, "measured", how + "N / ranks images")
         if self._ways.passes_on_gpus:
-            yield Phase("consensus: maps", "leader", 3 * times * GPU_SOLVED[work.box], "counted", how + "3 solves")
+            yield Phase("consensus: maps", "leader", 3 * times * count_solved(work.box), "counted", how + "3 solves")
         else:
             formula = how + "3 solves, the same on every rank"
             yield _alone("consensus: maps", 3 * times * costs.solved, formula, "leader")
-        sums = 2 * 3 * (2 * work.box) ** 3 * 4 / NETWORK_BYTES_PER_SECOND if work.ranks > 1 else 0.0
+        sums = 2 * 3 * (2 * work.box) ** 3 / 2 * 4 / NETWORK_BYTES_PER_SECOND if work.ranks > 1 else 0.0
         yield Phase("consensus: reduction", "leader", times * sums, "counted", how + "sums of both halves / network")
         files = times * costs.occupancy + costs.maps_written
         yield _alone("occupancy, maps", files, how + "occupancy + FSC and files", "leader")
@@ -193,14 +195,17 @@ class WholeRun:
         on_sample = times * ((LINEAR_ROUNDS + 1) * general.linear_maps + LINEAR_ROUNDS * general.linear_latents)
         on_sample += refits * general.linear_maps
         fits = sample * on_sample + times * self._share * general.linear_latents
-        gpu = (sample * times * (2 * LINEAR_ROUNDS + 2) + times * self._share) * GPU_LINEAR
+        fitted, found = count_linear(LINEAR_BOX, DIMENSIONS)
+        gpu = sample * (times * ((LINEAR_ROUNDS + 1) * fitted + LINEAR_ROUNDS * found) + refits * fitted)
+        gpu += times * self._share * found
         gpus = self._ways.passes_on_gpus
         formula = f"{times} x (13 fits of a sample + coordinates of N) / ranks"
         yield Phase("linear model", "ranks", gpu if gpus else fits, "counted" if gpus else "measured", formula)
         # A sample of single rows costs their whole chunks.
         looked = min(self._share, CHUNK_ROWS * sample)
         reading = (times * self._share + (times + refits) * looked) * costs.read
-        reading += (times * self._share + (times + refits) * sample) * costs.linear_read
+        cropped = count_cropped(work.box) if gpus else costs.linear_read
+        reading += (times * self._share + (times + refits) * sample) * cropped
         formula = f"{times} x N / ranks images, {times + refits} x those in whose chunks the sample lies"
         yield Phase("linear model: reading", "ranks", reading, "measured", formula)
 
@@ -220,8 +225,10 @@ class WholeRun:
         yield Phase("training: data", "ranks", waited, "measured", "what batches of a CPU's memory take beyond a step")
         compared = EPOCHS * self._share * GPU_COMPARED[work.box]
         yield Phase("latent searches", "ranks", compared, "counted", f"{EPOCHS} N / ranks images")
-        means = EPOCHS * general.representatives
-        yield _alone("latent searches: k-means", means, f"{EPOCHS} x, the same on every rank's CPU", "leader")
+        gpus = self._ways.passes_on_gpus
+        means = EPOCHS * (count_clustered(REPRESENTATIVES, DIMENSIONS) if gpus else general.representatives)
+        source: Literal["measured", "counted"] = "counted" if gpus else "measured"
+        yield Phase("latent searches: k-means", "leader", means, source, f"{EPOCHS} x, by the leader alone")
         maps = EPOCHS * GPU_CONFORMATIONS[work.box]
         yield Phase("latent searches: maps", "leader", maps, "counted", f"{EPOCHS} x 256 maps, on every GPU the same")
         looked = REFRESHES * REFRESHED_IMAGES / work.ranks * (costs.read + 1 / TRAINING_IMAGES_PER_SECOND[work.box])
@@ -235,21 +242,39 @@ class WholeRun:
     def _results(self) -> Iterator[Phase]:
         work, general, costs = self._work, self._general, self._costs
         if work.pose_table:
-            yield self._last_consensus()
-        clusters = 2 * work.particles * general.clustered
-        yield _alone("results: k-means", clusters, "2 x N latents")
-        decoded = costs.learner + (MAPS + EVALUATED_MAPS) * costs.decoded + STATES * costs.attended
-        yield _alone("results: maps", decoded, f"network made, {MAPS + EVALUATED_MAPS} maps, {STATES} with attention")
-        yield _alone("results: files", FILES * costs.volume_written, f"{FILES} maps written")
+            yield from self._last_consensus()
+        yield _alone("results: k-means", work.particles * general.clustered, "N latents", "leader")
+        made = costs.network + 2 * costs.encoded
+        gpus = self._ways.passes_on_gpus
+        if gpus:
+            yield Phase("results: network", "leader", costs.network, "measured", "made, the same on every rank")
+        else:
+            yield _alone("results: network", made, "made, points encoded twice, the same on every rank", "leader")
+        decoded = self._shared(MAPS) * costs.decoded + self._shared(STATES) * costs.attended
+        if gpus:
+            decoded = (self._shared(MAPS) + self._shared(STATES)) * GPU_DECODED[work.box]
+        formula = f"{MAPS} maps, {STATES} with attention / ranks, at least one"
+        yield Phase("results: maps", "ranks", decoded, "counted" if gpus else "measured", formula)
+        written = self._shared(FILES) * costs.volume_written
+        yield Phase("results: files", "ranks", written, "measured", f"{FILES} maps written / ranks, at least one")
+        yield _alone("results: verdict", costs.network, "network made once more")
         yield _alone("results: pictures", PICTURES * costs.drawn, f"{PICTURES} pictures")
 
-    def _last_consensus(self) -> Phase:
+    def _shared(self, things: int) -> float:
+        """Of so many things, those of a rank: there may be more ranks than things."""
+        return max(1.0, things / self._work.ranks)
+
+    def _last_consensus(self) -> Iterator[Phase]:
         work, costs, name = self._work, self._costs, "consensus at refined poses"
-        sample = _sampled(work.particles)
-        # A sample of single rows costs their whole chunks.
-        read = min(work.particles, CHUNK_ROWS * sample) * costs.read
-        again = sample * costs.inserted + read + 3 * costs.solved + costs.maps_written
-        return _alone(name, again, "a sample, read with its chunks + 3 solves + FSC")
+        yield self._pass(name, costs.inserted, GPU_INSERTED[work.box], "N / ranks images")
+        yield Phase(f"{name}: reading", "ranks", self._share * costs.read, "measured", "N / ranks images")
+        if self._ways.passes_on_gpus:
+            yield Phase(f"{name}: maps", "leader", 3 * GPU_SOLVED[work.box], "counted", "3 solves")
+        else:
+            yield _alone(f"{name}: maps", 3 * costs.solved, "3 solves, the same on every rank", "leader")
+        sums = 2 * 3 * (2 * work.box) ** 3 * 4 / NETWORK_BYTES_PER_SECOND if work.ranks > 1 else 0.0
+        yield Phase(f"{name}: reduction", "leader", sums, "counted", "sums of both halves / network")
+        yield _alone(f"{name}: weights", costs.maps_written, "FSC of the half maps, as with their files", "leader")
 
 
 def _sampled(particles: int) -> int:
@@ -271,7 +296,7 @@ def serial_share(phases: Iterable[Phase]) -> float:
 def predict(
     work: Workload, general: GeneralCosts, boxes: Mapping[int, BoxCosts], variants: Mapping[str, Ways] = VARIANTS
 ) -> dict[str, Any]:
-    """A workload of the JSON: the code as it is, and what two changes would make of it."""
+    """A workload of the JSON: the code as it is, and what variants would make of it."""
 
     def sum_up(ways: Ways) -> dict[str, Any]:
         phases = WholeRun(work, general, boxes[work.box], ways).phases()

@@ -1,8 +1,21 @@
 import pytest
 from support.training_records import training_record
 
+from cryoformer_dist.cli import terminal
 from cryoformer_dist.cli.terminal import make_display
 from cryoformer_dist.runs.training_log import describe
+
+
+def test_a_stage_of_a_log_says_how_long_it_still_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
+    with terminal.staged_progress() as update:
+        update("maps", 0, 40)
+        for now, done in ((30.0, 10), (35.0, 12), (120.0, 40)):  # noqa: B007
+            update("maps", done, 40)
+    assert capsys.readouterr().out.splitlines() == ["maps  10/40  eta 1m30s", "maps  40/40  120.0 s"]
 
 
 def test_a_driver_speaks_to_the_terminal_through_one_display(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,8 @@ from support.stored_images import stored_images
 
 from cryoformer_dist.data.cropped_images import CroppedImages
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.initialization.searched_images import SearchedImages, compared_disc
+from cryoformer_dist.initialization.searched_images import SearchedImages
+from cryoformer_dist.physics.grids import largest_disc
 from cryoformer_dist.physics.pose import Pose, random_rotations
 
 COUNT, BOX, LARGEST = 40, 24, 16
@@ -27,7 +28,7 @@ def noise() -> ParticleStore:
 @pytest.mark.parametrize("box", [8, 14, LARGEST])
 def test_images_of_every_box_are_those_that_were_cropped_to_it(noise: ParticleStore, box: int, largest: int) -> None:
     rows = np.array([3, 8, 20])
-    flat_index, _ = compared_disc(box)
+    flat_index, _ = largest_disc(box)
     held = SearchedImages.read(noise, rows, largest, CPU)
     coefficients, transfer = held.at(box, flat_index)
     expected = CroppedImages.of(noise, rows, box)
@@ -39,7 +40,7 @@ def test_images_of_every_box_are_those_that_were_cropped_to_it(noise: ParticleSt
 
 
 def test_some_of_the_images_are_the_same_images(noise: ParticleStore) -> None:
-    flat_index, _ = compared_disc(8)
+    flat_index, _ = largest_disc(8)
     held = SearchedImages.read(noise, np.arange(COUNT), LARGEST, CPU)
     part = held[torch.tensor([5, 2])]
     assert len(part) == 2

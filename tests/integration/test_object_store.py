@@ -15,6 +15,7 @@ import torch.multiprocessing
 import yaml
 from support.command_line import run_command, running, train_command
 from support.object_store import KEY, SECRET
+from support.rank_processes import run_on_ranks
 from support.tiny_runs import (
     SHARD_ROWS,
     Listener,
@@ -26,6 +27,8 @@ from support.tiny_runs import (
 )
 from upath import UPath
 
+from cryoformer_dist.analysis import report
+from cryoformer_dist.analysis.results import make_results, open_results, reconstruct_once
 from cryoformer_dist.data.convert import (
     ConversionOptions,
     begin_conversion,
@@ -36,8 +39,10 @@ from cryoformer_dist.data.convert import (
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.reading import read_particles
+from cryoformer_dist.ranks import rank_and_world
 from cryoformer_dist.runs.checkpoint import fetch_latest, latest_checkpoint
-from cryoformer_dist.runs.directory import open_run_directory, send_run
+from cryoformer_dist.runs.directory import load_run, open_run_directory, send_run
+from cryoformer_dist.runs.results import read_made_results
 from cryoformer_dist.training.preparation import prepare_run
 
 CHANGES = {
@@ -174,6 +179,39 @@ def test_two_ranks_under_zero_send_their_own_files_and_end_as_on_a_disk(
         assert found is not None
         assert len(list(found.engine_folder.rglob("*_optim_states.pt"))) == 2
         assert_same_end(run.folder, tmp_path / "run")
+
+
+def _make_maps_on_rank(home: str, stale: str) -> None:
+    """One of some processes that make results, each with a working copy of its own."""
+    with open_run_directory(home) as run:
+        if rank_and_world()[0] == 0:
+            (run.folder / stale).parent.mkdir(exist_ok=True)
+            (run.folder / stale).touch()
+            run.send(stale)
+        fetch_latest(run)
+        reconstruct_once(run, load_run(run.folder)[0], torch.device("cpu"))
+
+
+@pytest.mark.filterwarnings("ignore:only .* particles near state")
+def test_ranks_send_the_maps_they_made_home_and_remove_earlier_ones(
+    bucket: UPath, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size in ("_LARGE", "_SMALL"):
+        monkeypatch.setattr(report, size, 40)
+    changes = {"model.pose.form": "table", "model.pose.start": "given", "training.epochs": 1}
+    train(tiny_config(tiny_store, changes), tmp_path / "run")
+    home, stale = bucket / "runs" / "maps", "volumes/kmeans_009.mrc"
+    bucket.fs.put(str(tmp_path / "run"), home.path, recursive=True)
+    run_on_ranks(2, _make_maps_on_rank, str(home), stale)
+    with open_run_directory(home) as there:
+        made = read_made_results(there.folder)
+        assert made is not None
+        assert {"volumes/kmeans_001.mrc", "volumes/pc1_001.mrc", "volumes/mean.mrc", "poses.star"} <= set(made.files)
+        assert all((there.folder / name).is_file() for name in (*made.files, "latent.npz", "flexibility.json"))
+        assert not (there.folder / stale).exists()
+    with open_results(home) as there:
+        make_results(there.folder)
+    assert (home / "report.html").is_file()
 
 
 @pytest.mark.slow

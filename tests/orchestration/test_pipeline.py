@@ -75,7 +75,7 @@ def test_a_run_makes_the_particles_it_asks_for_once(tmp_path: Path, monkeypatch:
     assert len(ParticleStore.open(tmp_path / "data" / "s.zarr")) == 24
     assert (tmp_path / "data" / "particles" / "truth" / "truth.npz").is_file()
     run_pipeline(_request(config, tmp_path / "other"), second.display)
-    assert second.titles == ["volumes, verdict, report"]
+    assert second.titles == ["verdict, report"]
 
 
 @pytest.mark.parametrize("cut", ["simulate", "convert"])

@@ -22,6 +22,8 @@ from cryoformer_dist.cli.starter import find_starter_folder
 from cryoformer_dist.orchestration import prometheus as metrics
 from cryoformer_dist.orchestration.prometheus import METRICS, publishing
 from cryoformer_dist.orchestration.worker import RayReporter
+from cryoformer_dist.runs.stage_progress import StageProgress
+from cryoformer_dist.runs.training_log import SearchFindings
 
 MONITORING = find_starter_folder("cluster") / "monitoring"
 # Of Ray's own, those that the dashboard draws.
@@ -55,12 +57,12 @@ class Shown:
 
         class Gauge:
             def set_default_tags(self, tags: dict[str, str]) -> "Gauge":
-                assert set(tags) == set(tag_keys)
-                self.key = (name, tuple(sorted(tags.items())))
+                self.tags = tags
                 return self
 
-            def set(self, value: float) -> None:
-                shown.setdefault(self.key, []).append(value)
+            def set(self, value: float, tags: dict[str, str]) -> None:
+                assert set(self.tags) | set(tags) == set(tag_keys)
+                shown.setdefault((name, tuple(sorted((self.tags | tags).items()))), []).append(value)
 
         return Gauge()
 
@@ -85,8 +87,11 @@ def test_the_leader_shows_the_whole_table_and_another_rank_its_own_numbers_only(
     own = {metric.prometheus_name for metric in METRICS if metric.per_rank}
     assert shown.names() == own == {"ray_cryoformer_memory_bytes", "ray_cryoformer_data_wait_share"}
     with publishing("demo", 0) as publish:
+        publish(StageProgress("maps", 3, 4, 6.0))
         publish(record)
     assert shown.names() == {metric.prometheus_name for metric in METRICS}
+    assert shown.last("cryoformer_stage_share", run="demo", stage="maps") == 0.75
+    assert shown.last("cryoformer_stage_seconds_left", run="demo", stage="maps") == 2
     assert shown.last("cryoformer_memory_bytes", run="demo", rank="1") == 1.5 * 2**30
     assert shown.last("cryoformer_residual_outside_share", run="demo") == 0.03
     assert shown.last("cryoformer_loss", run="demo") == 0.98
@@ -165,8 +170,10 @@ def test_the_dashboard_s_panels_stand_side_by_side_and_obey_its_variables() -> N
     for expression in _expressions(dashboard):
         assert expression.count("ray_cryoformer_") == expression.count('{run=~"$run"}')
     ranked = {metric.prometheus_name for metric in METRICS if metric.per_rank}
+    staged = {metric.prometheus_name for metric in METRICS if metric.per_stage}
     for expression in _expressions(dashboard):
         assert ("by (run, rank)" in expression) == bool(_metric_names(expression) & ranked), expression
+        assert ("by (run, stage)" in expression) == bool(_metric_names(expression) & staged), expression
 
 
 def test_the_table_is_told_in_the_documentation() -> None:
@@ -219,6 +226,8 @@ def test_a_run_under_ray_shows_every_metric_on_the_endpoints_that_the_dashboard_
     changes = {
         **{"training.epochs": 2000, "training.occupancy": "data", "training.occupancy_refresh_epochs": 1},
         **{"training.report_every_steps": 4, "training.checkpoint_every_steps": 40},
+        # What images say is known from searches only.
+        **{"model.latent.start": "linear", "model.latent.refinement": "search"},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(tiny_settings(tiny_store, changes)))
     cluster = {"storage": str(tmp_path), "workers": {"count": 2, "cpus": 0.5}, "dashboard_port": port}

@@ -32,6 +32,8 @@ from cryoformer_dist.orchestration.worker import (
 from cryoformer_dist.runs import directory
 from cryoformer_dist.runs.directory import load_run
 from cryoformer_dist.runs.layout import RAY_POINTER
+from cryoformer_dist.runs.results import read_made_results
+from cryoformer_dist.runs.stage_progress import read_stage_progress
 from cryoformer_dist.runs.training_log import read_training_log
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.preparation import prepare_run
@@ -56,6 +58,16 @@ def test_training_without_ray_tells_every_report(tiny_store: Path, tmp_path: Pat
     assert told == read_training_log(tmp_path)
     assert told[-1].step == told[-1].steps == 11
     assert not ray.is_initialized()
+
+
+def test_training_without_ray_makes_the_maps_and_tells_of_its_stages(tiny_store: Path, tmp_path: Path) -> None:
+    told = _train(tiny_store, tmp_path)
+    made = read_made_results(tmp_path)
+    assert made is not None
+    assert made.checkpoint_step == told.records[-1].step
+    assert all((tmp_path / name).is_file() for name in made.files)
+    assert list(dict.fromkeys(stage.stage for stage in told.stages)) == ["maps", "flexible regions"]
+    assert [stage.stage for stage in read_stage_progress(tmp_path)] == ["maps", "flexible regions"]
 
 
 def test_resident_images_train_to_the_same_losses(tiny_store: Path, tmp_path: Path) -> None:
@@ -137,6 +149,19 @@ def test_a_worker_reads_the_run_directory_once_and_trains_it_to_its_end(
     run = Path(arguments.home)
     assert read == [run / "config.yaml"]
     assert read_training_log(run)[-1].step == 11
+    made = read_made_results(run)
+    assert made is not None
+    assert made.checkpoint_step == 11
+
+
+def test_a_worker_that_is_started_again_after_its_maps_makes_none(
+    arguments: WorkerArguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_worker(arguments) is None
+    run = Path(arguments.home)
+    before = {path: path.stat().st_mtime_ns for path in (run / "volumes").iterdir()}
+    assert run_worker(arguments) is None
+    assert {path: path.stat().st_mtime_ns for path in (run / "volumes").iterdir()} == before
 
 
 class Ray:

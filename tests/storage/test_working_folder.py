@@ -34,6 +34,18 @@ def test_a_folder_on_a_file_system_is_its_own_home(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_what_is_removed_is_gone_here_and_at_home(home: UPath) -> None:
+    place = home / "removing"
+    for name in ("here", "there", "maps/1.mrc"):
+        (place / name).write_text("old")
+    with open_working_folder(place) as run:
+        (place / "later").write_text("by others")
+        run.remove("here", "maps/1.mrc", "later", "absent")
+        assert [path.name for path in run.folder.rglob("*") if path.is_file()] == ["there"]
+        run.send_changes()
+    assert [name.rpartition("/")[2] for name in sorted(place.fs.find(place.path))] == ["there"]
+
+
 def test_a_working_copy_brings_what_home_holds_and_sends_what_changed(home: UPath) -> None:
     place = home / "changes"
     for name in ("same", "changed", "removed", "maps/1.mrc", "ray/state"):

@@ -6,15 +6,16 @@ import numpy as np
 import torch
 from support.training_records import training_record
 
-from cryoformer_dist.analysis.evaluate import Estimate, evaluate
+from cryoformer_dist.analysis.evaluate import Estimate, evaluate, evaluate_alone
 from cryoformer_dist.analysis.evaluation_files import write_evaluation
-from cryoformer_dist.analysis.reconstruct import SeriesPlan, reconstruct
+from cryoformer_dist.analysis.reconstruct import SeriesPlan, read_all_series, reconstruct
 from cryoformer_dist.analysis.truth import Truth, read_truth
 from cryoformer_dist.io.mrc import write_volume
 from cryoformer_dist.physics.pose import random_rotations
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.runs.manifest import SCHEMA_VERSION, RunManifest, write_manifest
 from cryoformer_dist.runs.training_log import write_training_log
+from cryoformer_dist.storage.working_folder import WorkingFolder
 
 BOX = 16
 VOXEL_SIZE_ANGSTROM = 4.0
@@ -108,9 +109,11 @@ def write_run(run: Path, truth_folder: Path, *, judged: bool = True, refined: bo
     estimate = Estimate(latents, order, poses[0], moved, *(poses if refined else (None, None)))
     consensus = Volume(torch.from_numpy(truth.volumes.mean(axis=0)), VOXEL_SIZE_ANGSTROM)
     write_volume(run / "consensus.mrc", consensus)
-    write_evaluation(run, evaluate(decode_circle, estimate, consensus, truth if judged else None))
-    plan = SeriesPlan(clusters=4, axes=2, points=3)
-    reconstruct(run, decode_circle, latents, order, VOXEL_SIZE_ANGSTROM, plan, ["made by a test"])
+    plan, labels = SeriesPlan(clusters=4, axes=2, points=3), ["made by a test"]
+    reconstruct(WorkingFolder.on_disk(run), decode_circle, latents, order, VOXEL_SIZE_ANGSTROM, plan, labels)
+    clusters = read_all_series(run, "kmeans")["kmeans"]
+    against = evaluate(decode_circle, estimate, consensus, truth)
+    write_evaluation(run, against if judged else evaluate_alone(clusters, estimate, consensus))
     records = [
         training_record(
             stage=stage,

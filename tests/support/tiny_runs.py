@@ -17,6 +17,7 @@ from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.runs.checkpoint import latest_checkpoint
 from cryoformer_dist.runs.directory import is_prepared, load_run, write_occupancy
+from cryoformer_dist.runs.stage_progress import StageProgress
 from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log
 from cryoformer_dist.simulation.particle_set import simulate
 from cryoformer_dist.storage.working_folder import WorkingFolder
@@ -110,6 +111,7 @@ class Listener:
     stop_at: int | None = None
     records: list[TrainingRecord] = field(default_factory=list)
     checkpoints: list[Path] = field(default_factory=list)
+    stages: list[StageProgress] = field(default_factory=list)
     signs_of_life: int = 0
 
     def report(self, record: TrainingRecord, checkpoint: Path | None) -> None:
@@ -118,6 +120,9 @@ class Listener:
             self.checkpoints.append(checkpoint)
         if record.step == self.stop_at:
             raise Stop
+
+    def stage(self, progress: StageProgress) -> None:
+        self.stages.append(progress)
 
     def alive(self) -> None:
         self.signs_of_life += 1

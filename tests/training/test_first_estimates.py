@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.rank_processes import run_on_ranks
-from support.tiny_runs import MEMORY, tiny_config
+from support.tiny_runs import MEMORY, Listener, tiny_config
 
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, StorageError
@@ -25,11 +25,11 @@ from cryoformer_dist.runs.directory import (
     store_at_first_poses,
     wait_for_file,
 )
-from cryoformer_dist.runs.stage_progress import StageProgressFile
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training import first_estimates
 from cryoformer_dist.training.first_estimates import make_first_estimates
 from cryoformer_dist.training.preparation import begin_run, prepare_run
+from cryoformer_dist.training.reporting import tell_stages
 
 
 def _prepared(store: ParticleStore, run: Path, **changes: object) -> Path:
@@ -59,8 +59,11 @@ def test_held_out_particles_are_not_in_the_maps_and_latents_that_training_starts
 def _found(store: ParticleStore, kept: bool = False) -> Callable[..., PoseSearchResult]:
     """A search that puts every particle it is asked for at one and the same pose."""
 
-    def search_poses(searched: ParticleStore, rows: np.ndarray, seed: int, progress: Callable[[int, int], None]) -> Any:
+    def search_poses(
+        searched: ParticleStore, rows: np.ndarray, seed: int, progress: Callable[[int, int], None], device: torch.device
+    ) -> Any:
         assert searched.path == store.path
+        assert device == torch.device("cpu")
         # Runs of a half-set have a seed of their own.
         assert seed in (3, 3 + 10**9)
         progress(len(rows), len(rows))
@@ -163,7 +166,8 @@ def test_a_run_killed_in_a_stage_goes_on_to_the_same_estimates(
     prepare_run(config, store, whole, resume=False)
 
     def kill(under_way: str, done: int, total: int) -> None:
-        if under_way == stage:
+        # Maps are made amid the search of poses, too.
+        if under_way == stage and (stage == "pose search" or (killed / "first_poses.npz").is_file()):
             raise _Killed
 
     with pytest.raises(_Killed):
@@ -213,9 +217,9 @@ def test_a_run_whose_occupancy_does_not_fit_is_refused_and_leaves_no_run(store: 
     config = tiny_config(store.path, {"training.occupancy": "data"})
     begin_run(config, store, tmp_path / "run", resume=False, memory=MEMORY)
     working = WorkingFolder.on_disk(tmp_path / "run")
-    told = StageProgressFile(working)
+    told = tell_stages(working, Listener())
     with pytest.raises(ConfigError, match=r"a worker needs about .* and has 0\.0 GiB"):
-        make_first_estimates(working, config, store, WorkerMemory(2**20), told.tell)
+        make_first_estimates(working, config, store, WorkerMemory(2**20), told)
     assert list((tmp_path / "run").iterdir()) == []
     # Under the same name another one may be started.
     begin_run(config, store, tmp_path / "run", resume=False, memory=MEMORY)

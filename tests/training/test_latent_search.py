@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 import torch
 from support.blobs import Blobs, blobs, microscope, rotations
+from support.other_device import DEVICE, bring_back, other_device
 
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.inference.comparison import Spread, explain
@@ -113,6 +114,23 @@ def test_the_likelihood_is_that_of_exact_images(
     assert float(expected.abs().mean()) > 10
     # Interpolation between the coefficients of the maps' transforms.
     assert float((seen - expected).abs().max()) < 0.05 * float(expected.abs().max())
+
+
+def test_conformations_are_compared_on_a_device_beside_the_cpu() -> None:
+    batch = _batch(_exact(torch.tensor([0.0, 1.0])))
+    here = build_conformations(_objectives(), _cloud(), False, seed=0)
+    expected, waits = here.posterior(batch, POSE), []
+    with other_device() as device:
+        there = build_conformations(_objectives(), _cloud().to(DEVICE), False, seed=0)
+        for times in (1, 3):
+            before = device.waits
+            for _ in range(times):
+                found = draw_conformations(there.posterior(batch.to(DEVICE), POSE.to(DEVICE)), PIXELS.to(DEVICE) / 10)
+                posterior = there.posterior(batch.to(DEVICE), POSE.to(DEVICE))
+            waits.append(device.waits - before)
+    torch.testing.assert_close(bring_back(posterior), expected)
+    assert torch.equal(bring_back(found), draw_conformations(expected, PIXELS / 10))
+    assert waits == [0, 0]
 
 
 def test_an_image_of_a_conformation_is_found_in_it() -> None:
