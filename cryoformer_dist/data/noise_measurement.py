@@ -1,0 +1,200 @@
+"""What the noise of an optics group's images is: spectrum, strength, gradients; measured on a sample at conversion."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cryoformer_dist.data.noise_spectrum import (
+    Background,
+    Spectrum,
+    fit_spectrum,
+    mean_over_plane,
+    on_plane,
+    per_shell,
+    windowed_power,
+    without_nyquist_lines,
+)
+from cryoformer_dist.physics.fourier import fourier_to_image, image_to_fourier
+from cryoformer_dist.physics.grids import frequency_grid
+
+_ROUNDS = 2
+# What the sample's own scatter may feign, in its standard errors.
+_SIGNIFICANT = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNoise:
+    """Noise of one optics group.
+
+    Attributes
+    ----------
+    power
+        At 0, 1, 2, ... cycles over the stored box, after cropping and before whitening; of mean 1.
+    error
+        Relative standard error of each.
+    white
+        Whether it was taken as white, since it could not be told from that.
+    deviation
+        Of the source's noise: root of its mean power after cropping, in the source's units.
+    deviation_share
+        How much of an image's own deviation is believed, of what sets it apart from its group's: 0 where they scatter
+        as those of equal images would.
+    gradient_share
+        How much of an image's own gradient is taken off: 0 where noise explains them.
+    images
+        How many were looked at.
+    """
+
+    power: tuple[float, ...]
+    error: tuple[float, ...]
+    white: bool
+    deviation: float
+    deviation_share: float
+    gradient_share: float
+    images: int
+
+    @property
+    def gain(self) -> Float[Tensor, " shells"]:
+        """What whitens: one over the root of the power, at the same frequencies."""
+        power = torch.tensor(self.power)
+        return torch.ones_like(power) if self.white else power.rsqrt()
+
+    @property
+    def gradient_shares(self) -> NDArray[np.float64]:
+        """Of offset and of both slopes: an offset is taken off as it is."""
+        return np.array([1.0, self.gradient_share, self.gradient_share])
+
+    def image_deviation(
+        self, whitened: Float[Tensor, "images box box"], background: Background
+    ) -> Float[Tensor, " images"]:
+        """Deviation by which each image is to be divided, of whitened images in source units."""
+        if not self.deviation_share:
+            return torch.full((len(whitened),), self.deviation)
+        own = torch.from_numpy(log_deviations(whitened, background)).float()
+        middle = float(np.log(self.deviation))
+        return (middle + self.deviation_share * (own - middle)).exp()
+
+
+def whiten_images(
+    images: Float[Tensor, "images box box"], gain: Float[Tensor, " shells"]
+) -> Float[Tensor, "images box box"]:
+    """Multiply each frequency by what its shell has, straight lines between shells."""
+    box = images.shape[-1]
+    radius = frequency_grid(box).square().sum(-1).sqrt() * box
+    factor = torch.from_numpy(np.interp(radius.numpy(), np.arange(len(gain)), gain.numpy())).to(images.dtype)
+    return fourier_to_image(image_to_fourier(images) * factor, box)
+
+
+def log_deviations(whitened: Float[Tensor, "images box box"], background: Background) -> NDArray[np.float64]:
+    """Logarithm of the root of each image's noise power, from its background; unbiased for white noise."""
+    box = whitened.shape[-1]
+    compared = torch.from_numpy(without_nyquist_lines(box)[:, : box // 2 + 1]).to(whitened.dtype)
+    images = fourier_to_image(image_to_fourier(whitened) * compared, box).double().numpy()
+    square = (np.square(images) * background.weight).sum((1, 2)) / _unit_square(background)
+    deviations: NDArray[np.float64] = np.log(np.maximum(square, 1e-300)) / 2 + sampling_variance(background)
+    return deviations
+
+
+def _unit_square(background: Background) -> float:
+    """What unit noise without offset and gradient leaves in a background, squares summed by weight."""
+    white = without_nyquist_lines(background.weight.shape[-1])
+    return float(background.seen(white, np.sqrt(background.weight)).sum())
+
+
+def sampling_variance(background: Background) -> float:
+    """Variance of the logarithm of a deviation that is measured on a background."""
+    return float(np.square(background.weight).sum() / np.square(background.weight.sum()) / 2)
+
+
+def measure_noise(
+    images: Float[Tensor, "images box box"],
+    fitted: Float[NDArray[np.float64], "images 3"],
+    background: Background,
+) -> GroupNoise:
+    """Noise of one optics group.
+
+    Parameters
+    ----------
+    images
+        A sample, cropped, in source units, without offset and gradient.
+    fitted
+        What was taken off each.
+    background
+        Where the particle is not, as cropped images have it.
+    """
+    white = torch.ones(2)
+    deviation = np.exp(log_deviations(images, background))
+    for _ in range(_ROUNDS):
+        spectrum = _fit(images, deviation, background)
+        gain = white if spectrum.is_white else torch.from_numpy(spectrum.power).float().rsqrt()
+        own = log_deviations(whiten_images(images, gain), background)
+        middle, share = _believe_deviations(own, sampling_variance(background))
+        deviation = np.exp(middle + share * (own - middle))
+    gradients = fitted[:, 1:] / deviation[:, None]
+    gradient_share = _believe_gradients(gradients, spectrum, background)
+    power = _as_stored(spectrum, gradients, gradient_share, background)
+    return GroupNoise(
+        power=tuple(power.tolist()),
+        error=tuple(spectrum.error.tolist()),
+        white=spectrum.is_white,
+        deviation=float(np.exp(middle)),
+        deviation_share=share,
+        gradient_share=gradient_share,
+        images=len(images),
+    )
+
+
+def _fit(images: Tensor, deviation: NDArray[np.float64], background: Background) -> Spectrum:
+    """Spectrum of images in units of their deviations."""
+    box = images.shape[-1]
+    parts = [slice(start, stop) for start, stop in pairwise([*range(0, len(images), 128), len(images)])]
+    lines = torch.from_numpy(without_nyquist_lines(box)[:, : box // 2 + 1]).float()
+    power = np.zeros((box, box))
+    for part in parts:
+        compared = fourier_to_image(image_to_fourier(images[part]) * lines, box).double().numpy()
+        unit = compared / deviation[part, None, None]
+        power += windowed_power(unit, background.weight) * len(unit)
+    return fit_spectrum(power / len(images), len(images), background)
+
+
+def _believe_deviations(own: NDArray[np.float64], sampling: float) -> tuple[float, float]:
+    """Mean logarithm of the deviations, and how much of an image's own difference from it is more than chance."""
+    observed = float(np.square(own - own.mean()).mean())
+    by_chance = sampling * (1 + _SIGNIFICANT * (2 / len(own)) ** 0.5)
+    return float(own.mean()), 1 - sampling / observed if observed > by_chance else 0.0
+
+
+def _believe_gradients(gradients: NDArray[np.float64], spectrum: Spectrum, background: Background) -> float:
+    """How much of the gradients' power is more than noise of the spectrum makes."""
+    box = background.weight.shape[-1]
+    expected = float(background.fitted_variance(on_plane(spectrum.power, box))[1:].sum())
+    observed = float(np.square(gradients).mean(0).sum())
+    by_chance = expected * (1 + spectrum.error[1]) * (1 + _SIGNIFICANT * len(gradients) ** -0.5)
+    return 1 - expected / observed if observed > by_chance else 0.0
+
+
+def _as_stored(
+    spectrum: Spectrum, gradients: NDArray[np.float64], share: float, background: Background
+) -> NDArray[np.float64]:
+    """Power per shell after a share of the gradients has been taken off: of noise, and of what is left of them."""
+    if not share:
+        return spectrum.power
+    box = background.weight.shape[-1]
+    plane, whole = on_plane(spectrum.power, box), np.ones((box, box))
+    left = background.keeping(np.array([1.0, share, share])).seen(plane, whole)
+    # Of the gradients themselves their share was true, and this much of them stays.
+    true = share * (1 - share) ** 2 * np.square(gradients).mean(0)
+    waves = np.square(np.abs(np.fft.fft2(background.basis[1:]))) / box**2
+    left = left + np.einsum("j,jyx->yx", true, waves) * without_nyquist_lines(box)
+    ratio = per_shell(left)[1:] / np.maximum(per_shell(plane)[1:], 1e-300)
+    power = spectrum.power.copy()
+    kept = min(len(power) - 1, len(ratio))
+    power[1 : kept + 1] *= ratio[:kept]
+    power[0] = power[1]
+    stored: NDArray[np.float64] = power / mean_over_plane(power, box)
+    return stored
