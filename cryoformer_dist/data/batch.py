@@ -48,6 +48,16 @@ class ParticleBatch:
     def __len__(self) -> int:
         return len(self.row)
 
+    def __getitem__(self, particles: slice | Tensor) -> "ParticleBatch":
+        return ParticleBatch(
+            images=self.images[particles],
+            row=self.row[particles],
+            pose=self.pose[particles],
+            ctf=self.ctf[particles],
+            pixel_size_angstrom=self.pixel_size_angstrom[particles],
+            epoch=self.epoch,
+        )
+
     def to(self, device: torch.device) -> "ParticleBatch":
         """The same batch on another device."""
         return self.each(lambda tensor: tensor.to(device))

@@ -174,28 +174,12 @@ def _source_blocks(
             yield block, group, torch.from_numpy(pixels)
 
 
-def _flattened(
-    pixels: Float[Tensor, "block box box"],
-    normalisation: Normalisation,
-    optics: OpticsGroup,
-    gradient_share: float = 1.0,
-) -> tuple[Float[Tensor, "block box box"], Float[Tensor, "block 3"]]:
-    """Source images without offset and a share of their gradient, and what was fitted."""
-    background = normalisation.soft_background(optics, optics.box_size)
-    basis, dual = (torch.from_numpy(each).float().flatten(1) for each in (background.basis, background.dual))
-    # Sources may have a large offset, which single precision would carry into the slopes.
-    centred = pixels - pixels.mean(dim=(1, 2), keepdim=True)
-    fitted = centred.flatten(1) @ dual.T
-    taken = fitted * fitted.new_tensor([1.0, gradient_share, gradient_share])
-    return centred - (taken @ basis).view_as(pixels), fitted
-
-
 def _whitened(
     pixels: Float[Tensor, "block box box"], normalisation: Normalisation, optics: OpticsGroup, noise: GroupNoise
 ) -> Float[Tensor, "block box box"]:
     """Cropped images whose noise is white and of unit variance."""
-    flat, _ = _flattened(pixels, normalisation, optics, noise.gradient_share)
     box = normalisation.box_size
+    flat, _ = normalisation.soft_background(optics, optics.box_size).flatten(pixels, noise.gradient_share)
     cropped = crop_images(flat, box)
     whitened = cropped if noise.white else whiten_images(cropped, noise.gain)
     deviation = noise.image_deviation(whitened, normalisation.soft_background(optics, box))
@@ -247,7 +231,7 @@ def _measure_pool(
         bad = _first_unfit(pixels, normalisation.background(optics.box_size, optics.pixel_size_angstrom))
         if bad is not None:
             _refuse_image(table, int(rows[members[bad]]), pixels[bad])
-        flat, fitted[members] = _flattened(pixels, normalisation, optics)
+        flat, fitted[members] = normalisation.soft_background(optics, optics.box_size).flatten(pixels)
         images[members] = crop_images(flat, box)
     return measure_noise(images, fitted.double().numpy(), normalisation.soft_background(optics, box))
 

@@ -64,11 +64,6 @@ class GroupNoise:
         power = torch.tensor(self.power)
         return torch.ones_like(power) if self.white else power.rsqrt()
 
-    @property
-    def gradient_shares(self) -> NDArray[np.float64]:
-        """Of offset and of both slopes: an offset is taken off as it is."""
-        return np.array([1.0, self.gradient_share, self.gradient_share])
-
     def image_deviation(
         self, whitened: Float[Tensor, "images box box"], background: Background
     ) -> Float[Tensor, " images"]:

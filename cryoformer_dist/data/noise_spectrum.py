@@ -13,8 +13,9 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cryoformer_dist.physics.fourier import crop_images
 from cryoformer_dist.physics.grids import centred_axis, radius_grid
@@ -104,18 +105,21 @@ class Background:
         """The same where only a share of each coefficient is taken off."""
         return Background(self.weight, self.basis, self.dual * share[:, None, None])
 
-    def fit(self, images: Float[NDArray[np.float64], "images box box"]) -> Float[NDArray[np.float64], "images 3"]:
-        """Offset and gradient of each image."""
-        return np.einsum("nyx,jyx->nj", images, self.dual, optimize=True)
-
-    def flattened(self, images: Float[NDArray[np.float64], "images box box"]) -> NDArray[np.float64]:
-        """Images without offset and gradient."""
-        flat: NDArray[np.float64] = images - np.einsum("nj,jyx->nyx", self.fit(images), self.basis, optimize=True)
-        return flat
+    def flatten(
+        self, images: Float[Tensor, "images box box"], gradient_share: float = 1.0
+    ) -> tuple[Float[Tensor, "images box box"], Float[Tensor, "images 3"]]:
+        """Images without their offset and a share of their gradient, and what was fitted."""
+        basis, dual = (torch.from_numpy(each).float().flatten(1) for each in (self.basis, self.dual))
+        # Sources may have a large offset, which single precision would carry into the slopes.
+        centred = images - images.mean(dim=(1, 2), keepdim=True)
+        fitted = centred.flatten(1) @ dual.T
+        taken = fitted * fitted.new_tensor([1.0, gradient_share, gradient_share])
+        return centred - (taken @ basis).view_as(images), fitted
 
     @cached_property
-    def _dual_transform(self) -> Complex[NDArray[np.complex128], "3 box box"]:
-        return np.fft.fft2(self.dual).conj()
+    def _dual_transform(self) -> NDArray[np.complex128]:
+        transform: NDArray[np.complex128] = np.fft.fft2(self.dual).conj()
+        return transform
 
     def fitted_variance(self, power: Float[NDArray[np.float64], "box box"]) -> Float[NDArray[np.float64], " 3"]:
         """Variance of offset and gradient that noise of a spectrum shows by chance."""
@@ -145,7 +149,8 @@ class Background:
 
 def _convolve(first: NDArray[np.generic], second: NDArray[np.generic]) -> NDArray[np.complex128]:
     """Circular convolution of two planes."""
-    return np.fft.ifft2(np.fft.fft2(first) * np.fft.fft2(second))
+    product: NDArray[np.complex128] = np.fft.ifft2(np.fft.fft2(first) * np.fft.fft2(second))
+    return product
 
 
 @lru_cache(4)
@@ -157,7 +162,8 @@ def background_of(source_box: int, radius_pixels: float, box: int) -> Background
 def plane_radius(box: int) -> Float[NDArray[np.float64], "box box"]:
     """Frequency of each place of the full plane of a transform, in cycles over the box."""
     axis = np.fft.fftfreq(box) * box
-    return np.hypot(axis[:, None], axis)
+    radius: NDArray[np.float64] = np.hypot(axis[:, None], axis)
+    return radius
 
 
 def without_nyquist_lines(box: int) -> Float[NDArray[np.float64], "box box"]:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from cryoformer_dist.errors import StoreError
-from cryoformer_dist.physics.ctf import CTFParams, NoiseFilter
+from cryoformer_dist.physics.ctf import CTF_NUMBERS, CTFParams, NoiseFilter
 from cryoformer_dist.physics.pose import Pose
 
 DEFAULT_CHUNK_ROWS = 64
@@ -130,9 +130,7 @@ class StoredParticles:
 
     def ctf(self, rows: NDArray[np.integer[Any]] | slice = slice(None)) -> CTFParams:
         """CTF parameters of some rows as tensors, with what whitened their images."""
-        names = [name for name in CTFParams.__dataclass_fields__ if name != "noise_filter"]
-        values = {name: torch.from_numpy(getattr(self, name)[rows].copy()) for name in names}
-        ctf = CTFParams(**values)
+        ctf = CTFParams(*(torch.from_numpy(getattr(self, name)[rows].copy()) for name in CTF_NUMBERS))
         if self.noise_filter is None:
             return ctf
         return replace(ctf, noise_filter=self.noise_filter[rows if isinstance(rows, slice) else torch.tensor(rows)])

@@ -5,7 +5,7 @@ here and nowhere else, so all others see white noise of unit variance.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from jaxtyping import Float, Int
@@ -61,20 +61,22 @@ class CTFParams:
     voltage_kv: Float[Tensor, " particles"]
     spherical_aberration_mm: Float[Tensor, " particles"]
     amplitude_contrast: Float[Tensor, " particles"]
-    noise_filter: NoiseFilter | None = None
+    noise_filter: NoiseFilter | None = field(default=None, kw_only=True)
 
     def __getitem__(self, rows: slice | Tensor) -> "CTFParams":
         noise = self.noise_filter
-        own = (values[rows] for values in self._per_particle())
+        own = (getattr(self, name)[rows] for name in CTF_NUMBERS)
         return CTFParams(*own, noise_filter=None if noise is None else noise[rows])
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "CTFParams":
         """The same parameters with something done to each tensor."""
         noise = self.noise_filter
-        return CTFParams(*map(change, self._per_particle()), noise_filter=None if noise is None else noise.each(change))
+        own = (change(getattr(self, name)) for name in CTF_NUMBERS)
+        return CTFParams(*own, noise_filter=None if noise is None else noise.each(change))
 
-    def _per_particle(self) -> list[Tensor]:
-        return [getattr(self, field.name) for field in fields(self) if field.name != "noise_filter"]
+
+CTF_NUMBERS = tuple(each.name for each in fields(CTFParams) if each.name != "noise_filter")
+"""What `CTFParams` says about each particle by itself."""
 
     def to(self, device: torch.device) -> "CTFParams":
         """The same values on another device."""
