@@ -176,7 +176,7 @@ def _source_blocks(
 
 def _whitened(
     pixels: Float[Tensor, "block box box"], normalisation: Normalisation, optics: OpticsGroup, noise: GroupNoise
-) -> Float[Tensor, "block box box"]:
+) -> Float[Tensor, "block cropped cropped"]:
     """Cropped images whose noise is white and of unit variance."""
     box = normalisation.box_size
     flat, _ = normalisation.soft_background(optics, optics.box_size).flatten(pixels, noise.gradient_share)

@@ -1,7 +1,6 @@
 """What the noise of an optics group's images is: spectrum, strength, gradients; measured on a sample at conversion."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,6 +24,12 @@ from cryoformer_dist.physics.grids import frequency_grid
 _ROUNDS = 2
 # What the sample's own scatter may feign, in its standard errors.
 _SIGNIFICANT = 3.0
+# An image whose deviation is so many standard errors off is another kind of image: it is believed.
+_OUTLYING = 6.0
+# Mean square in a background, in units of the image's own deviation, beyond which there is more than noise.
+_STRANGE = 4.0
+_NORMAL_BY_MEDIAN = 1.4826
+_BLOCK = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,8 @@ class GroupNoise:
         Whether it was taken as white, since it could not be told from that.
     deviation
         Of the source's noise: root of its mean power after cropping, in the source's units.
+    background_deviation
+        What an image's background shows of that: of its pixels, after whitening.
     deviation_share
         How much of an image's own deviation is believed, of what sets it apart from its group's: 0 where they scatter
         as those of equal images would.
@@ -54,6 +61,7 @@ class GroupNoise:
     error: tuple[float, ...]
     white: bool
     deviation: float
+    background_deviation: float
     deviation_share: float
     gradient_share: float
     images: int
@@ -68,11 +76,9 @@ class GroupNoise:
         self, whitened: Float[Tensor, "images box box"], background: Background
     ) -> Float[Tensor, " images"]:
         """Deviation by which each image is to be divided, of whitened images in source units."""
-        if not self.deviation_share:
-            return torch.full((len(whitened),), self.deviation)
-        own = torch.from_numpy(log_deviations(whitened, background)).float()
-        middle = float(np.log(self.deviation))
-        return (middle + self.deviation_share * (own - middle)).exp()
+        excess = log_deviations(whitened, background) - np.log(self.background_deviation)
+        believed = believed_excess(excess, self.deviation_share, background)
+        return torch.from_numpy(self.deviation * np.exp(believed)).float()
 
 
 def whiten_images(
@@ -86,19 +92,18 @@ def whiten_images(
 
 
 def log_deviations(whitened: Float[Tensor, "images box box"], background: Background) -> NDArray[np.float64]:
-    """Logarithm of the root of each image's noise power, from its background; unbiased for white noise."""
-    box = whitened.shape[-1]
-    compared = torch.from_numpy(without_nyquist_lines(box)[:, : box // 2 + 1]).to(whitened.dtype)
-    images = fourier_to_image(image_to_fourier(whitened) * compared, box).double().numpy()
-    square = (np.square(images) * background.weight).sum((1, 2)) / _unit_square(background)
-    deviations: NDArray[np.float64] = np.log(np.maximum(square, 1e-300)) / 2 + sampling_variance(background)
+    """Logarithm of the root mean square of each image's background."""
+    weight = torch.from_numpy(background.weight).flatten()
+    square = whitened.flatten(1).double().square() @ (weight / weight.sum())
+    deviations: NDArray[np.float64] = square.clamp_min(1e-300).log().numpy() / 2
     return deviations
 
 
-def _unit_square(background: Background) -> float:
-    """What unit noise without offset and gradient leaves in a background, squares summed by weight."""
-    white = without_nyquist_lines(background.weight.shape[-1])
-    return float(background.seen(white, np.sqrt(background.weight)).sum())
+def believed_excess(excess: NDArray[np.float64], share: float, background: Background) -> NDArray[np.float64]:
+    """What is believed of how much an image's logarithmic deviation exceeds its group's: all, where it is far off."""
+    outlying = np.abs(excess) > _OUTLYING * sampling_variance(background) ** 0.5
+    believed: NDArray[np.float64] = np.where(outlying, excess, share * excess)
+    return believed
 
 
 def sampling_variance(background: Background) -> float:
@@ -122,22 +127,24 @@ def measure_noise(
     background
         Where the particle is not, as cropped images have it.
     """
-    white = torch.ones(2)
-    deviation = np.exp(log_deviations(images, background))
+    gain, deviation = torch.ones(2), np.exp(log_deviations(images, background))
     for _ in range(_ROUNDS):
         spectrum = _fit(images, deviation, background)
-        gain = white if spectrum.is_white else torch.from_numpy(spectrum.power).float().rsqrt()
+        gain = torch.ones(2) if spectrum.is_white else torch.from_numpy(spectrum.power).float().rsqrt()
         own = log_deviations(whiten_images(images, gain), background)
-        middle, share = _believe_deviations(own, sampling_variance(background))
-        deviation = np.exp(middle + share * (own - middle))
-    gradients = fitted[:, 1:] / deviation[:, None]
+        middle, share = float(np.median(own)), _believe_deviations(own, sampling_variance(background))
+        deviation = np.exp(middle + believed_excess(own - middle, share, background))
+    spectrum = _fit(images, deviation, background)
+    strength = spectrum.mean**0.5
+    gradients = fitted[:, 1:] / (deviation * strength)[:, None]
     gradient_share = _believe_gradients(gradients, spectrum, background)
     power = _as_stored(spectrum, gradients, gradient_share, background)
     return GroupNoise(
         power=tuple(power.tolist()),
         error=tuple(spectrum.error.tolist()),
         white=spectrum.is_white,
-        deviation=float(np.exp(middle)),
+        deviation=float(np.exp(middle) * strength),
+        background_deviation=float(np.exp(middle)),
         deviation_share=share,
         gradient_share=gradient_share,
         images=len(images),
@@ -145,23 +152,25 @@ def measure_noise(
 
 
 def _fit(images: Tensor, deviation: NDArray[np.float64], background: Background) -> Spectrum:
-    """Spectrum of images in units of their deviations."""
+    """Spectrum of images in units of their deviations, without those that something else than noise is in."""
     box = images.shape[-1]
-    parts = [slice(start, stop) for start, stop in pairwise([*range(0, len(images), 128), len(images)])]
+    parts = [slice(start, start + _BLOCK) for start in range(0, len(images), _BLOCK)]
     lines = torch.from_numpy(without_nyquist_lines(box)[:, : box // 2 + 1]).float()
-    power = np.zeros((box, box))
+    total, kept = np.zeros((box, box)), 0
     for part in parts:
         compared = fourier_to_image(image_to_fourier(images[part]) * lines, box).double().numpy()
         unit = compared / deviation[part, None, None]
-        power += windowed_power(unit, background.weight) * len(unit)
-    return fit_spectrum(power / len(images), len(images), background)
+        square = (np.square(unit) * background.weight).sum((1, 2)) / background.weight.sum()
+        unit = unit[square < _STRANGE]
+        total, kept = total + windowed_power(unit, background.weight).sum(0), kept + len(unit)
+    return fit_spectrum(total / max(kept, 1), max(kept, 1), background)
 
 
-def _believe_deviations(own: NDArray[np.float64], sampling: float) -> tuple[float, float]:
-    """Mean logarithm of the deviations, and how much of an image's own difference from it is more than chance."""
-    observed = float(np.square(own - own.mean()).mean())
+def _believe_deviations(own: NDArray[np.float64], sampling: float) -> float:
+    """How much of an image's own difference from its group's deviation is more than chance; outliers do not count."""
+    observed = float(_NORMAL_BY_MEDIAN * np.median(np.abs(own - np.median(own)))) ** 2
     by_chance = sampling * (1 + _SIGNIFICANT * (2 / len(own)) ** 0.5)
-    return float(own.mean()), 1 - sampling / observed if observed > by_chance else 0.0
+    return 1 - sampling / observed if observed > by_chance else 0.0
 
 
 def _believe_gradients(gradients: NDArray[np.float64], spectrum: Spectrum, background: Background) -> float:

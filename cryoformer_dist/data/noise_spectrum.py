@@ -41,10 +41,13 @@ class Spectrum:
         ``(shells,)``: at 0, 1, 2, ... cycles over the box, to the corners of the plane; of mean 1 over the plane.
     error
         Relative standard error of each.
+    mean
+        By what the power was divided to make its mean 1.
     """
 
     power: NDArray[np.float64]
     error: NDArray[np.float64]
+    mean: float
 
     @property
     def departure(self) -> float:
@@ -193,9 +196,9 @@ def _shells(box: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 
 def windowed_power(
     images: Float[NDArray[np.float64], "images box box"], window: Float[NDArray[np.float64], "box box"]
-) -> Float[NDArray[np.float64], "box box"]:
-    """Mean power of some images in a window, per coefficient of the plane: 1 for white unit noise without a window."""
-    power: NDArray[np.float64] = np.square(np.abs(np.fft.fft2(images * window))).mean(0) / window.size
+) -> Float[NDArray[np.float64], "images box box"]:
+    """Power of each image in a window, per coefficient of the plane: of unit mean for white unit noise, unwindowed."""
+    power: NDArray[np.float64] = np.square(np.abs(np.fft.fft2(images * window))) / window.size
     return power
 
 
@@ -205,7 +208,7 @@ def fit_spectrum(power: Float[NDArray[np.float64], "box box"], images: int, back
     Parameters
     ----------
     power
-        Of images without offset, gradient and Nyquist lines, in the background's window (`windowed_power`).
+        Mean of images without offset, gradient and Nyquist lines, in the background's window (`windowed_power`).
     images
         How many it is the mean of.
     background
@@ -225,7 +228,8 @@ def fit_spectrum(power: Float[NDArray[np.float64], "box box"], images: int, back
     tents = _tents(shells.astype(np.float64), knots)
     found = np.exp(log_power) @ tents
     error = np.sqrt(np.einsum("ks,kl,ls->s", tents, covariance, tents))
-    return Spectrum(found / mean_over_plane(found, box), error)
+    mean = mean_over_plane(found, box)
+    return Spectrum(found / mean, error, mean)
 
 
 def mean_over_plane(power: Float[NDArray[np.float64], " shells"], box: int) -> float:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from cryoformer_dist.data.convert import (
     finish_conversion,
     plan_conversion,
 )
+from cryoformer_dist.data.noise_spectrum import Background
 from cryoformer_dist.data.store import PROGRESS_FOLDER, ParticleStore
 from cryoformer_dist.data.stored_particles import COLUMNS
 from cryoformer_dist.errors import CryoFormerWarning, ParticleFormatError, SmallSampleWarning, StoreError
@@ -48,6 +49,11 @@ def _convert(table: ParticleTable, output: Path, options: ConversionOptions) -> 
     return convert_serially(plan_conversion(table, output, options))
 
 
+def _deviation_of_unit_power(box: int) -> float:
+    """Of pixels cropped from 32: the Nyquist lines are empty, what is compared has unit power per coefficient."""
+    return 1.0 if box == 32 else (box - 1) / box
+
+
 def _hashes(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -63,22 +69,21 @@ def test_store_rows_are_a_permutation_of_the_table_rows(store: ParticleStore, ta
 
 
 def test_what_is_read_is_the_crop_of_the_normalised_source(store: ParticleStore, table: ParticleTable) -> None:
-    images = source_images(table)
-    outside = (radius_grid(32, 2) > 15).numpy()
-    corners = images[:, outside]
-    images = (images - corners.mean(1)[:, None, None]) / corners.std(1)[:, None, None]
-    scale = store.attributes.conversion.scale_after_crop[32]
-    expected = crop_images(torch.from_numpy(images), 24).numpy() * scale
+    (noise,) = store.attributes.noise
+    # White, equally strong in all images, without gradients: nothing but an offset and a unit comes off.
+    assert (noise.white, noise.deviation_share, noise.gradient_share) == (True, 0, 0)
+    flat, _ = Background.outside(32, 15.0).flatten(torch.from_numpy(source_images(table)), gradient_share=0)
+    expected = crop_images(flat, 24).numpy() / noise.deviation
     stored = store.read_images(np.arange(len(store))).astype(np.float32)
     np.testing.assert_allclose(stored, expected[store.particles().source_row], atol=4e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("box", [None, 24, 16])
-def test_background_deviation_is_one_after_conversion(table: ParticleTable, tmp_path: Path, box: int | None) -> None:
+def test_noise_has_unit_power_after_conversion(table: ParticleTable, tmp_path: Path, box: int | None) -> None:
     store = _convert(table, tmp_path / "s.zarr", replace(SMALL_SHARDS, box_size=box))
     images = store.read_images(np.arange(len(store))).astype(np.float32)
     corners = images[:, (radius_grid(store.box_size, 2) > store.box_size / 2 - 1).numpy()]
-    assert corners.std() == pytest.approx(1.0, abs=0.02)
+    assert corners.std() == pytest.approx(_deviation_of_unit_power(store.box_size), abs=0.02)
     assert corners.mean() == pytest.approx(0.0, abs=0.02)
 
 
@@ -224,7 +229,7 @@ def test_a_kill_after_completion_is_recognised(table: ParticleTable, store: Part
     folder = finished.path / PROGRESS_FOLDER
     folder.mkdir()
     (folder / "plan.json").write_text(
-        f'{{"fingerprint": "{plan.fingerprint}", "scale": {json.dumps(plan.normalisation.scale)}, '
+        f'{{"fingerprint": "{plan.fingerprint}", "noise": {json.dumps([asdict(plan.normalisation.noise[0])])}, '
         '"contrast": {"sign": 1, "z_score": 0.0, "how": "given"}}'
     )
     assert len(ParticleStore.open(finished.path)) == len(table)
@@ -283,7 +288,7 @@ def test_the_particle_diameter_moves_the_background(table: ParticleTable, tmp_pa
     store = _convert(table, tmp_path / "s.zarr", replace(SMALL_SHARDS, particle_diameter_angstrom=80.0))
     images = store.read_images(np.arange(len(store))).astype(np.float32)
     background = (radius_grid(24, 2) > 40.0 / store.pixel_size_angstrom).numpy()
-    assert images[:, background].std() == pytest.approx(1.0, abs=0.02)
+    assert images[:, background].std() == pytest.approx(_deviation_of_unit_power(24), abs=0.02)
 
 
 def test_a_pixel_beyond_float16_is_named(tmp_path: Path) -> None:
@@ -317,11 +322,11 @@ def test_groups_of_several_boxes_need_a_common_one_and_keep_their_pixel_sizes(tm
     particles = store.particles()
     expected = np.where(particles.source_row < 40, 5.0 * 32 / 24, 5.0 * 40 / 24)
     np.testing.assert_allclose(particles.pixel_size_angstrom, expected, rtol=1e-6)
-    # The larger source loses more of its noise to cropping: that of both is 1.
+    # The larger source loses more of its noise to cropping: that of both has unit power.
     images = store.read_images(np.arange(len(store))).astype(np.float32)
     corners = images[:, (radius_grid(24, 2) > 11).numpy()]
     for group in (0, 1):
-        assert corners[particles.optics_group == group].std() == pytest.approx(1.0, abs=0.02)
+        assert corners[particles.optics_group == group].std() == pytest.approx(_deviation_of_unit_power(24), abs=0.02)
 
 
 def test_no_particles_are_refused(table: ParticleTable, tmp_path: Path) -> None:
