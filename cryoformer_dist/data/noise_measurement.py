@@ -29,6 +29,7 @@ _OUTLYING = 6.0
 # Mean square in a background, in units of the image's own deviation, beyond which there is more than noise.
 _STRANGE = 4.0
 _NORMAL_BY_MEDIAN = 1.4826
+_EMPTY = 0.5
 _BLOCK = 128
 
 
@@ -155,15 +156,21 @@ def _fit(images: Tensor, deviation: NDArray[np.float64], background: Background)
     """Spectrum of images in units of their deviations, without those that something else than noise is in."""
     box = images.shape[-1]
     parts = [slice(start, start + _BLOCK) for start in range(0, len(images), _BLOCK)]
-    lines = torch.from_numpy(without_nyquist_lines(box)[:, : box // 2 + 1]).float()
-    total, kept = np.zeros((box, box)), 0
+    total, whole, kept = np.zeros((box, box)), np.zeros((box, box)), 0
     for part in parts:
-        compared = fourier_to_image(image_to_fourier(images[part]) * lines, box).double().numpy()
-        unit = compared / deviation[part, None, None]
+        unit = images[part].double().numpy() / deviation[part, None, None]
         square = (np.square(unit) * background.weight).sum((1, 2)) / background.weight.sum()
         unit = unit[square < _STRANGE]
-        total, kept = total + windowed_power(unit, background.weight).sum(0), kept + len(unit)
-    return fit_spectrum(total / max(kept, 1), max(kept, 1), background)
+        total += windowed_power(unit, background.weight).sum(0)
+        whole += windowed_power(unit, np.ones((box, box))).sum(0)
+        kept += len(unit)
+    return fit_spectrum(total / max(kept, 1), max(kept, 1), background, _present(whole))
+
+
+def _present(power: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One on the plane, but zero on the Nyquist lines where cropping, ours or somebody else's, has emptied them."""
+    line, beside = (float(power[row].mean()) for row in (len(power) // 2, len(power) // 2 - 1))
+    return without_nyquist_lines(len(power)) if line < _EMPTY * beside else np.ones_like(power)
 
 
 def _believe_deviations(own: NDArray[np.float64], sampling: float) -> float:
@@ -195,10 +202,12 @@ def _as_stored(
     true = share * (1 - share) ** 2 * np.square(gradients).mean(0)
     waves = np.square(np.abs(np.fft.fft2(background.basis[1:]))) / box**2
     left = left + np.einsum("j,jyx->yx", true, waves) * without_nyquist_lines(box)
-    ratio = per_shell(left)[1:] / np.maximum(per_shell(plane)[1:], 1e-300)
+    before, after = per_shell(plane), per_shell(left)
+    ratio = np.divide(after, before, out=np.ones_like(before), where=before > 0)
+    # An offset is all that is gone at zero, which nothing is compared at.
     power = spectrum.power.copy()
-    kept = min(len(power) - 1, len(ratio))
-    power[1 : kept + 1] *= ratio[:kept]
+    kept = min(len(power), len(ratio))
+    power[1:kept] *= ratio[1:kept]
     power[0] = power[1]
     stored: NDArray[np.float64] = power / mean_over_plane(power, box)
     return stored

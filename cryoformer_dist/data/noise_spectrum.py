@@ -22,7 +22,8 @@ from cryoformer_dist.physics.grids import centred_axis, radius_grid
 
 # Of the box: how far the background's edge reaches, at least two pixels.
 _EDGE, _LEAST_EDGE_PIXELS = 0.06, 2.0
-# Up to here a knot per shell, then each so much farther out than the last.
+# Two knots a shell, up to here one, then each so much farther out than the last.
+_FIRST_KNOTS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 _DENSE_KNOTS, _KNOT_RATIO = 12, 1.09
 # How stiff a spectrum is: 30 flattens a Gaussian of three shells' width, 1 leaves twice the scatter.
 _STIFFNESS = 2.0
@@ -202,22 +203,29 @@ def windowed_power(
     return power
 
 
-def fit_spectrum(power: Float[NDArray[np.float64], "box box"], images: int, background: Background) -> Spectrum:
+def fit_spectrum(
+    power: Float[NDArray[np.float64], "box box"],
+    images: int,
+    background: Background,
+    present: Float[NDArray[np.float64], "box box"],
+) -> Spectrum:
     """Noise spectrum that explains the power seen in a background.
 
     Parameters
     ----------
     power
-        Mean of images without offset, gradient and Nyquist lines, in the background's window (`windowed_power`).
+        Mean of images without offset and gradient, in the background's window (`windowed_power`).
     images
         How many it is the mean of.
     background
         Of those images.
+    present
+        Zero where they have no power at all, else one.
     """
     box = power.shape[-1]
     knots = _knots(box)
     # The offset of a background has been removed: at zero nothing is left, by rounding.
-    seen, response = per_shell(power)[1:], _response(background, knots)[1:]
+    seen, response = per_shell(power)[1:], _response(background, knots, present)[1:]
     shell, counted = _shells(box)
     weight = background.weight
     independent = np.square(np.square(weight).sum()) / (weight**4).sum() / weight.size
@@ -257,7 +265,8 @@ def _fit_log_power(
 def _knots(box: int) -> NDArray[np.float64]:
     """Frequencies between which a spectrum is a straight line: dense at low ones, where it is steep."""
     last = box / 2
-    knots = [float(shell) for shell in range(1, min(_DENSE_KNOTS, box // 2 - 1) + 1)]
+    dense = range(int(_FIRST_KNOTS[-1]) + 1, _DENSE_KNOTS + 1)
+    knots = [knot for knot in (*_FIRST_KNOTS, *map(float, dense)) if knot < last]
     while knots[-1] * _KNOT_RATIO < last - 0.5:
         knots.append(knots[-1] * _KNOT_RATIO)
     return np.array([*knots, last, box / 2**0.5])
@@ -278,9 +287,8 @@ def _bending(knots: NDArray[np.float64]) -> NDArray[np.float64]:
     return rows
 
 
-def _response(background: Background, knots: NDArray[np.float64]) -> NDArray[np.float64]:
+def _response(background: Background, knots: NDArray[np.float64], present: NDArray[np.float64]) -> NDArray[np.float64]:
     """``(shells, knots)``: power that unit power at each knot shows in the background."""
     box = background.weight.shape[-1]
-    radius, counted = plane_radius(box), without_nyquist_lines(box)
-    tents = _tents(radius, knots) * counted
+    tents = _tents(plane_radius(box), knots) * present
     return np.stack([per_shell(background.seen(tent, background.weight)) for tent in tents], axis=1)
