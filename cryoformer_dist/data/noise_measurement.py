@@ -67,6 +67,13 @@ class GroupNoise:
     gradient_share: float
     images: int
 
+    def __str__(self) -> str:
+        departure = max(abs(power - 1) for power in self.power)
+        if self.white:
+            return f"white (shells depart by up to {departure:.0%}, as they would by chance)"
+        low, high = self.power[1], min(self.power)
+        return f"coloured: power {low:.3g} times the mean in the lowest shell, {high:.3g} at the least; whitened"
+
     @property
     def gain(self) -> Float[Tensor, " shells"]:
         """What whitens: one over the root of the power, at the same frequencies."""
