@@ -156,11 +156,11 @@ def check_store(
     maps, small = _back_project_halves(store, particles, rows, half, progress)
     areas = _try_variants(small.take(_VARIANT_SAMPLE), progress)
     z_score = _measure_contrast(small)
-    judgement, healthy = _judge(areas, z_score)
+    problems, notes = _judge(areas, z_score)
+    problems += noise.problems()
     pixel_size = store.pixel_size_angstrom * store.box_size / maps.shape[-1]
     fsc = _correlate_in_sphere(maps, pixel_size)
-    problems = noise.problems()
-    findings = (*problems, *judgement, *background, _describe_resolution(len(rows), len(store), half_sets, fsc))
+    findings = (*problems, *notes, *background, _describe_resolution(len(rows), len(store), half_sets, fsc))
     picture = CheckPicture(shown, store.pixel_size_angstrom, findings, Volume(maps.mean(0), pixel_size), fsc)
     picture = replace(picture, noise=_noise_curves(store))
     return CheckReport(
@@ -172,7 +172,7 @@ def check_store(
         fsc_area=areas,
         contrast_z_score=z_score,
         findings=findings,
-        healthy=healthy and not problems,
+        healthy=not problems,
         files=(*_write_maps(output, maps, fsc), _draw(output, picture)),
     )
 
@@ -322,8 +322,8 @@ def _measure_contrast(sample: _Sample) -> float:
     return contrast_z_score(crop_images(sample.images, box), sample.pose, sample.ctf, pixel_size)
 
 
-def _judge(areas: dict[str, float], z_score: float) -> tuple[list[str], bool]:
-    """Put the findings into words, problems first, and say whether there is no problem."""
+def _judge(areas: dict[str, float], z_score: float) -> tuple[list[str], list[str]]:
+    """Put the findings into words: problems, and the rest."""
     problems, notes = [], []
     stored = areas[AS_STORED]
     better = {name: area for name, area in areas.items() if area > stored + _CLEAR_AREA_DIFFERENCE}
@@ -353,7 +353,7 @@ def _judge(areas: dict[str, float], z_score: float) -> tuple[list[str], bool]:
     else:
         notes.append(f"the protein is bright, as it must be ({z_score:.1f} standard errors)")
     notes.append("the hand cannot be told from projections: compare the map with a known structure")
-    return problems + notes, not problems
+    return problems, notes
 
 
 def _judge_background(store: ParticleStore, rows: NDArray[np.int64]) -> str:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from cryoformer_dist.data.noise_measurement import summarise_noise
 from cryoformer_dist.data.noise_spectrum import (
     Background,
     background_of,
@@ -22,6 +23,8 @@ from cryoformer_dist.data.store_attributes import StoreAttributes
 # Beyond these, somebody should look.
 _MUCH_ANISOTROPY, _HOT_DEVIATIONS, _MUCH_HOT, _MUCH_GRADIENT = 0.25, 10.0, 0.01, 0.5
 _SIGNIFICANT = 4.0
+# Weight of pixels that surely show no particle.
+_OUTSIDE = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class StoredNoise:
     anisotropy
         ``(shells,)``: by what part of it the power varies with direction, more than chance makes it.
     hot_images
-        Share of the images with a pixel more than ten deviations away.
+        Share of the images with a pixel of their background more than ten deviations away.
     """
 
     images: int
@@ -75,8 +78,9 @@ def look_at_noise(store: ParticleStore, rows: Rows) -> StoredNoise:
     seen, wanted, hot = np.zeros((box, box)), np.zeros((box, box)), 0
     for number in np.unique(group).tolist():
         images = store.read_images(rows[group == number]).astype(np.float64)
-        hot += int((np.abs(images).max(axis=(1, 2)) > _HOT_DEVIATIONS).sum())
         background = _background(store.attributes, number)
+        outside = images[:, background.weight > _OUTSIDE]
+        hot += int((np.abs(outside).max(axis=1) > _HOT_DEVIATIONS).sum())
         flat, _ = background.flatten(torch.from_numpy(images).float())
         seen += windowed_power(flat.double().numpy(), background.weight).sum(0)
         wanted += background.seen(without_nyquist_lines(box), background.weight) * len(images)
@@ -114,7 +118,7 @@ def _anisotropy(ratio: Float[NDArray[np.float64], "box box"], images: int) -> ND
 
 def describe_noise(attributes: StoreAttributes, noise: StoredNoise) -> list[str]:
     """What was measured at conversion and is left in the store, in sentences."""
-    lines = [f"noise {each}" for each in dict.fromkeys(map(str, attributes.noise))]
+    lines = [f"noise {summarise_noise(attributes.noise)}"]
     if max(group.gradient_share for group in attributes.noise) > _MUCH_GRADIENT:
         lines.append("backgrounds have gradients beyond their noise (taken off): look at the ice and the illumination")
     low, high = noise.power.min(), noise.power.max()

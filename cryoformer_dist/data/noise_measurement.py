@@ -1,5 +1,6 @@
 """What the noise of an optics group's images is: spectrum, strength, gradients; measured on a sample at conversion."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +88,13 @@ class GroupNoise:
         excess = log_deviations(whitened, background) - np.log(self.background_deviation)
         believed = believed_excess(excess, self.deviation_share, background)
         return torch.from_numpy(self.deviation * np.exp(believed)).float()
+
+
+def summarise_noise(groups: Sequence[GroupNoise]) -> str:
+    """Noise of all optics groups in one line, the most coloured named."""
+    most = max(groups, key=lambda group: 0.0 if group.white else max(group.power) / min(group.power))
+    white = sum(group.white for group in groups)
+    return str(most) if len(groups) == 1 else f"white in {white} of {len(groups)} optics groups; {most}"
 
 
 def whiten_images(

@@ -72,12 +72,15 @@ class Interval:
         What a checkpoint took.
     latent_information_nats
         What a search of latents found that an image says about its conformation, mean over the particles.
+    noise_departure
+        See `TrainingRecord`.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.totals = torch.zeros(3, device=device)
         self.checkpoint_seconds: float | None = None
         self.latent_information_nats: float | None = None
+        self.noise_departure: float | None = None
 
     def add(self, errors: Float[Tensor, " particles"], prior: Float[Tensor, " particles"]) -> None:
         """Count a step."""

@@ -38,6 +38,7 @@ RECORD = training_record(
     },
     **{"memory_gib": 1.5, "active_points": 4000, "residual_outside": None, "checkpoint_seconds": 0.25, "workers": 2},
     latent_information_nats=None,
+    noise_departure=None,
 )
 
 

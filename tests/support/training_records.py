@@ -17,6 +17,7 @@ RECORD = TrainingRecord(
     active_points=100,
     residual_outside=None,
     latent_information_nats=None,
+    noise_departure=None,
     memory_gib=1.0,
     workers=1,
     checkpoint_seconds=None,
