@@ -74,13 +74,13 @@ class CTFParams:
         own = (change(getattr(self, name)) for name in CTF_NUMBERS)
         return CTFParams(*own, noise_filter=None if noise is None else noise.each(change))
 
-
-CTF_NUMBERS = tuple(each.name for each in fields(CTFParams) if each.name != "noise_filter")
-"""What `CTFParams` says about each particle by itself."""
-
     def to(self, device: torch.device) -> "CTFParams":
         """The same values on another device."""
         return self.each(lambda values: values.to(device))
+
+
+CTF_NUMBERS = tuple(each.name for each in fields(CTFParams) if each.name != "noise_filter")
+"""What `CTFParams` says about each particle by itself."""
 
 
 def electron_wavelength_angstrom(voltage_kv: Float[Tensor, " particles"]) -> Float[Tensor, " particles"]:

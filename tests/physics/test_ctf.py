@@ -143,7 +143,7 @@ def test_particles_that_are_picked_keep_the_noise_filter_of_their_group() -> Non
         transfer_at(params[order], frequency_grid(16), pixels[order]),
         transfer_at(params, frequency_grid(16), pixels)[order],
     )
-    doubled = params.each(lambda values: values * 1)
+    copied = params.each(lambda values: values * 1)
     assert torch.equal(
-        transfer_at(doubled, frequency_grid(16), pixels), transfer_at(params, frequency_grid(16), pixels)
+        transfer_at(copied, frequency_grid(16), pixels), transfer_at(params, frequency_grid(16), pixels)
     )
