@@ -66,6 +66,9 @@ class TrainingRecord:
         Share of the residual's energy outside the mask at its last refresh; ``None`` before one.
     latent_information_nats, pose_error_deg, pose_error_angstrom, amplitude_spread, junk_share
         What a search since the last report found; see `SearchFindings`.
+    noise_departure
+        How far the residual's power is from that of the noise that was assumed, relatively, in the frequency shell and
+        optics group where it is farthest, if a refresh of the mask looked since the last report.
     memory_gib
         Peak of this rank, on its GPU if it has one.
     workers
@@ -98,6 +101,7 @@ class TrainingRecord:
     pose_error_angstrom: float | None
     amplitude_spread: float | None
     junk_share: float | None
+    noise_departure: float | None
     memory_gib: float
     workers: int
     checkpoint_seconds: float | None
@@ -107,6 +111,8 @@ class TrainingRecord:
     seconds: float
 
 
+# Beyond it, the noise is not what the images were whitened by, or the maps do not explain them yet.
+_MUCH_DEPARTURE = 0.1
 _KEYS = {field.name for field in fields(TrainingRecord)}
 
 
@@ -197,7 +203,7 @@ def describe(record: TrainingRecord) -> str:
     return (
         f"{record.stage.replace('_', ' ')} {record.epoch + 1}/{record.epochs}{coarse}  "
         f"step {record.step}/{record.steps} {share:.0%}  loss {record.loss:.4f}  "
-        f"{_describe_mask(record)}  {_describe_search(record)}"
+        f"{_describe_mask(record)}  {_describe_search(record)}{_describe_noise(record)}"
         f"{record.particles_per_second:.0f} particles/s  data-wait {record.data_wait_share:.0%}  "
         f"{record.memory_gib:.1f} GiB  eta {eta}"
     )
@@ -229,6 +235,13 @@ def _describe_search(record: TrainingRecord) -> str:
     if junk is not None:
         words.append(f"{junk:.0%} junk")
     return "".join(f"{word}  " for word in words)
+
+
+def _describe_noise(record: TrainingRecord) -> str:
+    departure = record.noise_departure
+    if departure is None or departure < _MUCH_DEPARTURE:
+        return ""
+    return f"residual departs from the noise spectrum by up to {departure:.0%}  "
 
 
 def format_duration(seconds: float) -> str:

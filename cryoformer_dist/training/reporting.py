@@ -72,12 +72,15 @@ class Interval:
         What a checkpoint took.
     found
         What a search of all particles found.
+    noise_departure
+        See `TrainingRecord`.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.totals = torch.zeros(3, device=device)
         self.checkpoint_seconds: float | None = None
         self.found = SearchFindings()
+        self.noise_departure: float | None = None
 
     def add(self, errors: Float[Tensor, " particles"], prior: Float[Tensor, " particles"]) -> None:
         """Count a step."""

@@ -192,6 +192,7 @@ class Trainer:
             ),
             active_points=learner.active_points,
             residual_outside=learner.residual_outside,
+            noise_departure=self.interval.noise_departure,
             memory_gib=memory_gib(self.engine.device),
             workers=self.engine.world,
             checkpoint_seconds=self.interval.checkpoint_seconds,

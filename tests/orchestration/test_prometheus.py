@@ -43,6 +43,7 @@ RECORD = training_record(
     pose_error_angstrom=None,
     amplitude_spread=None,
     junk_share=None,
+    noise_departure=None,
 )
 
 

@@ -21,6 +21,7 @@ RECORD = TrainingRecord(
     pose_error_angstrom=None,
     amplitude_spread=None,
     junk_share=None,
+    noise_departure=None,
     memory_gib=1.0,
     workers=1,
     checkpoint_seconds=None,
