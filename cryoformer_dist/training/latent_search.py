@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.thinning import stride_for
-from cryoformer_dist.errors import UndecidedLatentsWarning
+from cryoformer_dist.errors import MostlyJunkWarning, UndecidedLatentsWarning
 from cryoformer_dist.inference.answer import Answer
 from cryoformer_dist.inference.comparison import LIKELY, Explanation, Spread, explain, fit_spread
 from cryoformer_dist.inference.conformations import MOVING_MAPS, ConformationMixture, Views, move
@@ -44,6 +44,7 @@ from cryoformer_dist.training.stages import Moment
 # After a search that was of use: 2.0 on igg_arc_32 and adk_64, 1.1 on spike_64; after one of none: .014 on spike_32,
 # 1e-4 on a rigid molecule.
 _UNDECIDED_NATS = 0.1
+_MOST_JUNK = 0.5
 REPRESENTATIVES = 256
 LARGEST_BOX = 64
 """Larger images are Fourier-cropped: the shells beyond tell conformations apart by little and cost most."""
@@ -70,15 +71,16 @@ class ParticleSearchResult:
         ``(found,)``: store rows, of all ranks.
     answer
         Of each.
-    nats
-        What an image says about its conformation, mean over the particles.
+    nats, junk_share
+        What an image says about its conformation, mean over the particles, and how many probably show none.
     findings
-        Of all together, those nats among them.
+        What is to be told of all together.
     """
 
     row: Tensor
     answer: Answer
     nats: float
+    junk_share: float
     findings: SearchFindings
 
 
@@ -108,23 +110,30 @@ class LatentSearch:
         -----
         UndecidedLatentsWarning
             If images still say next to nothing about their conformations at the end.
+        MostlyJunkWarning
+            If most of them seem to show no particle.
         """
         learner, stage = self._learner, moment.stage
         # The last epoch is trained at the means: one more search in which maps reach less far costs nothing by then.
         draws = None if moment.passes >= stage.epochs - 1 else self._draw_numbers(moment.position.step)
         found = search_particles(learner, moment, self._particles, draws)
-        answer, interval.found, nats = found.answer, found.findings, found.nats
-        undecided = nats < _UNDECIDED_NATS
+        answer, interval.found = found.answer, found.findings
+        undecided, mostly_junk = found.nats < _UNDECIDED_NATS, found.junk_share > _MOST_JUNK
         # Maps that do not move yet would deal the first latents anew, and what those know would be lost.
         if not undecided or moment.passes >= learner.config.training.freeze_latent_epochs:
             learner.set_latents(found.row, answer.latent, answer.deviation)
         if learner.config.model.pose.form == "posterior":
             learner.set_poses(found.row, answer.pose)
-        # Or maps and amplitudes could grow against one another.
-        mean = (answer.amplitude * answer.weight).sum() / answer.weight.sum().clamp_min(1e-30)
-        learner.set_judgements(found.row, amplitude=answer.amplitude / mean, weight=answer.weight)
-        if undecided and moment.epoch > stage.epochs - 1 and self._particles.rank == 0:
-            _warn_of_undecided_latents(nats, stage.epochs)
+        # A search that sees no particle in most images is not believed: training would come to a stop.
+        weight = torch.ones_like(answer.weight) if mostly_junk else answer.weight
+        # Of mean 1, or maps and amplitudes could grow against one another.
+        mean = (answer.amplitude * weight).sum() / weight.sum()
+        learner.set_judgements(found.row, amplitude=answer.amplitude / mean, weight=weight)
+        if moment.epoch > stage.epochs - 1 and self._particles.rank == 0:
+            if undecided:
+                _warn_of_undecided_latents(found.nats, stage.epochs)
+            if mostly_junk:
+                _warn_of_junk(found.junk_share, stage.epochs)
 
     def _draw_numbers(self, step: int) -> Float[Tensor, " rows"]:
         """A number in [0, 1) per row, of the step alone: the same on any number of ranks, and for a resume."""
@@ -139,6 +148,15 @@ def _warn_of_undecided_latents(nats: float, epochs: int) -> None:
         "Either the molecule is rigid at this resolution, or its motion is too small for a search: "
         "model.latent.refinement: gradient may recover it, and some noise with it",
         UndecidedLatentsWarning,
+        stacklevel=2,
+    )
+
+
+def _warn_of_junk(share: float, epochs: int) -> None:
+    warnings.warn(
+        f"after {epochs} epochs {share:.0%} of the images seem to show no particle, so all were kept. Look at the set "
+        "(`cryoformer-dist check`: contrast, poses, CTF), or train longer; model.junk: kept does not ask",
+        MostlyJunkWarning,
         stacklevel=2,
     )
 
@@ -172,7 +190,8 @@ def search_particles(
         sums += torch.stack([nats, (1 - answer.weight).sum(), nats.new_full((), len(batch))])
     nats, junk, count = sum_over_ranks(sums).tolist()
     row, found = _gather_shares(torch.cat(rows), torch.cat(answers))
-    return ParticleSearchResult(row, Answer.unpack(found), nats / count, search.tell(nats / count, junk / count))
+    told = search.tell(nats / count, junk / count)
+    return ParticleSearchResult(row, Answer.unpack(found), nats / count, junk / count, told)
 
 
 def _gather_shares(rows: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
