@@ -122,7 +122,7 @@ class LatentSearch:
         # Maps that do not move yet would deal the first latents anew, and what those know would be lost.
         if not undecided or moment.passes >= learner.config.training.freeze_latent_epochs:
             learner.set_latents(found.row, answer.latent, answer.deviation)
-        if learner.config.model.pose.form == "posterior":
+        if learner.config.model.searches_poses:
             learner.set_poses(found.row, answer.pose)
         # A search that sees no particle in most images is not believed: training would come to a stop.
         weight = torch.ones_like(answer.weight) if mostly_junk else answer.weight
@@ -223,7 +223,7 @@ class _Search:
         cloud = learner.latents[learner.trusted(torch.from_numpy(particles.rows).to(learner.device))]
         self._conformations = build_conformations(learner.objectives, cloud, coarse, learner.config.seed)
         self._spread = self._find_spread()
-        self._junk = self._find_junk() if self._model.junk == "weighed" else None
+        self._junk = self._find_junk() if self._model.weighs_junk else None
 
     def ask(self, batch: ParticleBatch, draws: Float[Tensor, " particles"] | None) -> tuple[Answer, Tensor]:
         """What images say about their particles, and how many nats about their conformations in all."""
@@ -245,17 +245,17 @@ class _Search:
     def tell(self, nats: float, junk: float) -> SearchFindings:
         """What was found of all particles together."""
         spread, model = self._spread, self._model
-        moving = model.pose.form == "posterior"
+        moving = model.searches_poses
         return SearchFindings(
             latent_information_nats=nats,
             pose_error_deg=math.degrees(spread.rotation_rad) if moving else None,
             pose_error_angstrom=spread.shift_angstrom if moving else None,
-            amplitude_spread=spread.amplitude if model.amplitude == "posterior" else None,
-            junk_share=junk if model.junk == "weighed" else None,
+            amplitude_spread=spread.amplitude if model.searches_amplitudes else None,
+            junk_share=junk if model.weighs_junk else None,
         )
 
     def _pose_at_hand(self, batch: ParticleBatch) -> Pose:
-        if self._model.pose.form == "posterior" and not self._spread.moves_poses:
+        if self._model.searches_poses and not self._spread.moves_poses:
             # Given ones that turn out to be exact.
             return batch.pose
         return self._learner.settle(self._moment.stage, batch, self._moment.epoch)[0]
@@ -266,11 +266,11 @@ class _Search:
 
     def _find_spread(self) -> Spread:
         """How far poses and amplitudes depart from what is given, where they are looked for."""
-        pixel, moving = self._learner.objectives.pixel_size_angstrom, self._model.pose.form == "posterior"
+        pixel, moving = self._learner.objectives.pixel_size_angstrom, self._model.searches_poses
         self._spread = Spread(
             rotation_rad=_FIRST_ROTATION_RAD if moving else 0.0,
             shift_angstrom=_FIRST_SHIFT_PIXELS * pixel if moving else 0.0,
-            amplitude=_FIRST_AMPLITUDE if self._model.amplitude == "posterior" else 0.0,
+            amplitude=_FIRST_AMPLITUDE if self._model.searches_amplitudes else 0.0,
         )
         if self._spread == Spread():
             return self._spread

@@ -215,7 +215,7 @@ class Learner:
         form = self.config.model.pose.form
         if form == "encoder":
             return None
-        if form == "given":
+        if not self.config.model.tabulates_poses:
             return given
         return Pose(rotation_from_6d(self.tables["rotation"].values[rows]), self.tables["shift_angstrom"].values[rows])
 
@@ -295,10 +295,10 @@ class Learner:
         return leaves["latent"]
 
     def _pose(self, batch: ParticleBatch, leaves: dict[str, Tensor], refining: bool) -> Pose | None:
-        if not self.config.model.pose.tabulated:
+        if not self.config.model.tabulates_poses:
             # An encoder begins to be followed when poses are to be refined.
             return self.read_poses(batch.row, batch.pose) if refining else batch.pose
-        if not refining or self.config.model.pose.form == "posterior":
+        if not refining or not self.config.model.pose.tabulated:
             return self.read_poses(batch.row, batch.pose)
         for name in ("rotation", "shift_angstrom"):
             leaves[name] = self.tables[name].read(batch.row)
@@ -323,11 +323,11 @@ def _initial_tables(
     if config.model.latent.searched:
         # Before a search all that is known is the prior.
         tables["latent_deviation"] = RowTable(torch.ones_like(tables["latent"].values))
-    if config.model.pose.tabulated:
+    if config.model.tabulates_poses:
         rotation = torch.tensor(particles.rotation)
         tables["rotation"] = RowTable(sixd_from_rotation(rotation).to(device))
         tables["shift_angstrom"] = RowTable(torch.tensor(particles.shift_angstrom, device=device))
-    looked_for = (config.model.amplitude == "posterior", config.model.junk == "weighed")
+    looked_for = (config.model.searches_amplitudes, config.model.weighs_junk)
     for name, wanted in zip(_JUDGEMENTS, looked_for, strict=True):
         if wanted:
             tables[name] = RowTable(torch.ones(len(particles.source_row), 1, device=device))

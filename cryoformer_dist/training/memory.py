@@ -317,10 +317,9 @@ def _table_bytes(config: RunConfig, rows: int) -> int:
     """Values and two moments per number, and the visits of each row."""
     widths = []
     if config.model.latent.tabulated:
-        # Latents, and how well they are known.
         widths += [config.model.latent.dimensions] * (1 + config.model.latent.searched)
-    widths += [1] * ((config.model.amplitude == "posterior") + (config.model.junk == "weighed"))
-    if config.model.pose.tabulated:
+    widths += [1] * (config.model.searches_amplitudes + config.model.weighs_junk)
+    if config.model.tabulates_poses:
         widths += [6, 2]
     return rows * sum(12 * width + 4 for width in widths)
 
@@ -329,18 +328,15 @@ def _search_bytes(config: RunConfig, work: Workload, batch: int) -> int:
     """Maps of all representatives, or padded transforms of the principal ones and what is made of a batch's slices."""
     if not config.model.latent.searched:
         return 0
-    compared, kept = min(work.box, LARGEST_BOX), MOST_PRINCIPAL_MAPS + 1
-    one_map = 4 * compared**3
+    compared, kept, one_map = min(work.box, LARGEST_BOX), MOST_PRINCIPAL_MAPS + 1, 4 * min(work.box, LARGEST_BOX) ** 3
     decoding = (REPRESENTATIVES + kept) * one_map + _DECODED_MAPS * 4 * work.box**3
     # Complex numbers on the padded grid.
-    moving = config.model.pose.form == "posterior"
+    moving = config.model.searches_poses
     transforms = (kept + moving * MOVING_MAPS + _TRANSFORMS_UNDER_WAY) * 2 * PADDING**3 * one_map
-    slices = _SLICE_TENSORS * 4 * kept * compared**2 * batch
-    if moving:
-        slices += _SLICE_TENSORS * 4 * DIRECTIONS * MOVING_MAPS * compared**2 * batch
-        # Curvature of every conformation and its factor.
-        slices += _CURVATURES * 4 * DIRECTIONS**2 * REPRESENTATIVES * batch
-    return max(decoding, transforms + slices)
+    slices = _SLICE_TENSORS * 4 * (kept + moving * DIRECTIONS * MOVING_MAPS) * compared**2 * batch
+    # Of every conformation, the energy of its slopes.
+    curved = moving * _CURVATURES * 4 * DIRECTIONS**2 * REPRESENTATIVES * batch
+    return max(decoding, transforms + slices + curved)
 
 
 def _query_bytes(model: ModelConfig) -> int:
@@ -384,7 +380,7 @@ def _splats_by_triton(config: RunConfig, on_gpu: bool) -> bool:
 
 def _splat_bytes(config: RunConfig, points: int, batch: int, on_gpu: bool) -> int:
     if _splats_by_triton(config, on_gpu):
-        given = config.model.pose.form == "given"
+        given = config.model.pose.form in ("given", "posterior")
         return (_TRITON_BYTES_GIVEN if given else _TRITON_BYTES_LEARNED) * points * batch
     if on_gpu:
         return _SPLAT_BYTES * points * batch

@@ -119,14 +119,14 @@ def test_the_likelihood_is_that_of_exact_images(
 def test_conformations_are_compared_on_a_device_beside_the_cpu() -> None:
     batch = _batch(_exact(torch.tensor([0.0, 1.0])))
     here = build_conformations(_objectives(), _cloud(), False, seed=0)
-    expected, waits = here.posterior(batch, POSE), []
+    expected, waits = _posterior(here, batch), []
     with other_device() as device:
         there = build_conformations(_objectives(), _cloud().to(DEVICE), False, seed=0)
         for times in (1, 3):
             before = device.waits
             for _ in range(times):
-                found = draw_conformations(there.posterior(batch.to(DEVICE), POSE.to(DEVICE)), PIXELS.to(DEVICE) / 10)
-                posterior = there.posterior(batch.to(DEVICE), POSE.to(DEVICE))
+                posterior = _posterior(there, batch.to(DEVICE))
+                found = draw_conformations(posterior, PIXELS.to(DEVICE) / 10)
             waits.append(device.waits - before)
     torch.testing.assert_close(bring_back(posterior), expected)
     assert torch.equal(bring_back(found), draw_conformations(expected, PIXELS / 10))

@@ -21,7 +21,10 @@ from cryoformer_dist.training.latent_search import ParticleSearchResult
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.stages import Moment
 
-SEARCHED = {"model.latent.start": "linear", "model.latent.refinement": "search", "training.epochs": 3}
+SEARCHED = {
+    **{"model.latent.start": "linear", "model.latent.refinement": "search", "training.epochs": 3},
+    **{"model.pose.form": "given", "model.amplitude": "one", "model.junk": "kept"},
+}
 # Of 64 tiny images nothing is to be learned.
 undecided = pytest.mark.filterwarnings("ignore::cryoformer_dist.errors.UndecidedLatentsWarning")
 
