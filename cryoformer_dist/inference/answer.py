@@ -19,8 +19,8 @@ class Answer:
         Of each, and the width of its posterior along each dimension.
     pose, amplitude
         Of each.
-    weight
-        How probable it is that the image shows a particle, with or without something beside it.
+    weight, alone
+        How probable it is that the image shows a particle, with or without something beside it; and without.
     """
 
     latent: Float[Tensor, "particles dimensions"]
@@ -28,16 +28,20 @@ class Answer:
     pose: Pose
     amplitude: Float[Tensor, " particles"]
     weight: Float[Tensor, " particles"]
+    alone: Float[Tensor, " particles"]
 
     def pack(self) -> Float[Tensor, "particles numbers"]:
         """All of it side by side, as ranks exchange it."""
         pose = (self.pose.rotation.flatten(1), self.pose.shift_angstrom)
-        return torch.cat([*pose, self.amplitude[:, None], self.weight[:, None], self.latent, self.deviation], dim=1)
+        numbers = torch.stack([self.amplitude, self.weight, self.alone], dim=1)
+        return torch.cat([*pose, numbers, self.latent, self.deviation], dim=1)
 
     @staticmethod
     def unpack(numbers: Float[Tensor, "particles numbers"]) -> "Answer":
         """Inverse of `pack`."""
-        rotation, shift, amplitude, weight = torch.split(numbers[:, :13], [9, 2, 1, 1], dim=1)
-        latent, deviation = numbers[:, 13:].chunk(2, dim=1)
+        rotation, shift, amplitude, weight, alone, rest = torch.split(
+            numbers, [9, 2, 1, 1, 1, numbers.shape[1] - 14], dim=1
+        )
+        latent, deviation = rest.chunk(2, dim=1)
         pose = Pose(rotation.reshape(-1, 3, 3), shift)
-        return Answer(latent, deviation, pose, amplitude[:, 0], weight[:, 0])
+        return Answer(latent, deviation, pose, amplitude[:, 0], weight[:, 0], alone[:, 0])

@@ -71,11 +71,6 @@ class JunkModel:
         """How probable each kind is."""
         return (log_likelihood + self.share.log()).softmax(dim=1)
 
-    def weigh(self, log_likelihood: Float[Tensor, "particles 4"]) -> Float[Tensor, " particles"]:
-        """How probable it is that an image shows a particle, with or without something beside it."""
-        kind = self.posterior(log_likelihood)
-        return kind[:, Kind.PARTICLE] + kind[:, Kind.PARTICLE_AND_MORE]
-
     def with_shares_of(self, log_likelihoods: Sequence[Float[Tensor, "particles 4"]]) -> "JunkModel":
         """The same with the shares under which the images of all ranks are most probable."""
         model = self

@@ -22,7 +22,7 @@ from cryoformer_dist.errors import MostlyJunkWarning, UndecidedLatentsWarning
 from cryoformer_dist.inference.answer import Answer
 from cryoformer_dist.inference.comparison import LIKELY, Explanation, Spread, explain, fit_spread
 from cryoformer_dist.inference.conformations import MOVING_MAPS, ConformationMixture, Views, move
-from cryoformer_dist.inference.junk import JunkModel, PowerSum
+from cryoformer_dist.inference.junk import JunkModel, Kind, PowerSum
 from cryoformer_dist.initialization.clustering import find_clusters
 from cryoformer_dist.physics.fourier import crop_volume
 from cryoformer_dist.physics.pose import Pose
@@ -128,7 +128,7 @@ class LatentSearch:
         weight = torch.ones_like(answer.weight) if mostly_junk else answer.weight
         # Of mean 1, or maps and amplitudes could grow against one another.
         mean = (answer.amplitude * weight).sum() / weight.sum()
-        learner.set_judgements(found.row, amplitude=answer.amplitude / mean, weight=weight)
+        learner.set_judgements(found.row, amplitude=answer.amplitude / mean, weight=weight, alone=answer.alone)
         if moment.epoch > stage.epochs - 1 and self._particles.rank == 0:
             if undecided:
                 _warn_of_undecided_latents(found.nats, stage.epochs)
@@ -234,13 +234,15 @@ class _Search:
         chosen = posterior if draws is None else _one_of(posterior, draws)
         if explained.offset is not None:
             pose = move(pose, torch.einsum("bc,bcj->bj", chosen, explained.offset))
-        weight = self._junk.weigh(self._likelihood_of_kinds(views, explained)) if self._junk else torch.ones(len(batch))
+        kind = self._kinds(views, explained)
         latent = self._conformations.latent
         deviation = (posterior @ latent.square() - (posterior @ latent).square()).clamp_min(0).sqrt()
         amplitude = (chosen * explained.amplitude).sum(1)
         # Conformations that are offered to nobody, and products that underflow, add nothing.
         nats = torch.xlogy(posterior, posterior / self._conformations.log_share.exp().clamp_min(1e-30)).sum()
-        return Answer(chosen @ latent, deviation, pose, amplitude, weight.to(amplitude.device)), nats
+        alone = kind[:, Kind.PARTICLE]
+        weight = alone + kind[:, Kind.PARTICLE_AND_MORE]
+        return Answer(chosen @ latent, deviation, pose, amplitude, weight, alone), nats
 
     def tell(self, nats: float, junk: float) -> SearchFindings:
         """What was found of all particles together."""
@@ -291,6 +293,12 @@ class _Search:
             explained = explain(self._conformations.compare(views), self._spread)
             likelihoods.append(self._likelihood_of_kinds(views, explained))
         return self._junk.with_shares_of(likelihoods)
+
+    def _kinds(self, views: Views, explained: Explanation) -> Float[Tensor, "particles 4"]:
+        """How probable it is that each image shows each kind."""
+        if self._junk is None:
+            return torch.eye(len(Kind), device=views.images.device)[Kind.PARTICLE].expand(len(views.images), -1)
+        return self._junk.posterior(self._likelihood_of_kinds(views, explained))
 
     def _likelihood_of_kinds(self, views: Views, explained: Explanation) -> Float[Tensor, "particles 4"]:
         assert self._junk is not None

@@ -20,9 +20,6 @@ from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.stages import Stage
 from cryoformer_dist.training.tables import RowTable
 
-# Of every image, and read with it.
-_JUDGEMENTS = ("amplitude", "weight")
-
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
@@ -133,7 +130,7 @@ class Learner:
     def judged(self, batch: ParticleBatch) -> ParticleBatch:
         """The same batch with the amplitudes and weights that were found, where they are looked for."""
         amplitude, weight = (
-            self.tables[name].values[batch.row, 0] if name in self.tables else None for name in _JUDGEMENTS
+            self.tables[name].values[batch.row, 0] if name in self.tables else None for name in ("amplitude", "weight")
         )
         return replace(batch, amplitude=amplitude, weight=weight)
 
@@ -196,7 +193,7 @@ class Learner:
         self.tables["shift_angstrom"].write(rows, pose.shift_angstrom)
 
     def set_judgements(self, rows: Tensor, **found: Float[Tensor, " rows"]) -> None:
-        """Put amplitudes and weights that were found into their tables, where there are any."""
+        """Put what was found of every image (see `Answer`) into the tables that are there for it."""
         for name, values in found.items():
             if name in self.tables:
                 self.tables[name].write(rows, values[:, None])
@@ -327,8 +324,5 @@ def _initial_tables(
         rotation = torch.tensor(particles.rotation)
         tables["rotation"] = RowTable(sixd_from_rotation(rotation).to(device))
         tables["shift_angstrom"] = RowTable(torch.tensor(particles.shift_angstrom, device=device))
-    looked_for = (config.model.searches_amplitudes, config.model.weighs_junk)
-    for name, wanted in zip(_JUDGEMENTS, looked_for, strict=True):
-        if wanted:
-            tables[name] = RowTable(torch.ones(len(particles.source_row), 1, device=device))
-    return tables
+    judged = ["amplitude"] * config.model.searches_amplitudes + ["weight", "alone"] * config.model.weighs_junk
+    return tables | {name: RowTable(torch.ones(len(particles.source_row), 1, device=device)) for name in judged}

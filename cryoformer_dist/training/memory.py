@@ -318,7 +318,7 @@ def _table_bytes(config: RunConfig, rows: int) -> int:
     widths = []
     if config.model.latent.tabulated:
         widths += [config.model.latent.dimensions] * (1 + config.model.latent.searched)
-    widths += [1] * (config.model.searches_amplitudes + config.model.weighs_junk)
+    widths += [1] * (config.model.searches_amplitudes + 2 * config.model.weighs_junk)
     if config.model.tabulates_poses:
         widths += [6, 2]
     return rows * sum(12 * width + 4 for width in widths)

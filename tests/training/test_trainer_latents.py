@@ -116,7 +116,7 @@ def test_maps_that_do_not_move_yet_leave_the_first_latents_alone(
         rows = torch.from_numpy(particles.rows)
         latent, one = torch.full((len(rows), 2), float(len(searches))), torch.ones(len(rows))
         pose = Pose(torch.eye(3).expand(len(rows), 3, 3), torch.zeros(len(rows), 2))
-        answer = Answer(latent, torch.zeros_like(latent), pose, one, one)
+        answer = Answer(latent, torch.zeros_like(latent), pose, one, one, one)
         return ParticleSearchResult(rows, answer, information_nats, 0.0, SearchFindings(information_nats))
 
     monkeypatch.setattr(latent_search, "search_particles", search)
