@@ -177,3 +177,20 @@ def see_from(pose: Pose, other: Pose) -> Float[Tensor, "particles 5"]:
 def move(pose: Pose, offset: Float[Tensor, "particles 5"]) -> Pose:
     """The pose that is seen from one under an offset: inverse of `see_from`."""
     return Pose(rotation_from_axis_angle(offset[:, :3]) @ pose.rotation, pose.shift_angstrom + offset[:, 3:])
+
+
+def choose_one(
+    posterior: Float[Tensor, "particles conformations"], draws: Float[Tensor, " particles"]
+) -> Float[Tensor, "particles conformations"]:
+    """1 for the conformation that is drawn (see `draw_conformations`), 0 for the others."""
+    drawn = draw_conformations(posterior, draws)
+    return torch.nn.functional.one_hot(drawn, posterior.shape[1]).to(posterior.dtype)
+
+
+def draw_conformations(
+    posterior: Float[Tensor, "particles conformations"], draws: Float[Tensor, " particles"]
+) -> Tensor:
+    """One conformation per particle: where its number falls among the cumulated probabilities."""
+    passed = (posterior.cumsum(dim=1) <= draws[:, None]).sum(dim=1)
+    # Rounding may leave the last sum below one.
+    return passed.clamp_max(posterior.shape[1] - 1)

@@ -21,7 +21,7 @@ from cryoformer_dist.data.thinning import stride_for
 from cryoformer_dist.errors import MostlyJunkWarning, UndecidedLatentsWarning
 from cryoformer_dist.inference.answer import Answer
 from cryoformer_dist.inference.comparison import LIKELY, Explanation, Spread, explain, fit_spread
-from cryoformer_dist.inference.conformations import MOVING_MAPS, ConformationMixture, Views, move
+from cryoformer_dist.inference.conformations import MOVING_MAPS, ConformationMixture, Views, choose_one, move
 from cryoformer_dist.inference.junk import JunkModel, Kind, PowerSum
 from cryoformer_dist.initialization.clustering import find_clusters
 from cryoformer_dist.physics.fourier import crop_volume
@@ -31,8 +31,10 @@ from cryoformer_dist.ranks import (
     broadcast_from_leader,
     gather_objects,
     gather_rows,
+    gather_shares,
     rank_and_world,
     sum_over_ranks,
+    take_share,
 )
 from cryoformer_dist.runs.training_log import SearchFindings
 from cryoformer_dist.training.learner import Learner
@@ -231,7 +233,7 @@ class _Search:
         views = self._conformations.look(batch, pose, self._spread.moves_poses)
         explained = explain(self._conformations.compare(views), self._spread)
         posterior = (explained.log_likelihood + self._conformations.log_share).softmax(dim=1)
-        chosen = posterior if draws is None else _one_of(posterior, draws)
+        chosen = posterior if draws is None else choose_one(posterior, draws)
         if explained.offset is not None:
             pose = move(pose, torch.einsum("bc,bcj->bj", chosen, explained.offset))
         kind = self._kinds(views, explained)
@@ -308,21 +310,6 @@ class _Search:
         return self._junk.compare(views, probability.logsumexp(dim=1), predicted)
 
 
-def _one_of(posterior: Tensor, draws: Tensor) -> Float[Tensor, "particles conformations"]:
-    """1 for the conformation that is drawn, 0 for the others."""
-    drawn = draw_conformations(posterior, draws)
-    return torch.nn.functional.one_hot(drawn, posterior.shape[1]).to(posterior.dtype)
-
-
-def draw_conformations(
-    posterior: Float[Tensor, "particles conformations"], draws: Float[Tensor, " particles"]
-) -> Tensor:
-    """One conformation per particle: where its number falls among the cumulated probabilities."""
-    passed = (posterior.cumsum(dim=1) <= draws[:, None]).sum(dim=1)
-    # Rounding may leave the last sum below one.
-    return passed.clamp_max(posterior.shape[1] - 1)
-
-
 @torch.no_grad()
 def build_conformations(
     objectives: Objectives, latents: Float[Tensor, "rows dimensions"], coarse: bool, seed: int
@@ -376,12 +363,13 @@ def _principal_maps(
     objectives: Objectives, latent: Tensor, share: Tensor, compared: int
 ) -> tuple[Float[Tensor, "conformations principal"], Float[Tensor, "maps compared compared compared"]]:
     """Maps of all conformations as mixtures of a few: how much of each is in them; the mean map, then those few."""
-    lattice, maps = objectives.lattice, latent.new_empty(len(latent), compared**3)
-    each = objectives.model.each_volume(latent, lattice.points_pixels, lattice.flat_index)
-    for row, voxels in zip(maps, each, strict=True):
+    lattice, mine = objectives.lattice, latent[take_share(len(latent))]
+    decoded = latent.new_empty(len(mine), compared**3)
+    each = objectives.model.each_volume(mine, lattice.points_pixels, lattice.flat_index)
+    for row, voxels in zip(decoded, each, strict=True):
         row.copy_(crop_volume(voxels, compared).ravel())
     # Cropping keeps values, but a coarse voxel stands for many fine ones.
-    maps *= (objectives.box / compared) ** 3
+    maps = gather_shares(decoded, len(latent)) * (objectives.box / compared) ** 3
     mean = share @ maps
     maps -= mean
     mixture = _principal_mixture(maps)

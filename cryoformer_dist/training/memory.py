@@ -325,11 +325,11 @@ def _table_bytes(config: RunConfig, rows: int) -> int:
 
 
 def _search_bytes(config: RunConfig, work: Workload, batch: int) -> int:
-    """Maps of all representatives, or padded transforms of the principal ones and what is made of a batch's slices."""
+    """Maps of all representatives, twice, or padded transforms of the principal ones and a batch's slices of them."""
     if not config.model.latent.searched:
         return 0
     compared, kept, one_map = min(work.box, LARGEST_BOX), MOST_PRINCIPAL_MAPS + 1, 4 * min(work.box, LARGEST_BOX) ** 3
-    decoding = (REPRESENTATIVES + kept) * one_map + _DECODED_MAPS * 4 * work.box**3
+    decoding = (2 * REPRESENTATIVES + kept) * one_map + _DECODED_MAPS * 4 * work.box**3
     # Complex numbers on the padded grid.
     moving = config.model.searches_poses
     transforms = (kept + moving * MOVING_MAPS + _TRANSFORMS_UNDER_WAY) * 2 * PADDING**3 * one_map

@@ -12,13 +12,13 @@ from support.other_device import DEVICE, bring_back, other_device
 
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.inference.comparison import Spread, explain
-from cryoformer_dist.inference.conformations import ConformationMixture
+from cryoformer_dist.inference.conformations import ConformationMixture, draw_conformations
 from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import fourier_to_image
 from cryoformer_dist.physics.grids import frequency_grid, half_plane_weight
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.training import latent_search
-from cryoformer_dist.training.latent_search import build_conformations, draw_conformations
+from cryoformer_dist.training.latent_search import build_conformations
 from cryoformer_dist.training.objectives import Objectives
 
 BOX, PIXEL_ANGSTROM = 32, 4.0
