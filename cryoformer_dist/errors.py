@@ -65,6 +65,10 @@ class UndecidedLatentsWarning(CryoFormerWarning):
     """Images say next to nothing about which conformation they show: the maps will hardly move."""
 
 
+class MostlyJunkWarning(CryoFormerWarning):
+    """Most images seem to show no particle: either they do, or the maps explain nothing yet."""
+
+
 class DensityMaskedAwayWarning(CryoFormerWarning):
     """Much of what the model does not explain lies where its occupancy mask allows no density."""
 

@@ -25,9 +25,10 @@ MAY_IMPORT = {
     "io": {"errors", "physics", "storage"},
     "data": GROUND | {"physics", "io", "storage"},
     "simulation": GROUND | {"config", "physics", "io", "storage"},
+    "inference": GROUND | {"physics", "data"},
     "initialization": GROUND | {"physics", "data"},
     "runs": GROUND | {"config", "physics", "io.mrc", "data", "storage", "initialization"},
-    "training": GROUND | {"config", "physics", "model", "data", "storage", "initialization", "runs"},
+    "training": GROUND | {"config", "physics", "model", "data", "storage", "inference", "initialization", "runs"},
     "figures": {"errors", "config", "physics", "runs"},
     "analysis": GROUND
     | {"config", "physics", "io", "model", "data", "simulation", "initialization", "runs", "training", "figures"}

@@ -1,6 +1,6 @@
 """Look before training: whether the store is whole, and signs, shifts and rotations mean what they should."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cryoformer_dist.analysis.map_fsc import write_curves
 from cryoformer_dist.data.contrast import CERTAIN_Z_SCORE, contrast_z_score
+from cryoformer_dist.data.noise_check import describe_noise, look_at_noise
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.figures.check import CheckPicture, draw_check
@@ -38,6 +39,7 @@ _VARIANT_BOX = 64
 _VARIANT_SAMPLE = 600
 _CONTRAST_BOX = 48
 _PICTURES = 8
+_NOISE_SAMPLE = 512
 _BLOCK = 64
 # Differences of the FSC area below this come from the sample, not from a convention.
 _CLEAR_AREA_DIFFERENCE = 0.02
@@ -145,19 +147,22 @@ def check_store(
     output.mkdir(parents=True, exist_ok=True)
     rows = _sample_rows(store, sample, seed)
     shown = store.read_images(rows[:_PICTURES]).astype(np.float32)
-    background = _judge_background(store, rows[: store.chunk_size])
+    noise = look_at_noise(store, rows[:_NOISE_SAMPLE])
+    background = [_judge_background(store, rows[: store.chunk_size]), *describe_noise(store.attributes, noise)]
     if not store.has_poses:
-        return _report_without_poses(store, output, shown, background)
+        return _report_without_poses(store, output, shown, [*noise.problems(), *background])
     particles = store.particles()
     half, half_sets = _split_into_halves(particles, rows, seed)
     maps, small = _back_project_halves(store, particles, rows, half, progress)
     areas = _try_variants(small.take(_VARIANT_SAMPLE), progress)
     z_score = _measure_contrast(small)
-    judgement, healthy = _judge(areas, z_score)
+    problems, notes = _judge(areas, z_score)
+    problems += noise.problems()
     pixel_size = store.pixel_size_angstrom * store.box_size / maps.shape[-1]
     fsc = _correlate_in_sphere(maps, pixel_size)
-    findings = (*judgement, background, _describe_resolution(len(rows), len(store), half_sets, fsc))
+    findings = (*problems, *notes, *background, _describe_resolution(len(rows), len(store), half_sets, fsc))
     picture = CheckPicture(shown, store.pixel_size_angstrom, findings, Volume(maps.mean(0), pixel_size), fsc)
+    picture = replace(picture, noise=_noise_curves(store))
     return CheckReport(
         particles=len(store),
         sample=len(rows),
@@ -167,7 +172,7 @@ def check_store(
         fsc_area=areas,
         contrast_z_score=z_score,
         findings=findings,
-        healthy=healthy,
+        healthy=not problems,
         files=(*_write_maps(output, maps, fsc), _draw(output, picture)),
     )
 
@@ -187,10 +192,11 @@ def _draw(output: Path, picture: CheckPicture) -> Path:
 
 
 def _report_without_poses(
-    store: ParticleStore, output: Path, shown: NDArray[np.float32], background: str
+    store: ParticleStore, output: Path, shown: NDArray[np.float32], said: list[str]
 ) -> CheckReport:
     """What the images alone say."""
-    findings = (background, "the store has no poses: nothing was back-projected")
+    findings = (*said, "the store has no poses: nothing was back-projected")
+    picture = CheckPicture(shown, store.pixel_size_angstrom, findings, noise=_noise_curves(store))
     return CheckReport(
         particles=len(store),
         sample=0,
@@ -201,8 +207,18 @@ def _report_without_poses(
         contrast_z_score=0.0,
         findings=findings,
         healthy=True,
-        files=(_draw(output, CheckPicture(shown, store.pixel_size_angstrom, findings)),),
+        files=(_draw(output, picture),),
     )
+
+
+def _noise_curves(store: ParticleStore) -> dict[str, NDArray[np.float64]]:
+    """Frequency in 1/angstrom and noise power of each optics group, before whitening."""
+    curves = {}
+    for optics, noise in zip(store.attributes.optics, store.attributes.noise, strict=True):
+        power = np.array(noise.power[1 : optics.box_size // 2 + 1])
+        shells = np.arange(1, len(power) + 1) / (optics.box_size * optics.pixel_size_angstrom)
+        curves[f"{optics.name}{', white' if noise.white else ''}"] = np.stack([shells, power])
+    return curves
 
 
 def _sample_rows(store: ParticleStore, sample: int, seed: int) -> NDArray[np.int64]:
@@ -306,8 +322,8 @@ def _measure_contrast(sample: _Sample) -> float:
     return contrast_z_score(crop_images(sample.images, box), sample.pose, sample.ctf, pixel_size)
 
 
-def _judge(areas: dict[str, float], z_score: float) -> tuple[list[str], bool]:
-    """Put the findings into words, problems first, and say whether there is no problem."""
+def _judge(areas: dict[str, float], z_score: float) -> tuple[list[str], list[str]]:
+    """Put the findings into words: problems, and the rest."""
     problems, notes = [], []
     stored = areas[AS_STORED]
     better = {name: area for name, area in areas.items() if area > stored + _CLEAR_AREA_DIFFERENCE}
@@ -337,11 +353,11 @@ def _judge(areas: dict[str, float], z_score: float) -> tuple[list[str], bool]:
     else:
         notes.append(f"the protein is bright, as it must be ({z_score:.1f} standard errors)")
     notes.append("the hand cannot be told from projections: compare the map with a known structure")
-    return problems + notes, not problems
+    return problems, notes
 
 
 def _judge_background(store: ParticleStore, rows: NDArray[np.int64]) -> str:
-    """Mean and standard deviation of the corners of some images."""
+    """Mean and standard deviation of the corners of some images; cropping has emptied their Nyquist lines."""
     images = store.read_images(rows).astype(np.float32)
     corners = images[:, (radius_grid(store.box_size, 2) > store.box_size / 2 - 1).numpy()]
     mean, deviation = corners.mean(), corners.std(axis=1).mean()

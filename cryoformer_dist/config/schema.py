@@ -129,9 +129,11 @@ class LatentConfig(Section):
 class PoseConfig(Section):
     """Where poses come from and whether they are refined."""
 
-    form: Literal["given", "table", "encoder", "encoder_then_table"] = Field(
-        "given",
-        description="given: as in the store; table: refined per particle; encoder: the paper's MLP; "
+    form: Literal["given", "posterior", "table", "encoder", "encoder_then_table"] = Field(
+        "posterior",
+        description="posterior: means near the given ones, found with the latents by every search, as far as all "
+        "images together find the given ones in error; without a search of latents as given; given: as in the store; "
+        "table: refined per particle; encoder: the paper's MLP; "
         "encoder_then_table: refined per particle from where the encoder puts it",
     )
     start: Literal["search", "given"] = Field(
@@ -141,7 +143,7 @@ class PoseConfig(Section):
 
     @property
     def tabulated(self) -> bool:
-        """Whether every particle has a row of its own."""
+        """Whether every particle has a row of its own that gradients move."""
         return self.form in ("table", "encoder_then_table")
 
     @property
@@ -167,6 +169,36 @@ class ModelConfig(Section):
     decoder: DecoderConfig = DecoderConfig()
     latent: LatentConfig = LatentConfig()
     pose: PoseConfig = PoseConfig()
+    amplitude: Literal["one", "posterior"] = Field(
+        "posterior",
+        description="posterior: how strong each particle is, by every search of latents; one, and without a search: "
+        "all alike",
+    )
+    junk: Literal["kept", "weighed"] = Field(
+        "weighed",
+        description="weighed: an image counts as far as it probably shows a particle, by every search of latents; "
+        "kept, and without a search: all count alike",
+    )
+
+    @property
+    def searches_poses(self) -> bool:
+        """Whether searches of latents find poses too."""
+        return self.latent.searched and self.pose.form == "posterior"
+
+    @property
+    def searches_amplitudes(self) -> bool:
+        """Whether searches of latents find amplitudes too."""
+        return self.latent.searched and self.amplitude == "posterior"
+
+    @property
+    def weighs_junk(self) -> bool:
+        """Whether searches of latents say how probably an image shows a particle."""
+        return self.latent.searched and self.junk == "weighed"
+
+    @property
+    def tabulates_poses(self) -> bool:
+        """Whether every particle has a pose of its own."""
+        return self.pose.tabulated or self.searches_poses
 
     def encoder(self, on_gpu: bool) -> Literal["torch", "triton", "tinycudann"]:
         """Who encodes points on a GPU, or on a CPU."""

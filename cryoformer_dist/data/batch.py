@@ -25,7 +25,7 @@ class ParticleBatch:
     Attributes
     ----------
     images
-        Light-on-dark, background mean 0 and standard deviation 1.
+        Light-on-dark, background mean 0, noise white and of unit variance.
     row
         Store row of each image: its name in tables and messages.
     pose
@@ -36,6 +36,10 @@ class ParticleBatch:
         Of each image.
     epoch
         Epoch that the last image of the batch belongs to.
+    amplitude
+        How strong each particle is, in units of the mean one; ``None`` as long as nobody has looked: 1.
+    weight
+        How much each image counts: how probably it shows a particle; ``None`` as long as nobody has looked: 1.
     """
 
     images: Float[Tensor, "particles box box"]
@@ -44,9 +48,21 @@ class ParticleBatch:
     ctf: CTFParams
     pixel_size_angstrom: Float[Tensor, " particles"]
     epoch: int
+    amplitude: Float[Tensor, " particles"] | None = None
+    weight: Float[Tensor, " particles"] | None = None
 
     def __len__(self) -> int:
         return len(self.row)
+
+    def __getitem__(self, particles: slice | Tensor) -> "ParticleBatch":
+        return ParticleBatch(
+            images=self.images[particles],
+            row=self.row[particles],
+            pose=self.pose[particles],
+            ctf=self.ctf[particles],
+            pixel_size_angstrom=self.pixel_size_angstrom[particles],
+            epoch=self.epoch,
+        )
 
     def to(self, device: torch.device) -> "ParticleBatch":
         """The same batch on another device."""
@@ -58,9 +74,11 @@ class ParticleBatch:
             images=change(self.images),
             row=change(self.row),
             pose=Pose(change(self.pose.rotation), change(self.pose.shift_angstrom)),
-            ctf=CTFParams(*(change(getattr(self.ctf, field.name)) for field in fields(self.ctf))),
+            ctf=self.ctf.each(change),
             pixel_size_angstrom=change(self.pixel_size_angstrom),
             epoch=self.epoch,
+            amplitude=None if self.amplitude is None else change(self.amplitude),
+            weight=None if self.weight is None else change(self.weight),
         )
 
 
@@ -110,7 +128,7 @@ class BatchMaker:
         self._device = device
         pose, ctf, pixel_size = particles.pose(), particles.ctf(), torch.tensor(particles.pixel_size_angstrom)
         self._pose = Pose(pose.rotation.to(device), pose.shift_angstrom.to(device))
-        self._ctf = CTFParams(*(getattr(ctf, field.name).to(device) for field in fields(ctf)))
+        self._ctf = ctf.each(lambda values: values.to(device))
         self._pixel_size = pixel_size.to(device)
 
     def batches(
@@ -149,7 +167,7 @@ class BatchMaker:
             images=to_device(images, self._device).float(),
             row=row,
             pose=Pose(self._pose.rotation[row], self._pose.shift_angstrom[row]),
-            ctf=CTFParams(*(getattr(self._ctf, field.name)[row] for field in fields(self._ctf))),
+            ctf=self._ctf[row],
             pixel_size_angstrom=self._pixel_size[row],
             epoch=int(block.epoch[-1]),
         )

@@ -6,7 +6,6 @@ order, and again after a kill: the store comes out the same, byte for byte.
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from cryoformer_dist.data.image_normalisation import (
     settle_box,
     stored_pixel_size_angstrom,
 )
+from cryoformer_dist.data.noise_measurement import GroupNoise
 from cryoformer_dist.data.store import (
     PROGRESS_FOLDER,
     ParticleStore,
@@ -41,6 +41,7 @@ from cryoformer_dist.data.store_attributes import (
     SourceStack,
     StoreAttributes,
     StoredOptics,
+    read_noise,
 )
 from cryoformer_dist.data.stored_particles import COLUMNS, DEFAULT_CHUNK_ROWS, DEFAULT_SHARD_ROWS, StoreLayout
 from cryoformer_dist.errors import ParticleFormatError, StoreError
@@ -113,13 +114,13 @@ class _PlanRecord:
     ----------
     fingerprint
         Of the plan.
-    contrast, scale
+    contrast, noise
         What was measured; see `Normalisation`.
     """
 
     fingerprint: str
     contrast: Contrast
-    scale: Mapping[int, float]
+    noise: tuple[GroupNoise, ...]
 
 
 def plan_conversion(table: ParticleTable, output: str | Place, options: ConversionOptions) -> ConversionPlan:
@@ -155,7 +156,7 @@ def plan_conversion(table: ParticleTable, output: str | Place, options: Conversi
         normalisation, contrast = measure_normalisation(table, normalisation, options.contrast, options.seed)
     else:
         contrast = recorded.contrast
-        normalisation = replace(normalisation, sign=contrast.sign, scale=recorded.scale)
+        normalisation = replace(normalisation, sign=contrast.sign, noise=recorded.noise)
     return ConversionPlan(
         table=table,
         output=output,
@@ -175,7 +176,7 @@ def begin_conversion(plan: ConversionPlan) -> list[int]:
     A store that the plan replaces is removed here, an interrupted conversion of the same plan is kept.
     """
     folder = plan.output / PROGRESS_FOLDER
-    record = _PlanRecord(plan.fingerprint, plan.contrast, plan.normalisation.scale)
+    record = _PlanRecord(plan.fingerprint, plan.contrast, plan.normalisation.noise)
     with in_reach(plan.output):
         if plan.resumes and is_complete(plan.output):
             return []
@@ -336,8 +337,8 @@ def _read_record(file: Place) -> _PlanRecord | None:
         content = json.loads(file.read_text())
     except FileNotFoundError:
         return None
-    scale = {int(box): factor for box, factor in content["scale"].items()}
-    return _PlanRecord(content["fingerprint"], Contrast(**content["contrast"]), scale)
+    noise = tuple(read_noise(group) for group in content["noise"])
+    return _PlanRecord(content["fingerprint"], Contrast(**content["contrast"]), noise)
 
 
 def _describe_store(
@@ -354,7 +355,8 @@ def _describe_store(
         has_poses=table.rotation is not None,
         source=source,
         contrast=contrast,
-        conversion=Conversion(options.seed, normalisation.particle_diameter_angstrom, normalisation.scale),
+        conversion=Conversion(options.seed, normalisation.particle_diameter_angstrom),
+        noise=normalisation.noise,
     )
 
 

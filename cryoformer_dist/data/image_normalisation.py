@@ -1,8 +1,8 @@
-"""How a source image becomes a stored one: normalised on its box, contrast set, Fourier-cropped, scaled."""
+"""How a source image becomes a stored one: offset and gradient off, Fourier-cropped, noise whitened, contrast set."""
 
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal, NoReturn
 
 import numpy as np
@@ -12,16 +12,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cryoformer_dist.data.contrast import Contrast, contrast_from_z_score, contrast_z_score
+from cryoformer_dist.data.noise_measurement import GroupNoise, measure_noise, whiten_images
+from cryoformer_dist.data.noise_spectrum import Background, background_of
 from cryoformer_dist.errors import ParticleFormatError, SmallSampleWarning
 from cryoformer_dist.io.mrc import open_stack
-from cryoformer_dist.io.particles import ParticleTable
+from cryoformer_dist.io.particles import OpticsGroup, ParticleTable
 from cryoformer_dist.physics.fourier import crop_images
 from cryoformer_dist.physics.grids import radius_grid
 
 ContrastChoice = Literal["auto", "light", "dark"]
 
 _BLOCK_BYTES = 16 * 2**20
-_SCALE_SAMPLE = 1000
+# Of each optics group, and in all; pixels bound the memory that a group's sample takes.
+_NOISE_SAMPLE, _NOISE_SAMPLE_OF_ALL, _NOISE_SAMPLE_PIXELS = 4000, 20_000, 2**25
+# Smaller optics groups are measured together with the others of their pixel size.
+_FEWEST_OF_A_GROUP = 100
 _CONTRAST_SAMPLE = 2000
 _CONTRAST_BOX = 48
 
@@ -38,22 +43,29 @@ class Normalisation:
         Background is what lies outside; the circle that fills the box, less a pixel, when ``None``.
     sign
         -1 for dark-on-light sources.
-    scale
-        By side of the source images, since larger ones lose more noise to cropping: factor that makes the background
-        standard deviation 1 again. 1 where none is given.
+    noise
+        Of each optics group. None measured yet: images are divided by their own deviation, and not whitened.
     """
 
     box_size: int
     particle_diameter_angstrom: float | None = None
     sign: int = 1
-    scale: Mapping[int, float] = field(default_factory=dict)
+    noise: tuple[GroupNoise, ...] = ()
+
+    def background_radius_pixels(self, box: int, pixel_size_angstrom: float) -> float:
+        """Pixels farther from the centre hold no particle."""
+        if self.particle_diameter_angstrom is None:
+            return box / 2 - 1
+        return self.particle_diameter_angstrom / 2 / pixel_size_angstrom
 
     def background(self, box: int, pixel_size_angstrom: float) -> Bool[Tensor, "box box"]:
         """Pixels of an image of the given box that hold no particle."""
-        radius = box / 2 - 1
-        if self.particle_diameter_angstrom is not None:
-            radius = self.particle_diameter_angstrom / 2 / pixel_size_angstrom
-        return radius_grid(box, 2) > radius
+        return radius_grid(box, 2) > self.background_radius_pixels(box, pixel_size_angstrom)
+
+    def soft_background(self, optics: OpticsGroup, box: int) -> Background:
+        """The same with a soft edge, and what is fitted there, for source images cropped to a box."""
+        radius = self.background_radius_pixels(optics.box_size, optics.pixel_size_angstrom)
+        return background_of(optics.box_size, radius, box)
 
 
 def settle_box(table: ParticleTable, asked: int | None) -> int:
@@ -127,6 +139,23 @@ def normalise_images(
     ParticleFormatError
         If an image has pixels that are not finite or a constant background: file and image number are named.
     """
+    for members, group, pixels in _source_blocks(table, rows):
+        optics = table.optics[group]
+        bad = _first_unfit(pixels, normalisation.background(optics.box_size, optics.pixel_size_angstrom))
+        if bad is not None:
+            _refuse_image(table, int(rows[members[bad]]), pixels[bad])
+        if normalisation.noise:
+            images = _whitened(pixels, normalisation, optics, normalisation.noise[group])
+        else:
+            background = normalisation.background(optics.box_size, optics.pixel_size_angstrom)
+            images = crop_images(_standardised(pixels, background), normalisation.box_size)
+        yield members, images * normalisation.sign
+
+
+def _source_blocks(
+    table: ParticleTable, rows: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], int, Float[Tensor, "block box box"]]]:
+    """Places in ``rows``, optics group and pixels, block by block; each stack is opened once."""
     groups = np.stack([table.stack[rows], table.optics_group[rows]], axis=1)
     # Ascending image numbers read a stack from front to back.
     by_place = np.lexsort((table.stack_index[rows], groups[:, 1], groups[:, 0]))
@@ -136,25 +165,31 @@ def normalise_images(
         if not members.size:
             continue
         number, group = (int(value) for value in groups[members[0]])
-        optics = table.optics[group]
         if stack is None or number != opened:
             opened, stack = number, open_stack(table.stack_paths[number])
-        background = normalisation.background(optics.box_size, optics.pixel_size_angstrom)
-        factor = normalisation.sign * normalisation.scale.get(optics.box_size, 1.0)
-        per_block = max(1, _BLOCK_BYTES // (4 * optics.box_size**2))
+        per_block = max(1, _BLOCK_BYTES // (4 * table.optics[group].box_size ** 2))
         for start in range(0, len(members), per_block):
             block = members[start : start + per_block]
-            pixels = torch.from_numpy(np.ascontiguousarray(stack.read(table.stack_index[rows[block]]), np.float32))
-            normalised, bad = _normalise_block(pixels, background)
-            if bad is not None:
-                _refuse_image(table, int(rows[block[bad]]), pixels[bad])
-            yield block, crop_images(normalised, normalisation.box_size) * factor
+            pixels = np.ascontiguousarray(stack.read(table.stack_index[rows[block]]), np.float32)
+            yield block, group, torch.from_numpy(pixels)
+
+
+def _whitened(
+    pixels: Float[Tensor, "block box box"], normalisation: Normalisation, optics: OpticsGroup, noise: GroupNoise
+) -> Float[Tensor, "block cropped cropped"]:
+    """Cropped images whose noise is white and of unit variance."""
+    box = normalisation.box_size
+    flat, _ = normalisation.soft_background(optics, optics.box_size).flatten(pixels, noise.gradient_share)
+    cropped = crop_images(flat, box)
+    whitened = cropped if noise.white else whiten_images(cropped, noise.gain)
+    deviation = noise.image_deviation(whitened, normalisation.soft_background(optics, box))
+    return whitened / deviation[:, None, None]
 
 
 def measure_normalisation(
     table: ParticleTable, normalisation: Normalisation, contrast: ContrastChoice, seed: int
 ) -> tuple[Normalisation, Contrast]:
-    """Find the contrast and the scale of each source box, from seeded samples of at most 2,000 and 1,000 images.
+    """Find the contrast and the noise of each optics group, from seeded samples.
 
     Warns
     -----
@@ -162,13 +197,43 @@ def measure_normalisation(
         If the contrast cannot be measured (too few particles, or no poses); light-on-dark is taken.
     """
     order = np.random.default_rng([seed, 1]).permutation(len(table))
-    boxes = np.array([group.box_size for group in table.optics])[table.optics_group[order]]
-    scale = {
-        box: _measure_scale(table, order[boxes == box][:_SCALE_SAMPLE], normalisation)
-        for box in np.unique(boxes).tolist()
-    }
     found = _decide_contrast(table.select(order[:_CONTRAST_SAMPLE]), normalisation, contrast)
-    return replace(normalisation, sign=found.sign, scale=scale), found
+    noise = _measure_all_noise(table, normalisation, order)
+    return replace(normalisation, sign=found.sign, noise=noise), found
+
+
+def _measure_all_noise(
+    table: ParticleTable, normalisation: Normalisation, order: NDArray[np.int64]
+) -> tuple[GroupNoise, ...]:
+    """Noise of each optics group; those with few particles share that of all such ones of their pixel size."""
+    sizes = np.bincount(table.optics_group, minlength=len(table.optics))
+    pools: dict[tuple[int, ...] | tuple[str, int, float], list[int]] = {}
+    for group, optics in enumerate(table.optics):
+        alone = sizes[group] >= _FEWEST_OF_A_GROUP
+        key = (group,) if alone else ("small", optics.box_size, optics.pixel_size_angstrom)
+        pools.setdefault(key, []).append(group)
+    wanted = min(_NOISE_SAMPLE, _NOISE_SAMPLE_OF_ALL // len(pools), _NOISE_SAMPLE_PIXELS // normalisation.box_size**2)
+    found: dict[int, GroupNoise] = {}
+    for groups in pools.values():
+        rows = order[np.isin(table.optics_group[order], groups)][: max(wanted, _FEWEST_OF_A_GROUP)]
+        noise = _measure_pool(table, rows, normalisation, table.optics[groups[0]])
+        found |= dict.fromkeys(groups, noise)
+    return tuple(found[group] for group in range(len(table.optics)))
+
+
+def _measure_pool(
+    table: ParticleTable, rows: NDArray[np.int64], normalisation: Normalisation, optics: OpticsGroup
+) -> GroupNoise:
+    """Noise of some particles whose background is one."""
+    box = normalisation.box_size
+    images, fitted = torch.empty(len(rows), box, box), torch.empty(len(rows), 3)
+    for members, _, pixels in _source_blocks(table, rows):
+        bad = _first_unfit(pixels, normalisation.background(optics.box_size, optics.pixel_size_angstrom))
+        if bad is not None:
+            _refuse_image(table, int(rows[members[bad]]), pixels[bad])
+        flat, fitted[members] = normalisation.soft_background(optics, optics.box_size).flatten(pixels)
+        images[members] = crop_images(flat, box)
+    return measure_noise(images, fitted.double().numpy(), normalisation.soft_background(optics, box))
 
 
 def stored_pixel_size_angstrom(table: ParticleTable, box_size: int) -> list[float]:
@@ -180,18 +245,6 @@ def image_location(table: ParticleTable, row: int) -> str:
     """Name the file, number (from 1) and source row of an image."""
     stack, number = table.stack_paths[int(table.stack[row])], int(table.stack_index[row]) + 1
     return f"{stack}: image {number:06d} (row {int(table.source_row[row]) + 1} of {table.source})"
-
-
-def _measure_scale(table: ParticleTable, rows: NDArray[np.int64], normalisation: Normalisation) -> float:
-    """One over the standard deviation that the background of normalised images has, before they are scaled."""
-    pixel_sizes = stored_pixel_size_angstrom(table, normalisation.box_size)
-    variance = np.empty(len(rows))
-    for positions, images in normalise_images(table, rows, normalisation):
-        # A block holds one optics group.
-        pixel_size = pixel_sizes[table.optics_group[rows[positions[0]]]]
-        background = normalisation.background(normalisation.box_size, pixel_size)
-        variance[positions] = images[:, background].double().var(dim=1, correction=0).numpy()
-    return float(1 / np.sqrt(variance.mean()))
 
 
 def _decide_contrast(sample: ParticleTable, normalisation: Normalisation, contrast: ContrastChoice) -> Contrast:
@@ -222,17 +275,22 @@ def _warn_uncertain(finding: str) -> None:
     warnings.warn(f"{finding}: {remedy}", SmallSampleWarning, stacklevel=4)
 
 
-def _normalise_block(
+def _standardised(
     images: Float[Tensor, "block box box"], background: Bool[Tensor, "box box"]
-) -> tuple[Float[Tensor, "block box box"], int | None]:
-    """Background mean 0 and standard deviation 1, and the first image for which that is impossible."""
+) -> Float[Tensor, "block box box"]:
+    """Each image's own background mean 0 and standard deviation 1."""
     outside = images[:, background].double()
     mean, deviation = outside.mean(dim=1), outside.std(dim=1, correction=0)
+    return (images - mean.float()[:, None, None]) / deviation.float()[:, None, None]
+
+
+def _first_unfit(images: Float[Tensor, "block box box"], background: Bool[Tensor, "box box"]) -> int | None:
+    """First image that cannot be normalised: with pixels that are not finite, or a constant background."""
+    outside = images[:, background].double()
     # Rounding leaves a relative 1e-7 of a constant background.
-    flat = deviation <= 1e-6 * mean.abs()
+    flat = outside.std(dim=1, correction=0) <= 1e-6 * outside.mean(dim=1).abs()
     bad = torch.nonzero(flat | ~torch.isfinite(images).all(dim=2).all(dim=1))
-    normalised = (images - mean.float()[:, None, None]) / deviation.float()[:, None, None]
-    return normalised, int(bad[0, 0]) if len(bad) else None
+    return int(bad[0, 0]) if len(bad) else None
 
 
 def _refuse_image(table: ParticleTable, row: int, pixels: Tensor) -> NoReturn:

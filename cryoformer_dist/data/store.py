@@ -275,7 +275,9 @@ class ParticleStore:
         }
         for values in (*columns.values(), *optics.values()):
             values.flags.writeable = False
-        return StoredParticles(**columns, **optics, has_poses=self.has_poses)
+        return StoredParticles(
+            **columns, **optics, has_poses=self.has_poses, noise_filter=self.attributes.noise_filter(group)
+        )
 
     def _refuse_impossible_optics(self) -> None:
         for number, entry in enumerate(self.attributes.optics):

@@ -2,16 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from cryoformer_dist.data.contrast import Contrast
+from cryoformer_dist.data.noise_measurement import GroupNoise
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.particles import OpticsGroup
+from cryoformer_dist.physics.ctf import NoiseFilter
 from cryoformer_dist.storage.places import Place
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _REMEDY = "convert the particles again"
 
 
@@ -73,13 +78,10 @@ class Conversion:
         Of the row permutation and of the sample.
     particle_diameter_angstrom
         What lies outside is background; the circle that fills the box when ``None``.
-    scale_after_crop
-        By side of the source images: factor that makes the background standard deviation 1 again.
     """
 
     seed: int
     particle_diameter_angstrom: float | None
-    scale_after_crop: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ class StoreAttributes:
         Sign of the source images.
     conversion
         What was done to them.
+    noise
+        Of each optics group; what its images were whitened by.
     """
 
     program: str
@@ -112,6 +116,14 @@ class StoreAttributes:
     source: Source
     contrast: Contrast
     conversion: Conversion
+    noise: tuple[GroupNoise, ...]
+
+    def noise_filter(self, group: NDArray[np.int32]) -> NoiseFilter | None:
+        """What whitened particles of these optics groups; ``None`` if that was nothing."""
+        if all(noise.white for noise in self.noise):
+            return None
+        length = torch.tensor([optics.box_size * optics.pixel_size_angstrom for optics in self.optics])
+        return NoiseFilter(torch.tensor(group), torch.stack([noise.gain for noise in self.noise]), length)
 
     def fingerprint(self, particles: int) -> str:
         """sha256 of the attributes and the number of particles; the places of the sources do not count."""
@@ -148,9 +160,8 @@ def read_attributes(content: dict[str, Any], store: Place) -> StoreAttributes:
     if version != SCHEMA_VERSION:
         raise StoreError(f"{store}: store schema {version}, this program reads {SCHEMA_VERSION}: {_REMEDY}")
     try:
-        source, conversion = content["source"], content["conversion"]
+        source = content["source"]
         stacks = tuple(SourceStack(**stack) for stack in source["stacks"])
-        scale = {int(box): factor for box, factor in conversion["scale_after_crop"].items()}
         terms = [{"unapplied_aberrations": tuple(group["unapplied_aberrations"])} for group in content["optics"]]
         optics = tuple(StoredOptics(**group | own) for group, own in zip(content["optics"], terms, strict=True))
         return StoreAttributes(
@@ -161,14 +172,18 @@ def read_attributes(content: dict[str, Any], store: Place) -> StoreAttributes:
             has_poses=content["has_poses"],
             source=Source(**source | {"stacks": stacks}),
             contrast=Contrast(**content["contrast"]),
-            conversion=Conversion(**conversion | {"scale_after_crop": scale}),
+            conversion=Conversion(**content["conversion"]),
+            noise=tuple(read_noise(group) for group in content["noise"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{store}: its attributes are damaged ({error!r}): {_REMEDY}") from error
 
 
+def read_noise(content: dict[str, Any]) -> GroupNoise:
+    """Read the noise of an optics group as JSON has it."""
+    curves = {name: tuple(content[name]) for name in ("power", "error")}
+    return GroupNoise(**content | curves)
+
+
 def _content(attributes: StoreAttributes) -> dict[str, Any]:
-    content = asdict(attributes) | {"schema_version": SCHEMA_VERSION}
-    scale = attributes.conversion.scale_after_crop
-    content["conversion"]["scale_after_crop"] = {str(box): factor for box, factor in scale.items()}
-    return content
+    return asdict(attributes) | {"schema_version": SCHEMA_VERSION}

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from cryoformer_dist.errors import StoreError
-from cryoformer_dist.physics.ctf import CTFParams
+from cryoformer_dist.physics.ctf import CTF_NUMBERS, CTFParams, NoiseFilter
 from cryoformer_dist.physics.pose import Pose
 
 DEFAULT_CHUNK_ROWS = 64
@@ -81,6 +81,8 @@ class StoredParticles:
         `(particles,)` 1 or 2, 0 when unknown.
     source_row
         `(particles,)` row in the source file.
+    noise_filter
+        What whitened the images; ``None`` where their noise is white by itself.
     """
 
     rotation: NDArray[np.float32]
@@ -98,6 +100,7 @@ class StoredParticles:
     amplitude_contrast: NDArray[np.float32]
     pixel_size_angstrom: NDArray[np.float32]
     has_poses: bool = True
+    noise_filter: NoiseFilter | None = None
 
     def __len__(self) -> int:
         return len(self.source_row)
@@ -126,6 +129,8 @@ class StoredParticles:
         return replace(self, rotation=rotation, shift_angstrom=shift)
 
     def ctf(self, rows: NDArray[np.integer[Any]] | slice = slice(None)) -> CTFParams:
-        """CTF parameters of some rows as tensors."""
-        names = CTFParams.__dataclass_fields__
-        return CTFParams(**{name: torch.from_numpy(getattr(self, name)[rows].copy()) for name in names})
+        """CTF parameters of some rows as tensors, with what whitened their images."""
+        ctf = CTFParams(*(torch.from_numpy(getattr(self, name)[rows].copy()) for name in CTF_NUMBERS))
+        if self.noise_filter is None:
+            return ctf
+        return replace(ctf, noise_filter=self.noise_filter[rows if isinstance(rows, slice) else torch.tensor(rows)])

@@ -1,8 +1,8 @@
 """The picture of `check`: what the particles and their back-projection look like."""
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib as mpl
@@ -20,6 +20,7 @@ from cryoformer_dist.physics.volume import Volume
 
 _LOW_PASS_ANGSTROM = 20.0
 _COLUMNS = 8
+_NAMED_GROUPS = 4
 # A longer line would push the pictures together.
 _LINE_LENGTH = 150
 
@@ -36,6 +37,8 @@ class CheckPicture:
         Sentences, written below the pictures.
     volume, fsc
         The back-projection; absent when there are no poses.
+    noise
+        `(2, shells)` of each optics group: frequency in 1/angstrom, and noise power before whitening.
     """
 
     images: NDArray[np.float32]
@@ -43,6 +46,7 @@ class CheckPicture:
     findings: Sequence[str]
     volume: Volume | None = None
     fsc: FSCCurve | None = None
+    noise: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 def draw_check(path: Path, picture: CheckPicture) -> None:
@@ -56,7 +60,8 @@ def draw_check(path: Path, picture: CheckPicture) -> None:
         grid = figure.add_gridspec(len(heights), _COLUMNS, height_ratios=heights)
         if picture.volume is not None and picture.fsc is not None:
             _draw_maps(figure, grid, picture.volume)
-            plot_curves(figure.add_subplot(grid[0:2, 6:]), {"half maps": picture.fsc})
+            plot_curves(figure.add_subplot(grid[0, 6:]), {"half maps": picture.fsc})
+            _draw_noise(figure.add_subplot(grid[1, 6:]), picture.noise)
         _draw_images(figure, grid, map_rows, picture)
         words = figure.add_subplot(grid[-1, :])
         words.set_axis_off()
@@ -73,6 +78,17 @@ def _draw_maps(figure: Figure, grid: GridSpec, volume: Volume) -> None:
     for axis, title in enumerate(titles):
         _show(figure.add_subplot(grid[0, 2 * axis : 2 * axis + 2]), voxels.take(middle, axis), f"slice {title}")
         _show(figure.add_subplot(grid[1, 2 * axis : 2 * axis + 2]), voxels.sum(axis), f"projection {title}")
+
+
+def _draw_noise(axes: Axes, noise: Mapping[str, NDArray[np.float64]]) -> None:
+    """Noise power by frequency, one line per optics group; names while they fit."""
+    for name, (frequency, power) in noise.items():
+        axes.plot(frequency, power, label=name)
+    axes.set_yscale("log")
+    axes.set_xlabel("frequency (1/Å)")
+    axes.set_ylabel("noise power, mean 1")
+    if 0 < len(noise) <= _NAMED_GROUPS:
+        axes.legend(frameon=False)
 
 
 def _draw_images(figure: Figure, grid: GridSpec, row: int, picture: CheckPicture) -> None:

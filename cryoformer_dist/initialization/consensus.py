@@ -92,7 +92,7 @@ def back_project(
     for batch in BatchMaker(store.particles(), device).batches(_read_blocks(store, rows[share]), images_as_read):
         for half, accumulator in enumerate(halves):
             # Every other particle, whoever inserts it; a rank may have none of a half.
-            part = batch.each(lambda values, first=(half - share[done]) % 2: values[first::2])  # type: ignore[misc]
+            part = batch[(half - int(share[done])) % 2 :: 2]
             if len(part):
                 accumulator.add(part.images, part.pose, part.ctf, part.pixel_size_angstrom)
         done += len(batch)

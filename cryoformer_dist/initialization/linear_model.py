@@ -28,6 +28,9 @@ _SMALLEST_BOX = 16
 _SAMPLE = 10_000
 _ROUNDS = 6
 _DESCENTS = 3
+# Standard deviations of the particles' amplitudes that are tried; the first is as good as none.
+_AMPLITUDES = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+_FAINTEST = 0.2
 # Density values per block of a fit: blocks that leave the processor's cache take twice as long per image.
 _BLOCK_VALUES, _BLOCK_VALUES_ON_GPU = 2**17, 2**23
 
@@ -68,20 +71,22 @@ def fit_linear_latents(
     share = take_share(len(sampled))
     sample = CroppedImages.of(store, sampled[share], box, device=device)
     latent = torch.randn(len(sampled), dimensions, generator=torch.Generator().manual_seed(seed))[share].to(device)
-    maps = model.no_maps(dimensions)
+    maps, spread, amplitude = model.no_maps(dimensions), _AMPLITUDES[0], None
     # Once the maps are there, all particles in blocks: their images do not fit in memory together.
     mine = rows[take_share(len(rows))]
     parts = [mine[start : start + _SAMPLE] for start in range(0, len(mine), _SAMPLE)]
     steps = _ROUNDS + len(parts)
     for done in range(_ROUNDS):
-        maps = model.fit_maps(sample, latent, maps)
-        latent = whiten(model.fit_latents(sample, maps))
+        maps = model.fit_maps(sample, latent, maps, amplitude)
+        latent, amplitude, spread = model.fit_latents(sample, maps, spread)
+        latent = whiten(latent)
         if progress is not None:
             progress(done + 1, steps)
-    maps = model.fit_maps(sample, latent, maps)
+    maps = model.fit_maps(sample, latent, maps, amplitude)
     latents = []
     for done, part in enumerate(parts, _ROUNDS):
-        latents.append(model.fit_latents(CroppedImages.of(store, part, box, device=device), maps))
+        images = CroppedImages.of(store, part, box, device=device)
+        latents.append(model.fit_latents(images, maps, spread, refit=False)[0])
         if progress is not None:
             progress(done + 1, steps)
     return gather_shares(whiten(torch.cat(latents)), len(rows))
@@ -135,9 +140,10 @@ class LinearModel:
         """A mean map and so many principal maps without density."""
         return self._points.new_zeros(dimensions + 1, len(self._points))
 
-    def fit_maps(self, images: CroppedImages, latent: Tensor, start: Tensor) -> Tensor:
+    def fit_maps(self, images: CroppedImages, latent: Tensor, start: Tensor, amplitude: Tensor | None = None) -> Tensor:
         """Least-squares maps at given coordinates, by a few steps of conjugate gradients from ``start``."""
         mixing = torch.nn.functional.pad(latent, (1, 0), value=1.0)
+        mixing = mixing if amplitude is None else mixing * amplitude[:, None]
         maps = start.clone()
         residual = -self._gradient(images, mixing, maps, with_data=True)
         direction = residual
@@ -151,21 +157,36 @@ class LinearModel:
             direction = residual + (energy / previous) * direction
         return maps
 
-    def fit_latents(self, images: CroppedImages, maps: Tensor) -> Tensor:
-        """Most probable coordinates of each particle at given maps, under a unit Gaussian prior."""
-        count = len(maps) - 1
-        found = []
+    def fit_latents(
+        self, images: CroppedImages, maps: Tensor, spread: float, refit: bool = True
+    ) -> tuple[Tensor, Tensor, float]:
+        """Most probable coordinates and amplitude of each particle at given maps, and how far amplitudes spread.
+
+        Coordinates under a unit Gaussian prior, amplitudes under one about 1: of a particle of double contrast both the
+        mean map and the principal ones count twice.
+
+        Parameters
+        ----------
+        spread
+            Standard deviation of the amplitudes.
+        refit
+            Whether to look for it first: where images are most probable.
+        """
+        grams, matches = [], []
         for _, block in images.blocks(self._block):
             # One map at a time: positions of all points in all images are large.
             everyone = (len(block.rotation), -1)
-            predicted = torch.stack([self._project(block, one.expand(everyone)) for one in maps], dim=1)
-            residual = block.coefficients - predicted[:, 0]
-            modes = predicted[:, 1:]
+            modes = torch.stack([self._project(block, one.expand(everyone)) for one in maps], dim=1)
             weighted = modes.conj() * self._weight
-            gram = torch.einsum("bkyx,blyx->bkl", weighted, modes).real + torch.eye(count, device=maps.device)
-            match = torch.einsum("bkyx,byx->bk", weighted, residual).real
-            found.append(torch.linalg.solve(gram, match))
-        return torch.cat(found)
+            grams.append(torch.einsum("bkyx,blyx->bkl", weighted, modes).real)
+            matches.append(torch.einsum("bkyx,byx->bk", weighted, block.coefficients).real)
+        gram, match = torch.cat(grams), torch.cat(matches)
+        if refit:
+            evidence = sum_over_ranks(torch.stack([_solve(gram, match, each)[1] for each in _AMPLITUDES]))
+            spread = _AMPLITUDES[int(evidence.argmax())]
+        scaled, _ = _solve(gram, match, spread)
+        amplitude = scaled[:, 0].clamp_min(_FAINTEST)
+        return scaled[:, 1:] / amplitude[:, None], amplitude, spread
 
     def _project(self, block: CroppedImages, density: Tensor) -> Tensor:
         projection = project_points(density, self._points, block.rotation, block.shift_pixels, self._box)
@@ -183,6 +204,20 @@ class LinearModel:
             (slope,) = torch.autograd.grad(error, density)
             total += mixing[part].T @ slope
         return sum_over_ranks(total)
+
+
+def _solve(gram: Tensor, match: Tensor, spread: float) -> tuple[Tensor, Tensor]:
+    """Amplitude and coordinates times amplitude of each particle, and the log evidence of all."""
+    precision = gram.new_ones(gram.shape[-1])
+    precision[0] = spread**-2
+    factor = torch.linalg.cholesky(gram + torch.diag(precision))
+    # The prior's mean is amplitude 1 and no coordinate.
+    aim = match.clone()
+    aim[:, 0] += precision[0]
+    found = torch.cholesky_solve(aim[..., None], factor)[..., 0]
+    determinant = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) - precision.log().sum() / 2
+    evidence = ((aim * found).sum(-1) - precision[0]) / 2 - determinant
+    return found, evidence.double().sum()
 
 
 def _coarse_box(store: ParticleStore) -> int:

@@ -7,6 +7,7 @@ import torch
 from cryoformer_dist.config.cluster import ClusterConfig, LocalCluster
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
+from cryoformer_dist.data.noise_measurement import summarise_noise
 from cryoformer_dist.data.store import ParticleStore, is_complete
 from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.io.reading import read_particles
@@ -111,6 +112,7 @@ def ensure_store(config: RunConfig, display: Display, parallel: bool) -> None:
             simulate(dataset.simulate, folder, progress)
     plan = plan_conversion(read_particles(star), output, ConversionOptions())
     display.say(f"contrast       {plan.contrast}")
+    display.say(f"noise          {summarise_noise(plan.normalisation.noise)}")
     with display.progress("converting to Zarr") as progress:
         if parallel:
             convert_particles(plan, progress=progress)

@@ -95,6 +95,30 @@ METRICS = (
         "what an image says about its conformation, mean over the particles, at the last search of latents",
         "latent_information_nats",
     ),
+    RunMetric(
+        "cryoformer_pose_error_degrees",
+        "degrees",
+        "standard deviation of the given rotations' errors about each axis, at the last search",
+        "pose_error_deg",
+    ),
+    RunMetric(
+        "cryoformer_pose_error_angstrom",
+        "angstrom",
+        "standard deviation of the given shifts' errors along each axis, at the last search",
+        "pose_error_angstrom",
+    ),
+    RunMetric(
+        "cryoformer_amplitude_spread",
+        "1",
+        "standard deviation of the particles' amplitudes about 1, at the last search",
+        "amplitude_spread",
+    ),
+    RunMetric(
+        "cryoformer_junk_share",
+        "0 to 1",
+        "share of images that probably show no particle, at the last search",
+        "junk_share",
+    ),
     RunMetric("cryoformer_checkpoint_seconds", "s", "time the last checkpoint took", "checkpoint_seconds"),
     RunMetric("cryoformer_workers", "processes", "training processes at work", "workers"),
     RunMetric(

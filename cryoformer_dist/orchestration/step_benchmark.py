@@ -1,7 +1,7 @@
 """Training steps on random particles: how fast a machine is, and how much memory it needs, before there are data."""
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 
 import numpy as np
 import torch
@@ -101,5 +101,5 @@ def random_particles(count: int) -> StoredParticles:
     }
     values["defocus_v_angstrom"] = values["defocus_u_angstrom"]
     zeros = np.zeros(count, np.float32)
-    names = [field.name for field in fields(StoredParticles) if field.name != "has_poses"]
+    names = [field.name for field in fields(StoredParticles) if field.default is MISSING]
     return StoredParticles(**{name: values.get(name, zeros) for name in names})  # type: ignore[arg-type]

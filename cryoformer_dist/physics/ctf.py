@@ -1,17 +1,57 @@
-"""The contrast transfer function of the microscope."""
+"""From a projection to what an image shows of it: the microscope's contrast transfer, and what whitens the noise.
 
-from dataclasses import dataclass, fields
+Images are stored divided by the root of their noise's spectrum; whatever is compared with them is divided likewise,
+here and nowhere else, so all others see white noise of unit variance.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class CTFParams:
-    """One value per particle; every field has shape ``(particles,)``.
+class NoiseFilter:
+    """By what images were multiplied to whiten their noise: one curve per optics group.
 
-    Defocus is positive for underfocus; the astigmatism angle runs from +x towards +y.
+    Attributes
+    ----------
+    group
+        ``(particles,)``: whose curve.
+    gain
+        ``(groups, shells)``: at 0, 1, 2, ... cycles over the images' field of view; straight lines between them.
+    length_angstrom
+        ``(groups,)``: side of that field of view. Neither cropping nor padding in Fourier space changes it.
+    """
+
+    group: Int[Tensor, " particles"]
+    gain: Float[Tensor, "groups shells"]
+    length_angstrom: Float[Tensor, " groups"]
+
+    def __getitem__(self, rows: Tensor | slice) -> "NoiseFilter":
+        return NoiseFilter(self.group[rows], self.gain, self.length_angstrom)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "NoiseFilter":
+        """The same filter with something done to each tensor."""
+        return NoiseFilter(change(self.group), change(self.gain), change(self.length_angstrom))
+
+    def at(self, radius_per_angstrom: Float[Tensor, "grids h w"]) -> Float[Tensor, "particles h w"]:
+        """Gain of each particle's images at frequencies in 1/angstrom."""
+        shells = self.gain.shape[1]
+        position = (radius_per_angstrom * _per_particle(self.length_angstrom[self.group])).clamp_max(shells - 1)
+        below = position.long().clamp_max(shells - 2)
+        place, curves = below + _per_particle(self.group.long() * shells), self.gain.ravel()
+        return torch.lerp(curves[place], curves[place + 1], position - below)
+
+
+@dataclass(frozen=True, slots=True)
+class CTFParams:
+    """One value per particle; every field but the last has shape ``(particles,)``.
+
+    Defocus is positive for underfocus; the astigmatism angle runs from +x towards +y. Without a noise filter, images
+    were not whitened: their noise is white.
     """
 
     defocus_u_angstrom: Float[Tensor, " particles"]
@@ -21,13 +61,26 @@ class CTFParams:
     voltage_kv: Float[Tensor, " particles"]
     spherical_aberration_mm: Float[Tensor, " particles"]
     amplitude_contrast: Float[Tensor, " particles"]
+    noise_filter: NoiseFilter | None = field(default=None, kw_only=True)
 
     def __getitem__(self, rows: slice | Tensor) -> "CTFParams":
-        return CTFParams(*(getattr(self, field.name)[rows] for field in fields(self)))
+        noise = self.noise_filter
+        own = (getattr(self, name)[rows] for name in CTF_NUMBERS)
+        return CTFParams(*own, noise_filter=None if noise is None else noise[rows])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "CTFParams":
+        """The same parameters with something done to each tensor."""
+        noise = self.noise_filter
+        own = (change(getattr(self, name)) for name in CTF_NUMBERS)
+        return CTFParams(*own, noise_filter=None if noise is None else noise.each(change))
 
     def to(self, device: torch.device) -> "CTFParams":
         """The same values on another device."""
-        return CTFParams(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return self.each(lambda values: values.to(device))
+
+
+CTF_NUMBERS = tuple(each.name for each in fields(CTFParams) if each.name != "noise_filter")
+"""What `CTFParams` says about each particle by itself."""
 
 
 def electron_wavelength_angstrom(voltage_kv: Float[Tensor, " particles"]) -> Float[Tensor, " particles"]:
@@ -39,7 +92,7 @@ def electron_wavelength_angstrom(voltage_kv: Float[Tensor, " particles"]) -> Flo
 def contrast_transfer_function(
     params: CTFParams, frequency_per_angstrom: Float[Tensor, "grids h w 2"]
 ) -> Float[Tensor, "particles h w"]:
-    """How strongly the microscope passes each spatial frequency, with sign.
+    """How strongly images show each spatial frequency, with sign: the microscope's transfer, whitened as they are.
 
     Parameters
     ----------
@@ -51,7 +104,7 @@ def contrast_transfer_function(
     Returns
     -------
     ctf
-        ``sin(gamma)`` in [-1, 1]; equal to the amplitude contrast at zero frequency.
+        ``sin(gamma)``, the amplitude contrast at zero frequency, times the noise filter where there is one.
 
     Raises
     ------
@@ -81,7 +134,8 @@ def contrast_transfer_function(
         - (torch.pi / 2) * aberration * wavelength**3 * k2.square()
         + _per_particle(constant)
     )
-    return torch.sin(gamma)
+    transfer = torch.sin(gamma)
+    return transfer if params.noise_filter is None else transfer * params.noise_filter.at(k2.sqrt())
 
 
 def refuse_impossible_contrast(contrast: Float[Tensor, " particles"]) -> None:

@@ -94,7 +94,7 @@ def _quaternion_from_matrix(matrix: Tensor) -> Tensor:
     """Unit quaternion (w, x, y, z), w >= 0: eigenvector of Bar-Itzhack's symmetric matrix, stable at 180 degrees."""
     m = matrix.double()
     trace = m.diagonal(dim1=-2, dim2=-1).sum(-1)
-    symmetric = m + m.transpose(-1, -2) - trace[..., None, None] * torch.eye(3, dtype=m.dtype)
+    symmetric = m + m.transpose(-1, -2) - trace[..., None, None] * torch.eye(3, dtype=m.dtype, device=m.device)
     axial = torch.stack([m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]], dim=-1)
     top = torch.cat([trace[..., None], axial], dim=-1)[..., None, :]
     bottom = torch.cat([axial[..., None], symmetric], dim=-1)

@@ -29,6 +29,8 @@ class TrilinearSlices:
 
     Attributes
     ----------
+    maps
+        How many.
     flat_index
         Place of each frequency in a flattened half plane; on the column ``kx = 0`` one of each pair.
     frequency
@@ -36,12 +38,12 @@ class TrilinearSlices:
     """
 
     def __init__(self, voxels: Float[Tensor, "maps box box box"], shell: int) -> None:
-        maps, box = voxels.shape[0], voxels.shape[-1]
+        self.maps, box = voxels.shape[0], voxels.shape[-1]
         # Zero frequency says nothing.
         self.flat_index, self.frequency = (each[1:].to(voxels.device) for each in half_disc(box, float(shell)))
         self._size = box * PADDING
         # Of all maps, the numbers of one frequency lie side by side: a slice gathers them together.
-        self._transform = voxels.new_empty(self._size, self._size, self._size, 2 * maps)
+        self._transform = voxels.new_empty(self._size, self._size, self._size, 2 * self.maps)
         for index, transform in enumerate(_padded_transforms(voxels, degree=1)):
             centred = torch.fft.fftshift(transform)
             self._transform[..., 2 * index], self._transform[..., 2 * index + 1] = centred.real, centred.imag

@@ -20,6 +20,29 @@ _SEND_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
+class SearchFindings:
+    """What a search of all particles has found of all together; ``None`` where it was not looked for.
+
+    Attributes
+    ----------
+    latent_information_nats
+        What an image says about its conformation, mean over the particles.
+    pose_error_deg, pose_error_angstrom
+        Standard deviation of the given poses' errors, about and along each axis.
+    amplitude_spread
+        Standard deviation of the amplitudes about 1.
+    junk_share
+        Of the images, how many probably show no particle.
+    """
+
+    latent_information_nats: float | None = None
+    pose_error_deg: float | None = None
+    pose_error_angstrom: float | None = None
+    amplitude_spread: float | None = None
+    junk_share: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingRecord:
     """What training tells at each report.
 
@@ -41,8 +64,11 @@ class TrainingRecord:
         Points at which there may be density.
     residual_outside
         Share of the residual's energy outside the mask at its last refresh; ``None`` before one.
-    latent_information_nats
-        What an image says about its conformation, mean over the particles, at a search since the last report.
+    latent_information_nats, pose_error_deg, pose_error_angstrom, amplitude_spread, junk_share
+        What a search since the last report found; see `SearchFindings`.
+    noise_departure
+        How far the residual's power is from that of the noise that was assumed, relatively, in the frequency shell and
+        optics group where it is farthest, if a refresh of the mask looked since the last report.
     memory_gib
         Peak of this rank, on its GPU if it has one.
     workers
@@ -71,6 +97,11 @@ class TrainingRecord:
     active_points: int
     residual_outside: float | None
     latent_information_nats: float | None
+    pose_error_deg: float | None
+    pose_error_angstrom: float | None
+    amplitude_spread: float | None
+    junk_share: float | None
+    noise_departure: float | None
     memory_gib: float
     workers: int
     checkpoint_seconds: float | None
@@ -80,6 +111,8 @@ class TrainingRecord:
     seconds: float
 
 
+# Beyond it, the noise is not what the images were whitened by, or the maps do not explain them yet.
+_MUCH_DEPARTURE = 0.1
 _KEYS = {field.name for field in fields(TrainingRecord)}
 
 
@@ -160,8 +193,8 @@ def describe(record: TrainingRecord) -> str:
     Examples
     --------
     ``reconstruction 3/20  step 1840/5120 36%  loss 0.9871  52431 points, 2% of residual outside  images say 1.9 nats
-    412 particles/s  data-wait 3%  21.4 GiB  eta 2h14m``; what images say about their conformations is told once after
-    every search of latents.
+    poses off by 1.5 deg, 0.8 A  amplitudes 1 +- 0.2  4% junk  412 particles/s  data-wait 3%  21.4 GiB  eta 2h14m``;
+    what a search of all particles found is told once, after it.
     """
     share = record.step / record.steps
     left = format_duration((record.steps - record.step) * record.seconds_per_step)
@@ -170,7 +203,7 @@ def describe(record: TrainingRecord) -> str:
     return (
         f"{record.stage.replace('_', ' ')} {record.epoch + 1}/{record.epochs}{coarse}  "
         f"step {record.step}/{record.steps} {share:.0%}  loss {record.loss:.4f}  "
-        f"{_describe_mask(record)}  {_describe_search(record)}"
+        f"{_describe_mask(record)}  {_describe_search(record)}{_describe_noise(record)}"
         f"{record.particles_per_second:.0f} particles/s  data-wait {record.data_wait_share:.0%}  "
         f"{record.memory_gib:.1f} GiB  eta {eta}"
     )
@@ -191,8 +224,24 @@ def _describe_mask(record: TrainingRecord) -> str:
 
 
 def _describe_search(record: TrainingRecord) -> str:
-    nats = record.latent_information_nats
-    return "" if nats is None else f"images say {nats:.2g} nats  "
+    nats, turn, amplitude, junk = (
+        record.latent_information_nats, record.pose_error_deg, record.amplitude_spread, record.junk_share,
+    )  # fmt: skip
+    words = [] if nats is None else [f"images say {nats:.2g} nats"]
+    if turn is not None:
+        words.append(f"poses off by {turn:.2g} deg, {record.pose_error_angstrom:.2g} A")
+    if amplitude is not None:
+        words.append(f"amplitudes 1 +- {amplitude:.2g}")
+    if junk is not None:
+        words.append(f"{junk:.0%} junk")
+    return "".join(f"{word}  " for word in words)
+
+
+def _describe_noise(record: TrainingRecord) -> str:
+    departure = record.noise_departure
+    if departure is None or departure < _MUCH_DEPARTURE:
+        return ""
+    return f"residual departs from the noise spectrum by up to {departure:.0%}  "
 
 
 def format_duration(seconds: float) -> str:

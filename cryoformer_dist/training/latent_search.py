@@ -6,47 +6,47 @@ prior: a conformation counts as often as it occurs, and none that never occurs i
 image leads nowhere.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from cryoformer_dist.data.batch import ParticleBatch
-from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.thinning import stride_for
-from cryoformer_dist.errors import UndecidedLatentsWarning
+from cryoformer_dist.errors import MostlyJunkWarning, UndecidedLatentsWarning
+from cryoformer_dist.inference.answer import Answer
+from cryoformer_dist.inference.comparison import LIKELY, Explanation, Spread, explain, fit_spread
+from cryoformer_dist.inference.conformations import MOVING_MAPS, ConformationMixture, Views, choose_one, move
+from cryoformer_dist.inference.junk import JunkModel, Kind, PowerSum
 from cryoformer_dist.initialization.clustering import find_clusters
-from cryoformer_dist.physics.ctf import transfer_at
-from cryoformer_dist.physics.fourier import (
-    crop_half_plane,
-    crop_volume,
-    image_to_fourier,
-    phase_ramp,
-    to_real_vectors,
-)
+from cryoformer_dist.physics.fourier import crop_volume
 from cryoformer_dist.physics.pose import Pose
-from cryoformer_dist.physics.projection import magnification
 from cryoformer_dist.physics.slices import TrilinearSlices
 from cryoformer_dist.ranks import (
     broadcast_from_leader,
     gather_objects,
     gather_rows,
+    gather_shares,
     rank_and_world,
     sum_over_ranks,
+    take_share,
 )
+from cryoformer_dist.runs.training_log import SearchFindings
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.particles import RankParticles
 from cryoformer_dist.training.reporting import Interval
-from cryoformer_dist.training.stages import Moment, Stage
+from cryoformer_dist.training.stages import Moment
 
 # After a search that was of use: 2.0 on igg_arc_32 and adk_64, 1.1 on spike_64; after one of none: .014 on spike_32,
 # 1e-4 on a rigid molecule.
 _UNDECIDED_NATS = 0.1
+_MOST_JUNK = 0.5
 REPRESENTATIVES = 256
 LARGEST_BOX = 64
 """Larger images are Fourier-cropped: the shells beyond tell conformations apart by little and cost most."""
@@ -57,85 +57,33 @@ _LEFT_OUT = 0.005
 _PARTICLES_PER_REPRESENTATIVE, _FEWEST_REPRESENTATIVES = 16, 16
 _CLUSTERED_PARTICLES = 20_000
 _CLUSTERING_ROUNDS = 20
+# Particles that say how far all depart from what is given, and how many are none.
+_SAMPLE = 500
+# Where the search for spreads begins.
+_FIRST_ROTATION_RAD, _FIRST_SHIFT_PIXELS, _FIRST_AMPLITUDE = 0.02, 0.3, 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class ConformationMixture:
-    """Representatives of a latent cloud, their maps as mixtures of a few.
-
-    Attributes
-    ----------
-    latent
-        ``(conformations, dimensions)``.
-    log_share
-        ``(conformations,)``: of the particles, up to a constant.
-    mixture
-        ``(conformations, principal)``: how much of each principal map is in each, on top of the mean map.
-    slices
-        Of the mean map, then of the principal ones; in units of the whole box's transform.
-    map_pixel_angstrom
-        Of the whole box.
-    box, compared_box
-        Side of the images, and of what is compared of them.
-    """
-
-    latent: Float[Tensor, "conformations dimensions"]
-    log_share: Float[Tensor, " conformations"]
-    mixture: Float[Tensor, "conformations principal"]
-    slices: TrilinearSlices
-    map_pixel_angstrom: float
-    box: int
-    compared_box: int
-
-    def posterior(self, batch: ParticleBatch, pose: Pose) -> Float[Tensor, "particles conformations"]:
-        """How probable each conformation is for each image."""
-        return (self.log_likelihood(batch, pose) + self.log_share).softmax(dim=1)
-
-    def log_likelihood(self, batch: ParticleBatch, pose: Pose) -> Float[Tensor, "particles conformations"]:
-        """Of each image in each conformation, up to a constant per image; noise as in the loss, white of unit variance.
-
-        Projection is linear: only the few principal maps are projected, however many conformations there are.
-        """
-        images = crop_half_plane(image_to_fourier(batch.images), self.compared_box).flatten(1)[
-            :, self.slices.flat_index
-        ]
-        predicted = self._predicted(batch, pose)
-        # A coefficient's variance is the number of pixels. Half of the plane is listed, which makes up for the half
-        # before the squared error.
-        residual = to_real_vectors(images - predicted[0]) / self.box
-        modes = to_real_vectors(predicted[1:]).transpose(0, 1) / self.box
-        match = torch.einsum("bmk,bk->bm", modes, residual)
-        energy = torch.einsum("cm,bmn,cn->bc", self.mixture, modes @ modes.mT, self.mixture)
-        return 2 * match @ self.mixture.T - energy
-
-    def _predicted(self, batch: ParticleBatch, pose: Pose) -> Complex[Tensor, "maps particles k"]:
-        """Images of the mean and the principal maps."""
-        pixel = batch.pixel_size_angstrom[:, None]
-        scale = magnification(self.map_pixel_angstrom, pixel)
-        frequency = self.slices.frequency * (self.compared_box / self.box)
-        phase = phase_ramp(frequency, -pose.shift_angstrom / pixel)
-        transfer = transfer_at(batch.ctf, frequency, batch.pixel_size_angstrom)
-        slices = self.slices.at(pose.rotation * scale[..., None])
-        return slices * (phase * transfer * scale)
-
-
-@dataclass(frozen=True, slots=True)
-class LatentSearchResult:
+class ParticleSearchResult:
     """What a search of all particles has found.
 
     Attributes
     ----------
     row
         ``(found,)``: store rows, of all ranks.
-    latent
-        ``(found, dimensions)``.
-    information_nats
-        What an image says about its conformation, beyond what all particles know; mean over them.
+    answer
+        Of each.
+    nats, junk_share
+        What an image says about its conformation, mean over the particles, and how many probably show none.
+    findings
+        What is to be told of all together.
     """
 
     row: Tensor
-    latent: Float[Tensor, "found dimensions"]
-    information_nats: float
+    answer: Answer
+    nats: float
+    junk_share: float
+    findings: SearchFindings
 
 
 class LatentSearch:
@@ -164,19 +112,30 @@ class LatentSearch:
         -----
         UndecidedLatentsWarning
             If images still say next to nothing about their conformations at the end.
+        MostlyJunkWarning
+            If most of them seem to show no particle.
         """
         learner, stage = self._learner, moment.stage
-        everyone = self._particles.read_own_amid_training((learner.config.seed, moment.position.stage))
         # The last epoch is trained at the means: one more search in which maps reach less far costs nothing by then.
         draws = None if moment.passes >= stage.epochs - 1 else self._draw_numbers(moment.position.step)
-        found = search_latents(learner, stage, moment.epoch, self._particles.rows, everyone, draws)
-        interval.latent_information_nats = found.information_nats
-        undecided = found.information_nats < _UNDECIDED_NATS
+        found = search_particles(learner, moment, self._particles, draws)
+        answer, interval.found = found.answer, found.findings
+        undecided, mostly_junk = found.nats < _UNDECIDED_NATS, found.junk_share > _MOST_JUNK
         # Maps that do not move yet would deal the first latents anew, and what those know would be lost.
         if not undecided or moment.passes >= learner.config.training.freeze_latent_epochs:
-            learner.set_latents(found.row, found.latent)
-        if undecided and moment.epoch > stage.epochs - 1 and self._particles.rank == 0:
-            _warn_of_undecided_latents(found.information_nats, stage.epochs)
+            learner.set_latents(found.row, answer.latent, answer.deviation)
+        if learner.config.model.searches_poses:
+            learner.set_poses(found.row, answer.pose)
+        # A search that sees no particle in most images is not believed: training would come to a stop.
+        weight = torch.ones_like(answer.weight) if mostly_junk else answer.weight
+        # Of mean 1, or maps and amplitudes could grow against one another.
+        mean = (answer.amplitude * weight).sum() / weight.sum()
+        learner.set_judgements(found.row, amplitude=answer.amplitude / mean, weight=weight, alone=answer.alone)
+        if moment.epoch > stage.epochs - 1 and self._particles.rank == 0:
+            if undecided:
+                _warn_of_undecided_latents(found.nats, stage.epochs)
+            if mostly_junk:
+                _warn_of_junk(found.junk_share, stage.epochs)
 
     def _draw_numbers(self, step: int) -> Float[Tensor, " rows"]:
         """A number in [0, 1) per row, of the step alone: the same on any number of ranks, and for a resume."""
@@ -195,66 +154,160 @@ def _warn_of_undecided_latents(nats: float, epochs: int) -> None:
     )
 
 
+def _warn_of_junk(share: float, epochs: int) -> None:
+    warnings.warn(
+        f"after {epochs} epochs {share:.0%} of the images seem to show no particle, so all were kept. Look at the set "
+        "(`cryoformer-dist check`: contrast, poses, CTF), or train longer; model.junk: kept does not ask",
+        MostlyJunkWarning,
+        stacklevel=2,
+    )
+
+
 @torch.no_grad()
-def search_latents(
-    learner: Learner,
-    stage: Stage,
-    epoch: float,
-    trained: Rows,
-    batches: Iterator[ParticleBatch],
-    draws: Float[Tensor, " rows"] | None,
-) -> LatentSearchResult:
-    """Look for every trained particle's latent by its probabilities of all conformations; every rank finds all of them.
+def search_particles(
+    learner: Learner, moment: Moment, particles: RankParticles, draws: Float[Tensor, " rows"] | None
+) -> ParticleSearchResult:
+    """Look for every trained particle's latent, pose and amplitude; every rank finds all of them.
 
     Parameters
     ----------
     learner
         Network and tables as they are.
-    stage, epoch
-        Decide what takes part, as in a training step.
-    trained
-        Store rows of the particles that are trained on: theirs is the cloud.
-    batches
-        This rank's share of them, none twice.
+    moment
+        Decides what takes part, as in a training step.
+    particles
+        That are trained on: theirs is the cloud of latents.
     draws
         One number in [0, 1) per row of the store: a conformation is drawn by its probability. While there is much to
         learn it must be so: mean latents lie closer together than the conformations do, and maps learned at them would
         reach less far at every search. ``None``: the mean, which errs least.
     """
-    latents = learner.latents
-    cloud = latents[torch.from_numpy(trained).to(latents.device)]
-    found = build_conformations(learner.objectives, cloud, learner.is_coarse(stage, epoch), learner.config.seed)
-    information = torch.zeros(2, device=learner.device)
-    rows, dealt = [], []
-    for batch in batches:
-        pose, _ = learner.settle(stage, batch, epoch)
-        posterior = found.posterior(batch, pose)
-        chosen = (
-            posterior @ found.latent if draws is None else found.latent[draw_conformations(posterior, draws[batch.row])]
-        )
+    search = _Search(learner, moment, particles)
+    sums = torch.zeros(3, device=learner.device)
+    rows, answers = [], []
+    for batch in particles.read_own_amid_training(search.seed):
+        answer, nats = search.ask(batch, None if draws is None else draws[batch.row])
         rows.append(batch.row)
-        dealt.append(chosen)
-        # Conformations that are offered to nobody, and products that underflow, add nothing.
-        gain = torch.xlogy(posterior, posterior / found.log_share.exp().clamp_min(1e-30)).sum()
-        information += torch.stack([gain, gain.new_full((), len(batch))])
-    nats, particles = sum_over_ranks(information)
-    return LatentSearchResult(*_gather_shares(torch.cat(rows), torch.cat(dealt)), float(nats / particles))
+        answers.append(answer.pack())
+        sums += torch.stack([nats, (1 - answer.weight).sum(), nats.new_full((), len(batch))])
+    nats, junk, count = sum_over_ranks(sums).tolist()
+    row, found = _gather_shares(torch.cat(rows), torch.cat(answers))
+    told = search.tell(nats / count, junk / count)
+    return ParticleSearchResult(row, Answer.unpack(found), nats / count, junk / count, told)
 
 
-def _gather_shares(rows: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+def _gather_shares(rows: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
     """Those of all ranks; one that has fewer says its first again, and what comes twice says the same."""
     longest = max(gather_objects(len(rows)))
     place = torch.arange(longest, device=rows.device) % len(rows)
-    return gather_rows(rows[place], latents[place])
+    return gather_rows(rows[place], answers[place])
 
 
-def draw_conformations(
-    posterior: Float[Tensor, "particles conformations"], draws: Float[Tensor, " particles"]
-) -> Tensor:
-    """One conformation per particle: where its number falls among the cumulated probabilities."""
-    passed = (posterior.cumsum(dim=1) <= draws[:, None]).sum(dim=1)
-    # Rounding may leave the last sum below one.
-    return passed.clamp_max(posterior.shape[1] - 1)
+class _Search:
+    """One search: conformations as the network has them now, and what all particles know together.
+
+    Parameters
+    ----------
+    learner, moment, particles
+        As of `search_particles`.
+
+    Attributes
+    ----------
+    seed
+        Of the order of particles.
+    """
+
+    def __init__(self, learner: Learner, moment: Moment, particles: RankParticles) -> None:
+        self._learner, self._moment, self._model = learner, moment, learner.config.model
+        self.seed = (learner.config.seed, moment.position.stage)
+        self._particles = particles
+        coarse = learner.is_coarse(moment.stage, moment.epoch)
+        cloud = learner.latents[learner.trusted(torch.from_numpy(particles.rows).to(learner.device))]
+        self._conformations = build_conformations(learner.objectives, cloud, coarse, learner.config.seed)
+        self._spread = self._find_spread()
+        self._junk = self._find_junk() if self._model.weighs_junk else None
+
+    def ask(self, batch: ParticleBatch, draws: Float[Tensor, " particles"] | None) -> tuple[Answer, Tensor]:
+        """What images say about their particles, and how many nats about their conformations in all."""
+        pose = self._pose_at_hand(batch)
+        views = self._conformations.look(batch, pose, self._spread.moves_poses)
+        explained = explain(self._conformations.compare(views), self._spread)
+        posterior = (explained.log_likelihood + self._conformations.log_share).softmax(dim=1)
+        chosen = posterior if draws is None else choose_one(posterior, draws)
+        if explained.offset is not None:
+            pose = move(pose, torch.einsum("bc,bcj->bj", chosen, explained.offset))
+        kind = self._kinds(views, explained)
+        latent = self._conformations.latent
+        deviation = (posterior @ latent.square() - (posterior @ latent).square()).clamp_min(0).sqrt()
+        amplitude = (chosen * explained.amplitude).sum(1)
+        # Conformations that are offered to nobody, and products that underflow, add nothing.
+        nats = torch.xlogy(posterior, posterior / self._conformations.log_share.exp().clamp_min(1e-30)).sum()
+        alone = kind[:, Kind.PARTICLE]
+        weight = alone + kind[:, Kind.PARTICLE_AND_MORE]
+        return Answer(chosen @ latent, deviation, pose, amplitude, weight, alone), nats
+
+    def tell(self, nats: float, junk: float) -> SearchFindings:
+        """What was found of all particles together."""
+        spread, model = self._spread, self._model
+        moving = model.searches_poses
+        return SearchFindings(
+            latent_information_nats=nats,
+            pose_error_deg=math.degrees(spread.rotation_rad) if moving else None,
+            pose_error_angstrom=spread.shift_angstrom if moving else None,
+            amplitude_spread=spread.amplitude if model.searches_amplitudes else None,
+            junk_share=junk if model.weighs_junk else None,
+        )
+
+    def _pose_at_hand(self, batch: ParticleBatch) -> Pose:
+        if self._model.searches_poses and not self._spread.moves_poses:
+            # Given ones that turn out to be exact.
+            return batch.pose
+        return self._learner.settle(self._moment.stage, batch, self._moment.epoch)[0]
+
+    def _sample(self) -> Iterator[ParticleBatch]:
+        rows = self._particles.rows
+        return self._particles.read_sample_amid_training(rows[:: stride_for(len(rows), _SAMPLE)], self.seed)
+
+    def _find_spread(self) -> Spread:
+        """How far poses and amplitudes depart from what is given, where they are looked for."""
+        pixel, moving = self._learner.objectives.pixel_size_angstrom, self._model.searches_poses
+        self._spread = Spread(
+            rotation_rad=_FIRST_ROTATION_RAD if moving else 0.0,
+            shift_angstrom=_FIRST_SHIFT_PIXELS * pixel if moving else 0.0,
+            amplitude=_FIRST_AMPLITUDE if self._model.searches_amplitudes else 0.0,
+        )
+        if self._spread == Spread():
+            return self._spread
+        compared = []
+        for batch in self._sample():
+            views = self._conformations.look(batch, self._pose_at_hand(batch), moving)
+            compared.append(self._conformations.compare(views).keep_likely(self._spread, LIKELY))
+        return fit_spread(compared, pixel, self._spread, self._learner.device)
+
+    def _find_junk(self) -> JunkModel:
+        power = PowerSum(self._conformations.shell)
+        for batch in self._sample():
+            power.add(self._conformations.look(batch, self._pose_at_hand(batch), False))
+        self._junk = power.finish()
+        likelihoods = []
+        for batch in self._sample():
+            views = self._conformations.look(batch, self._pose_at_hand(batch), self._spread.moves_poses)
+            explained = explain(self._conformations.compare(views), self._spread)
+            likelihoods.append(self._likelihood_of_kinds(views, explained))
+        return self._junk.with_shares_of(likelihoods)
+
+    def _kinds(self, views: Views, explained: Explanation) -> Float[Tensor, "particles 4"]:
+        """How probable it is that each image shows each kind."""
+        if self._junk is None:
+            return torch.eye(len(Kind), device=views.images.device)[Kind.PARTICLE].expand(len(views.images), -1)
+        return self._junk.posterior(self._likelihood_of_kinds(views, explained))
+
+    def _likelihood_of_kinds(self, views: Views, explained: Explanation) -> Float[Tensor, "particles 4"]:
+        assert self._junk is not None
+        probability = explained.log_likelihood + self._conformations.log_share
+        scaled = probability.softmax(dim=1) * explained.amplitude
+        predicted = torch.einsum("bc,cm,bmk->bk", scaled, self._conformations.mixture, views.maps)
+        return self._junk.compare(views, probability.logsumexp(dim=1), predicted)
 
 
 @torch.no_grad()
@@ -282,8 +335,9 @@ def build_conformations(
     return ConformationMixture(
         latent=latent,
         log_share=share.log(),
-        mixture=mixture,
+        mixture=torch.cat([torch.ones_like(share)[:, None], mixture], dim=1),
         slices=TrilinearSlices(voxels, compared // 2 - 1),
+        leading_slices=TrilinearSlices(voxels[:MOVING_MAPS], compared // 2 - 1),
         map_pixel_angstrom=objectives.pixel_size_angstrom,
         box=box,
         compared_box=compared,
@@ -309,12 +363,13 @@ def _principal_maps(
     objectives: Objectives, latent: Tensor, share: Tensor, compared: int
 ) -> tuple[Float[Tensor, "conformations principal"], Float[Tensor, "maps compared compared compared"]]:
     """Maps of all conformations as mixtures of a few: how much of each is in them; the mean map, then those few."""
-    lattice, maps = objectives.lattice, latent.new_empty(len(latent), compared**3)
-    each = objectives.model.each_volume(latent, lattice.points_pixels, lattice.flat_index)
-    for row, voxels in zip(maps, each, strict=True):
+    lattice, mine = objectives.lattice, latent[take_share(len(latent))]
+    decoded = latent.new_empty(len(mine), compared**3)
+    each = objectives.model.each_volume(mine, lattice.points_pixels, lattice.flat_index)
+    for row, voxels in zip(decoded, each, strict=True):
         row.copy_(crop_volume(voxels, compared).ravel())
     # Cropping keeps values, but a coarse voxel stands for many fine ones.
-    maps *= (objectives.box / compared) ** 3
+    maps = gather_shares(decoded, len(latent)) * (objectives.box / compared) ** 3
     mean = share @ maps
     maps -= mean
     mixture = _principal_mixture(maps)

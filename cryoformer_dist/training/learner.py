@@ -1,10 +1,10 @@
 """The network together with the per-particle tables: all that training changes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryoformer_dist.config.schema import LearningRates, RunConfig
@@ -127,6 +127,13 @@ class Learner:
         pose = self._pose(batch, leaves, fits and epoch >= self.config.training.freeze_pose_epochs)
         return Inputs(latent, pose, leaves)
 
+    def judged(self, batch: ParticleBatch) -> ParticleBatch:
+        """The same batch with the amplitudes and weights that were found, where they are looked for."""
+        amplitude, weight = (
+            self.tables[name].values[batch.row, 0] if name in self.tables else None for name in ("amplitude", "weight")
+        )
+        return replace(batch, amplitude=amplitude, weight=weight)
+
     def settle(self, stage: Stage, batch: ParticleBatch, epoch: float) -> tuple[Pose, Tensor]:
         """Pose and latent of each particle at this point of training: from a table, from an encoder, or as given."""
         inputs = self.inputs(stage, batch, epoch)
@@ -137,11 +144,15 @@ class Learner:
         return stage.compares_images and epoch < self.config.training.coarse_epochs
 
     def loss(
-        self, errors: Float[Tensor, " particles"], latent: Float[Tensor, "particles dimensions"]
+        self,
+        errors: Float[Tensor, " particles"],
+        latent: Float[Tensor, "particles dimensions"],
+        weight: Float[Tensor, " particles"] | None = None,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " particles"]]:
         """What a step minimises, from what `Objectives` returns, and each particle's prior before its weight."""
         prior = latent.square().sum(-1) / self.objectives.box**2
-        return (errors + self.config.model.latent.prior * prior).mean(), prior
+        each = errors + self.config.model.latent.prior * prior
+        return (each if weight is None else each * weight).mean(), prior
 
     @property
     def hands_poses_over(self) -> bool:
@@ -161,9 +172,31 @@ class Learner:
         """The latent table, one row per row of the store."""
         return self.tables["latent"].values
 
-    def set_latents(self, rows: Tensor, latents: Float[Tensor, "rows dimensions"]) -> None:
-        """Put latents that were found into the table."""
+    def set_latents(
+        self,
+        rows: Tensor,
+        latents: Float[Tensor, "rows dimensions"],
+        deviations: Float[Tensor, "rows dimensions"],
+    ) -> None:
+        """Put latents that were found, and how well they are known, into the tables."""
         self.tables["latent"].write(rows, latents)
+        self.tables["latent_deviation"].write(rows, deviations)
+
+    def trusted(self, rows: Int[Tensor, " rows"]) -> Int[Tensor, " some"]:
+        """Those rows whose images probably show a particle."""
+        weight = self.tables.get("weight")
+        return rows if weight is None else rows[weight.values[rows, 0] > 0.5]
+
+    def set_poses(self, rows: Tensor, pose: Pose) -> None:
+        """Put poses that were found into their tables."""
+        self.tables["rotation"].write(rows, sixd_from_rotation(pose.rotation))
+        self.tables["shift_angstrom"].write(rows, pose.shift_angstrom)
+
+    def set_judgements(self, rows: Tensor, **found: Float[Tensor, " rows"]) -> None:
+        """Put what was found of every image (see `Answer`) into the tables that are there for it."""
+        for name, values in found.items():
+            if name in self.tables:
+                self.tables[name].write(rows, values[:, None])
 
     def read_latents(self, rows: Tensor) -> Float[Tensor, "rows dimensions"] | None:
         """Latents of store rows; ``None`` where an encoder must look at their images."""
@@ -179,7 +212,7 @@ class Learner:
         form = self.config.model.pose.form
         if form == "encoder":
             return None
-        if form == "given":
+        if not self.config.model.tabulates_poses:
             return given
         return Pose(rotation_from_6d(self.tables["rotation"].values[rows]), self.tables["shift_angstrom"].values[rows])
 
@@ -259,10 +292,10 @@ class Learner:
         return leaves["latent"]
 
     def _pose(self, batch: ParticleBatch, leaves: dict[str, Tensor], refining: bool) -> Pose | None:
-        if not self.config.model.pose.tabulated:
+        if not self.config.model.tabulates_poses:
             # An encoder begins to be followed when poses are to be refined.
             return self.read_poses(batch.row, batch.pose) if refining else batch.pose
-        if not refining:
+        if not refining or not self.config.model.pose.tabulated:
             return self.read_poses(batch.row, batch.pose)
         for name in ("rotation", "shift_angstrom"):
             leaves[name] = self.tables[name].read(batch.row)
@@ -284,8 +317,12 @@ def _initial_tables(
             generator = torch.Generator().manual_seed(config.seed)
             latent = torch.randn(len(particles.source_row), config.model.latent.dimensions, generator=generator)
         tables["latent"] = RowTable(latent.to(device))
-    if config.model.pose.tabulated:
+    if config.model.latent.searched:
+        # Before a search all that is known is the prior.
+        tables["latent_deviation"] = RowTable(torch.ones_like(tables["latent"].values))
+    if config.model.tabulates_poses:
         rotation = torch.tensor(particles.rotation)
         tables["rotation"] = RowTable(sixd_from_rotation(rotation).to(device))
         tables["shift_angstrom"] = RowTable(torch.tensor(particles.shift_angstrom, device=device))
-    return tables
+    judged = ["amplitude"] * config.model.searches_amplitudes + ["weight", "alone"] * config.model.weighs_junk
+    return tables | {name: RowTable(torch.ones(len(particles.source_row), 1, device=device)) for name in judged}

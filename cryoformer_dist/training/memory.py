@@ -13,6 +13,8 @@ import torch
 from cryoformer_dist.config.schema import ModelConfig, RunConfig
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, SlowEncodingWarning
+from cryoformer_dist.inference.comparison import DIRECTIONS
+from cryoformer_dist.inference.conformations import MOVING_MAPS
 from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.model.cryoformer import CryoFormer
 from cryoformer_dist.model.feature_volume import TILE_POINTS, TILE_POINTS_CUDA
@@ -58,6 +60,7 @@ _QUERY_TENSORS = 14
 # Maps of the whole box while one is decoded and cropped; transforms beside those that are kept; tensors of the size
 # of all slices of a batch.
 _DECODED_MAPS, _TRANSFORMS_UNDER_WAY, _SLICE_TENSORS = 6, 8, 4
+_CURVATURES = 4
 # Reads of shards under way: being read, waiting, joined and cut.
 _READS_UNDER_WAY = 4
 # Allocators keep some of what is freed.
@@ -314,23 +317,26 @@ def _table_bytes(config: RunConfig, rows: int) -> int:
     """Values and two moments per number, and the visits of each row."""
     widths = []
     if config.model.latent.tabulated:
-        widths.append(config.model.latent.dimensions)
-    if config.model.pose.tabulated:
+        widths += [config.model.latent.dimensions] * (1 + config.model.latent.searched)
+    widths += [1] * (config.model.searches_amplitudes + 2 * config.model.weighs_junk)
+    if config.model.tabulates_poses:
         widths += [6, 2]
     return rows * sum(12 * width + 4 for width in widths)
 
 
 def _search_bytes(config: RunConfig, work: Workload, batch: int) -> int:
-    """Maps of all representatives, or padded transforms of the principal ones and their slices at a batch of poses."""
+    """Maps of all representatives, twice, or padded transforms of the principal ones and a batch's slices of them."""
     if not config.model.latent.searched:
         return 0
-    compared, kept = min(work.box, LARGEST_BOX), MOST_PRINCIPAL_MAPS + 1
-    one_map = 4 * compared**3
-    decoding = (REPRESENTATIVES + kept) * one_map + _DECODED_MAPS * 4 * work.box**3
+    compared, kept, one_map = min(work.box, LARGEST_BOX), MOST_PRINCIPAL_MAPS + 1, 4 * min(work.box, LARGEST_BOX) ** 3
+    decoding = (2 * REPRESENTATIVES + kept) * one_map + _DECODED_MAPS * 4 * work.box**3
     # Complex numbers on the padded grid.
-    transforms = (kept + _TRANSFORMS_UNDER_WAY) * 2 * PADDING**3 * one_map
-    slices = _SLICE_TENSORS * 4 * kept * compared**2 * batch
-    return max(decoding, transforms + slices)
+    moving = config.model.searches_poses
+    transforms = (kept + moving * MOVING_MAPS + _TRANSFORMS_UNDER_WAY) * 2 * PADDING**3 * one_map
+    slices = _SLICE_TENSORS * 4 * (kept + moving * DIRECTIONS * MOVING_MAPS) * compared**2 * batch
+    # Of every conformation, the energy of its slopes.
+    curved = moving * _CURVATURES * 4 * DIRECTIONS**2 * REPRESENTATIVES * batch
+    return max(decoding, transforms + slices + curved)
 
 
 def _query_bytes(model: ModelConfig) -> int:
@@ -374,7 +380,7 @@ def _splats_by_triton(config: RunConfig, on_gpu: bool) -> bool:
 
 def _splat_bytes(config: RunConfig, points: int, batch: int, on_gpu: bool) -> int:
     if _splats_by_triton(config, on_gpu):
-        given = config.model.pose.form == "given"
+        given = config.model.pose.form in ("given", "posterior")
         return (_TRITON_BYTES_GIVEN if given else _TRITON_BYTES_LEARNED) * points * batch
     if on_gpu:
         return _SPLAT_BYTES * points * batch

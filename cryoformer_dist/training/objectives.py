@@ -217,7 +217,8 @@ class Objectives(nn.Module):
         return hidden.reshape(*points.shape[:2], -1)
 
     def _transfer(self, batch: ParticleBatch, sampling: "_Sampling | None" = None) -> Tensor:
-        return transfer_at(batch.ctf, (sampling or self.fine).frequency, batch.pixel_size_angstrom)
+        transfer = transfer_at(batch.ctf, (sampling or self.fine).frequency, batch.pixel_size_angstrom)
+        return transfer if batch.amplitude is None else transfer * batch.amplitude[:, None, None]
 
     def _encoder_input(self, batch: ParticleBatch) -> Tensor:
         """Phase-flipped images of unit variance: an MLP should not have to learn the microscope."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.order import Rows
+from cryoformer_dist.data.residual_noise import ResidualNoise
 from cryoformer_dist.errors import DensityMaskedAwayWarning, MaskNotEnlargedWarning
 from cryoformer_dist.initialization.occupancy import find_missed, mask_box
 from cryoformer_dist.machine import WorkerMemory
@@ -59,7 +60,9 @@ class OccupancyRefresh:
         seed = (self._learner.config.seed, moment.position.stage)
         sample = self._particles.read_sample_amid_training(refresh_sample(self._particles.rows), seed)
         before = self._learner.active_points
-        refresh_occupancy(self._learner, moment.stage, moment.epoch, sample, self._explain_misfit)
+        noise = ResidualNoise(self._learner.objectives.box)
+        refresh_occupancy(self._learner, moment.stage, moment.epoch, sample, self._explain_misfit, noise)
+        interval.noise_departure = noise.departure()
         self._tell_of_other_encoding(before)
 
     def _explain_misfit(self, points: int) -> str | None:
@@ -83,12 +86,13 @@ def refresh_occupancy(
     epoch: float,
     batches: Iterator[ParticleBatch],
     explain_misfit: Callable[[int], str | None],
+    noise: ResidualNoise | None = None,
 ) -> None:
     """Add to the mask what it cuts off, as far as there is memory for it.
 
     Parameters
     ----------
-    learner, stage, epoch, batches
+    learner, stage, epoch, batches, noise
         As in `residual_map`.
     explain_misfit
         Why a worker has no memory for so many points; ``None`` if it has.
@@ -100,7 +104,7 @@ def refresh_occupancy(
     MaskNotEnlargedWarning
         If there is no memory for the larger mask: the earlier one stays.
     """
-    found = find_missed(residual_map(learner, stage, epoch, batches), learner.mask)
+    found = find_missed(residual_map(learner, stage, epoch, batches, noise), learner.mask)
     # All ranks hold the same sums, but the last bit of a transform may depend on the processor.
     voxels = broadcast_from_leader(found.voxels.to(learner.device)).cpu()
     share = float(broadcast_from_leader(torch.tensor(found.share, device=learner.device)))
@@ -139,7 +143,7 @@ def refresh_sample(rows: Rows) -> Rows:
 
 @torch.no_grad()
 def residual_map(
-    learner: Learner, stage: Stage, epoch: float, batches: Iterator[ParticleBatch]
+    learner: Learner, stage: Stage, epoch: float, batches: Iterator[ParticleBatch], noise: ResidualNoise | None = None
 ) -> Float[Tensor, "coarse coarse coarse"]:
     """Back-projection of data minus model, each particle in its own conformation and pose, over all ranks.
 
@@ -151,6 +155,8 @@ def residual_map(
         Decide what takes part, as in a training step.
     batches
         This rank's share of the sample.
+    noise
+        Where to count the residuals' power by frequency.
 
     Returns
     -------
@@ -165,6 +171,8 @@ def residual_map(
         pose, latent = learner.settle(stage, batch, epoch)
         # Which of the shifted lattices does not matter at this scale.
         residual = objectives.residual(batch, latent, pose, 0, learner.is_coarse(stage, epoch))
+        if noise is not None:
+            noise.add(batch, residual)
         box = min(wanted, residual.shape[-2])
         pixels = objectives.box / box
         if accumulator is None:

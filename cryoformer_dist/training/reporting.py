@@ -15,7 +15,7 @@ from cryoformer_dist.errors import TrainingError
 from cryoformer_dist.progress import StagedProgress
 from cryoformer_dist.ranks import SumUnderWay, gather_rows, rank_and_world
 from cryoformer_dist.runs.stage_progress import StageClock, StageProgress, StageProgressFile
-from cryoformer_dist.runs.training_log import TrainingRecord
+from cryoformer_dist.runs.training_log import SearchFindings, TrainingRecord
 from cryoformer_dist.storage.working_folder import WorkingFolder
 
 
@@ -70,14 +70,17 @@ class Interval:
         Sums of losses and priors, and number of particles, of this rank.
     checkpoint_seconds
         What a checkpoint took.
-    latent_information_nats
-        What a search of latents found that an image says about its conformation, mean over the particles.
+    found
+        What a search of all particles found.
+    noise_departure
+        See `TrainingRecord`.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.totals = torch.zeros(3, device=device)
         self.checkpoint_seconds: float | None = None
-        self.latent_information_nats: float | None = None
+        self.found = SearchFindings()
+        self.noise_departure: float | None = None
 
     def add(self, errors: Float[Tensor, " particles"], prior: Float[Tensor, " particles"]) -> None:
         """Count a step."""

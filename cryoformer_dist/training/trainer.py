@@ -147,6 +147,7 @@ class Trainer:
     def _step(self, moment: Moment, batch: ParticleBatch) -> None:
         learner, stage, step = self.learner, moment.stage, moment.before.step
         seed, copies = learner.config.seed, len(learner.objectives.lattice.offsets_pixels)
+        batch = learner.judged(batch)
         inputs = learner.inputs(stage, batch, moment.epoch)
         # Drawn from the step alone: nothing to keep for a resume. The lattice is the same on all ranks, noise is not.
         copy = int(np.random.default_rng([seed, step]).integers(copies))
@@ -154,7 +155,7 @@ class Trainer:
         coarse = learner.is_coarse(stage, moment.epoch)
         self.stopwatch.enter(stage.kind, coarse)
         errors, latent = self.engine.forward(stage.kind, batch, inputs.latent, inputs.pose, copy, noise_seed, coarse)
-        loss, prior = learner.loss(errors, latent)
+        loss, prior = learner.loss(errors, latent, batch.weight)
         self.faults.look(loss)
         factor = learning_rate_factor(self.config, moment.before.stage_step, moment.progress)
         self.engine.step(loss, factor, partial(self.faults.settle, step, batch.row, errors))
@@ -191,10 +192,11 @@ class Trainer:
             ),
             active_points=learner.active_points,
             residual_outside=learner.residual_outside,
-            latent_information_nats=self.interval.latent_information_nats,
+            noise_departure=self.interval.noise_departure,
             memory_gib=memory_gib(self.engine.device),
             workers=self.engine.world,
             checkpoint_seconds=self.interval.checkpoint_seconds,
+            **asdict(self.interval.found),
             **asdict(self._measure_pace()),
         )
 

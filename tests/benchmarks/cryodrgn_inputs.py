@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from cryoformer_dist.data.noise_measurement import whiten_images
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.io.cryodrgn import CTF_COLUMNS, write_poses_pkl
@@ -15,12 +17,18 @@ _BLOCK = 1024
 
 
 def write_inputs(store: ParticleStore, folder: Path) -> None:
-    """``particles.mrcs``, ``poses.pkl`` and ``ctf.pkl`` in store order."""
+    """``particles.mrcs``, ``poses.pkl`` and ``ctf.pkl`` in store order; images as they were before whitening."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_poses_and_ctf(store.particles(), store.box_size, folder)
+    particles = store.particles()
+    write_poses_and_ctf(particles, store.box_size, folder)
     with new_stack(folder / "particles.mrcs", store.pixel_size_angstrom) as writer:
         for block in _blocks(len(store)):
-            writer.append(store.read_images(block).astype(np.float32))
+            images = torch.from_numpy(store.read_images(block).astype(np.float32))
+            for number, noise in enumerate(store.attributes.noise):
+                mine = torch.from_numpy(particles.optics_group[block] == number)
+                if not noise.white and mine.any():
+                    images[mine] = whiten_images(images[mine], 1 / noise.gain)
+            writer.append(images.numpy())
 
 
 def write_poses_and_ctf(particles: StoredParticles, box: int, folder: Path) -> None:

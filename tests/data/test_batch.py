@@ -16,7 +16,7 @@ from cryoformer_dist.data.batch import (
 from cryoformer_dist.data.order import Consumed, ConsumedRows, ParticleOrder
 from cryoformer_dist.data.ownership import Ownership
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.physics.ctf import CTFParams
+from cryoformer_dist.physics.ctf import CTF_NUMBERS
 
 
 def _order(store: ParticleStore, epochs: int = 1, consumed: Consumed = Consumed()) -> ParticleOrder:
@@ -48,7 +48,7 @@ def test_every_image_travels_with_the_metadata_of_its_own_row(tiny_store: Path) 
         np.testing.assert_array_equal(batch.pose.rotation.numpy(), particles.rotation[rows])
         np.testing.assert_array_equal(batch.pose.shift_angstrom.numpy(), particles.shift_angstrom[rows])
         np.testing.assert_array_equal(batch.pixel_size_angstrom.numpy(), particles.pixel_size_angstrom[rows])
-        for name in CTFParams.__dataclass_fields__:
+        for name in CTF_NUMBERS:
             np.testing.assert_array_equal(getattr(batch.ctf, name).numpy(), getattr(particles, name)[rows])
 
 
@@ -108,7 +108,7 @@ def test_moving_a_batch_moves_all_of_it(tiny_store: Path) -> None:
     batch = make_batch(ImageBlock(store.read_images(rows), rows, np.zeros(5, np.int64)), store.particles())
     moved = batch.to(torch.device("meta"))
     tensors = [moved.images, moved.row, moved.pixel_size_angstrom, moved.pose.rotation, moved.pose.shift_angstrom]
-    tensors += [getattr(moved.ctf, name) for name in CTFParams.__dataclass_fields__]
+    tensors += [getattr(moved.ctf, name) for name in CTF_NUMBERS]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert (len(moved), moved.epoch) == (5, 0)
 
@@ -119,7 +119,7 @@ def _assert_same(one: ParticleBatch, other: ParticleBatch) -> None:
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert torch.equal(one.pose.rotation, other.pose.rotation)
     assert torch.equal(one.pose.shift_angstrom, other.pose.shift_angstrom)
-    for name in CTFParams.__dataclass_fields__:
+    for name in CTF_NUMBERS:
         assert torch.equal(getattr(one.ctf, name), getattr(other.ctf, name)), name
 
 

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.noise import coloured, power_per_shell
 from support.simulated_particles import PIXEL_SIZE_ANGSTROM, replace_image, source_images, write_particles
 
 from cryoformer_dist.data.contrast import Contrast
@@ -23,13 +24,16 @@ from cryoformer_dist.data.convert import (
     finish_conversion,
     plan_conversion,
 )
+from cryoformer_dist.data.noise_measurement import whiten_images
+from cryoformer_dist.data.noise_spectrum import Background
 from cryoformer_dist.data.store import PROGRESS_FOLDER, ParticleStore
 from cryoformer_dist.data.stored_particles import COLUMNS
 from cryoformer_dist.errors import CryoFormerWarning, ParticleFormatError, SmallSampleWarning, StoreError
 from cryoformer_dist.io.particles import ParticleTable
 from cryoformer_dist.io.reading import read_particles
-from cryoformer_dist.physics.fourier import crop_images
-from cryoformer_dist.physics.grids import radius_grid
+from cryoformer_dist.physics.ctf import transfer_at
+from cryoformer_dist.physics.fourier import crop_images, fourier_to_image
+from cryoformer_dist.physics.grids import frequency_grid, radius_grid
 
 SMALL_SHARDS = ConversionOptions(box_size=24, contrast="light", shard_rows=32, chunk_rows=8)
 
@@ -48,6 +52,11 @@ def _convert(table: ParticleTable, output: Path, options: ConversionOptions) -> 
     return convert_serially(plan_conversion(table, output, options))
 
 
+def _deviation_of_unit_power(box: int) -> float:
+    """Of pixels cropped from 32: the Nyquist lines are empty, what is compared has unit power per coefficient."""
+    return 1.0 if box == 32 else (box - 1) / box
+
+
 def _hashes(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -63,22 +72,21 @@ def test_store_rows_are_a_permutation_of_the_table_rows(store: ParticleStore, ta
 
 
 def test_what_is_read_is_the_crop_of_the_normalised_source(store: ParticleStore, table: ParticleTable) -> None:
-    images = source_images(table)
-    outside = (radius_grid(32, 2) > 15).numpy()
-    corners = images[:, outside]
-    images = (images - corners.mean(1)[:, None, None]) / corners.std(1)[:, None, None]
-    scale = store.attributes.conversion.scale_after_crop[32]
-    expected = crop_images(torch.from_numpy(images), 24).numpy() * scale
+    (noise,) = store.attributes.noise
+    # White, equally strong in all images, without gradients: nothing but an offset and a unit comes off.
+    assert (noise.white, noise.deviation_share, noise.gradient_share) == (True, 0, 0)
+    flat, _ = Background.outside(32, 15.0).flatten(torch.from_numpy(source_images(table)), gradient_share=0)
+    expected = crop_images(flat, 24).numpy() / noise.deviation
     stored = store.read_images(np.arange(len(store))).astype(np.float32)
     np.testing.assert_allclose(stored, expected[store.particles().source_row], atol=4e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("box", [None, 24, 16])
-def test_background_deviation_is_one_after_conversion(table: ParticleTable, tmp_path: Path, box: int | None) -> None:
+def test_noise_has_unit_power_after_conversion(table: ParticleTable, tmp_path: Path, box: int | None) -> None:
     store = _convert(table, tmp_path / "s.zarr", replace(SMALL_SHARDS, box_size=box))
     images = store.read_images(np.arange(len(store))).astype(np.float32)
     corners = images[:, (radius_grid(store.box_size, 2) > store.box_size / 2 - 1).numpy()]
-    assert corners.std() == pytest.approx(1.0, abs=0.02)
+    assert corners.std() == pytest.approx(_deviation_of_unit_power(store.box_size), abs=0.02)
     assert corners.mean() == pytest.approx(0.0, abs=0.02)
 
 
@@ -224,7 +232,7 @@ def test_a_kill_after_completion_is_recognised(table: ParticleTable, store: Part
     folder = finished.path / PROGRESS_FOLDER
     folder.mkdir()
     (folder / "plan.json").write_text(
-        f'{{"fingerprint": "{plan.fingerprint}", "scale": {json.dumps(plan.normalisation.scale)}, '
+        f'{{"fingerprint": "{plan.fingerprint}", "noise": {json.dumps([asdict(plan.normalisation.noise[0])])}, '
         '"contrast": {"sign": 1, "z_score": 0.0, "how": "given"}}'
     )
     assert len(ParticleStore.open(finished.path)) == len(table)
@@ -283,7 +291,7 @@ def test_the_particle_diameter_moves_the_background(table: ParticleTable, tmp_pa
     store = _convert(table, tmp_path / "s.zarr", replace(SMALL_SHARDS, particle_diameter_angstrom=80.0))
     images = store.read_images(np.arange(len(store))).astype(np.float32)
     background = (radius_grid(24, 2) > 40.0 / store.pixel_size_angstrom).numpy()
-    assert images[:, background].std() == pytest.approx(1.0, abs=0.02)
+    assert images[:, background].std() == pytest.approx(_deviation_of_unit_power(24), abs=0.02)
 
 
 def test_a_pixel_beyond_float16_is_named(tmp_path: Path) -> None:
@@ -317,13 +325,64 @@ def test_groups_of_several_boxes_need_a_common_one_and_keep_their_pixel_sizes(tm
     particles = store.particles()
     expected = np.where(particles.source_row < 40, 5.0 * 32 / 24, 5.0 * 40 / 24)
     np.testing.assert_allclose(particles.pixel_size_angstrom, expected, rtol=1e-6)
-    # The larger source loses more of its noise to cropping: that of both is 1.
+    # The larger source loses more of its noise to cropping: that of both has unit power.
     images = store.read_images(np.arange(len(store))).astype(np.float32)
     corners = images[:, (radius_grid(24, 2) > 11).numpy()]
     for group in (0, 1):
-        assert corners[particles.optics_group == group].std() == pytest.approx(1.0, abs=0.02)
+        assert corners[particles.optics_group == group].std() == pytest.approx(_deviation_of_unit_power(24), abs=0.02)
 
 
 def test_no_particles_are_refused(table: ParticleTable, tmp_path: Path) -> None:
     with pytest.raises(ParticleFormatError, match="no particles"):
         plan_conversion(table.select(np.array([], dtype=np.int64)), tmp_path / "s.zarr", ConversionOptions())
+
+
+def _two_groups(folder: Path) -> ParticleTable:
+    """Two optics groups, of white and of coloured noise, the images of the second of 40 pixels instead of 32."""
+    first = write_particles(folder / "one", particles=600, noise_ratio=1e4)
+    second = write_particles(folder / "two", particles=600, box=40, noise_ratio=1e4, seed=1, noise_curve=coloured)
+    columns = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in COLUMNS}
+    columns["optics_group"] = np.repeat(np.array([0, 1], np.int32), 600)
+    columns["source_row"] = np.arange(1200)
+    return ParticleTable(
+        source=first.source,
+        stack_paths=(*first.stack_paths, *second.stack_paths),
+        stack=np.concatenate([first.stack, second.stack + np.int32(2)]),
+        stack_index=np.concatenate([first.stack_index, second.stack_index]),
+        optics=(*first.optics, *second.optics),
+        **columns,
+    )
+
+
+@pytest.mark.parametrize("box", [32, 24])
+def test_each_optics_group_is_whitened_by_its_own_spectrum_and_so_is_its_transfer(tmp_path: Path, box: int) -> None:
+    store = _convert(_two_groups(tmp_path), tmp_path / "s.zarr", replace(SMALL_SHARDS, box_size=box))
+    assert [noise.white for noise in store.attributes.noise] == [True, False]
+    particles = store.particles()
+    for group, tolerance in ((0, 0.05), (1, 0.15)):
+        rows = np.flatnonzero(particles.optics_group == group)
+        images = store.read_images(rows).astype(np.float32)
+        np.testing.assert_allclose(power_per_shell(images), 1, atol=tolerance)
+    rows = np.array([np.flatnonzero(particles.optics_group == group)[0] for group in (0, 1)])
+    pixel = torch.from_numpy(particles.pixel_size_angstrom[rows])
+    ctf = particles.ctf(rows)
+    plain = transfer_at(replace(ctf, noise_filter=None), frequency_grid(box), pixel)
+    found = transfer_at(ctf, frequency_grid(box), pixel)
+    assert torch.allclose(found[0], plain[0], atol=1e-6)
+    # What was done to the image was done to the transfer: nothing is left where there is no noise.
+    clean = whiten_images(fourier_to_image(plain[1:].to(torch.complex64), box), store.attributes.noise[1].gain)
+    difference = fourier_to_image(found[1:].to(torch.complex64), box) - clean
+    assert float(difference.abs().max()) < 1e-5 * float(clean.abs().max())
+
+
+def test_a_store_of_white_noise_needs_no_filter(store: ParticleStore) -> None:
+    assert store.particles().ctf().noise_filter is None
+
+
+def test_few_images_of_a_group_share_the_spectrum_of_their_pixel_size(tmp_path: Path) -> None:
+    table = write_particles(tmp_path / "p", particles=80)
+    optics = (table.optics[0], replace(table.optics[0], name="two"))
+    groups = replace(table, optics=optics, optics_group=np.arange(80, dtype=np.int32) % 2)
+    first, second = _convert(groups, tmp_path / "s.zarr", SMALL_SHARDS).attributes.noise
+    assert first == second
+    assert first.images == 80

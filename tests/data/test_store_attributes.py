@@ -14,28 +14,28 @@ STORE = Path("s.zarr")
 
 
 def _written() -> dict[str, Any]:
-    return json.loads(json.dumps(attributes_to_write(store_attributes(6), 5)))
+    return json.loads(json.dumps(attributes_to_write(store_attributes(8), 5)))
 
 
 def test_what_is_written_is_read_back() -> None:
-    assert read_attributes(_written(), STORE) == store_attributes(6)
+    assert read_attributes(_written(), STORE) == store_attributes(8)
 
 
 def test_the_content_is_that_of_stores_written_before() -> None:
     written = _written()
     assert list(written) == [
-        *("box_size", "contrast", "conversion", "fingerprint", "has_poses", "optics", "pixel_size_angstrom"),
+        *("box_size", "contrast", "conversion", "fingerprint", "has_poses", "noise", "optics", "pixel_size_angstrom"),
         *("program", "schema_version", "source", "complete"),
     ]
-    assert written["conversion"]["scale_after_crop"] == {"96": 1.25, "128": 1.5}
+    assert written["noise"][1]["power"] == [2 - shell / 8 for shell in range(9)]
     # Of the same attributes, computed by the program that first wrote this schema.
-    assert written["fingerprint"] == "e548d29ac54275fc5fa3757fe19d9aaa9f3dbbe10f70124d86793d045f4dc610"
+    assert written["fingerprint"] == "30ff42c34492dddb5f8b82c9d17453f7fcf5b128bfffc9c84f3c8f38a54915e7"
 
 
-@pytest.mark.parametrize("version", [0, 1, "2", None])
+@pytest.mark.parametrize("version", [0, 2, "3", None])
 def test_another_schema_is_refused_by_name_with_the_remedy(version: object) -> None:
     content = _written() | {"schema_version": version}
-    with pytest.raises(StoreError, match=rf"s\.zarr: store schema {version}, .* reads 2: convert the particles again"):
+    with pytest.raises(StoreError, match=rf"s\.zarr: store schema {version}, .* reads 3: convert the particles again"):
         read_attributes(content, STORE)
 
 
@@ -56,8 +56,8 @@ def _with_less_in_the_contrast(content: dict[str, Any]) -> None:
     del content["contrast"]["sign"]
 
 
-def _with_a_box_that_is_no_number(content: dict[str, Any]) -> None:
-    content["conversion"]["scale_after_crop"] = {"large": 1.0}
+def _with_another_word_for_noise(content: dict[str, Any]) -> None:
+    content["noise"][0]["loudness"] = 1.0
 
 
 def _with_a_list_for_a_source(content: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ def _with_a_list_for_a_source(content: dict[str, Any]) -> None:
         (_without_optics, "optics"),
         (_with_more_in_a_stack, "colour"),
         (_with_less_in_the_contrast, "sign"),
-        (_with_a_box_that_is_no_number, "large"),
+        (_with_another_word_for_noise, "loudness"),
         (_with_a_list_for_a_source, "list"),
     ],
 )
@@ -84,7 +84,7 @@ def test_attributes_of_another_shape_are_refused_and_never_half_read(
 
 
 def test_the_fingerprint_ignores_places_and_nothing_else() -> None:
-    attributes = store_attributes(6)
+    attributes = store_attributes(8)
     source = attributes.source
     (stack,) = source.stacks
     moved = replace(source, path="/elsewhere", stacks=(replace(stack, path="/elsewhere.mrcs"),))

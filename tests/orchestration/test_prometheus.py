@@ -8,7 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from cryoformer_dist.orchestration import prometheus as metrics
 from cryoformer_dist.orchestration.prometheus import METRICS, publishing
 from cryoformer_dist.orchestration.worker import RayReporter
 from cryoformer_dist.runs.stage_progress import StageProgress
+from cryoformer_dist.runs.training_log import SearchFindings
 
 MONITORING = find_starter_folder("cluster") / "monitoring"
 # Of Ray's own, those that the dashboard draws.
@@ -38,6 +39,11 @@ RECORD = training_record(
     },
     **{"memory_gib": 1.5, "active_points": 4000, "residual_outside": None, "checkpoint_seconds": 0.25, "workers": 2},
     latent_information_nats=None,
+    pose_error_deg=None,
+    pose_error_angstrom=None,
+    amplitude_spread=None,
+    junk_share=None,
+    noise_departure=None,
 )
 
 
@@ -76,7 +82,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Shown:
 
 
 def test_the_leader_shows_the_whole_table_and_another_rank_its_own_numbers_only(shown: Shown) -> None:
-    record = replace(RECORD, residual_outside=0.03, latent_information_nats=1.9)
+    record = replace(RECORD, residual_outside=0.03, **asdict(SearchFindings(1.9, 2.0, 0.5, 0.2, 0.1)))
     with publishing("demo", 1) as publish:
         publish(record)
     own = {metric.prometheus_name for metric in METRICS if metric.per_rank}

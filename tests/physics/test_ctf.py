@@ -1,10 +1,17 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function, electron_wavelength_angstrom, transfer_at
+from cryoformer_dist.physics.ctf import (
+    CTFParams,
+    NoiseFilter,
+    contrast_transfer_function,
+    electron_wavelength_angstrom,
+    transfer_at,
+)
 from cryoformer_dist.physics.grids import frequency_grid
 
 # Computed apart from the program, in numpy float64, from h, m, e, c and the formula of Rohou & Grigorieff (2015):
@@ -100,3 +107,41 @@ def test_ctf_is_the_same_at_minus_k():
         contrast_transfer_function(params, -grid), contrast_transfer_function(params, grid), atol=1e-4
     )
     assert np.all(np.abs(contrast_transfer_function(params, grid).numpy()) <= 1)
+
+
+def whitened(group: list[int]) -> CTFParams:
+    """Two optics groups of 16 pixels, of 2 and 3 angstrom each."""
+    gain = torch.linspace(0.5, 1.5, 13).expand(2, -1) * torch.tensor([[1.0], [2.0]])
+    noise = NoiseFilter(torch.tensor(group), gain, torch.tensor([32.0, 48.0]))
+    return replace(parameters(*[(15000.0, 12000.0, 20.0, 0.0, 300.0, 2.7, 0.1)] * len(group)), noise_filter=noise)
+
+
+def test_a_noise_filter_multiplies_the_transfer_of_its_optics_group() -> None:
+    params, pixels = whitened([1, 0, 1]), torch.tensor([3.0, 2.0, 3.0])
+    plain = transfer_at(replace(params, noise_filter=None), frequency_grid(16), pixels)
+    found = transfer_at(params, frequency_grid(16), pixels)
+    shell = frequency_grid(16).square().sum(-1).sqrt() * 16
+    gain = torch.from_numpy(np.interp(shell.numpy(), np.arange(13), np.linspace(0.5, 1.5, 13))).float()
+    for particle, factor in enumerate((2, 1, 2)):
+        assert torch.allclose(found[particle], plain[particle] * gain * factor, atol=1e-6)
+
+
+@pytest.mark.parametrize("box", [8, 32])
+def test_a_noise_filter_is_the_same_after_cropping_and_padding(box: int) -> None:
+    params, pixels = whitened([0, 1]), torch.tensor([2.0, 3.0])
+    whole = transfer_at(params, frequency_grid(16), pixels)
+    # Cropping keeps the field of view and makes pixels larger; padding the other way round keeps pixels.
+    other = transfer_at(params, frequency_grid(box), pixels * (16 / box if box < 16 else 1))
+    step = 1 if box < 16 else 2
+    assert torch.allclose(other[:, 0, : 4 * step : step], whole[:, 0, :4], atol=1e-5)
+    assert torch.allclose(other[:, : 4 * step : step, 0], whole[:, :4, 0], atol=1e-5)
+
+
+def test_particles_that_are_picked_keep_the_noise_filter_of_their_group() -> None:
+    params, pixels, order = whitened([1, 0, 1]), torch.tensor([3.0, 2.0, 3.0]), torch.tensor([1, 2])
+    assert torch.equal(
+        transfer_at(params[order], frequency_grid(16), pixels[order]),
+        transfer_at(params, frequency_grid(16), pixels)[order],
+    )
+    copied = params.each(lambda values: values * 1)
+    assert torch.equal(transfer_at(copied, frequency_grid(16), pixels), transfer_at(params, frequency_grid(16), pixels))

@@ -20,6 +20,11 @@ RECORD = training_record(
     active_points=52431,
     residual_outside=None,
     latent_information_nats=None,
+    pose_error_deg=None,
+    pose_error_angstrom=None,
+    amplitude_spread=None,
+    junk_share=None,
+    noise_departure=None,
     particles_per_second=411.7,
     data_wait_share=0.031,
     seconds_per_step=2.452,
@@ -116,6 +121,8 @@ def test_the_line_for_people_says_what_the_last_refresh_found_outside_the_mask()
 
 
 def test_the_line_for_people_says_what_images_told_the_last_search() -> None:
+    assert "by up to 12%  412 p" in describe(replace(RECORD, noise_departure=0.12))
+    assert "noise" not in describe(replace(RECORD, noise_departure=0.08))
     assert "  52431 points  images say 1.9 nats  412 p" in describe(replace(RECORD, latent_information_nats=1.94))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from support.noise import Curve, make_noise, white
 
 from cryoformer_dist.io.mrc import new_stack
 from cryoformer_dist.io.particles import OpticsGroup, ParticleTable
@@ -25,10 +26,12 @@ def write_particles(
     noise_ratio: float = 20.0,
     seed: int = 0,
     half_set: bool = True,
+    noise_curve: Curve = white,
 ) -> ParticleTable:
     """Two stacks of unequal length with noisy projections of an asymmetric blob, offset 3 and scaled 7.
 
-    ``sign`` is the contrast of the protein; ``noise_ratio`` the noise variance over the signal's.
+    ``sign`` is the contrast of the protein; ``noise_ratio`` the noise variance over the signal's, ``noise_curve`` its
+    spectrum.
     """
     generator = torch.Generator().manual_seed(seed)
     points = _blob(box)
@@ -41,6 +44,8 @@ def write_particles(
     transfer = contrast_transfer_function(ctf, frequency_grid(box)[None] / PIXEL_SIZE_ANGSTROM)
     signal = fourier_to_image(projection * transfer, box)
     noise = torch.randn(signal.shape, generator=generator) * signal.std() * noise_ratio**0.5
+    if noise_curve is not white:
+        noise = torch.from_numpy(make_noise(noise_curve, particles, box, seed)) * noise.std()
     images = (7.0 * (sign * signal + noise) / noise.std() + 3.0).numpy()
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,15 @@
 from dataclasses import replace
 
 from cryoformer_dist.data.contrast import Contrast
+from cryoformer_dist.data.noise_measurement import GroupNoise
 from cryoformer_dist.data.store_attributes import Conversion, Source, SourceStack, StoreAttributes, StoredOptics
+
+
+def _noise(box: int, slope: float) -> GroupNoise:
+    """Noise that is `1 + slope` times stronger at the lowest than at the highest frequencies."""
+    shells = box + 1
+    power = tuple(1 + slope * (1 - shell / box) for shell in range(shells))
+    return GroupNoise(power, (0.01,) * shells, slope == 0, 2.5, 2.4, 0.0, 0.25, 1000)
 
 
 def store_attributes(box: int) -> StoreAttributes:
@@ -27,5 +35,6 @@ def store_attributes(box: int) -> StoreAttributes:
         has_poses=True,
         source=Source("/somewhere/a.star", "0" * 64, "1" * 64, (SourceStack("/x.mrcs", 21, 3, "2" * 64),)),
         contrast=Contrast(-1, -7.5, "measured"),
-        conversion=Conversion(seed=3, particle_diameter_angstrom=None, scale_after_crop={96: 1.25, 128: 1.5}),
+        conversion=Conversion(seed=3, particle_diameter_angstrom=None),
+        noise=tuple(_noise(box, slope) for slope in (0.0, 1.0)),
     )

@@ -8,7 +8,7 @@ import torch
 
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
-from cryoformer_dist.physics.ctf import CTFParams
+from cryoformer_dist.physics.ctf import CTF_NUMBERS, CTFParams
 from cryoformer_dist.physics.pose import Pose
 
 
@@ -42,6 +42,7 @@ def stored_images(images: torch.Tensor, pose: Pose, ctf: CTFParams, pixel_size_a
         source_row=np.arange(count),
         uid=np.zeros(count, np.uint64),
         pixel_size_angstrom=pixel_size_angstrom.numpy(),
-        **{name: getattr(ctf, name).numpy() for name in type(ctf).__dataclass_fields__},
+        noise_filter=ctf.noise_filter,
+        **{name: getattr(ctf, name).numpy() for name in CTF_NUMBERS},
     )
     return cast(ParticleStore, _Images(images.numpy(), particles, float(pixel_size_angstrom[0])))

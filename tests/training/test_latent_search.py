@@ -11,12 +11,14 @@ from support.blobs import Blobs, blobs, microscope, rotations
 from support.other_device import DEVICE, bring_back, other_device
 
 from cryoformer_dist.data.batch import ParticleBatch
+from cryoformer_dist.inference.comparison import Spread, explain
+from cryoformer_dist.inference.conformations import ConformationMixture, draw_conformations
 from cryoformer_dist.physics.ctf import contrast_transfer_function
 from cryoformer_dist.physics.fourier import fourier_to_image
 from cryoformer_dist.physics.grids import frequency_grid, half_plane_weight
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.training import latent_search
-from cryoformer_dist.training.latent_search import ConformationMixture, build_conformations, draw_conformations
+from cryoformer_dist.training.latent_search import build_conformations
 from cryoformer_dist.training.objectives import Objectives
 
 BOX, PIXEL_ANGSTROM = 32, 4.0
@@ -76,6 +78,14 @@ def _exact(latent: torch.Tensor) -> torch.Tensor:
     return torch.stack(planes) * contrast_transfer_function(CTF, frequency)
 
 
+def _log_likelihood(found: ConformationMixture, batch: ParticleBatch) -> torch.Tensor:
+    return explain(found.compare(found.look(batch, batch.pose, with_slopes=False)), Spread()).log_likelihood
+
+
+def _posterior(found: ConformationMixture, batch: ParticleBatch) -> torch.Tensor:
+    return (_log_likelihood(found, batch) + found.log_share).softmax(dim=1)
+
+
 def _batch(planes: torch.Tensor) -> ParticleBatch:
     noise = torch.randn(COUNT, BOX, BOX, generator=torch.Generator().manual_seed(2))
     images = fourier_to_image(planes, BOX).float() + noise
@@ -99,7 +109,7 @@ def test_the_likelihood_is_that_of_exact_images(
     found = _found(device=kernel_device)
     batch = _batch(_exact(torch.tensor([0.0, 1.0])))
     there = batch.to(torch.device(kernel_device))
-    seen, expected = found.log_likelihood(there, there.pose).cpu(), _expected(batch, found, shell)
+    seen, expected = _log_likelihood(found, there).cpu(), _expected(batch, found, shell)
     seen, expected = (each - each.mean(dim=1, keepdim=True) for each in (seen, expected))
     assert float(expected.abs().mean()) > 10
     # Interpolation between the coefficients of the maps' transforms.
@@ -109,14 +119,14 @@ def test_the_likelihood_is_that_of_exact_images(
 def test_conformations_are_compared_on_a_device_beside_the_cpu() -> None:
     batch = _batch(_exact(torch.tensor([0.0, 1.0])))
     here = build_conformations(_objectives(), _cloud(), False, seed=0)
-    expected, waits = here.posterior(batch, POSE), []
+    expected, waits = _posterior(here, batch), []
     with other_device() as device:
         there = build_conformations(_objectives(), _cloud().to(DEVICE), False, seed=0)
         for times in (1, 3):
             before = device.waits
             for _ in range(times):
-                found = draw_conformations(there.posterior(batch.to(DEVICE), POSE.to(DEVICE)), PIXELS.to(DEVICE) / 10)
-                posterior = there.posterior(batch.to(DEVICE), POSE.to(DEVICE))
+                posterior = _posterior(there, batch.to(DEVICE))
+                found = draw_conformations(posterior, PIXELS.to(DEVICE) / 10)
             waits.append(device.waits - before)
     torch.testing.assert_close(bring_back(posterior), expected)
     assert torch.equal(bring_back(found), draw_conformations(expected, PIXELS / 10))
@@ -127,13 +137,13 @@ def test_an_image_of_a_conformation_is_found_in_it() -> None:
     found = _found()
     for index, latent in enumerate(found.latent):
         batch = _batch(_exact(latent))
-        assert float(found.posterior(batch, POSE)[:, index].min()) > 0.99
+        assert float(_posterior(found, batch)[:, index].min()) > 0.99
 
 
 def test_images_that_show_nothing_leave_what_all_particles_know() -> None:
     found = _found()
     blank = replace(_batch(_exact(found.latent[0])), ctf=microscope(COUNT, phase_shift_deg=0.0))
-    posterior = found.posterior(blank, POSE)
+    posterior = _posterior(found, blank)
     shares = {tuple(latent.tolist()): float(share) for latent, share in zip(found.latent, posterior[0], strict=True)}
     assert shares[0.0, 0.0] == pytest.approx(0.5, abs=1e-3)
     assert shares[1.0, 0.0] == pytest.approx(0.1, abs=1e-3)
@@ -148,11 +158,12 @@ def test_while_low_frequencies_are_learned_only_those_are_compared() -> None:
 def test_all_maps_are_mixtures_of_a_few() -> None:
     # Linear in two coordinates: so are the maps.
     mixture = _found().mixture
-    assert mixture.shape == (4, 2)
-    torch.testing.assert_close(mixture.T @ mixture, torch.eye(2))
+    assert mixture.shape == (4, 3)
+    assert torch.equal(mixture[:, 0], torch.ones(4))
+    torch.testing.assert_close(mixture[:, 1:].T @ mixture[:, 1:], torch.eye(2))
     one = build_conformations(_objectives(), torch.zeros(5, 2), False, seed=0)
-    assert one.mixture.shape == (1, 1)
-    posterior = one.posterior(_batch(_exact(torch.zeros(2))), POSE)
+    assert one.mixture.shape == (1, 2)
+    posterior = _posterior(one, _batch(_exact(torch.zeros(2))))
     assert torch.equal(posterior, torch.ones(COUNT, 1))
 
 

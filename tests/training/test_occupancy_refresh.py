@@ -106,6 +106,7 @@ def _refresh(learner: Learner, store: ParticleStore, memory: WorkerMemory, monke
     residual = torch.zeros(16, 16, 16)
     residual[8, 8, 9] = 1.0
     monkeypatch.setattr(occupancy_refresh, "residual_map", lambda *_: residual)
+    monkeypatch.setattr(occupancy_refresh.ResidualNoise, "departure", lambda _: 0.0)
     rows = np.arange(len(store))
     particles = RankParticles(rows, store.shard_size, lambda *_: iter(()), lambda *_: iter(()), 12, 0, 1, lambda: None)
     moment = Moment(Stage("reconstruction", 9), Position(), Position(), 10)

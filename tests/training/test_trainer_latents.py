@@ -1,7 +1,8 @@
 """Latents are searched for while a network is trained: when, of whom, and when what is found counts."""
 
 import math
-from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,20 @@ import torch
 from support.tiny_runs import Listener, Stop, assert_same_end, final_state, tiny_config, train
 
 from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.data.batch import ParticleBatch
+from cryoformer_dist.errors import MostlyJunkWarning
+from cryoformer_dist.inference.answer import Answer
+from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.runs.checkpoint import checkpoints
+from cryoformer_dist.runs.training_log import SearchFindings, read_training_log
 from cryoformer_dist.training import latent_search
-from cryoformer_dist.training.latent_search import LatentSearchResult
+from cryoformer_dist.training.latent_search import ParticleSearchResult
 from cryoformer_dist.training.learner import Learner
-from cryoformer_dist.training.stages import Stage
+from cryoformer_dist.training.stages import Moment
 
-SEARCHED = {"model.latent.start": "linear", "model.latent.refinement": "search", "training.epochs": 3}
+SEARCHED = {
+    **{"model.latent.start": "linear", "model.latent.refinement": "search", "training.epochs": 3},
+    **{"model.pose.form": "given", "model.amplitude": "one", "model.junk": "kept"},
+}
 # Of 64 tiny images nothing is to be learned.
 undecided = pytest.mark.filterwarnings("ignore::cryoformer_dist.errors.UndecidedLatentsWarning")
 
@@ -56,24 +63,15 @@ def test_latents_are_looked_for_after_every_epoch_and_the_last_is_trained_at_the
 ) -> None:
     config, run = searched
     asked: list[tuple[float, bool]] = []
-    original = latent_search.search_latents
+    original = latent_search.search_particles
 
-    def search(
-        learner: Learner, stage: Any, epoch: float, trained: Any, batches: Any, draws: Any
-    ) -> LatentSearchResult:
-        seen: list[int] = []
-
-        def counted() -> Iterator[ParticleBatch]:
-            for batch in batches:
-                seen.extend(batch.row.tolist())
-                yield batch
-
-        found = original(learner, stage, epoch, trained, counted(), draws)
-        assert sorted(seen) == list(range(64))
-        asked.append((epoch, draws is not None))
+    def search(learner: Learner, moment: Moment, particles: Any, draws: Any) -> ParticleSearchResult:
+        found = original(learner, moment, particles, draws)
+        assert sorted(found.row.tolist()) == list(range(64))
+        asked.append((moment.epoch, draws is not None))
         return found
 
-    monkeypatch.setattr(latent_search, "search_latents", search)
+    monkeypatch.setattr(latent_search, "search_particles", search)
     train(config, tmp_path / "run")
     # The last step of each of three epochs, of which two end within a step.
     assert [(math.ceil(epoch), draws) for epoch, draws in asked] == [(1, True), (2, False), (3, False)]
@@ -113,14 +111,15 @@ def test_maps_that_do_not_move_yet_leave_the_first_latents_alone(
 ) -> None:
     searches = []
 
-    def search(
-        learner: Learner, stage: Stage, epoch: float, trained: Any, batches: Any, draws: Any
-    ) -> LatentSearchResult:
-        searches.append(epoch)
-        latent = torch.full((len(trained), 2), float(len(searches)))
-        return LatentSearchResult(torch.from_numpy(trained), latent, information_nats)
+    def search(learner: Learner, moment: Moment, particles: Any, draws: Any) -> ParticleSearchResult:
+        searches.append(moment.epoch)
+        rows = torch.from_numpy(particles.rows)
+        latent, one = torch.full((len(rows), 2), float(len(searches))), torch.ones(len(rows))
+        pose = Pose(torch.eye(3).expand(len(rows), 3, 3), torch.zeros(len(rows), 2))
+        answer = Answer(latent, torch.zeros_like(latent), pose, one, one, one)
+        return ParticleSearchResult(rows, answer, information_nats, 0.0, SearchFindings(information_nats))
 
-    monkeypatch.setattr(latent_search, "search_latents", search)
+    monkeypatch.setattr(latent_search, "search_particles", search)
     every_step = {
         "training.report_every_steps": 1,
         "training.checkpoint_every_steps": 1,
@@ -134,3 +133,54 @@ def test_maps_that_do_not_move_yet_leave_the_first_latents_alone(
     for step, number in zip([6, 11, 16], dealt, strict=True):
         expected = torch.full_like(by_step[1], number) if number else by_step[1]
         assert torch.equal(by_step[step], expected), step
+
+
+EVERYTHING = SEARCHED | {"model.pose.form": "posterior", "model.amplitude": "posterior", "model.junk": "weighed"}
+
+
+@undecided
+@pytest.mark.filterwarnings("ignore::cryoformer_dist.errors.MostlyJunkWarning")
+def test_a_search_of_poses_amplitudes_and_junk_is_resumed_bit_equal(tiny_store: Path, tmp_path: Path) -> None:
+    config = tiny_config(tiny_store, EVERYTHING)
+    train(config, tmp_path / "run")
+    # Between a search and its checkpoint.
+    with pytest.raises(Stop):
+        train(config, tmp_path / "interrupted", Listener(10))
+    train(config, tmp_path / "interrupted")
+    assert_same_end(tmp_path / "interrupted", tmp_path / "run")
+
+
+@undecided
+@pytest.mark.parametrize(("junk_share", "believed"), [(0.4, True), (0.6, False)])
+def test_a_search_that_sees_no_particle_in_most_images_is_told_of_and_not_believed(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, junk_share: float, believed: bool
+) -> None:
+    original = latent_search.search_particles
+
+    def search(learner: Learner, moment: Moment, particles: Any, draws: Any) -> ParticleSearchResult:
+        found = original(learner, moment, particles, draws)
+        half = replace(found.answer, weight=torch.where(found.row % 2 == 0, 0.25, 1.0))
+        return replace(found, answer=half, junk_share=junk_share)
+
+    monkeypatch.setattr(latent_search, "search_particles", search)
+    expected = nullcontext() if believed else pytest.warns(MostlyJunkWarning, match="so all were kept")
+    with expected:
+        train(tiny_config(tiny_store, EVERYTHING), tmp_path / "run")
+    found = final_state(tmp_path / "run")
+    amplitude, weight = found["amplitude.values"], found["weight.values"]
+    assert float(weight.min()) == (0.25 if believed else 1.0)
+    assert float((amplitude * weight).sum() / weight.sum()) == pytest.approx(1, abs=1e-3)
+    record = read_training_log(tmp_path / "run")[-1]
+    assert record.junk_share is not None
+    assert record.pose_error_deg is not None
+    assert record.amplitude_spread is not None
+
+
+@undecided
+def test_what_is_not_looked_for_is_not_told(searched: tuple[RunConfig, Path]) -> None:
+    _, run = searched
+    records = read_training_log(run)
+    assert any(record.latent_information_nats is not None for record in records)
+    assert {record.junk_share for record in records} == {None}
+    assert {record.pose_error_deg for record in records} == {None}
+    assert "amplitude.values" not in final_state(run)

@@ -1,0 +1,294 @@
+"""How strong the noise of images is at each frequency, as their background tells it.
+
+A background is what a particle leaves of the box: its corners, or a ring. A window on it mixes frequencies, and the
+offset and the gradient that are removed first take the lowest with them. Both are known exactly, so what noise of a
+given spectrum would show in the window is known too, and the spectrum that explains what is seen is found by maximum
+likelihood (as MASTER does for maps of the sky), with one assumption: that it is smooth. At the lowest frequencies,
+where a background says little, that smoothness is what decides.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cryoformer_dist.physics.fourier import crop_images
+from cryoformer_dist.physics.grids import centred_axis, radius_grid
+
+# Of the box: how far the background's edge reaches, at least two pixels.
+_EDGE, _LEAST_EDGE_PIXELS = 0.06, 2.0
+# Two knots a shell, up to here one, then each so much farther out than the last.
+_FIRST_KNOTS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+_DENSE_KNOTS, _KNOT_RATIO = 12, 1.09
+# How stiff a spectrum is: 30 flattens a Gaussian of three shells' width, 1 leaves twice the scatter.
+_STIFFNESS = 2.0
+_FIT_STEPS, _LONGEST_STEP = 15, 1.0
+# Power that departs by less from white noise weighs a likelihood by as much: nothing that anybody would see.
+_NEGLIGIBLE = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """Noise power by frequency.
+
+    Attributes
+    ----------
+    power
+        ``(shells,)``: at 0, 1, 2, ... cycles over the box, to the corners of the plane; of mean 1 over the plane.
+    error
+        Relative standard error of each.
+    mean
+        By what the power was divided to make its mean 1.
+    """
+
+    power: NDArray[np.float64]
+    error: NDArray[np.float64]
+    mean: float
+
+    @property
+    def departure(self) -> float:
+        """Largest relative difference from white noise."""
+        return float(np.abs(self.power - 1).max())
+
+    @property
+    def is_white(self) -> bool:
+        """Whether no shell departs from white noise by more than it would by chance, or by what would matter."""
+        return bool((np.abs(self.power - 1) <= np.maximum(2 * self.error, _NEGLIGIBLE)).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Background:
+    """What lies outside the particle, and the offset and gradient that are fitted there.
+
+    Attributes
+    ----------
+    weight
+        ``(box, box)``: 1 outside the particle, with a soft edge.
+    basis
+        ``(3, box, box)``: 1, and the ramps along x and y, of mean zero where the weight is.
+    dual
+        ``(3, box, box)``: products with these are the coefficients of the least-squares fit, pixels weighted.
+    """
+
+    weight: Float[NDArray[np.float64], "box box"]
+    basis: Float[NDArray[np.float64], "3 box box"]
+    dual: Float[NDArray[np.float64], "3 box box"]
+
+    @staticmethod
+    def outside(box: int, radius_pixels: float) -> "Background":
+        """Background of images of a box around a particle of a radius."""
+        edge = max(_LEAST_EDGE_PIXELS, _EDGE * box)
+        # The edge is narrower where little background is left.
+        edge = min(edge, (box / 2**0.5 - radius_pixels) / 2)
+        rise = ((radius_grid(box, 2).double().numpy() - radius_pixels) / edge).clip(0, 1)
+        weight = np.sin(np.pi / 2 * rise) ** 2
+        axis = centred_axis(box).double().numpy() / box
+        ramps = [np.broadcast_to(axis, (box, box)), np.broadcast_to(axis[:, None], (box, box))]
+        ramps = [ramp - (ramp * weight).sum() / weight.sum() for ramp in ramps]
+        basis = np.stack([np.ones((box, box)), *ramps])
+        gram = np.einsum("jyx,lyx,yx->jl", basis, basis, weight)
+        return Background(weight, basis, np.einsum("jl,lyx->jyx", np.linalg.inv(gram), basis * weight))
+
+    def cropped(self, box: int) -> "Background":
+        """The fit as images that are cropped afterwards show it, on their own background."""
+        old = self.weight.shape[-1]
+        if box == old:
+            return self
+        basis, dual, weight = (
+            crop_images(torch.from_numpy(np.array(each)), box).numpy() for each in (self.basis, self.dual, self.weight)
+        )
+        # A product sums over fewer pixels.
+        return Background(weight.clip(0, 1), basis, dual * (old / box) ** 2)
+
+    def keeping(self, share: Float[NDArray[np.float64], " 3"]) -> "Background":
+        """The same where only a share of each coefficient is taken off."""
+        return Background(self.weight, self.basis, self.dual * share[:, None, None])
+
+    def flatten(
+        self, images: Float[Tensor, "images box box"], gradient_share: float = 1.0
+    ) -> tuple[Float[Tensor, "images box box"], Float[Tensor, "images 3"]]:
+        """Images without their offset and a share of their gradient, and what was fitted."""
+        basis, dual = (torch.from_numpy(each).float().flatten(1) for each in (self.basis, self.dual))
+        # Sources may have a large offset, which single precision would carry into the slopes.
+        centred = images - images.mean(dim=(1, 2), keepdim=True)
+        fitted = centred.flatten(1) @ dual.T
+        taken = fitted * fitted.new_tensor([1.0, gradient_share, gradient_share])
+        return centred - (taken @ basis).view_as(images), fitted
+
+    @cached_property
+    def _dual_transform(self) -> NDArray[np.complex128]:
+        transform: NDArray[np.complex128] = np.fft.fft2(self.dual).conj()
+        return transform
+
+    def fitted_variance(self, power: Float[NDArray[np.float64], "box box"]) -> Float[NDArray[np.float64], " 3"]:
+        """Variance of offset and gradient that noise of a spectrum shows by chance."""
+        variance: NDArray[np.float64] = (power * np.abs(self._dual_transform) ** 2).sum((1, 2)) / power.size
+        return variance
+
+    def seen(
+        self, power: Float[NDArray[np.float64], "box box"], window: Float[NDArray[np.float64], "box box"]
+    ) -> Float[NDArray[np.float64], "box box"]:
+        """Power that noise of a spectrum shows in a window, after the offset and gradient of the background are off.
+
+        With ``W`` the window's transform, ``B`` those of window times basis and ``H`` of the dual, a wave ``k'`` is
+        seen at ``k`` as ``W(k - k') - sum_j B_j(k) H_j(k')``; the square of that is summed over ``k'``.
+        """
+        shape = np.fft.fft2(window)
+        basis, dual = np.fft.fft2(window * self.basis), self._dual_transform
+        leaked = _convolve(power, np.abs(shape) ** 2).real
+        crossed = sum(
+            (each.conj() * _convolve(power * functional.conj(), shape)).real
+            for each, functional in zip(basis, dual, strict=True)
+        )
+        moments = np.einsum("yx,jyx,lyx->jl", power, dual, dual.conj(), optimize=True)
+        removed = np.einsum("jyx,lyx,jl->yx", basis, basis.conj(), moments, optimize=True).real
+        total: NDArray[np.float64] = (leaked - 2 * crossed + removed) / power.size**2
+        return total
+
+
+def _convolve(first: NDArray[np.generic], second: NDArray[np.generic]) -> NDArray[np.complex128]:
+    """Circular convolution of two planes."""
+    product: NDArray[np.complex128] = np.fft.ifft2(np.fft.fft2(first) * np.fft.fft2(second))
+    return product
+
+
+@lru_cache(4)
+def background_of(source_box: int, radius_pixels: float, box: int) -> Background:
+    """Background of images of a source box, seen after cropping to another."""
+    return Background.outside(source_box, radius_pixels).cropped(box)
+
+
+def plane_radius(box: int) -> Float[NDArray[np.float64], "box box"]:
+    """Frequency of each place of the full plane of a transform, in cycles over the box."""
+    axis = np.fft.fftfreq(box) * box
+    radius: NDArray[np.float64] = np.hypot(axis[:, None], axis)
+    return radius
+
+
+def without_nyquist_lines(box: int) -> Float[NDArray[np.float64], "box box"]:
+    """Zero where a plane holds one of each pair +-k, which cropping empties; else one."""
+    mask = np.ones((box, box))
+    mask[box // 2], mask[:, box // 2] = 0, 0
+    return mask
+
+
+def on_plane(power: Float[NDArray[np.float64], " shells"], box: int) -> Float[NDArray[np.float64], "box box"]:
+    """A spectrum at every frequency of the plane, zero on the Nyquist lines."""
+    spread = np.interp(plane_radius(box), np.arange(len(power)), power)
+    plane: NDArray[np.float64] = spread * without_nyquist_lines(box)
+    return plane
+
+
+def per_shell(plane: Float[NDArray[np.float64], "box box"]) -> Float[NDArray[np.float64], " shells"]:
+    """Mean over each shell of the plane without its Nyquist lines, shells by rounded radius."""
+    shell, counted = _shells(plane.shape[-1])
+    total = np.bincount(shell.ravel(), (plane * counted).ravel())
+    return total / np.maximum(np.bincount(shell.ravel(), counted.ravel()), 1)
+
+
+def _shells(box: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    return np.rint(plane_radius(box)).astype(np.int64), without_nyquist_lines(box)
+
+
+def windowed_power(
+    images: Float[NDArray[np.float64], "images box box"], window: Float[NDArray[np.float64], "box box"]
+) -> Float[NDArray[np.float64], "images box box"]:
+    """Power of each image in a window, per coefficient of the plane: of unit mean for white unit noise, unwindowed."""
+    power: NDArray[np.float64] = np.square(np.abs(np.fft.fft2(images * window))) / window.size
+    return power
+
+
+def fit_spectrum(
+    power: Float[NDArray[np.float64], "box box"],
+    images: int,
+    background: Background,
+    present: Float[NDArray[np.float64], "box box"],
+) -> Spectrum:
+    """Noise spectrum that explains the power seen in a background.
+
+    Parameters
+    ----------
+    power
+        Mean of images without offset and gradient, in the background's window (`windowed_power`).
+    images
+        How many it is the mean of.
+    background
+        Of those images.
+    present
+        Zero where they have no power at all, else one.
+    """
+    box = power.shape[-1]
+    knots = _knots(box)
+    # The offset of a background has been removed: at zero nothing is left, by rounding.
+    seen, response = per_shell(power)[1:], _response(background, knots, present)[1:]
+    shell, counted = _shells(box)
+    weight = background.weight
+    independent = np.square(np.square(weight).sum()) / (weight**4).sum() / weight.size
+    count = np.bincount(shell.ravel(), counted.ravel())[1:] * images * independent / 2
+    used = count > 0
+    log_power, covariance = _fit_log_power(seen[used], response[used], count[used], _bending(knots))
+    shells = np.arange(int(np.ceil(box / 2**0.5)) + 1)
+    tents = _tents(shells.astype(np.float64), knots)
+    found = np.exp(log_power) @ tents
+    error = np.sqrt(np.einsum("ks,kl,ls->s", tents, covariance, tents))
+    mean = mean_over_plane(found, box)
+    return Spectrum(found / mean, error, mean)
+
+
+def mean_over_plane(power: Float[NDArray[np.float64], " shells"], box: int) -> float:
+    """Mean of a spectrum over the frequencies that images are compared at."""
+    compared = without_nyquist_lines(box)
+    compared[0, 0] = 0
+    return float((on_plane(power, box) * compared).sum() / compared.sum())
+
+
+def _fit_log_power(
+    seen: NDArray[np.float64], response: NDArray[np.float64], count: NDArray[np.float64], bending: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logarithms of the power at the knots, by Gauss and Newton, and their covariance."""
+    log_power = np.full(response.shape[1], np.log(seen.sum() / response.sum()))
+    stiffness = _STIFFNESS**2 * bending.T @ bending
+    for _ in range(_FIT_STEPS):
+        expected = response @ np.exp(log_power)
+        slope = response * np.exp(log_power) / expected[:, None]
+        curvature = slope.T @ (slope * count[:, None]) + stiffness
+        pull = slope.T @ (count * (seen - expected) / expected) - stiffness @ log_power
+        log_power = log_power + np.linalg.solve(curvature, pull).clip(-_LONGEST_STEP, _LONGEST_STEP)
+    return log_power, np.linalg.inv(curvature)
+
+
+def _knots(box: int) -> NDArray[np.float64]:
+    """Frequencies between which a spectrum is a straight line: dense at low ones, where it is steep."""
+    last = box / 2
+    dense = range(int(_FIRST_KNOTS[-1]) + 1, _DENSE_KNOTS + 1)
+    knots = [knot for knot in (*_FIRST_KNOTS, *map(float, dense)) if knot < last]
+    while knots[-1] * _KNOT_RATIO < last - 0.5:
+        knots.append(knots[-1] * _KNOT_RATIO)
+    return np.array([*knots, last, box / 2**0.5])
+
+
+def _tents(frequency: NDArray[np.float64], knots: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``(knots, ...)``: how much of each knot's value a frequency has; below the first knot, all of that."""
+    return np.stack([np.interp(frequency, knots, unit) for unit in np.eye(len(knots))])
+
+
+def _bending(knots: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Changes of slope at the inner knots, of values over the logarithm of the frequency."""
+    step = np.diff(np.log(knots))
+    rows = np.zeros((len(knots) - 2, len(knots)))
+    for row, (before, after) in enumerate(pairwise(step.tolist())):
+        rows[row, row : row + 3] = 1 / before, -1 / before - 1 / after, 1 / after
+        rows[row] *= 0.5 / np.sqrt((before + after) / 2)
+    return rows
+
+
+def _response(background: Background, knots: NDArray[np.float64], present: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``(shells, knots)``: power that unit power at each knot shows in the background."""
+    box = background.weight.shape[-1]
+    tents = _tents(plane_radius(box), knots) * present
+    return np.stack([per_shell(background.seen(tent, background.weight)) for tent in tents], axis=1)
