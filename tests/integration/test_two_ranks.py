@@ -183,3 +183,38 @@ def test_from_two_ranks_to_one_to_three_the_loss_falls_along_one_curve(tiny_stor
     assert [record.workers for record in read_training_log(moved)] == [2] * 10 + [1] * 10 + [3] * 10
     fall = losses[0][0] - losses[0][-1]
     assert np.abs(losses[1] - losses[0]).max() < 0.1 * fall, (losses, fall)
+
+
+# All 60 particles in every step: which rank owns which then changes nothing but the order of sums.
+EVERYBODY = {
+    "dataset.hold_out": 4,
+    "training.global_batch_size": 60,
+    "training.epochs": 6,
+    "training.checkpoint_every_steps": 2,
+    "training.warmup_steps": 0,
+    "model.latent.start": "linear",
+    "model.latent.refinement": "search",
+}
+
+
+@pytest.mark.filterwarnings("ignore::cryoformer_dist.errors.UndecidedLatentsWarning")
+@pytest.mark.filterwarnings("ignore::cryoformer_dist.errors.MostlyJunkWarning")
+def test_steps_of_all_particles_end_at_the_same_weights_latents_and_poses_on_any_ranks_and_across_them(
+    tiny_store: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(tiny_store, CHANGES | EVERYBODY)
+    runs = {name: tmp_path / name for name in ("one", "two", "three", "moved")}
+    for run in runs.values():
+        prepare_from_mask(config, run, CUT)
+    for world, name in enumerate(("one", "two", "three"), start=1):
+        _train_on(world, runs[name])
+    _train_on(2, runs["moved"], stop_at=2)
+    _train_on(1, runs["moved"], stop_at=4)
+    _train_on(3, runs["moved"])
+    assert [record.workers for record in read_training_log(runs["moved"])] == [2, 1, 3]
+    alone = final_state(runs["one"])
+    for name in ("two", "three", "moved"):
+        for key, value in final_state(runs[name]).items():
+            torch.testing.assert_close(
+                value, alone[key], rtol=1e-3, atol=1e-4, msg=lambda told, key=key: f"{key}: {told}"
+            )
