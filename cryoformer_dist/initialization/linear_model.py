@@ -71,14 +71,14 @@ def fit_linear_latents(
     share = take_share(len(sampled))
     sample = CroppedImages.of(store, sampled[share], box, device=device)
     latent = torch.randn(len(sampled), dimensions, generator=torch.Generator().manual_seed(seed))[share].to(device)
-    maps, spread, amplitude = model.no_maps(dimensions), _AMPLITUDES[0], None
+    maps, spread, amplitude = model.no_maps(dimensions), None, None
     # Once the maps are there, all particles in blocks: their images do not fit in memory together.
     mine = rows[take_share(len(rows))]
     parts = [mine[start : start + _SAMPLE] for start in range(0, len(mine), _SAMPLE)]
     steps = _ROUNDS + len(parts)
     for done in range(_ROUNDS):
         maps = model.fit_maps(sample, latent, maps, amplitude)
-        latent, amplitude, spread = model.fit_latents(sample, maps, spread)
+        latent, amplitude, spread = model.fit_latents(sample, maps)
         latent = whiten(latent)
         if progress is not None:
             progress(done + 1, steps)
@@ -86,7 +86,7 @@ def fit_linear_latents(
     latents = []
     for done, part in enumerate(parts, _ROUNDS):
         images = CroppedImages.of(store, part, box, device=device)
-        latents.append(model.fit_latents(images, maps, spread, refit=False)[0])
+        latents.append(model.fit_latents(images, maps, spread)[0])
         if progress is not None:
             progress(done + 1, steps)
     return gather_shares(whiten(torch.cat(latents)), len(rows))
@@ -133,6 +133,7 @@ class LinearModel:
 
     def __init__(self, points: Tensor, box: int) -> None:
         self._points, self._box = points, box
+        self._spreads = torch.tensor(_AMPLITUDES).to(points.device)
         self._block = max(4, (_BLOCK_VALUES_ON_GPU if points.is_cuda else _BLOCK_VALUES) // len(points))
         self._weight = (comparable_frequencies(box) * half_plane_weight(box) / box**2).to(points.device)
 
@@ -158,8 +159,8 @@ class LinearModel:
         return maps
 
     def fit_latents(
-        self, images: CroppedImages, maps: Tensor, spread: float, refit: bool = True
-    ) -> tuple[Tensor, Tensor, float]:
+        self, images: CroppedImages, maps: Tensor, spread: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Most probable coordinates and amplitude of each particle at given maps, and how far amplitudes spread.
 
         Coordinates under a unit Gaussian prior, amplitudes under one about 1: of a particle of double contrast both the
@@ -168,9 +169,7 @@ class LinearModel:
         Parameters
         ----------
         spread
-            Standard deviation of the amplitudes.
-        refit
-            Whether to look for it first: where images are most probable.
+            Standard deviation of the amplitudes; ``None``: the one under which these images are most probable.
         """
         grams, matches = [], []
         for _, block in images.blocks(self._block):
@@ -181,9 +180,9 @@ class LinearModel:
             grams.append(torch.einsum("bkyx,blyx->bkl", weighted, modes).real)
             matches.append(torch.einsum("bkyx,byx->bk", weighted, block.coefficients).real)
         gram, match = torch.cat(grams), torch.cat(matches)
-        if refit:
-            evidence = sum_over_ranks(torch.stack([_solve(gram, match, each)[1] for each in _AMPLITUDES]))
-            spread = _AMPLITUDES[int(evidence.argmax())]
+        if spread is None:
+            evidence = sum_over_ranks(torch.stack([_solve(gram, match, each)[1] for each in self._spreads]))
+            spread = self._spreads.take(evidence.argmax())
         scaled, _ = _solve(gram, match, spread)
         amplitude = scaled[:, 0].clamp_min(_FAINTEST)
         return scaled[:, 1:] / amplitude[:, None], amplitude, spread
@@ -206,7 +205,7 @@ class LinearModel:
         return sum_over_ranks(total)
 
 
-def _solve(gram: Tensor, match: Tensor, spread: float) -> tuple[Tensor, Tensor]:
+def _solve(gram: Tensor, match: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
     """Amplitude and coordinates times amplitude of each particle, and the log evidence of all."""
     precision = gram.new_ones(gram.shape[-1])
     precision[0] = spread**-2

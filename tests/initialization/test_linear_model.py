@@ -70,10 +70,9 @@ def test_latents_of_a_rigid_molecule_do_not_tell_images_of_another_pixel_size_ap
     clean = clean * (0.5 / clean.var()).sqrt()
     noise = torch.randn(count, 16, 16, generator=generator)
     accuracy = []
-    # The second time as strong as in counts, which grow with the pixel's area: not in units of the noise.
+    # The second time as strong as in counts, which grow with the pixel's area: an amplitude, no conformation.
     for strength in (1.0, ratio):
         images = torch.where(coarse[:, None, None], clean * strength, clean) + noise
         latent = fit_linear_latents(stored_images(images, pose, ctf, pixel), np.arange(count), SMALL, 2, 0)
         accuracy.append(score_latents(latent.numpy(), coarse.double().numpy(), 0.0, True).class_accuracy)
-    assert accuracy[0] < 0.57
-    assert accuracy[1] > 0.64
+    assert max(accuracy) < 0.57
