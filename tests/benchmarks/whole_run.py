@@ -232,8 +232,8 @@ class WholeRun:
         means = EPOCHS * (count_clustered(REPRESENTATIVES, DIMENSIONS) if gpus else general.representatives)
         source: Literal["measured", "counted"] = "counted" if gpus else "measured"
         yield Phase("latent searches: k-means", "leader", means, source, f"{EPOCHS} x, by the leader alone")
-        maps = EPOCHS * GPU_CONFORMATIONS[work.box]
-        yield Phase("latent searches: maps", "leader", maps, "counted", f"{EPOCHS} x 256 maps, on every GPU the same")
+        maps = EPOCHS * GPU_CONFORMATIONS[work.box] / work.ranks
+        yield Phase("latent searches: maps", "ranks", maps, "counted", f"{EPOCHS} x 256 maps / ranks")
         looked = REFRESHES * REFRESHED_IMAGES / work.ranks * (costs.read + 1 / TRAINING_IMAGES_PER_SECOND[work.box])
         yield Phase("occupancy refreshes", "ranks", looked, "measured", f"{REFRESHES} x 10,000 / ranks images")
         masks = REFRESHES * costs.refreshed
