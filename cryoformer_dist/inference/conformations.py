@@ -1,6 +1,6 @@
 """Conformations along a latent cloud, their maps as mixtures of a few, and images compared with them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -18,6 +18,8 @@ MOVING_MAPS = 5
 """The mean and leading principal maps, whose slopes are taken; those of the others are too small to matter."""
 # Of the turn whose difference stands for a slope: about the interpolation's own fineness.
 _TURN_RAD = 0.02
+# A map that is weaker or stronger shows something else, such as junk.
+_CONTRASTS = (0.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class ConformationMixture:
         ``(conformations,)``: of the particles, up to a constant.
     mixture
         ``(conformations, maps)``: how much of each map is in each; of the mean map, the first, 1.
+    strength
+        ``(conformations,)``: of each map along the mean one, which has 1.
     slices
         Of the mean map, then of the principal ones; in units of the whole box's transform.
     leading_slices
@@ -45,11 +49,19 @@ class ConformationMixture:
     latent: Float[Tensor, "conformations dimensions"]
     log_share: Float[Tensor, " conformations"]
     mixture: Float[Tensor, "conformations maps"]
+    strength: Float[Tensor, " conformations"]
     slices: TrilinearSlices
     leading_slices: TrilinearSlices
     map_pixel_angstrom: float
     box: int
     compared_box: int
+
+    def equally_strong(self) -> "ConformationMixture":
+        """The same with maps as strong as the mean one, as far as that is a matter of contrast.
+
+        Where particles have amplitudes of their own, conformations must not: contrast would be taken for conformation.
+        """
+        return replace(self, mixture=self.mixture / self.strength.clamp(*_CONTRASTS)[:, None])
 
     def look(self, batch: ParticleBatch, pose: Pose, with_slopes: bool) -> "Views":
         """Images beside projections of the maps, at poses.

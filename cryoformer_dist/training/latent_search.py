@@ -225,6 +225,8 @@ class _Search:
         cloud = learner.latents[learner.trusted(torch.from_numpy(particles.rows).to(learner.device))]
         self._conformations = build_conformations(learner.objectives, cloud, coarse, learner.config.seed)
         self._spread = self._find_spread()
+        if self._spread.amplitude:
+            self._conformations = self._conformations.equally_strong()
         self._junk = self._find_junk() if self._model.weighs_junk else None
 
     def ask(self, batch: ParticleBatch, draws: Float[Tensor, " particles"] | None) -> tuple[Answer, Tensor]:
@@ -336,6 +338,7 @@ def build_conformations(
         latent=latent,
         log_share=share.log(),
         mixture=torch.cat([torch.ones_like(share)[:, None], mixture], dim=1),
+        strength=1 + mixture @ _along_first(voxels),
         slices=TrilinearSlices(voxels, compared // 2 - 1),
         leading_slices=TrilinearSlices(voxels[:MOVING_MAPS], compared // 2 - 1),
         map_pixel_angstrom=objectives.pixel_size_angstrom,
@@ -374,6 +377,12 @@ def _principal_maps(
     maps -= mean
     mixture = _principal_mixture(maps)
     return mixture, torch.cat([mean[None], mixture.T @ maps]).reshape(-1, compared, compared, compared)
+
+
+def _along_first(voxels: Float[Tensor, "maps box box box"]) -> Float[Tensor, " others"]:
+    """How much of the first map is in each of the others."""
+    flat = voxels.flatten(1)
+    return (flat[1:] @ flat[0]) / flat[0].square().sum().clamp_min(1e-30)
 
 
 def _principal_mixture(

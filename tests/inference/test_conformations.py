@@ -24,6 +24,7 @@ def _mixture() -> ConformationMixture:
         latent=torch.zeros(2, 1),
         log_share=torch.full((2,), 0.5).log(),
         mixture=torch.tensor([[1.0, 0.0], [1.0, 1.0]]),
+        strength=torch.tensor([1.0, 1.25]),
         slices=TrilinearSlices(maps, BOX // 2 - 1),
         leading_slices=TrilinearSlices(maps, BOX // 2 - 1),
         map_pixel_angstrom=PIXEL_ANGSTROM,
@@ -103,5 +104,26 @@ def _turned(quarter: torch.Tensor) -> ConformationMixture:
     mixture = _mixture()
     slices = TrilinearSlices(maps, BOX // 2 - 1)
     return ConformationMixture(
-        mixture.latent, mixture.log_share, mixture.mixture, slices, slices, PIXEL_ANGSTROM, BOX, BOX
+        mixture.latent, mixture.log_share, mixture.mixture, mixture.strength, slices, slices, PIXEL_ANGSTROM, BOX, BOX
     )
+
+
+def test_conformations_that_differ_in_strength_alone_are_one_where_particles_have_amplitudes() -> None:
+    voxels, batch = blobs().voxels(BOX), _batch()
+    slices = TrilinearSlices(torch.stack([voxels, voxels]), BOX // 2 - 1)
+    twice = ConformationMixture(
+        latent=torch.zeros(2, 1),
+        log_share=torch.full((2,), 0.5).log(),
+        mixture=torch.tensor([[1.0, -0.2], [1.0, 0.2]]),
+        strength=torch.tensor([0.8, 1.2]),
+        slices=slices,
+        leading_slices=slices,
+        map_pixel_angstrom=PIXEL_ANGSTROM,
+        box=BOX,
+        compared_box=BOX,
+    )
+    views = twice.look(batch, POSE, with_slopes=False)
+    apart, alike = twice.compare(views), twice.equally_strong().compare(views)
+    assert float((apart.energy[:, 1] / apart.energy[:, 0] - 2.25).abs().max()) < 1e-3
+    torch.testing.assert_close(alike.energy[:, 0], alike.energy[:, 1])
+    torch.testing.assert_close(alike.match[:, 0], alike.match[:, 1])
