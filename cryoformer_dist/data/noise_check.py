@@ -82,7 +82,7 @@ def look_at_noise(store: ParticleStore, rows: Rows) -> StoredNoise:
         outside = images[:, background.weight > _OUTSIDE]
         hot += int((np.abs(outside).max(axis=1) > _HOT_DEVIATIONS).sum())
         flat, _ = background.flatten(torch.from_numpy(images).float())
-        seen += windowed_power(flat.double().numpy(), background.weight).sum(0)
+        seen += windowed_power(flat, background.weight, box) * len(images)
         wanted += background.seen(without_nyquist_lines(box), background.weight) * len(images)
     ratio = seen / wanted.clip(1e-300)
     return StoredNoise(

@@ -8,7 +8,7 @@ where a background says little, that smoothness is what decides.
 """
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -20,14 +20,19 @@ from torch import Tensor
 from cryoformer_dist.physics.fourier import crop_images
 from cryoformer_dist.physics.grids import centred_axis, radius_grid
 
+FIELD = 2
+"""Boxes, of whose width a field of noise is thought to be: pixels of a box are never farther apart."""
 # Of the box: how far the background's edge reaches, at least two pixels.
 _EDGE, _LEAST_EDGE_PIXELS = 0.06, 2.0
 # Two knots a shell, up to here one, then each so much farther out than the last.
-_FIRST_KNOTS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+_FIRST_KNOTS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
 _DENSE_KNOTS, _KNOT_RATIO = 12, 1.09
+# Twice a log likelihood.
+_CLEARLY_BETTER = 20.0
 # How stiff a spectrum is: 30 flattens a Gaussian of three shells' width, 1 leaves twice the scatter.
 _STIFFNESS = 2.0
 _FIT_STEPS, _LONGEST_STEP = 15, 1.0
+_SETTLING_STEPS = 4
 # Power that departs by less from white noise weighs a likelihood by as much: nothing that anybody would see.
 _NEGLIGIBLE = 0.03
 
@@ -44,11 +49,17 @@ class Spectrum:
         Relative standard error of each.
     mean
         By what the power was divided to make its mean 1.
+    field
+        Power of the noise that the images are cut from, as `Background.seen` takes it, likewise divided.
+    wraps
+        Whether the noise goes round the box, as only simulated noise does.
     """
 
     power: NDArray[np.float64]
     error: NDArray[np.float64]
     mean: float
+    field: Float[NDArray[np.float64], "field field"]
+    wraps: bool
 
     @property
     def departure(self) -> float:
@@ -109,6 +120,13 @@ class Background:
         """The same where only a share of each coefficient is taken off."""
         return Background(self.weight, self.basis, self.dual * share[:, None, None])
 
+    def boxed_power(
+        self, field: Float[NDArray[np.float64], "field field"], gradient_share: float
+    ) -> Float[NDArray[np.float64], "box box"]:
+        """Power of whole images of a field's noise, after the offset and a share of the gradient are off."""
+        kept = self.keeping(np.array([1.0, gradient_share, gradient_share]))
+        return kept.seen(field, np.ones_like(self.weight))[::FIELD, ::FIELD]
+
     def flatten(
         self, images: Float[Tensor, "images box box"], gradient_share: float = 1.0
     ) -> tuple[Float[Tensor, "images box box"], Float[Tensor, "images 3"]]:
@@ -120,26 +138,30 @@ class Background:
         taken = fitted * fitted.new_tensor([1.0, gradient_share, gradient_share])
         return centred - (taken @ basis).view_as(images), fitted
 
-    @cached_property
-    def _dual_transform(self) -> NDArray[np.complex128]:
-        transform: NDArray[np.complex128] = np.fft.fft2(self.dual).conj()
-        return transform
-
-    def fitted_variance(self, power: Float[NDArray[np.float64], "box box"]) -> Float[NDArray[np.float64], " 3"]:
-        """Variance of offset and gradient that noise of a spectrum shows by chance."""
-        variance: NDArray[np.float64] = (power * np.abs(self._dual_transform) ** 2).sum((1, 2)) / power.size
+    def fitted_variance(self, power: Float[NDArray[np.float64], "field field"]) -> Float[NDArray[np.float64], " 3"]:
+        """Variance of offset and gradient that noise of a spectrum shows by chance; ``power`` as in `seen`."""
+        response = np.abs(_transform(self.dual, len(power))) ** 2
+        variance: NDArray[np.float64] = (power * response).sum((1, 2)) / power.size
         return variance
 
     def seen(
-        self, power: Float[NDArray[np.float64], "box box"], window: Float[NDArray[np.float64], "box box"]
-    ) -> Float[NDArray[np.float64], "box box"]:
+        self, power: Float[NDArray[np.float64], "field field"], window: Float[NDArray[np.float64], "box box"]
+    ) -> Float[NDArray[np.float64], "field field"]:
         """Power that noise of a spectrum shows in a window, after the offset and gradient of the background are off.
 
         With ``W`` the window's transform, ``B`` those of window times basis and ``H`` of the dual, a wave ``k'`` is
         seen at ``k`` as ``W(k - k') - sum_j B_j(k) H_j(k')``; the square of that is summed over ``k'``.
+
+        Parameters
+        ----------
+        power
+            On the plane of a field that images are cut from, or as wide as they are.
+        window
+            What of the images is looked at.
         """
-        shape = np.fft.fft2(window)
-        basis, dual = np.fft.fft2(window * self.basis), self._dual_transform
+        field = len(power)
+        shape = _transform(window, field)
+        basis, dual = _transform(window * self.basis, field), _transform(self.dual, field).conj()
         leaked = _convolve(power, np.abs(shape) ** 2).real
         crossed = sum(
             (each.conj() * _convolve(power * functional.conj(), shape)).real
@@ -147,8 +169,14 @@ class Background:
         )
         moments = np.einsum("yx,jyx,lyx->jl", power, dual, dual.conj(), optimize=True)
         removed = np.einsum("jyx,lyx,jl->yx", basis, basis.conj(), moments, optimize=True).real
-        total: NDArray[np.float64] = (leaked - 2 * crossed + removed) / power.size**2
+        total: NDArray[np.float64] = (leaked - 2 * crossed + removed) / (power.size * window.size)
         return total
+
+
+def _transform(images: NDArray[np.float64], field: int) -> NDArray[np.complex128]:
+    """Of images in an empty field."""
+    transform: NDArray[np.complex128] = np.fft.fft2(images, s=(field, field))
+    return transform
 
 
 def _convolve(first: NDArray[np.generic], second: NDArray[np.generic]) -> NDArray[np.complex128]:
@@ -196,48 +224,123 @@ def _shells(box: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 
 
 def windowed_power(
-    images: Float[NDArray[np.float64], "images box box"], window: Float[NDArray[np.float64], "box box"]
-) -> Float[NDArray[np.float64], "images box box"]:
-    """Power of each image in a window, per coefficient of the plane: of unit mean for white unit noise, unwindowed."""
-    power: NDArray[np.float64] = np.square(np.abs(np.fft.fft2(images * window))) / window.size
+    images: Float[Tensor, "images box box"], window: Float[NDArray[np.float64], "box box"], field: int
+) -> Float[NDArray[np.float64], "field field"]:
+    """Mean power of images in a window, at every frequency of a field: 1 for white unit noise, unwindowed."""
+    transform = torch.fft.rfft2(images * torch.from_numpy(window).to(images.dtype), s=(field, field))
+    half = (transform.real.square() + transform.imag.square()).double().mean(0) / window.size
+    power = np.empty((field, field))
+    power[:, : field // 2 + 1] = half.numpy()
+    # The other half are the same frequencies with the other sign.
+    power[:, field // 2 + 1 :] = np.roll(power[::-1, field // 2 - 1 : 0 : -1], 1, axis=0)
     return power
 
 
 def fit_spectrum(
-    power: Float[NDArray[np.float64], "box box"],
-    images: int,
-    background: Background,
-    present: Float[NDArray[np.float64], "box box"],
+    power: Float[NDArray[np.float64], "field field"], images: int, background: Background, *, band_limited: bool
 ) -> Spectrum:
     """Noise spectrum that explains the power seen in a background.
+
+    Boxes are taken to be cut from micrographs, unless noise at opposite edges agrees, as only simulated noise does.
 
     Parameters
     ----------
     power
-        Mean of images without offset and gradient, in the background's window (`windowed_power`).
+        Mean of images without offset and gradient, in the background's window, on a field of `FIELD` boxes.
     images
         How many it is the mean of.
     background
         Of those images.
-    present
-        Zero where they have no power at all, else one.
+    band_limited
+        Whether the Nyquist lines of the images are empty.
     """
-    box = power.shape[-1]
-    knots = _knots(box)
+    kinds = [_FieldKind(len(power) // FIELD, wraps, band_limited) for wraps in (False, True)]
+    cut, wrapped = (_fit_field(power, images, background, kind) for kind in kinds)
+    fit = wrapped if wrapped.misfit < cut.misfit - _CLEARLY_BETTER else cut
+    box, found = len(background.weight), np.exp(fit.log_power) @ fit.tents
+    # What is wanted is the power of the coefficients of whole images: to cut them out has mixed the field's.
+    power_by_shell = settle_power(found, background.boxed_power(fit.field, 0.0))
+    mean = mean_over_plane(power_by_shell, box)
+    return Spectrum(power_by_shell / mean, fit.error, mean, fit.field / mean, fit is wrapped)
+
+
+def settle_power(
+    power: Float[NDArray[np.float64], " shells"], plane: Float[NDArray[np.float64], "box box"]
+) -> Float[NDArray[np.float64], " shells"]:
+    """The curve that whitens noise of a plane's power: by it, each shell is left with a power of 1 on average.
+
+    Parameters
+    ----------
+    power
+        A curve that comes near.
+    plane
+        Of whole images; need not be radial.
+    """
+    settled, radius = power.copy(), plane_radius(len(plane))
+    for _ in range(_SETTLING_STEPS):
+        gain = np.interp(radius, np.arange(len(settled)), settled**-0.5)
+        left = per_shell(plane * gain**2)[: len(settled)]
+        settled[: len(left)] *= np.where(left > 0, left, 1)
+        # An offset is all that is gone at zero, which nothing is compared at.
+        settled[0] = settled[1]
+    return settled
+
+
+@dataclass(frozen=True, slots=True)
+class _FieldKind:
+    """How images come from a field of noise.
+
+    Attributes
+    ----------
+    box
+        Of the images.
+    wraps
+        Whether the noise of each goes round its box; else they are cut from something larger.
+    band_limited
+        Whether their Nyquist lines are empty.
+    """
+
+    box: int
+    wraps: bool
+    band_limited: bool
+
+    def tents(self) -> Float[NDArray[np.float64], "knots field field"]:
+        """How much of each knot's value each frequency of the field has."""
+        field = FIELD * self.box
+        tents = _tents(plane_radius(field) / FIELD, _knots(self.box))
+        axis = np.ones(field)
+        if self.band_limited:
+            # Cropping has taken away what is on the Nyquist lines, and half of what lies between them and the next.
+            axis = (self.box / 2 - np.abs(np.fft.fftfreq(field) * self.box)).clip(0, 1)
+        if self.wraps:
+            # Periodic noise has whole frequencies only.
+            axis *= FIELD * (np.arange(field) % FIELD == 0)
+        return tents * axis[:, None] * axis
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """Spectrum of a field that explains what is seen in boxes of it, and how badly (twice a log likelihood)."""
+
+    log_power: NDArray[np.float64]
+    error: NDArray[np.float64]
+    tents: NDArray[np.float64]
+    field: NDArray[np.float64]
+    misfit: float
+
+
+def _fit_field(power: NDArray[np.float64], images: int, background: Background, kind: _FieldKind) -> _Fit:
+    """Fit the spectrum of a field of some kind."""
+    weight, knots, (shell, counted) = background.weight, _knots(kind.box), _shells(len(power))
     # The offset of a background has been removed: at zero nothing is left, by rounding.
-    seen, response = per_shell(power)[1:], _response(background, knots, present)[1:]
-    shell, counted = _shells(box)
-    weight = background.weight
-    independent = np.square(np.square(weight).sum()) / (weight**4).sum() / weight.size
+    seen, response = per_shell(power)[1:], _response(background, kind)[1:]
+    independent = np.square(np.square(weight).sum()) / (weight**4).sum() / power.size
     count = np.bincount(shell.ravel(), counted.ravel())[1:] * images * independent / 2
     used = count > 0
-    log_power, covariance = _fit_log_power(seen[used], response[used], count[used], _bending(knots))
-    shells = np.arange(int(np.ceil(box / 2**0.5)) + 1)
-    tents = _tents(shells.astype(np.float64), knots)
-    found = np.exp(log_power) @ tents
+    log_power, covariance, misfit = _fit_log_power(seen[used], response[used], count[used], _bending(knots))
+    tents = _tents(np.arange(int(np.ceil(kind.box / 2**0.5)) + 1.0), knots)
     error = np.sqrt(np.einsum("ks,kl,ls->s", tents, covariance, tents))
-    mean = mean_over_plane(found, box)
-    return Spectrum(found / mean, error, mean)
+    return _Fit(log_power, error, tents, np.einsum("k,kyx->yx", np.exp(log_power), kind.tents()), misfit)
 
 
 def mean_over_plane(power: Float[NDArray[np.float64], " shells"], box: int) -> float:
@@ -249,8 +352,8 @@ def mean_over_plane(power: Float[NDArray[np.float64], " shells"], box: int) -> f
 
 def _fit_log_power(
     seen: NDArray[np.float64], response: NDArray[np.float64], count: NDArray[np.float64], bending: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Logarithms of the power at the knots, by Gauss and Newton, and their covariance."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Logarithms of the power at the knots, by Gauss and Newton, their covariance, and the misfit."""
     log_power = np.full(response.shape[1], np.log(seen.sum() / response.sum()))
     stiffness = _STIFFNESS**2 * bending.T @ bending
     for _ in range(_FIT_STEPS):
@@ -259,7 +362,9 @@ def _fit_log_power(
         curvature = slope.T @ (slope * count[:, None]) + stiffness
         pull = slope.T @ (count * (seen - expected) / expected) - stiffness @ log_power
         log_power = log_power + np.linalg.solve(curvature, pull).clip(-_LONGEST_STEP, _LONGEST_STEP)
-    return log_power, np.linalg.inv(curvature)
+    ratio = seen / (response @ np.exp(log_power))
+    misfit = 2 * float(count @ (ratio - 1 - np.log(ratio))) + float(log_power @ stiffness @ log_power)
+    return log_power, np.linalg.inv(curvature), misfit
 
 
 def _knots(box: int) -> NDArray[np.float64]:
@@ -287,8 +392,7 @@ def _bending(knots: NDArray[np.float64]) -> NDArray[np.float64]:
     return rows
 
 
-def _response(background: Background, knots: NDArray[np.float64], present: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``(shells, knots)``: power that unit power at each knot shows in the background."""
-    box = background.weight.shape[-1]
-    tents = _tents(plane_radius(box), knots) * present
-    return np.stack([per_shell(background.seen(tent, background.weight)) for tent in tents], axis=1)
+@lru_cache(8)
+def _response(background: Background, kind: _FieldKind) -> Float[NDArray[np.float64], "shells knots"]:
+    """Power that unit power at each knot shows in the background, by shells of the field."""
+    return np.stack([per_shell(background.seen(tent, background.weight)) for tent in kind.tents()], axis=1)
