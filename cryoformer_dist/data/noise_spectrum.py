@@ -29,8 +29,10 @@ _FIRST_KNOTS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
 _DENSE_KNOTS, _KNOT_RATIO = 12, 1.09
 # Twice a log likelihood.
 _CLEARLY_BETTER = 20.0
-# How stiff a spectrum is: 30 flattens a Gaussian of three shells' width, 1 leaves twice the scatter.
-_STIFFNESS = 2.0
+# How stiff a spectrum is: at the lowest frequencies, of which a background says little and sharply bent spectra are
+# unlikely; beyond three cycles, where 2 would round a kink as EMPIAR-10076 has by a fifth of the power, and less
+# scatters no more, even of 20 images.
+_STIFFNESS_LOW, _STIFFNESS, _STIFF_CYCLES = 2.0, 0.25, 3.0
 _FIT_STEPS, _LONGEST_STEP = 15, 1.0
 _SETTLING_STEPS = 4
 # Power that departs by less from white noise weighs a likelihood by as much: nothing that anybody would see.
@@ -155,7 +157,7 @@ class Background:
         Parameters
         ----------
         power
-            On the plane of a field that images are cut from, or as wide as they are.
+            On the plane of a field that images are cut from, or as wide as they.
         window
             What of the images is looked at.
         """
@@ -254,10 +256,11 @@ def fit_spectrum(
     band_limited
         Whether the Nyquist lines of the images are empty.
     """
-    kinds = [_FieldKind(len(power) // FIELD, wraps, band_limited) for wraps in (False, True)]
+    box = len(background.weight)
+    kinds = (_FieldKind(box, wraps, band_limited) for wraps in (False, True))
     cut, wrapped = (_fit_field(power, images, background, kind) for kind in kinds)
     fit = wrapped if wrapped.misfit < cut.misfit - _CLEARLY_BETTER else cut
-    box, found = len(background.weight), np.exp(fit.log_power) @ fit.tents
+    found = np.exp(fit.log_power) @ fit.tents
     # What is wanted is the power of the coefficients of whole images: to cut them out has mixed the field's.
     power_by_shell = settle_power(found, background.boxed_power(fit.field, 0.0))
     mean = mean_over_plane(power_by_shell, box)
@@ -355,7 +358,7 @@ def _fit_log_power(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
     """Logarithms of the power at the knots, by Gauss and Newton, their covariance, and the misfit."""
     log_power = np.full(response.shape[1], np.log(seen.sum() / response.sum()))
-    stiffness = _STIFFNESS**2 * bending.T @ bending
+    stiffness = bending.T @ bending
     for _ in range(_FIT_STEPS):
         expected = response @ np.exp(log_power)
         slope = response * np.exp(log_power) / expected[:, None]
@@ -383,12 +386,13 @@ def _tents(frequency: NDArray[np.float64], knots: NDArray[np.float64]) -> NDArra
 
 
 def _bending(knots: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Changes of slope at the inner knots, of values over the logarithm of the frequency."""
-    step = np.diff(np.log(knots))
+    """Changes of slope at the inner knots, of values over the logarithm of the frequency, in units of likely ones."""
+    step, low = np.diff(np.log(knots)), 1 / (1 + (knots[1:-1] / _STIFF_CYCLES) ** 4)
+    stiffness = _STIFFNESS + (_STIFFNESS_LOW - _STIFFNESS) * low
     rows = np.zeros((len(knots) - 2, len(knots)))
     for row, (before, after) in enumerate(pairwise(step.tolist())):
         rows[row, row : row + 3] = 1 / before, -1 / before - 1 / after, 1 / after
-        rows[row] *= 0.5 / np.sqrt((before + after) / 2)
+        rows[row] *= 0.5 * stiffness[row] / np.sqrt((before + after) / 2)
     return rows
 
 
