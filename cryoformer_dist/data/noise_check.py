@@ -7,15 +7,9 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from cryoformer_dist.data.noise_background import Background, background_of
 from cryoformer_dist.data.noise_measurement import summarise_noise
-from cryoformer_dist.data.noise_spectrum import (
-    Background,
-    background_of,
-    per_shell,
-    plane_radius,
-    windowed_power,
-    without_nyquist_lines,
-)
+from cryoformer_dist.data.noise_spectrum import per_shell, plane_radius, windowed_power, without_nyquist_lines
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.store_attributes import StoreAttributes

@@ -9,15 +9,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryoformer_dist.data.noise_spectrum import (
-    FIELD,
-    Background,
-    Spectrum,
-    fit_spectrum,
-    mean_over_plane,
-    settle_power,
-    windowed_power,
-)
+from cryoformer_dist.data.noise_background import FIELD, Background
+from cryoformer_dist.data.noise_spectrum import Spectrum, fit_spectrum, mean_over_plane, settle_power, windowed_power
 from cryoformer_dist.physics.fourier import fourier_to_image, image_to_fourier
 from cryoformer_dist.physics.grids import frequency_grid
 

@@ -1,10 +1,8 @@
 """How strong the noise of images is at each frequency, as their background tells it.
 
-A background is what a particle leaves of the box: its corners, or a ring. A window on it mixes frequencies, and the
-offset and the gradient that are removed first take the lowest with them. Both are known exactly, so what noise of a
-given spectrum would show in the window is known too, and the spectrum that explains what is seen is found by maximum
-likelihood (as MASTER does for maps of the sky), with one assumption: that it is smooth. At the lowest frequencies,
-where a background says little, that smoothness is what decides.
+What noise of a given spectrum would show in a background is known exactly (`noise_background`), so the spectrum that
+explains what is seen is found by maximum likelihood (as MASTER does for maps of the sky), with one assumption: that it
+is smooth. At the lowest frequencies, where a background says little, that smoothness is what decides.
 """
 
 from dataclasses import dataclass
@@ -17,14 +15,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryoformer_dist.physics.fourier import crop_images
-from cryoformer_dist.physics.grids import centred_axis, radius_grid
+from cryoformer_dist.data.noise_background import FIELD, Background
 
-FIELD = 2
-"""Boxes, of whose width a field of noise is thought to be: pixels of a box are never farther apart."""
-# Of the box: how far the background's edge reaches, at least two pixels.
-_EDGE, _LEAST_EDGE_PIXELS = 0.06, 2.0
-# Two knots a shell, up to here one, then each so much farther out than the last.
+# Four knots a shell, then two; up to here one, then each so much farther out than the last.
 _FIRST_KNOTS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
 _DENSE_KNOTS, _KNOT_RATIO = 12, 1.09
 # Twice a log likelihood.
@@ -55,6 +48,8 @@ class Spectrum:
         Power of the noise that the images are cut from, as `Background.seen` takes it, likewise divided.
     wraps
         Whether the noise goes round the box, as only simulated noise does.
+    evidence
+        Twice the logarithm of how much better it explains what is seen than white noise.
     """
 
     power: NDArray[np.float64]
@@ -62,135 +57,12 @@ class Spectrum:
     mean: float
     field: Float[NDArray[np.float64], "field field"]
     wraps: bool
-
-    @property
-    def departure(self) -> float:
-        """Largest relative difference from white noise."""
-        return float(np.abs(self.power - 1).max())
+    evidence: float
 
     @property
     def is_white(self) -> bool:
-        """Whether no shell departs from white noise by more than it would by chance, or by what would matter."""
-        return bool((np.abs(self.power - 1) <= np.maximum(2 * self.error, _NEGLIGIBLE)).all())
-
-
-@dataclass(frozen=True, eq=False)
-class Background:
-    """What lies outside the particle, and the offset and gradient that are fitted there.
-
-    Attributes
-    ----------
-    weight
-        ``(box, box)``: 1 outside the particle, with a soft edge.
-    basis
-        ``(3, box, box)``: 1, and the ramps along x and y, of mean zero where the weight is.
-    dual
-        ``(3, box, box)``: products with these are the coefficients of the least-squares fit, pixels weighted.
-    """
-
-    weight: Float[NDArray[np.float64], "box box"]
-    basis: Float[NDArray[np.float64], "3 box box"]
-    dual: Float[NDArray[np.float64], "3 box box"]
-
-    @staticmethod
-    def outside(box: int, radius_pixels: float) -> "Background":
-        """Background of images of a box around a particle of a radius."""
-        edge = max(_LEAST_EDGE_PIXELS, _EDGE * box)
-        # The edge is narrower where little background is left.
-        edge = min(edge, (box / 2**0.5 - radius_pixels) / 2)
-        rise = ((radius_grid(box, 2).double().numpy() - radius_pixels) / edge).clip(0, 1)
-        weight = np.sin(np.pi / 2 * rise) ** 2
-        axis = centred_axis(box).double().numpy() / box
-        ramps = [np.broadcast_to(axis, (box, box)), np.broadcast_to(axis[:, None], (box, box))]
-        ramps = [ramp - (ramp * weight).sum() / weight.sum() for ramp in ramps]
-        basis = np.stack([np.ones((box, box)), *ramps])
-        gram = np.einsum("jyx,lyx,yx->jl", basis, basis, weight)
-        return Background(weight, basis, np.einsum("jl,lyx->jyx", np.linalg.inv(gram), basis * weight))
-
-    def cropped(self, box: int) -> "Background":
-        """The fit as images that are cropped afterwards show it, on their own background."""
-        old = self.weight.shape[-1]
-        if box == old:
-            return self
-        basis, dual, weight = (
-            crop_images(torch.from_numpy(np.array(each)), box).numpy() for each in (self.basis, self.dual, self.weight)
-        )
-        # A product sums over fewer pixels.
-        return Background(weight.clip(0, 1), basis, dual * (old / box) ** 2)
-
-    def keeping(self, share: Float[NDArray[np.float64], " 3"]) -> "Background":
-        """The same where only a share of each coefficient is taken off."""
-        return Background(self.weight, self.basis, self.dual * share[:, None, None])
-
-    def boxed_power(
-        self, field: Float[NDArray[np.float64], "field field"], gradient_share: float
-    ) -> Float[NDArray[np.float64], "box box"]:
-        """Power of whole images of a field's noise, after the offset and a share of the gradient are off."""
-        kept = self.keeping(np.array([1.0, gradient_share, gradient_share]))
-        return kept.seen(field, np.ones_like(self.weight))[::FIELD, ::FIELD]
-
-    def flatten(
-        self, images: Float[Tensor, "images box box"], gradient_share: float = 1.0
-    ) -> tuple[Float[Tensor, "images box box"], Float[Tensor, "images 3"]]:
-        """Images without their offset and a share of their gradient, and what was fitted."""
-        basis, dual = (torch.from_numpy(each).float().flatten(1) for each in (self.basis, self.dual))
-        # Sources may have a large offset, which single precision would carry into the slopes.
-        centred = images - images.mean(dim=(1, 2), keepdim=True)
-        fitted = centred.flatten(1) @ dual.T
-        taken = fitted * fitted.new_tensor([1.0, gradient_share, gradient_share])
-        return centred - (taken @ basis).view_as(images), fitted
-
-    def fitted_variance(self, power: Float[NDArray[np.float64], "field field"]) -> Float[NDArray[np.float64], " 3"]:
-        """Variance of offset and gradient that noise of a spectrum shows by chance; ``power`` as in `seen`."""
-        response = np.abs(_transform(self.dual, len(power))) ** 2
-        variance: NDArray[np.float64] = (power * response).sum((1, 2)) / power.size
-        return variance
-
-    def seen(
-        self, power: Float[NDArray[np.float64], "field field"], window: Float[NDArray[np.float64], "box box"]
-    ) -> Float[NDArray[np.float64], "field field"]:
-        """Power that noise of a spectrum shows in a window, after the offset and gradient of the background are off.
-
-        With ``W`` the window's transform, ``B`` those of window times basis and ``H`` of the dual, a wave ``k'`` is
-        seen at ``k`` as ``W(k - k') - sum_j B_j(k) H_j(k')``; the square of that is summed over ``k'``.
-
-        Parameters
-        ----------
-        power
-            On the plane of a field that images are cut from, or as wide as they.
-        window
-            What of the images is looked at.
-        """
-        field = len(power)
-        shape = _transform(window, field)
-        basis, dual = _transform(window * self.basis, field), _transform(self.dual, field).conj()
-        leaked = _convolve(power, np.abs(shape) ** 2).real
-        crossed = sum(
-            (each.conj() * _convolve(power * functional.conj(), shape)).real
-            for each, functional in zip(basis, dual, strict=True)
-        )
-        moments = np.einsum("yx,jyx,lyx->jl", power, dual, dual.conj(), optimize=True)
-        removed = np.einsum("jyx,lyx,jl->yx", basis, basis.conj(), moments, optimize=True).real
-        total: NDArray[np.float64] = (leaked - 2 * crossed + removed) / (power.size * window.size)
-        return total
-
-
-def _transform(images: NDArray[np.float64], field: int) -> NDArray[np.complex128]:
-    """Of images in an empty field."""
-    transform: NDArray[np.complex128] = np.fft.fft2(images, s=(field, field))
-    return transform
-
-
-def _convolve(first: NDArray[np.generic], second: NDArray[np.generic]) -> NDArray[np.complex128]:
-    """Circular convolution of two planes."""
-    product: NDArray[np.complex128] = np.fft.ifft2(np.fft.fft2(first) * np.fft.fft2(second))
-    return product
-
-
-@lru_cache(4)
-def background_of(source_box: int, radius_pixels: float, box: int) -> Background:
-    """Background of images of a source box, seen after cropping to another."""
-    return Background.outside(source_box, radius_pixels).cropped(box)
+        """Whether it departs from white noise no more than it would by chance, or nowhere by what would matter."""
+        return self.evidence < _CLEARLY_BETTER or bool((np.abs(self.power - 1) <= _NEGLIGIBLE).all())
 
 
 def plane_radius(box: int) -> Float[NDArray[np.float64], "box box"]:
@@ -264,7 +136,7 @@ def fit_spectrum(
     # What is wanted is the power of the coefficients of whole images: to cut them out has mixed the field's.
     power_by_shell = settle_power(found, background.boxed_power(fit.field, 0.0))
     mean = mean_over_plane(power_by_shell, box)
-    return Spectrum(power_by_shell / mean, fit.error, mean, fit.field / mean, fit is wrapped)
+    return Spectrum(power_by_shell / mean, fit.error, mean, fit.field / mean, fit is wrapped, fit.evidence)
 
 
 def settle_power(
@@ -330,6 +202,7 @@ class _Fit:
     tents: NDArray[np.float64]
     field: NDArray[np.float64]
     misfit: float
+    evidence: float
 
 
 def _fit_field(power: NDArray[np.float64], images: int, background: Background, kind: _FieldKind) -> _Fit:
@@ -340,10 +213,21 @@ def _fit_field(power: NDArray[np.float64], images: int, background: Background, 
     independent = np.square(np.square(weight).sum()) / (weight**4).sum() / power.size
     count = np.bincount(shell.ravel(), counted.ravel())[1:] * images * independent / 2
     used = count > 0
-    log_power, covariance, misfit = _fit_log_power(seen[used], response[used], count[used], _bending(knots))
+    log_power, covariance = _fit_log_power(seen[used], response[used], count[used], _bending(knots))
+    flat = np.full_like(log_power, np.log(seen.sum() / response.sum()))
+    misfit, misfit_of_white = (
+        _measure_misfit(seen[used], response[used] @ np.exp(each), count[used]) for each in (log_power, flat)
+    )
     tents = _tents(np.arange(int(np.ceil(kind.box / 2**0.5)) + 1.0), knots)
     error = np.sqrt(np.einsum("ks,kl,ls->s", tents, covariance, tents))
-    return _Fit(log_power, error, tents, np.einsum("k,kyx->yx", np.exp(log_power), kind.tents()), misfit)
+    return _Fit(
+        log_power,
+        error,
+        tents,
+        np.einsum("k,kyx->yx", np.exp(log_power), kind.tents()),
+        misfit,
+        misfit_of_white - misfit,
+    )
 
 
 def mean_over_plane(power: Float[NDArray[np.float64], " shells"], box: int) -> float:
@@ -355,8 +239,8 @@ def mean_over_plane(power: Float[NDArray[np.float64], " shells"], box: int) -> f
 
 def _fit_log_power(
     seen: NDArray[np.float64], response: NDArray[np.float64], count: NDArray[np.float64], bending: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Logarithms of the power at the knots, by Gauss and Newton, their covariance, and the misfit."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logarithms of the power at the knots, by Gauss and Newton, and their covariance."""
     log_power = np.full(response.shape[1], np.log(seen.sum() / response.sum()))
     stiffness = bending.T @ bending
     for _ in range(_FIT_STEPS):
@@ -365,9 +249,13 @@ def _fit_log_power(
         curvature = slope.T @ (slope * count[:, None]) + stiffness
         pull = slope.T @ (count * (seen - expected) / expected) - stiffness @ log_power
         log_power = log_power + np.linalg.solve(curvature, pull).clip(-_LONGEST_STEP, _LONGEST_STEP)
-    ratio = seen / (response @ np.exp(log_power))
-    misfit = 2 * float(count @ (ratio - 1 - np.log(ratio))) + float(log_power @ stiffness @ log_power)
-    return log_power, np.linalg.inv(curvature), misfit
+    return log_power, np.linalg.inv(curvature)
+
+
+def _measure_misfit(seen: NDArray[np.float64], expected: NDArray[np.float64], count: NDArray[np.float64]) -> float:
+    """Twice a log likelihood that is missed."""
+    ratio = seen / expected
+    return 2 * float(count @ (ratio - 1 - np.log(ratio)))
 
 
 def _knots(box: int) -> NDArray[np.float64]:

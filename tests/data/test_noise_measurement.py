@@ -3,8 +3,8 @@ import pytest
 import torch
 from support.noise import coloured, cut_noise, kinked, make_noise, power_per_shell, white
 
+from cryoformer_dist.data.noise_background import Background
 from cryoformer_dist.data.noise_measurement import GroupNoise, log_deviations, measure_noise, whiten_images
-from cryoformer_dist.data.noise_spectrum import Background
 from cryoformer_dist.physics.fourier import crop_images
 
 BOX, IMAGES = 32, 3000
