@@ -73,6 +73,10 @@ class DensityMaskedAwayWarning(CryoFormerWarning):
     """Much of what the model does not explain lies where its occupancy mask allows no density."""
 
 
+class NoiseDepartureWarning(CryoFormerWarning):
+    """What maps leave unexplained has another power than the noise that was measured in the background."""
+
+
 class ClusterUnreachableWarning(CryoFormerWarning):
     """The cluster of an earlier launch does not answer; it is taken to be gone."""
 

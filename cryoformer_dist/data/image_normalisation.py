@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cryoformer_dist.data.contrast import Contrast, contrast_from_z_score, contrast_z_score
+from cryoformer_dist.data.noise_background import Background, background_of
 from cryoformer_dist.data.noise_measurement import GroupNoise, measure_noise, whiten_images
-from cryoformer_dist.data.noise_spectrum import Background, background_of
 from cryoformer_dist.errors import ParticleFormatError, SmallSampleWarning
 from cryoformer_dist.io.mrc import open_stack
 from cryoformer_dist.io.particles import OpticsGroup, ParticleTable

@@ -7,15 +7,9 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from cryoformer_dist.data.noise_background import Background, background_of
 from cryoformer_dist.data.noise_measurement import summarise_noise
-from cryoformer_dist.data.noise_spectrum import (
-    Background,
-    background_of,
-    per_shell,
-    plane_radius,
-    windowed_power,
-    without_nyquist_lines,
-)
+from cryoformer_dist.data.noise_spectrum import per_shell, plane_radius, windowed_power, without_nyquist_lines
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.store_attributes import StoreAttributes
@@ -82,7 +76,7 @@ def look_at_noise(store: ParticleStore, rows: Rows) -> StoredNoise:
         outside = images[:, background.weight > _OUTSIDE]
         hot += int((np.abs(outside).max(axis=1) > _HOT_DEVIATIONS).sum())
         flat, _ = background.flatten(torch.from_numpy(images).float())
-        seen += windowed_power(flat.double().numpy(), background.weight).sum(0)
+        seen += windowed_power(flat, background.weight, box) * len(images)
         wanted += background.seen(without_nyquist_lines(box), background.weight) * len(images)
     ratio = seen / wanted.clip(1e-300)
     return StoredNoise(

@@ -9,16 +9,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryoformer_dist.data.noise_spectrum import (
-    Background,
-    Spectrum,
-    fit_spectrum,
-    mean_over_plane,
-    on_plane,
-    per_shell,
-    windowed_power,
-    without_nyquist_lines,
-)
+from cryoformer_dist.data.noise_background import FIELD, Background
+from cryoformer_dist.data.noise_spectrum import Spectrum, fit_spectrum, mean_over_plane, settle_power, windowed_power
 from cryoformer_dist.physics.fourier import fourier_to_image, image_to_fourier
 from cryoformer_dist.physics.grids import frequency_grid
 
@@ -169,23 +161,25 @@ def measure_noise(
 
 def _fit(images: Tensor, deviation: NDArray[np.float64], background: Background) -> Spectrum:
     """Spectrum of images in units of their deviations, without those that something else than noise is in."""
-    box = images.shape[-1]
-    parts = [slice(start, start + _BLOCK) for start in range(0, len(images), _BLOCK)]
-    total, whole, kept = np.zeros((box, box)), np.zeros((box, box)), 0
-    for part in parts:
-        unit = images[part].double().numpy() / deviation[part, None, None]
-        square = (np.square(unit) * background.weight).sum((1, 2)) / background.weight.sum()
-        unit = unit[square < _STRANGE]
-        total += windowed_power(unit, background.weight).sum(0)
-        whole += windowed_power(unit, np.ones((box, box))).sum(0)
+    box, weight = images.shape[-1], torch.from_numpy(background.weight)
+    seen, whole, kept = np.zeros((FIELD * box, FIELD * box)), np.zeros((box, box)), 0
+    for start in range(0, len(images), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        unit = images[part] / torch.from_numpy(deviation[part, None, None]).float()
+        unit = unit[(unit.square() * weight).sum((1, 2)) / weight.sum() < _STRANGE]
+        if not len(unit):
+            continue
+        seen += windowed_power(unit, background.weight, FIELD * box) * len(unit)
+        whole += windowed_power(unit, np.ones((box, box)), box) * len(unit)
         kept += len(unit)
-    return fit_spectrum(total / max(kept, 1), max(kept, 1), background, _present(whole))
+    count = max(kept, 1)
+    return fit_spectrum(seen / count, count, background, band_limited=_is_band_limited(whole))
 
 
-def _present(power: NDArray[np.float64]) -> NDArray[np.float64]:
-    """One on the plane, but zero on the Nyquist lines where cropping, ours or somebody else's, has emptied them."""
+def _is_band_limited(power: NDArray[np.float64]) -> bool:
+    """Whether cropping, ours or somebody else's, has emptied the Nyquist lines."""
     line, beside = (float(power[row].mean()) for row in (len(power) // 2, len(power) // 2 - 1))
-    return without_nyquist_lines(len(power)) if line < _EMPTY * beside else np.ones_like(power)
+    return line < _EMPTY * beside
 
 
 def _believe_deviations(own: NDArray[np.float64], sampling: float) -> float:
@@ -197,8 +191,7 @@ def _believe_deviations(own: NDArray[np.float64], sampling: float) -> float:
 
 def _believe_gradients(gradients: NDArray[np.float64], spectrum: Spectrum, background: Background) -> float:
     """How much of the gradients' power is more than noise of the spectrum makes."""
-    box = background.weight.shape[-1]
-    expected = float(background.fitted_variance(on_plane(spectrum.power, box))[1:].sum())
+    expected = float(background.fitted_variance(spectrum.field)[1:].sum())
     observed = float(np.square(gradients).mean(0).sum())
     by_chance = expected * (1 + spectrum.error[1]) * (1 + _SIGNIFICANT * len(gradients) ** -0.5)
     return 1 - expected / observed if observed > by_chance else 0.0
@@ -211,18 +204,10 @@ def _as_stored(
     if not share:
         return spectrum.power
     box = background.weight.shape[-1]
-    plane, whole = on_plane(spectrum.power, box), np.ones((box, box))
-    left = background.keeping(np.array([1.0, share, share])).seen(plane, whole)
     # Of the gradients themselves their share was true, and this much of them stays.
     true = share * (1 - share) ** 2 * np.square(gradients).mean(0)
     waves = np.square(np.abs(np.fft.fft2(background.basis[1:]))) / box**2
-    left = left + np.einsum("j,jyx->yx", true, waves) * without_nyquist_lines(box)
-    before, after = per_shell(plane), per_shell(left)
-    ratio = np.divide(after, before, out=np.ones_like(before), where=before > 0)
-    # An offset is all that is gone at zero, which nothing is compared at.
-    power = spectrum.power.copy()
-    kept = min(len(power), len(ratio))
-    power[1:kept] *= ratio[1:kept]
-    power[0] = power[1]
+    left = background.boxed_power(spectrum.field, share) + np.einsum("j,jyx->yx", true, waves)
+    power = settle_power(spectrum.power, left)
     stored: NDArray[np.float64] = power / mean_over_plane(power, box)
     return stored

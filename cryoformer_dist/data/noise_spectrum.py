@@ -1,14 +1,12 @@
 """How strong the noise of images is at each frequency, as their background tells it.
 
-A background is what a particle leaves of the box: its corners, or a ring. A window on it mixes frequencies, and the
-offset and the gradient that are removed first take the lowest with them. Both are known exactly, so what noise of a
-given spectrum would show in the window is known too, and the spectrum that explains what is seen is found by maximum
-likelihood (as MASTER does for maps of the sky), with one assumption: that it is smooth. At the lowest frequencies,
-where a background says little, that smoothness is what decides.
+What noise of a given spectrum would show in a background is known exactly (`noise_background`), so the spectrum that
+explains what is seen is found by maximum likelihood (as MASTER does for maps of the sky), with one assumption: that it
+is smooth. At the lowest frequencies, where a background says little, that smoothness is what decides.
 """
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -17,17 +15,19 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryoformer_dist.physics.fourier import crop_images
-from cryoformer_dist.physics.grids import centred_axis, radius_grid
+from cryoformer_dist.data.noise_background import FIELD, Background
 
-# Of the box: how far the background's edge reaches, at least two pixels.
-_EDGE, _LEAST_EDGE_PIXELS = 0.06, 2.0
-# Two knots a shell, up to here one, then each so much farther out than the last.
-_FIRST_KNOTS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+# Four knots a shell, then two; up to here one, then each so much farther out than the last.
+_FIRST_KNOTS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
 _DENSE_KNOTS, _KNOT_RATIO = 12, 1.09
-# How stiff a spectrum is: 30 flattens a Gaussian of three shells' width, 1 leaves twice the scatter.
-_STIFFNESS = 2.0
+# Twice a log likelihood.
+_CLEARLY_BETTER = 20.0
+# How stiff a spectrum is: at the lowest frequencies, of which a background says little and sharply bent spectra are
+# unlikely; beyond three cycles, where 2 would round a kink as EMPIAR-10076 has by a fifth of the power, and less
+# scatters no more, even of 20 images.
+_STIFFNESS_LOW, _STIFFNESS, _STIFF_CYCLES = 2.0, 0.25, 3.0
 _FIT_STEPS, _LONGEST_STEP = 15, 1.0
+_SETTLING_STEPS = 4
 # Power that departs by less from white noise weighs a likelihood by as much: nothing that anybody would see.
 _NEGLIGIBLE = 0.03
 
@@ -44,123 +44,25 @@ class Spectrum:
         Relative standard error of each.
     mean
         By what the power was divided to make its mean 1.
+    field
+        Power of the noise that the images are cut from, as `Background.seen` takes it, likewise divided.
+    wraps
+        Whether the noise goes round the box, as only simulated noise does.
+    evidence
+        Twice the logarithm of how much better it explains what is seen than white noise.
     """
 
     power: NDArray[np.float64]
     error: NDArray[np.float64]
     mean: float
-
-    @property
-    def departure(self) -> float:
-        """Largest relative difference from white noise."""
-        return float(np.abs(self.power - 1).max())
+    field: Float[NDArray[np.float64], "field field"]
+    wraps: bool
+    evidence: float
 
     @property
     def is_white(self) -> bool:
-        """Whether no shell departs from white noise by more than it would by chance, or by what would matter."""
-        return bool((np.abs(self.power - 1) <= np.maximum(2 * self.error, _NEGLIGIBLE)).all())
-
-
-@dataclass(frozen=True, eq=False)
-class Background:
-    """What lies outside the particle, and the offset and gradient that are fitted there.
-
-    Attributes
-    ----------
-    weight
-        ``(box, box)``: 1 outside the particle, with a soft edge.
-    basis
-        ``(3, box, box)``: 1, and the ramps along x and y, of mean zero where the weight is.
-    dual
-        ``(3, box, box)``: products with these are the coefficients of the least-squares fit, pixels weighted.
-    """
-
-    weight: Float[NDArray[np.float64], "box box"]
-    basis: Float[NDArray[np.float64], "3 box box"]
-    dual: Float[NDArray[np.float64], "3 box box"]
-
-    @staticmethod
-    def outside(box: int, radius_pixels: float) -> "Background":
-        """Background of images of a box around a particle of a radius."""
-        edge = max(_LEAST_EDGE_PIXELS, _EDGE * box)
-        # The edge is narrower where little background is left.
-        edge = min(edge, (box / 2**0.5 - radius_pixels) / 2)
-        rise = ((radius_grid(box, 2).double().numpy() - radius_pixels) / edge).clip(0, 1)
-        weight = np.sin(np.pi / 2 * rise) ** 2
-        axis = centred_axis(box).double().numpy() / box
-        ramps = [np.broadcast_to(axis, (box, box)), np.broadcast_to(axis[:, None], (box, box))]
-        ramps = [ramp - (ramp * weight).sum() / weight.sum() for ramp in ramps]
-        basis = np.stack([np.ones((box, box)), *ramps])
-        gram = np.einsum("jyx,lyx,yx->jl", basis, basis, weight)
-        return Background(weight, basis, np.einsum("jl,lyx->jyx", np.linalg.inv(gram), basis * weight))
-
-    def cropped(self, box: int) -> "Background":
-        """The fit as images that are cropped afterwards show it, on their own background."""
-        old = self.weight.shape[-1]
-        if box == old:
-            return self
-        basis, dual, weight = (
-            crop_images(torch.from_numpy(np.array(each)), box).numpy() for each in (self.basis, self.dual, self.weight)
-        )
-        # A product sums over fewer pixels.
-        return Background(weight.clip(0, 1), basis, dual * (old / box) ** 2)
-
-    def keeping(self, share: Float[NDArray[np.float64], " 3"]) -> "Background":
-        """The same where only a share of each coefficient is taken off."""
-        return Background(self.weight, self.basis, self.dual * share[:, None, None])
-
-    def flatten(
-        self, images: Float[Tensor, "images box box"], gradient_share: float = 1.0
-    ) -> tuple[Float[Tensor, "images box box"], Float[Tensor, "images 3"]]:
-        """Images without their offset and a share of their gradient, and what was fitted."""
-        basis, dual = (torch.from_numpy(each).float().flatten(1) for each in (self.basis, self.dual))
-        # Sources may have a large offset, which single precision would carry into the slopes.
-        centred = images - images.mean(dim=(1, 2), keepdim=True)
-        fitted = centred.flatten(1) @ dual.T
-        taken = fitted * fitted.new_tensor([1.0, gradient_share, gradient_share])
-        return centred - (taken @ basis).view_as(images), fitted
-
-    @cached_property
-    def _dual_transform(self) -> NDArray[np.complex128]:
-        transform: NDArray[np.complex128] = np.fft.fft2(self.dual).conj()
-        return transform
-
-    def fitted_variance(self, power: Float[NDArray[np.float64], "box box"]) -> Float[NDArray[np.float64], " 3"]:
-        """Variance of offset and gradient that noise of a spectrum shows by chance."""
-        variance: NDArray[np.float64] = (power * np.abs(self._dual_transform) ** 2).sum((1, 2)) / power.size
-        return variance
-
-    def seen(
-        self, power: Float[NDArray[np.float64], "box box"], window: Float[NDArray[np.float64], "box box"]
-    ) -> Float[NDArray[np.float64], "box box"]:
-        """Power that noise of a spectrum shows in a window, after the offset and gradient of the background are off.
-
-        With ``W`` the window's transform, ``B`` those of window times basis and ``H`` of the dual, a wave ``k'`` is
-        seen at ``k`` as ``W(k - k') - sum_j B_j(k) H_j(k')``; the square of that is summed over ``k'``.
-        """
-        shape = np.fft.fft2(window)
-        basis, dual = np.fft.fft2(window * self.basis), self._dual_transform
-        leaked = _convolve(power, np.abs(shape) ** 2).real
-        crossed = sum(
-            (each.conj() * _convolve(power * functional.conj(), shape)).real
-            for each, functional in zip(basis, dual, strict=True)
-        )
-        moments = np.einsum("yx,jyx,lyx->jl", power, dual, dual.conj(), optimize=True)
-        removed = np.einsum("jyx,lyx,jl->yx", basis, basis.conj(), moments, optimize=True).real
-        total: NDArray[np.float64] = (leaked - 2 * crossed + removed) / power.size**2
-        return total
-
-
-def _convolve(first: NDArray[np.generic], second: NDArray[np.generic]) -> NDArray[np.complex128]:
-    """Circular convolution of two planes."""
-    product: NDArray[np.complex128] = np.fft.ifft2(np.fft.fft2(first) * np.fft.fft2(second))
-    return product
-
-
-@lru_cache(4)
-def background_of(source_box: int, radius_pixels: float, box: int) -> Background:
-    """Background of images of a source box, seen after cropping to another."""
-    return Background.outside(source_box, radius_pixels).cropped(box)
+        """Whether it departs from white noise no more than it would by chance, or nowhere by what would matter."""
+        return self.evidence < _CLEARLY_BETTER or bool((np.abs(self.power - 1) <= _NEGLIGIBLE).all())
 
 
 def plane_radius(box: int) -> Float[NDArray[np.float64], "box box"]:
@@ -196,48 +98,136 @@ def _shells(box: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 
 
 def windowed_power(
-    images: Float[NDArray[np.float64], "images box box"], window: Float[NDArray[np.float64], "box box"]
-) -> Float[NDArray[np.float64], "images box box"]:
-    """Power of each image in a window, per coefficient of the plane: of unit mean for white unit noise, unwindowed."""
-    power: NDArray[np.float64] = np.square(np.abs(np.fft.fft2(images * window))) / window.size
+    images: Float[Tensor, "images box box"], window: Float[NDArray[np.float64], "box box"], field: int
+) -> Float[NDArray[np.float64], "field field"]:
+    """Mean power of images in a window, at every frequency of a field: 1 for white unit noise, unwindowed."""
+    transform = torch.fft.rfft2(images * torch.from_numpy(window).to(images.dtype), s=(field, field))
+    half = (transform.real.square() + transform.imag.square()).double().mean(0) / window.size
+    power = np.empty((field, field))
+    power[:, : field // 2 + 1] = half.numpy()
+    # The other half are the same frequencies with the other sign.
+    power[:, field // 2 + 1 :] = np.roll(power[::-1, field // 2 - 1 : 0 : -1], 1, axis=0)
     return power
 
 
 def fit_spectrum(
-    power: Float[NDArray[np.float64], "box box"],
-    images: int,
-    background: Background,
-    present: Float[NDArray[np.float64], "box box"],
+    power: Float[NDArray[np.float64], "field field"], images: int, background: Background, *, band_limited: bool
 ) -> Spectrum:
     """Noise spectrum that explains the power seen in a background.
+
+    Boxes are taken to be cut from micrographs, unless noise at opposite edges agrees, as only simulated noise does.
 
     Parameters
     ----------
     power
-        Mean of images without offset and gradient, in the background's window (`windowed_power`).
+        Mean of images without offset and gradient, in the background's window, on a field of `FIELD` boxes.
     images
         How many it is the mean of.
     background
         Of those images.
-    present
-        Zero where they have no power at all, else one.
+    band_limited
+        Whether the Nyquist lines of the images are empty.
     """
-    box = power.shape[-1]
-    knots = _knots(box)
+    box = len(background.weight)
+    kinds = (_FieldKind(box, wraps, band_limited) for wraps in (False, True))
+    cut, wrapped = (_fit_field(power, images, background, kind) for kind in kinds)
+    fit = wrapped if wrapped.misfit < cut.misfit - _CLEARLY_BETTER else cut
+    found = np.exp(fit.log_power) @ fit.tents
+    # What is wanted is the power of the coefficients of whole images: to cut them out has mixed the field's.
+    power_by_shell = settle_power(found, background.boxed_power(fit.field, 0.0))
+    mean = mean_over_plane(power_by_shell, box)
+    return Spectrum(power_by_shell / mean, fit.error, mean, fit.field / mean, fit is wrapped, fit.evidence)
+
+
+def settle_power(
+    power: Float[NDArray[np.float64], " shells"], plane: Float[NDArray[np.float64], "box box"]
+) -> Float[NDArray[np.float64], " shells"]:
+    """The curve that whitens noise of a plane's power: by it, each shell is left with a power of 1 on average.
+
+    Parameters
+    ----------
+    power
+        A curve that comes near.
+    plane
+        Of whole images; need not be radial.
+    """
+    settled, radius = power.copy(), plane_radius(len(plane))
+    for _ in range(_SETTLING_STEPS):
+        gain = np.interp(radius, np.arange(len(settled)), settled**-0.5)
+        left = per_shell(plane * gain**2)[: len(settled)]
+        settled[: len(left)] *= np.where(left > 0, left, 1)
+        # An offset is all that is gone at zero, which nothing is compared at.
+        settled[0] = settled[1]
+    return settled
+
+
+@dataclass(frozen=True, slots=True)
+class _FieldKind:
+    """How images come from a field of noise.
+
+    Attributes
+    ----------
+    box
+        Of the images.
+    wraps
+        Whether the noise of each goes round its box; else they are cut from something larger.
+    band_limited
+        Whether their Nyquist lines are empty.
+    """
+
+    box: int
+    wraps: bool
+    band_limited: bool
+
+    def tents(self) -> Float[NDArray[np.float64], "knots field field"]:
+        """How much of each knot's value each frequency of the field has."""
+        field = FIELD * self.box
+        tents = _tents(plane_radius(field) / FIELD, _knots(self.box))
+        axis = np.ones(field)
+        if self.band_limited:
+            # Cropping has taken away what is on the Nyquist lines, and half of what lies between them and the next.
+            axis = (self.box / 2 - np.abs(np.fft.fftfreq(field) * self.box)).clip(0, 1)
+        if self.wraps:
+            # Periodic noise has whole frequencies only.
+            axis *= FIELD * (np.arange(field) % FIELD == 0)
+        return tents * axis[:, None] * axis
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """Spectrum of a field that explains what is seen in boxes of it, and how badly (twice a log likelihood)."""
+
+    log_power: NDArray[np.float64]
+    error: NDArray[np.float64]
+    tents: NDArray[np.float64]
+    field: NDArray[np.float64]
+    misfit: float
+    evidence: float
+
+
+def _fit_field(power: NDArray[np.float64], images: int, background: Background, kind: _FieldKind) -> _Fit:
+    """Fit the spectrum of a field of some kind."""
+    weight, knots, (shell, counted) = background.weight, _knots(kind.box), _shells(len(power))
     # The offset of a background has been removed: at zero nothing is left, by rounding.
-    seen, response = per_shell(power)[1:], _response(background, knots, present)[1:]
-    shell, counted = _shells(box)
-    weight = background.weight
-    independent = np.square(np.square(weight).sum()) / (weight**4).sum() / weight.size
+    seen, response = per_shell(power)[1:], _response(background, kind)[1:]
+    independent = np.square(np.square(weight).sum()) / (weight**4).sum() / power.size
     count = np.bincount(shell.ravel(), counted.ravel())[1:] * images * independent / 2
     used = count > 0
     log_power, covariance = _fit_log_power(seen[used], response[used], count[used], _bending(knots))
-    shells = np.arange(int(np.ceil(box / 2**0.5)) + 1)
-    tents = _tents(shells.astype(np.float64), knots)
-    found = np.exp(log_power) @ tents
+    flat = np.full_like(log_power, np.log(seen.sum() / response.sum()))
+    misfit, misfit_of_white = (
+        _measure_misfit(seen[used], response[used] @ np.exp(each), count[used]) for each in (log_power, flat)
+    )
+    tents = _tents(np.arange(int(np.ceil(kind.box / 2**0.5)) + 1.0), knots)
     error = np.sqrt(np.einsum("ks,kl,ls->s", tents, covariance, tents))
-    mean = mean_over_plane(found, box)
-    return Spectrum(found / mean, error, mean)
+    return _Fit(
+        log_power,
+        error,
+        tents,
+        np.einsum("k,kyx->yx", np.exp(log_power), kind.tents()),
+        misfit,
+        misfit_of_white - misfit,
+    )
 
 
 def mean_over_plane(power: Float[NDArray[np.float64], " shells"], box: int) -> float:
@@ -252,7 +242,7 @@ def _fit_log_power(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Logarithms of the power at the knots, by Gauss and Newton, and their covariance."""
     log_power = np.full(response.shape[1], np.log(seen.sum() / response.sum()))
-    stiffness = _STIFFNESS**2 * bending.T @ bending
+    stiffness = bending.T @ bending
     for _ in range(_FIT_STEPS):
         expected = response @ np.exp(log_power)
         slope = response * np.exp(log_power) / expected[:, None]
@@ -260,6 +250,12 @@ def _fit_log_power(
         pull = slope.T @ (count * (seen - expected) / expected) - stiffness @ log_power
         log_power = log_power + np.linalg.solve(curvature, pull).clip(-_LONGEST_STEP, _LONGEST_STEP)
     return log_power, np.linalg.inv(curvature)
+
+
+def _measure_misfit(seen: NDArray[np.float64], expected: NDArray[np.float64], count: NDArray[np.float64]) -> float:
+    """Twice a log likelihood that is missed."""
+    ratio = seen / expected
+    return 2 * float(count @ (ratio - 1 - np.log(ratio)))
 
 
 def _knots(box: int) -> NDArray[np.float64]:
@@ -278,17 +274,17 @@ def _tents(frequency: NDArray[np.float64], knots: NDArray[np.float64]) -> NDArra
 
 
 def _bending(knots: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Changes of slope at the inner knots, of values over the logarithm of the frequency."""
-    step = np.diff(np.log(knots))
+    """Changes of slope at the inner knots, of values over the logarithm of the frequency, in units of likely ones."""
+    step, low = np.diff(np.log(knots)), 1 / (1 + (knots[1:-1] / _STIFF_CYCLES) ** 4)
+    stiffness = _STIFFNESS + (_STIFFNESS_LOW - _STIFFNESS) * low
     rows = np.zeros((len(knots) - 2, len(knots)))
     for row, (before, after) in enumerate(pairwise(step.tolist())):
         rows[row, row : row + 3] = 1 / before, -1 / before - 1 / after, 1 / after
-        rows[row] *= 0.5 / np.sqrt((before + after) / 2)
+        rows[row] *= 0.5 * stiffness[row] / np.sqrt((before + after) / 2)
     return rows
 
 
-def _response(background: Background, knots: NDArray[np.float64], present: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``(shells, knots)``: power that unit power at each knot shows in the background."""
-    box = background.weight.shape[-1]
-    tents = _tents(plane_radius(box), knots) * present
-    return np.stack([per_shell(background.seen(tent, background.weight)) for tent in tents], axis=1)
+@lru_cache(8)
+def _response(background: Background, kind: _FieldKind) -> Float[NDArray[np.float64], "shells knots"]:
+    """Power that unit power at each knot shows in the background, by shells of the field."""
+    return np.stack([per_shell(background.seen(tent, background.weight)) for tent in kind.tents()], axis=1)

@@ -119,6 +119,12 @@ METRICS = (
         "share of images that probably show no particle, at the last search",
         "junk_share",
     ),
+    RunMetric(
+        "cryoformer_noise_departure",
+        "1",
+        "relative difference between the residual's power and the noise's, where it is largest, at the last refresh",
+        "noise_departure",
+    ),
     RunMetric("cryoformer_checkpoint_seconds", "s", "time the last checkpoint took", "checkpoint_seconds"),
     RunMetric("cryoformer_workers", "processes", "training processes at work", "workers"),
     RunMetric(

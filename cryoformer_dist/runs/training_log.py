@@ -111,8 +111,8 @@ class TrainingRecord:
     seconds: float
 
 
-# Beyond it, the noise is not what the images were whitened by, or the maps do not explain them yet.
-_MUCH_DEPARTURE = 0.1
+MUCH_DEPARTURE = 0.1
+"""Beyond it, the noise is not what the images were whitened by, or the maps do not explain them yet."""
 _KEYS = {field.name for field in fields(TrainingRecord)}
 
 
@@ -239,7 +239,7 @@ def _describe_search(record: TrainingRecord) -> str:
 
 def _describe_noise(record: TrainingRecord) -> str:
     departure = record.noise_departure
-    if departure is None or departure < _MUCH_DEPARTURE:
+    if departure is None or departure < MUCH_DEPARTURE:
         return ""
     return f"residual departs from the noise spectrum by up to {departure:.0%}  "
 

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.order import Rows
-from cryoformer_dist.data.residual_noise import ResidualNoise
-from cryoformer_dist.errors import DensityMaskedAwayWarning, MaskNotEnlargedWarning
+from cryoformer_dist.data.residual_noise import NoiseDeparture, ResidualNoise
+from cryoformer_dist.errors import DensityMaskedAwayWarning, MaskNotEnlargedWarning, NoiseDepartureWarning
 from cryoformer_dist.initialization.occupancy import find_missed, mask_box
 from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.physics.backprojection import FourierAccumulator
 from cryoformer_dist.physics.fourier import comparable_frequencies, crop_half_plane, fourier_to_image
 from cryoformer_dist.ranks import broadcast_from_leader, gather_objects, rank_and_world, sum_over_ranks
+from cryoformer_dist.runs.training_log import MUCH_DEPARTURE
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.memory import Workload, explain_misfit, warn_of_slow_encoding
 from cryoformer_dist.training.objectives import keeps_operators
@@ -62,8 +63,26 @@ class OccupancyRefresh:
         before = self._learner.active_points
         noise = ResidualNoise(self._learner.objectives.box)
         refresh_occupancy(self._learner, moment.stage, moment.epoch, sample, self._explain_misfit, noise)
-        interval.noise_departure = noise.departure()
+        self._tell_of_other_noise(moment, noise.departure(), interval)
         self._tell_of_other_encoding(before)
+
+    def _tell_of_other_noise(self, moment: Moment, departure: NoiseDeparture, interval: Interval) -> None:
+        """Say how far residuals are from the noise; early on, that is what maps do not explain yet."""
+        interval.noise_departure = departure.size
+        late = 2 * moment.passes >= moment.stage.epochs
+        if not late or not departure.exceeds(MUCH_DEPARTURE) or self._particles.rank != 0:
+            return
+        objectives = self._learner.objectives
+        resolution = objectives.box * objectives.pixel_size_angstrom / departure.cycles
+        warnings.warn(
+            f"after {moment.passes} epochs the power of what maps leave unexplained is {departure.power:.2f} times "
+            f"that of the noise, at {resolution:.3g} A in images of optics group {departure.group + 1}: the noise of "
+            "the background is not that of the particles, or images hold more than maps can show (neighbours, errors "
+            "of poses or CTF); look at the spectrum in check.png, and convert again with --particle-diameter if there "
+            "is something else than noise in the background",
+            NoiseDepartureWarning,
+            stacklevel=2,
+        )
 
     def _explain_misfit(self, points: int) -> str | None:
         """Why a worker has no memory for so many points; the batch was settled for those of the first mask."""

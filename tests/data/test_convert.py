@@ -24,8 +24,8 @@ from cryoformer_dist.data.convert import (
     finish_conversion,
     plan_conversion,
 )
+from cryoformer_dist.data.noise_background import Background
 from cryoformer_dist.data.noise_measurement import whiten_images
-from cryoformer_dist.data.noise_spectrum import Background
 from cryoformer_dist.data.store import PROGRESS_FOLDER, ParticleStore
 from cryoformer_dist.data.stored_particles import COLUMNS
 from cryoformer_dist.errors import CryoFormerWarning, ParticleFormatError, SmallSampleWarning, StoreError

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from support.noise import coloured, make_noise, power_per_shell, white
+from support.noise import coloured, cut_noise, kinked, make_noise, power_per_shell, white
 
+from cryoformer_dist.data.noise_background import Background
 from cryoformer_dist.data.noise_measurement import GroupNoise, log_deviations, measure_noise, whiten_images
-from cryoformer_dist.data.noise_spectrum import Background
+from cryoformer_dist.physics.fourier import crop_images
 
 BOX, IMAGES = 32, 3000
 
@@ -41,8 +42,41 @@ def test_coloured_noise_is_stored_white_in_every_shell(seed: int) -> None:
     np.testing.assert_allclose(power[0], 1, atol=0.06)
 
 
-def test_a_ring_of_background_tells_the_lowest_shells_better() -> None:
-    _, stored = _measured(make_noise(coloured, IMAGES, BOX), radius=11.0)
+@pytest.mark.parametrize("wider", [2, 4])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_noise_cut_from_a_micrograph_is_stored_white_in_every_shell(wider: int, seed: int) -> None:
+    images = 0.2 * cut_noise(coloured, IMAGES, BOX, wider, seed)
+    # A ring of background, and corners alone.
+    for radius, within in ((11.0, 0.05), (15.0, 0.1)):
+        _, stored = _measured(images, radius)
+        power = power_per_shell(stored.numpy())
+        np.testing.assert_allclose(power[:3], 1, atol=within)
+        np.testing.assert_allclose(power[3:], 1, atol=0.03)
+
+
+@pytest.mark.parametrize("make", [make_noise, lambda *which: cut_noise(*which, 2)])
+def test_a_spectrum_with_a_kink_is_not_rounded(make) -> None:  # type: ignore[no-untyped-def]
+    images = make(kinked, IMAGES, BOX)
+    for radius, within in ((11.0, 0.05), (15.0, 0.1)):
+        _, stored = _measured(images, radius)
+        np.testing.assert_allclose(power_per_shell(stored.numpy()), 1, atol=within)
+
+
+def test_noise_cut_from_a_micrograph_is_white_after_cropping_too() -> None:
+    source = cut_noise(coloured, 2000, 2 * BOX, 2)
+    background = Background.outside(2 * BOX, 24.0)
+    flat, fitted = background.flatten(torch.from_numpy(source))
+    small = background.cropped(BOX)
+    noise = measure_noise(crop_images(flat, BOX), fitted.double().numpy(), small)
+    kept, _ = background.flatten(torch.from_numpy(source), noise.gradient_share)
+    whitened = whiten_images(crop_images(kept, BOX), noise.gain)
+    stored = whitened / noise.image_deviation(whitened, small)[:, None, None]
+    np.testing.assert_allclose(power_per_shell(stored.numpy()), 1, atol=0.08)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_ring_of_background_tells_the_lowest_shells_better(seed: int) -> None:
+    _, stored = _measured(make_noise(coloured, IMAGES, BOX, seed), radius=11.0)
     np.testing.assert_allclose(power_per_shell(stored.numpy()), 1, atol=0.05)
 
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from support.noise import coloured, make_noise, plane, white
+from support.noise import Curve, coloured, cut_noise, make_noise, plane, white
 
+from cryoformer_dist.data.noise_background import FIELD, Background
 from cryoformer_dist.data.noise_spectrum import (
-    Background,
-    background_of,
+    Spectrum,
     fit_spectrum,
     on_plane,
     per_shell,
@@ -17,66 +17,63 @@ from cryoformer_dist.physics.fourier import crop_images
 BOX = 32
 
 
-@pytest.mark.parametrize("curve", [white, coloured])
-def test_what_noise_shows_in_a_window_is_known(curve) -> None:  # type: ignore[no-untyped-def]
-    background = Background.outside(BOX, 12.0)
-    images = make_noise(curve, 6000, BOX)
-    flat, _ = background.flatten(torch.from_numpy(images))
-    power = curve(plane(BOX)) / curve(plane(BOX)).mean()
-    for window in (background.weight, np.ones((BOX, BOX))):
-        seen = per_shell(windowed_power(flat.double().numpy(), window).mean(0))[1:16]
-        np.testing.assert_allclose(seen, per_shell(background.seen(power, window))[1:16], rtol=0.03)
-
-
-def test_offsets_and_gradients_leave_no_trace_in_the_background() -> None:
-    background = Background.outside(BOX, 12.0)
-    images = torch.from_numpy(make_noise(coloured, 20, BOX))
-    ramp = torch.linspace(-1, 1, BOX)
-    tilted = images + 100 + 5 * ramp - 9 * ramp[:, None]
-    assert torch.allclose(background.flatten(tilted)[0], background.flatten(images)[0], atol=1e-3)
-    # Without a share of the gradient only the offset goes.
-    kept, _ = background.flatten(tilted, gradient_share=0)
-    assert float((kept - background.flatten(images, 0)[0]).std()) > 3
-
-
-def test_the_variance_of_fitted_gradients_is_that_of_the_noise() -> None:
-    background, power = Background.outside(BOX, 13.0), coloured(plane(BOX)) / coloured(plane(BOX)).mean()
-    _, fitted = background.flatten(torch.from_numpy(make_noise(coloured, 6000, BOX)))
-    np.testing.assert_allclose(fitted.var(dim=0)[1:], background.fitted_variance(power)[1:], rtol=0.06)
-
-
-def test_a_fit_is_the_same_seen_after_cropping() -> None:
-    # A smooth image, as cropping cuts off what is finer.
-    smooth = torch.from_numpy(make_noise(lambda shell: np.exp(-((shell / 2) ** 2)), 5, 48))
-    whole, small = Background.outside(48, 20.0), background_of(48, 20.0, 24)
-    flat, fitted = whole.flatten(smooth)
-    products = np.einsum("nyx,jyx->nj", crop_images(smooth, 24).double().numpy(), small.dual)
-    np.testing.assert_allclose(products[:, 1:], fitted[:, 1:], atol=0.02 * float(fitted[:, 1:].abs().max()))
-    assert small.weight.shape == (24, 24)
-    assert float(flat.std()) > 0
+def test_power_is_the_same_at_opposite_frequencies_and_counts_every_image() -> None:
+    images, window = make_noise(coloured, 3, 12), np.random.default_rng(1).uniform(size=(12, 12))
+    found = windowed_power(torch.from_numpy(images).double(), window, 24)
+    transform = np.fft.fft2(images.astype(float) * window, s=(24, 24))
+    np.testing.assert_allclose(found, (np.abs(transform) ** 2).mean(0) / 144, rtol=1e-9)
 
 
 @pytest.mark.parametrize("box", [20, 24, 64])
 def test_a_spectrum_is_found_at_any_box(box: int) -> None:
     background = Background.outside(box, box / 2 - 1)
     flat, _ = background.flatten(torch.from_numpy(make_noise(coloured, 1500, box)))
-    power = windowed_power(flat.double().numpy(), background.weight).mean(0)
-    found = fit_spectrum(power, 1500, background, np.ones((box, box)))
-    true = coloured(np.arange(len(found.power), dtype=float)) / coloured(plane(box)).mean() / found.mean
-    np.testing.assert_allclose(found.power[1 : box // 2], true[1 : box // 2], rtol=0.12)
-    np.testing.assert_allclose(found.power[5 : box // 2], true[5 : box // 2], rtol=0.05)
+    found = fit_spectrum(windowed_power(flat, background.weight, FIELD * box), 1500, background, band_limited=False)
+    assert found.wraps
+    gain = np.interp(plane(box), np.arange(len(found.power)), (found.power * found.mean) ** -0.5)
+    left = per_shell(coloured(plane(box)) / coloured(plane(box)).mean() * gain**2)
+    np.testing.assert_allclose(left[1 : box // 2], 1, rtol=0.12)
+    np.testing.assert_allclose(left[5 : box // 2], 1, rtol=0.05)
     assert not found.is_white
     compared = on_plane(found.power, box)[without_nyquist_lines(box) > 0][1:]
     assert compared.mean() == pytest.approx(1, rel=1e-6)
 
 
 def test_images_whose_nyquist_lines_are_empty_are_white_all_the_same() -> None:
-    background, present = Background.outside(BOX, 13.0), without_nyquist_lines(BOX)
+    background = Background.outside(BOX, 13.0)
     images = crop_images(torch.from_numpy(make_noise(white, 2000, 2 * BOX)), BOX) * 2
     flat, _ = background.flatten(images)
-    power = windowed_power(flat.double().numpy(), background.weight).mean(0)
-    found = fit_spectrum(power, 2000, background, present)
+    power = windowed_power(flat, background.weight, FIELD * BOX)
+    found = fit_spectrum(power, 2000, background, band_limited=True)
     assert found.is_white
     assert found.mean == pytest.approx(1, rel=0.01)
     # Taken for noise that fills the plane, it would seem weaker than it is.
-    assert fit_spectrum(power, 2000, background, np.ones_like(present)).mean < 0.985
+    assert fit_spectrum(power, 2000, background, band_limited=False).mean < 0.985
+
+
+@pytest.mark.parametrize("wider", [2, 4])
+def test_noise_that_goes_on_outside_the_box_is_told_from_noise_that_wraps_round_it(wider: int) -> None:
+    background = Background.outside(BOX, 15.0)
+    for images, wraps in ((make_noise(coloured, 1000, BOX), True), (cut_noise(coloured, 1000, BOX, wider), False)):
+        flat, _ = background.flatten(torch.from_numpy(images))
+        power = windowed_power(flat, background.weight, FIELD * BOX)
+        assert fit_spectrum(power, 1000, background, band_limited=False).wraps is wraps
+    # White noise is both, and taken for what real noise is.
+    flat, _ = background.flatten(torch.from_numpy(make_noise(white, 1000, BOX)))
+    power = windowed_power(flat, background.weight, FIELD * BOX)
+    assert not fit_spectrum(power, 1000, background, band_limited=False).wraps
+
+
+def test_faint_colour_is_told_from_white_noise_by_all_shells_together() -> None:
+    background = Background.outside(BOX, 15.0)
+
+    def spectrum_of(curve: Curve, seed: int) -> Spectrum:
+        flat, _ = background.flatten(torch.from_numpy(make_noise(curve, 3000, BOX, seed)))
+        power = windowed_power(flat, background.weight, FIELD * BOX)
+        return fit_spectrum(power, 3000, background, band_limited=False)
+
+    faint = spectrum_of(lambda shell: 1 + 0.15 * np.exp(-((shell / 4) ** 2)), 0)
+    assert not faint.is_white
+    # Though no shell of it departs by two standard errors.
+    assert (np.abs(faint.power - 1) < 2 * faint.error)[1:16].all()
+    assert all(spectrum_of(white, seed).is_white for seed in range(3))

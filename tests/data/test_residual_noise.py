@@ -28,7 +28,8 @@ def test_noise_that_is_as_assumed_departs_by_chance_alone(box: int) -> None:
         noise.add(batch[part], crop_half_plane(image_to_fourier(batch[part].images), box))
     assert noise.power().shape == (1, box // 2 - 1)
     np.testing.assert_allclose(noise.power(), 1, atol=0.03)
-    assert noise.departure() < 0.03
+    # Not a shell departs by more than chance.
+    assert noise.departure().power == 1
 
 
 def test_each_optics_group_is_measured_by_itself_at_each_frequency() -> None:
@@ -42,4 +43,14 @@ def test_each_optics_group_is_measured_by_itself_at_each_frequency() -> None:
     assert int(power[1].argmax()) == 3
     # A wave of amplitude a has a^2 box^2 / 2 in all, two coefficients of the shell's.
     assert float(power[1, 3]) > 1.5
-    assert noise.departure() == pytest.approx(float(power[1, 3]) - 1)
+    departure = noise.departure()
+    assert (departure.group, departure.cycles, departure.power) == (1, 4, float(power[1, 3]))
+    assert departure.size == pytest.approx(float(power[1, 3]) - 1)
+
+
+def test_what_few_images_scatter_by_is_no_departure() -> None:
+    images = make_noise(white, 12, BOX)
+    noise, batch = ResidualNoise(BOX), _batch(images, filtered=False)
+    noise.add(batch, image_to_fourier(batch.images))
+    assert float((noise.power() - 1).abs().max()) > 0.1
+    assert noise.departure().size == 0

@@ -82,7 +82,9 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Shown:
 
 
 def test_the_leader_shows_the_whole_table_and_another_rank_its_own_numbers_only(shown: Shown) -> None:
-    record = replace(RECORD, residual_outside=0.03, **asdict(SearchFindings(1.9, 2.0, 0.5, 0.2, 0.1)))
+    record = replace(
+        RECORD, residual_outside=0.03, noise_departure=0.02, **asdict(SearchFindings(1.9, 2.0, 0.5, 0.2, 0.1))
+    )
     with publishing("demo", 1) as publish:
         publish(record)
     own = {metric.prometheus_name for metric in METRICS if metric.per_rank}

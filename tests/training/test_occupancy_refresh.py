@@ -7,8 +7,15 @@ import pytest
 import torch
 from support.tiny_runs import CPU, MEMORY, prepare_from_mask, tiny_config, train, write_set
 
+from cryoformer_dist.data.order import Consumed
+from cryoformer_dist.data.residual_noise import NoiseDeparture
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import DensityMaskedAwayWarning, MaskNotEnlargedWarning, SlowEncodingWarning
+from cryoformer_dist.errors import (
+    DensityMaskedAwayWarning,
+    MaskNotEnlargedWarning,
+    NoiseDepartureWarning,
+    SlowEncodingWarning,
+)
 from cryoformer_dist.initialization.occupancy import sphere
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.machine import WorkerMemory
@@ -101,16 +108,40 @@ def test_a_mask_never_shrinks_and_the_user_is_told_when_much_stays_outside(
     assert learner.residual_outside == 0
 
 
-def _refresh(learner: Learner, store: ParticleStore, memory: WorkerMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _refresh(
+    learner: Learner,
+    store: ParticleStore,
+    memory: WorkerMemory,
+    monkeypatch: pytest.MonkeyPatch,
+    departure: NoiseDeparture = NoiseDeparture(0, 1, 1.0, 0.01),
+    passes: int = 0,
+) -> Interval:
     """One refresh that finds much at a place outside the mask."""
     residual = torch.zeros(16, 16, 16)
     residual[8, 8, 9] = 1.0
     monkeypatch.setattr(occupancy_refresh, "residual_map", lambda *_: residual)
-    monkeypatch.setattr(occupancy_refresh.ResidualNoise, "departure", lambda _: 0.0)
+    monkeypatch.setattr(occupancy_refresh.ResidualNoise, "departure", lambda _: departure)
     rows = np.arange(len(store))
     particles = RankParticles(rows, store.shard_size, lambda *_: iter(()), lambda *_: iter(()), 12, 0, 1, lambda: None)
-    moment = Moment(Stage("reconstruction", 9), Position(), Position(), 10)
-    OccupancyRefresh(learner, particles, memory).run(moment, Interval(CPU))
+    moment = Moment(Stage("reconstruction", 9), Position(), Position(consumed=Consumed(passes)), 10)
+    interval = Interval(CPU)
+    OccupancyRefresh(learner, particles, memory).run(moment, interval)
+    return interval
+
+
+def test_residuals_that_are_not_the_noise_are_told_of_once_maps_should_explain_the_images(
+    store: ParticleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, memory = _learner(store), WorkerMemory(2**50)
+    strong, slight = NoiseDeparture(1, 4, 1.3, 0.02), NoiseDeparture(0, 1, 0.92, 0.01)
+    unsure = NoiseDeparture(1, 4, 1.3, 0.11)
+    # Early, and where it is little, it is only recorded: a warning would be an error.
+    assert _refresh(learner, store, memory, monkeypatch, strong, 4).noise_departure == pytest.approx(0.3)
+    assert _refresh(learner, store, memory, monkeypatch, slight, 5).noise_departure == pytest.approx(0.08)
+    assert _refresh(learner, store, memory, monkeypatch, unsure, 5).noise_departure == pytest.approx(0.3)
+    length = 16 * learner.objectives.pixel_size_angstrom / 4
+    with pytest.warns(NoiseDepartureWarning, match=rf"1\.30 times.* {length:.3g} A .* optics group 2"):
+        _refresh(learner, store, memory, monkeypatch, strong, 5)
 
 
 def test_a_mask_that_outgrows_the_memory_is_planned_again_and_refused_by_name(
