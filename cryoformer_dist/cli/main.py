@@ -261,6 +261,27 @@ def fsc(
         terminal.say(f"figure      {draw_fsc(figure, comparison.curves, title)}")
 
 
+@app.command(epilog="Example: `cryoformer-dist mask runs/demo/consensus.mrc -o mask.mrc`")
+def mask(
+    volume: Annotated[Path, typer.Argument(metavar="MAP", help="Map (.mrc) of any program, protein bright.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Mask to write (.mrc).")],
+    threshold: Annotated[float | None, typer.Option(help="Density of the smoothed map; chosen when left out.")] = None,
+    lowpass: Annotated[float | None, typer.Option(help="Smooth to this resolution first, angstrom.")] = None,
+    dilate: Annotated[float | None, typer.Option(help="Widen the region by so many angstrom.")] = None,
+    soft_edge: Annotated[float | None, typer.Option(help="Width of the cosine edge beyond, angstrom.")] = None,
+) -> None:
+    """Make a solvent or focus mask from a map; what is left out is chosen from the map, and said."""
+    from cryoformer_dist.analysis.masks import MaskChoice, make_mask
+    from cryoformer_dist.io.mrc import read_volume, write_volume
+
+    made = make_mask(read_volume(volume), MaskChoice(threshold, lowpass, dilate, soft_edge))
+    write_volume(output, made.mask, [f"cryoformer-dist mask of {volume.name}"])
+    for line in made.describe():
+        terminal.say(line)
+    terminal.say(f"written     {output}")
+    terminal.say(f"next: cryoformer-dist train RUN.yaml --set training.mask={output.resolve()}")
+
+
 @app.command(epilog="Example: `cryoformer-dist halves runs/half1 runs/half2`")
 def halves(
     first: Annotated[str, typer.Argument(help="Run trained with --set dataset.half=1.")],
