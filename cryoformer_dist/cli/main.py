@@ -111,6 +111,7 @@ def convert(
     """Convert particles to a checked, sharded Zarr store. Interrupted? Run the same command again."""
     from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
     from cryoformer_dist.data.noise_measurement import summarise_noise
+    from cryoformer_dist.data.source_images import describe_corrections
     from cryoformer_dist.io.reading import read_particles
 
     options = ConversionOptions(
@@ -130,6 +131,8 @@ def convert(
     )
     plan = plan_conversion(table, output, options)
     terminal.say(f"particles  {len(table)} in {len(table.stack_paths)} stacks")
+    for line in describe_corrections(table.optics):
+        terminal.say(f"undone     {line}")
     terminal.say(f"contrast   {plan.contrast}")
     terminal.say(f"noise      {summarise_noise(plan.normalisation.noise)}")
     with terminal.progress("converting to Zarr") as progress:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from cryoformer_dist.data.contrast import Contrast
 from cryoformer_dist.data.noise_measurement import GroupNoise
 from cryoformer_dist.errors import StoreError
-from cryoformer_dist.io.particles import OpticsGroup
+from cryoformer_dist.io.particles import Imaging, OpticsGroup
 from cryoformer_dist.physics.ctf import NoiseFilter
 from cryoformer_dist.storage.places import Place
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _REMEDY = "convert the particles again"
 
 
@@ -162,8 +162,7 @@ def read_attributes(content: dict[str, Any], store: Place) -> StoreAttributes:
     try:
         source = content["source"]
         stacks = tuple(SourceStack(**stack) for stack in source["stacks"])
-        terms = [{"unapplied_aberrations": tuple(group["unapplied_aberrations"])} for group in content["optics"]]
-        optics = tuple(StoredOptics(**group | own) for group, own in zip(content["optics"], terms, strict=True))
+        optics = tuple(_read_optics(group) for group in content["optics"])
         return StoreAttributes(
             program=content["program"],
             box_size=content["box_size"],
@@ -177,6 +176,11 @@ def read_attributes(content: dict[str, Any], store: Place) -> StoreAttributes:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{store}: its attributes are damaged ({error!r}): {_REMEDY}") from error
+
+
+def _read_optics(content: dict[str, Any]) -> StoredOptics:
+    terms, imaging = tuple(content["unapplied_aberrations"]), Imaging(**content["imaging"])
+    return StoredOptics(**content | {"unapplied_aberrations": terms, "imaging": imaging})
 
 
 def read_noise(content: dict[str, Any]) -> GroupNoise:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cryoformer_dist.errors import CryoFormerWarning, ParticleFormatError
-from cryoformer_dist.io.particles import OpticsColumns, check_finite
+from cryoformer_dist.io.particles import Correction, Imaging, OpticsColumns, check_finite
 from cryoformer_dist.physics.pose import rotation_from_relion_euler
 
 Block = dict[str, np.ndarray]
@@ -29,6 +29,8 @@ _TERMS = (
     "CTF B-factor (rlnCtfBfactor)",
     "CTF scale (rlnCtfScalefactor)",
 )
+_FLIPPED, _MULTIPLIED = "rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied"
+_CORRECTIONS: tuple[Correction, ...] = ("none", "phases flipped", "multiplied by CTF")
 # RELION prints six decimals: below half of the last one a term is absent.
 _NEUTRAL = 5e-7
 _DEFAULT_MAGNIFICATION = 1e4
@@ -194,6 +196,7 @@ def optics_columns(rows: StarRows, pixel_size_angstrom: np.ndarray) -> OpticsCol
         names=names,
         terms=_unapplied_terms(rows),
         term_names=_TERMS,
+        imaging=_imagings(rows),
     )
 
 
@@ -286,6 +289,25 @@ def _optics_rows(path: Path, particles: Block, optics: Block, count: int) -> np.
             f"data_optics (groups {sorted(table.tolist())}); add it there"
         )
     return order[place]
+
+
+def _imagings(rows: StarRows) -> list[Imaging]:
+    """What was done to the images of each row.
+
+    Raises
+    ------
+    ParticleFormatError
+        If some are said to be both flipped and multiplied.
+    """
+    flipped, multiplied = (rows.optional(label, 0.0) != 0 for label in (_FLIPPED, _MULTIPLIED))
+    both = flipped & multiplied
+    if both.any():
+        row = int(np.flatnonzero(both)[0])
+        raise ParticleFormatError(
+            f"{rows.path}, particle row {row + 1}: {_FLIPPED} and {_MULTIPLIED} are both set; images are one of "
+            "the two: set the other to 0"
+        )
+    return [Imaging(_CORRECTIONS[flip + 2 * multiply]) for flip, multiply in zip(flipped, multiplied, strict=True)]
 
 
 def _unapplied_terms(rows: StarRows) -> np.ndarray:

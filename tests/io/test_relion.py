@@ -304,3 +304,27 @@ def test_envelope_is_warned_about_only_when_there_is_one(relion_30, label, neutr
         table = read_star(path(present))
     assert len(table.optics) == 2
     assert all(len(group.unapplied_aberrations) == 1 for group in table.optics)
+
+
+@pytest.mark.parametrize(
+    ("label", "correction"),
+    [
+        ("rlnCtfDataArePhaseFlipped", "phases flipped"),
+        ("rlnCtfDataAreCtfPremultiplied", "multiplied by CTF"),
+    ],
+)
+def test_a_correction_of_the_images_belongs_to_its_group_and_is_silent(relion_31, label, correction):
+    path = edited(
+        relion_31,
+        ("_rlnImageDimensionality", f"_rlnImageDimensionality\n_{label}"),
+        ("300.0 2.7 0.1 1.5 64 2", "300.0 2.7 0.1 1.5 64 2 1"),
+        ("200.0 0.0 0.1 1.5 64 2", "200.0 0.0 0.1 1.5 64 2 0"),
+    )
+    assert [group.imaging.correction for group in read_star(path).optics] == [correction, "none"]
+
+
+def test_images_both_flipped_and_multiplied_are_refused(relion_31):
+    labels = "_rlnImageDimensionality\n_rlnCtfDataArePhaseFlipped\n_rlnCtfDataAreCtfPremultiplied"
+    path = edited(relion_31, ("_rlnImageDimensionality", labels), (" 1.5 64 2", " 1.5 64 2 1 1"))
+    with pytest.raises(ParticleFormatError, match=r"PhaseFlipped and rlnCtfDataAreCtfPremultiplied are both set"):
+        read_star(path)
