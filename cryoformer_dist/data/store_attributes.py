@@ -13,6 +13,7 @@ from cryoformer_dist.data.contrast import Contrast
 from cryoformer_dist.data.noise_measurement import GroupNoise
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.particles import Imaging, OpticsGroup
+from cryoformer_dist.physics.aberrations import EvenAberration
 from cryoformer_dist.physics.ctf import NoiseFilter
 from cryoformer_dist.storage.places import Place
 
@@ -125,6 +126,10 @@ class StoreAttributes:
         length = torch.tensor([optics.box_size * optics.pixel_size_angstrom for optics in self.optics])
         return NoiseFilter(torch.tensor(group), torch.stack([noise.gain for noise in self.noise]), length)
 
+    def even_aberration(self, group: NDArray[np.int32]) -> EvenAberration | None:
+        """Even aberrations of particles of these optics groups; ``None`` if there are none."""
+        return EvenAberration.of(torch.tensor(group), [optics.imaging.even_zernike for optics in self.optics])
+
     def fingerprint(self, particles: int) -> str:
         """sha256 of the attributes and the number of particles; the places of the sources do not count."""
         content = _content(self)
@@ -179,8 +184,10 @@ def read_attributes(content: dict[str, Any], store: Place) -> StoreAttributes:
 
 
 def _read_optics(content: dict[str, Any]) -> StoredOptics:
-    terms, imaging = tuple(content["unapplied_aberrations"]), Imaging(**content["imaging"])
-    return StoredOptics(**content | {"unapplied_aberrations": terms, "imaging": imaging})
+    said = content["imaging"]
+    zernike = {name: tuple(said[name]) for name in ("odd_zernike", "even_zernike")}
+    lists = {"unapplied_aberrations": tuple(content["unapplied_aberrations"]), "imaging": Imaging(**said | zernike)}
+    return StoredOptics(**content | lists)
 
 
 def read_noise(content: dict[str, Any]) -> GroupNoise:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cryoformer_dist.errors import AberrationsNotAppliedWarning, ParticleFormatError
+from cryoformer_dist.physics.aberrations import EvenAberration
 from cryoformer_dist.physics.ctf import CTFParams
 from cryoformer_dist.physics.pose import Pose
 
@@ -19,15 +20,21 @@ Correction = Literal["none", "phases flipped", "multiplied by CTF"]
 
 @dataclass(frozen=True, slots=True)
 class Imaging:
-    """What sets the images of a source apart from ``CTF * projection + noise``; conversion undoes it.
+    """What sets the images of a source apart from ``CTF * projection + noise``, or its CTF from the usual.
 
     Attributes
     ----------
     correction
-        Of signal and noise alike.
+        Of signal and noise alike; conversion undoes it.
+    odd_zernike
+        Coefficients of the odd aberrations, beam tilt among them; conversion frees images of them.
+    even_zernike
+        Coefficients of the even aberrations; part of the CTF. See `physics.aberrations`.
     """
 
     correction: Correction = "none"
+    odd_zernike: tuple[float, ...] = ()
+    even_zernike: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +144,10 @@ class ParticleTable:
             voltage_kv=_tensor(self.per_particle(lambda group: group.voltage_kv)),
             spherical_aberration_mm=_tensor(self.per_particle(lambda group: group.spherical_aberration_mm)),
             amplitude_contrast=_tensor(self.per_particle(lambda group: group.amplitude_contrast)),
+            even_aberration=EvenAberration.of(
+                torch.tensor(self.optics_group),
+                [group.imaging.even_zernike for group in self.optics],
+            ),
         )
 
     def pose(self) -> Pose:

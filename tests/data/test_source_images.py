@@ -12,6 +12,7 @@ from cryoformer_dist.data.source_images import as_recorded, describe_corrections
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.initialization.consensus import back_project
 from cryoformer_dist.io.particles import Correction, Imaging, ParticleTable
+from cryoformer_dist.physics.aberrations import odd_phase, with_beam_tilt
 from cryoformer_dist.physics.ctf import transfer_at
 from cryoformer_dist.physics.fourier import crop_images, fourier_to_image, image_to_fourier
 from cryoformer_dist.physics.grids import frequency_grid
@@ -75,6 +76,39 @@ def test_taken_for_plain_ones_they_give_another_map(
 ) -> None:
     one, other = _consensus(_store(tmp_path, correction, "none")), _consensus(plain)
     assert float((one * other).sum() / (one.norm() * other.norm())) < 0.98
+
+
+def test_an_aberrated_image_corrected_equals_the_plain_one(plain: ParticleStore, tmp_path: Path) -> None:
+    odd = with_beam_tilt((0.0, 0.0, 3000.0), (60.0, -30.0), 2.7, 0.0197)
+    table = write_particles(tmp_path, particles=400, noise_ratio=4.0)
+    images = torch.from_numpy(source_images(table))
+    phase = odd_phase(odd, frequency_grid(BOX) / PIXEL_SIZE_ANGSTROM)
+    turned = image_to_fourier(images) * torch.polar(torch.ones_like(phase), phase).to(torch.complex64)
+    aberrated = fourier_to_image(turned, BOX)
+    for row, image in enumerate(aberrated):
+        replace_image(table, row, image.numpy())
+    # Far from the field's, where pixels are finer.
+    assert correlation(aberrated, images).max() < 0.9
+    told = replace(table, optics=(replace(table.optics[0], imaging=Imaging(odd_zernike=odd)),))
+    corrected = as_recorded(aberrated, told)
+    torch.testing.assert_close(crop_images(corrected, BOX - 2), crop_images(images, BOX - 2), rtol=0, atol=1e-3)
+    assert describe_corrections(told.optics) == ["odd aberrations (beam tilt, trefoil) in 1 of 1 optics groups"]
+    store = convert_serially(plan_conversion(told, tmp_path / "s.zarr", ConversionOptions(contrast="light")))
+    one, other = _consensus(store), _consensus(plain)
+    assert (one - other).norm() < 0.02 * other.norm()
+
+
+def test_even_aberrations_are_part_of_the_ctf_that_a_store_gives(tmp_path: Path) -> None:
+    table, even = write_particles(tmp_path, particles=60), (0.1, 0.0, 30.0, 20.0)
+    told = replace(table, optics=(replace(table.optics[0], imaging=Imaging(even_zernike=even)),))
+    options = ConversionOptions(contrast="light", box_size=24)
+    particles = convert_serially(plan_conversion(told, tmp_path / "s.zarr", options)).particles()
+    assert not particles.noise_filter
+    rows, pixel = particles.source_row, torch.full((60,), PIXEL_SIZE_ANGSTROM * BOX / 24)
+    found = transfer_at(particles.ctf(np.arange(60)), frequency_grid(24), pixel)
+    expected = transfer_at(told.select(rows).ctf_params(), frequency_grid(24), pixel)
+    torch.testing.assert_close(found, expected)
+    assert (found - transfer_at(table.select(rows).ctf_params(), frequency_grid(24), pixel)).abs().max() > 0.1
 
 
 def test_what_a_multiplication_has_lost_is_not_blown_up(tmp_path: Path) -> None:
