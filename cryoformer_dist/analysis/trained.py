@@ -120,10 +120,12 @@ class TrainedRun:
         model, lattice = self.learner.objectives.model, self.learner.objectives.lattice
         assert isinstance(model.decoder, DeformationDecoder)
         hidden = model.feature_volume.in_tiles(lattice.points_pixels)
+        shared = model.shared_density(hidden, lattice.points_pixels)
         for vector in self._vectors(latents):
             folded = model.condition(vector[None])
             assert isinstance(folded, FoldedQueries)
-            density, attention = model.density(hidden, folded)[0], model.decoder.attention_map(hidden, folded)[0]
+            own, attention = model.density(hidden, folded), model.decoder.attention_map(hidden, folded)[0]
+            density = (own if shared is None else shared.confine(own))[0]
             voxels = density.new_zeros(model.box**3)
             voxels[lattice.flat_index] = density
             filtered = self._filtered(voxels.reshape((model.box,) * 3)).ravel()[lattice.flat_index]

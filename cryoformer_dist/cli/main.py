@@ -111,6 +111,7 @@ def convert(
     """Convert particles to a checked, sharded Zarr store. Interrupted? Run the same command again."""
     from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
     from cryoformer_dist.data.noise_measurement import summarise_noise
+    from cryoformer_dist.data.source_images import describe_corrections
     from cryoformer_dist.io.reading import read_particles
 
     options = ConversionOptions(
@@ -130,6 +131,8 @@ def convert(
     )
     plan = plan_conversion(table, output, options)
     terminal.say(f"particles  {len(table)} in {len(table.stack_paths)} stacks")
+    for line in describe_corrections(table.optics):
+        terminal.say(f"undone     {line}")
     terminal.say(f"contrast   {plan.contrast}")
     terminal.say(f"noise      {summarise_noise(plan.normalisation.noise)}")
     with terminal.progress("converting to Zarr") as progress:
@@ -259,6 +262,27 @@ def fsc(
     if figure is not None:
         title = f"{first.name} and {second.name} · {volume.voxel_size_angstrom:.4g} Å per voxel · mask {name}"
         terminal.say(f"figure      {draw_fsc(figure, comparison.curves, title)}")
+
+
+@app.command(epilog="Example: `cryoformer-dist mask runs/demo/consensus.mrc -o mask.mrc`")
+def mask(
+    volume: Annotated[Path, typer.Argument(metavar="MAP", help="Map (.mrc) of any program, protein bright.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Mask to write (.mrc).")],
+    threshold: Annotated[float | None, typer.Option(help="Density of the smoothed map; chosen when left out.")] = None,
+    lowpass: Annotated[float | None, typer.Option(help="Smooth to this resolution first, angstrom.")] = None,
+    dilate: Annotated[float | None, typer.Option(help="Widen the region by so many angstrom.")] = None,
+    soft_edge: Annotated[float | None, typer.Option(help="Width of the cosine edge beyond, angstrom.")] = None,
+) -> None:
+    """Make a solvent or focus mask from a map; what is left out is chosen from the map, and said."""
+    from cryoformer_dist.analysis.masks import MaskChoice, make_mask
+    from cryoformer_dist.io.mrc import read_volume, write_volume
+
+    made = make_mask(read_volume(volume), MaskChoice(threshold, lowpass, dilate, soft_edge))
+    write_volume(output, made.mask, [f"cryoformer-dist mask of {volume.name}"])
+    for line in made.describe():
+        terminal.say(line)
+    terminal.say(f"written     {output}")
+    terminal.say(f"next: cryoformer-dist train RUN.yaml --set training.mask={output.resolve()}")
 
 
 @app.command(epilog="Example: `cryoformer-dist halves runs/half1 runs/half2`")

@@ -301,6 +301,15 @@ class TrainingConfig(Section):
         description="occupancy: data only; after every so many epochs, add the points where the residual of a sample "
         "shows density that was masked away; 0 never",
     )
+    mask: str | None = Field(
+        None,
+        description="your own solvent mask (.mrc), in place of the automatic occupancy: density only where it exceeds "
+        "0.5, and it is never enlarged; relative paths start at this file's folder",
+    )
+    focus_mask: str | None = Field(
+        None,
+        description="conformations differ only inside this mask (.mrc, a soft edge is kept); outside all share one map",
+    )
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     zero_stage: Literal[0, 1, 2] = Field(0, description="DeepSpeed ZeRO stage")
     threads_per_worker: int = Field(0, ge=0, description="CPU threads of a worker; 0 divides the machine evenly")
@@ -355,6 +364,7 @@ class RunConfig(Section):
             raise ValueError("training.checkpoint_every_steps must be a multiple of training.report_every_steps")
         if self.training.projection == "rays" and self.training.occupancy != "sphere":
             raise ValueError("training.projection: rays needs training.occupancy: sphere")
+        self._refuse_masks_without_place()
         whole = self.training.projection == "lattice" and self.model.domain == "real"
         if self.training.coarse_epochs and not whole:
             raise ValueError("training.coarse_epochs needs training.projection: lattice and model.domain: real")
@@ -363,3 +373,15 @@ class RunConfig(Section):
         if self.model.domain == "fourier" and self.model.decoder.form != "attention":
             raise ValueError("model.domain: fourier needs model.decoder.form: attention")
         return self
+
+    def _refuse_masks_without_place(self) -> None:
+        training = self.training
+        if self.model.domain == "fourier" and (training.mask or training.focus_mask):
+            raise ValueError(
+                "training.mask and training.focus_mask need model.domain: real: a transform has no places to mask"
+            )
+        if training.mask and training.occupancy == "sphere":
+            raise ValueError(
+                "training.mask takes the place of training.occupancy: leave occupancy out (the rays of "
+                "training.projection know no mask but the sphere)"
+            )

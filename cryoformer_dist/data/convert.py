@@ -6,7 +6,7 @@ order, and again after a kill: the store comes out the same, byte for byte.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -361,10 +361,9 @@ def _describe_store(
 
 
 def _stored_optics(group: OpticsGroup, box_size: int, pixel_size_angstrom: float) -> StoredOptics:
-    stored = replace(group, box_size=box_size, pixel_size_angstrom=pixel_size_angstrom)
-    return StoredOptics(
-        **asdict(stored), source_pixel_size_angstrom=group.pixel_size_angstrom, source_box_size=group.box_size
-    )
+    own = {each.name: getattr(group, each.name) for each in fields(group)}
+    stored = own | {"box_size": box_size, "pixel_size_angstrom": pixel_size_angstrom}
+    return StoredOptics(**stored, source_pixel_size_angstrom=group.pixel_size_angstrom, source_box_size=group.box_size)
 
 
 def _column(table: ParticleTable, name: str) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from cryoformer_dist.data.contrast import Contrast, contrast_from_z_score, contrast_z_score
 from cryoformer_dist.data.noise_background import Background, background_of
 from cryoformer_dist.data.noise_measurement import GroupNoise, measure_noise, whiten_images
+from cryoformer_dist.data.source_images import as_recorded
 from cryoformer_dist.errors import ParticleFormatError, SmallSampleWarning
 from cryoformer_dist.io.mrc import open_stack
 from cryoformer_dist.io.particles import OpticsGroup, ParticleTable
@@ -155,7 +156,7 @@ def normalise_images(
 def _source_blocks(
     table: ParticleTable, rows: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], int, Float[Tensor, "block box box"]]]:
-    """Places in ``rows``, optics group and pixels, block by block; each stack is opened once."""
+    """Places in ``rows``, optics group and pixels as recorded, block by block; each stack is opened once."""
     groups = np.stack([table.stack[rows], table.optics_group[rows]], axis=1)
     # Ascending image numbers read a stack from front to back.
     by_place = np.lexsort((table.stack_index[rows], groups[:, 1], groups[:, 0]))
@@ -171,7 +172,7 @@ def _source_blocks(
         for start in range(0, len(members), per_block):
             block = members[start : start + per_block]
             pixels = np.ascontiguousarray(stack.read(table.stack_index[rows[block]]), np.float32)
-            yield block, group, torch.from_numpy(pixels)
+            yield block, group, as_recorded(torch.from_numpy(pixels), table.select(rows[block]))
 
 
 def _whitened(

@@ -276,7 +276,11 @@ class ParticleStore:
         for values in (*columns.values(), *optics.values()):
             values.flags.writeable = False
         return StoredParticles(
-            **columns, **optics, has_poses=self.has_poses, noise_filter=self.attributes.noise_filter(group)
+            **columns,
+            **optics,
+            has_poses=self.has_poses,
+            noise_filter=self.attributes.noise_filter(group),
+            even_aberration=self.attributes.even_aberration(group),
         )
 
     def _refuse_impossible_optics(self) -> None:

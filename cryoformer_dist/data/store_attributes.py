@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from cryoformer_dist.data.contrast import Contrast
 from cryoformer_dist.data.noise_measurement import GroupNoise
 from cryoformer_dist.errors import StoreError
-from cryoformer_dist.io.particles import OpticsGroup
+from cryoformer_dist.io.particles import Imaging, OpticsGroup
+from cryoformer_dist.physics.aberrations import EvenAberration
 from cryoformer_dist.physics.ctf import NoiseFilter
 from cryoformer_dist.storage.places import Place
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _REMEDY = "convert the particles again"
 
 
@@ -125,6 +126,10 @@ class StoreAttributes:
         length = torch.tensor([optics.box_size * optics.pixel_size_angstrom for optics in self.optics])
         return NoiseFilter(torch.tensor(group), torch.stack([noise.gain for noise in self.noise]), length)
 
+    def even_aberration(self, group: NDArray[np.int32]) -> EvenAberration | None:
+        """Even aberrations of particles of these optics groups; ``None`` if there are none."""
+        return EvenAberration.of(torch.tensor(group), [optics.imaging.even_zernike for optics in self.optics])
+
     def fingerprint(self, particles: int) -> str:
         """sha256 of the attributes and the number of particles; the places of the sources do not count."""
         content = _content(self)
@@ -162,8 +167,7 @@ def read_attributes(content: dict[str, Any], store: Place) -> StoreAttributes:
     try:
         source = content["source"]
         stacks = tuple(SourceStack(**stack) for stack in source["stacks"])
-        terms = [{"unapplied_aberrations": tuple(group["unapplied_aberrations"])} for group in content["optics"]]
-        optics = tuple(StoredOptics(**group | own) for group, own in zip(content["optics"], terms, strict=True))
+        optics = tuple(_read_optics(group) for group in content["optics"])
         return StoreAttributes(
             program=content["program"],
             box_size=content["box_size"],
@@ -177,6 +181,13 @@ def read_attributes(content: dict[str, Any], store: Place) -> StoreAttributes:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{store}: its attributes are damaged ({error!r}): {_REMEDY}") from error
+
+
+def _read_optics(content: dict[str, Any]) -> StoredOptics:
+    said = content["imaging"]
+    zernike = {name: tuple(said[name]) for name in ("odd_zernike", "even_zernike")}
+    lists = {"unapplied_aberrations": tuple(content["unapplied_aberrations"]), "imaging": Imaging(**said | zernike)}
+    return StoredOptics(**content | lists)
 
 
 def read_noise(content: dict[str, Any]) -> GroupNoise:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from cryoformer_dist.errors import StoreError
+from cryoformer_dist.physics.aberrations import EvenAberration
 from cryoformer_dist.physics.ctf import CTF_NUMBERS, CTFParams, NoiseFilter
 from cryoformer_dist.physics.pose import Pose
 
@@ -83,6 +84,8 @@ class StoredParticles:
         `(particles,)` row in the source file.
     noise_filter
         What whitened the images; ``None`` where their noise is white by itself.
+    even_aberration
+        Of the microscope, beyond defocus and spherical aberration; ``None`` where there is none.
     """
 
     rotation: NDArray[np.float32]
@@ -101,6 +104,7 @@ class StoredParticles:
     pixel_size_angstrom: NDArray[np.float32]
     has_poses: bool = True
     noise_filter: NoiseFilter | None = None
+    even_aberration: EvenAberration | None = None
 
     def __len__(self) -> int:
         return len(self.source_row)
@@ -131,6 +135,12 @@ class StoredParticles:
     def ctf(self, rows: NDArray[np.integer[Any]] | slice = slice(None)) -> CTFParams:
         """CTF parameters of some rows as tensors, with what whitened their images."""
         ctf = CTFParams(*(torch.from_numpy(getattr(self, name)[rows].copy()) for name in CTF_NUMBERS))
-        if self.noise_filter is None:
+        noise, even = self.noise_filter, self.even_aberration
+        if noise is None and even is None:
             return ctf
-        return replace(ctf, noise_filter=self.noise_filter[rows if isinstance(rows, slice) else torch.tensor(rows)])
+        chosen = rows if isinstance(rows, slice) else torch.tensor(rows)
+        return replace(
+            ctf,
+            noise_filter=None if noise is None else noise[chosen],
+            even_aberration=None if even is None else even[chosen],
+        )

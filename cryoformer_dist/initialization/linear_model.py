@@ -43,6 +43,7 @@ def fit_linear_latents(
     seed: int,
     progress: Progress | None = None,
     device: torch.device = CPU,
+    varying: Bool[Tensor, "box box box"] | None = None,
 ) -> Float[Tensor, "particles dimensions"]:
     """Coordinates of particles along the principal maps of their differences, uncorrelated and of unit variance.
 
@@ -64,9 +65,11 @@ def fit_linear_latents(
         Called with steps done and in all: rounds, then blocks of particles.
     device
         Where maps and coordinates are fitted, and returned.
+    varying
+        Where conformations may differ; everywhere inside the mask when ``None``.
     """
     box = _coarse_box(store)
-    model = LinearModel(_coarse_lattice(mask, box).points_pixels.to(device), box)
+    model = LinearModel.of(mask, varying, box, device)
     sampled = rows[:: stride_for(len(rows), _SAMPLE)]
     share = take_share(len(sampled))
     sample = CroppedImages.of(store, sampled[share], box, device=device)
@@ -97,26 +100,26 @@ def fit_principal_maps(
     rows: Rows,
     mask: Bool[Tensor, "box box box"],
     latents: Float[Tensor, "particles dimensions"],
+    varying: Bool[Tensor, "box box box"] | None = None,
 ) -> Float[Tensor, "maps coarse coarse coarse"]:
     """The mean map and the change per unit of each coordinate, given everybody's coordinates.
 
     Parameters
     ----------
-    store, rows, mask
+    store, rows, mask, varying
         As of `fit_linear_latents`.
     latents
         Coordinates of the same particles; maps are fitted where they are.
     """
     box, device = _coarse_box(store), latents.device
-    lattice = _coarse_lattice(mask, box).to(device)
-    model = LinearModel(lattice.points_pixels, box)
+    model = LinearModel.of(mask, varying, box, device)
     step = stride_for(len(rows), _SAMPLE)
     sampled = np.arange(len(rows))[::step]
     mine = sampled[take_share(len(sampled))]
     images = CroppedImages.of(store, rows[mine], box, device=device)
     maps = model.fit_maps(images, latents[torch.from_numpy(mine).to(device)], model.no_maps(latents.shape[1]))
     voxels = maps.new_zeros(len(maps), box**3)
-    voxels[:, lattice.flat_index] = maps
+    voxels[:, _coarse_lattice(mask, box).flat_index.to(device)] = maps
     return voxels.reshape(-1, box, box, box)
 
 
@@ -129,13 +132,23 @@ class LinearModel:
         ``(points, 3)`` pixels about the centre: where maps may have density.
     box
         Side of the images in pixels.
+    varying
+        ``(points,)``: where maps but the first may have density; everywhere when ``None``.
     """
 
-    def __init__(self, points: Tensor, box: int) -> None:
-        self._points, self._box = points, box
+    def __init__(self, points: Tensor, box: int, varying: Tensor | None = None) -> None:
+        self._points, self._box, self._varying = points, box, varying
         self._spreads = torch.tensor(_AMPLITUDES).to(points.device)
         self._block = max(4, (_BLOCK_VALUES_ON_GPU if points.is_cuda else _BLOCK_VALUES) // len(points))
         self._weight = (comparable_frequencies(box) * half_plane_weight(box) / box**2).to(points.device)
+
+    @staticmethod
+    def of(mask: Tensor, varying: Tensor | None, box: int, device: torch.device) -> "LinearModel":
+        """One on the coarse lattice of a mask, its conformations different in part of it."""
+        lattice = _coarse_lattice(mask, box)
+        if varying is not None:
+            varying = torch.isin(lattice.flat_index, _coarse_lattice(varying, box).flat_index).to(device)
+        return LinearModel(lattice.points_pixels.to(device), box, varying)
 
     def no_maps(self, dimensions: int) -> Tensor:
         """A mean map and so many principal maps without density."""
@@ -202,6 +215,9 @@ class LinearModel:
             error = 0.5 * ((difference.real.square() + difference.imag.square()) * self._weight).sum()
             (slope,) = torch.autograd.grad(error, density)
             total += mixing[part].T @ slope
+        if self._varying is not None:
+            # Maps begin without density: what no slope shows in they keep not having.
+            total[1:] *= self._varying
         return sum_over_ranks(total)
 
 

@@ -2,15 +2,39 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from cryoformer_dist.errors import AberrationsNotAppliedWarning, ParticleFormatError
+from cryoformer_dist.physics.aberrations import EvenAberration
 from cryoformer_dist.physics.ctf import CTFParams
 from cryoformer_dist.physics.pose import Pose
+
+Correction = Literal["none", "phases flipped", "multiplied by CTF"]
+"""What was done to the images for their CTF before they were written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imaging:
+    """What sets the images of a source apart from ``CTF * projection + noise``, or its CTF from the usual.
+
+    Attributes
+    ----------
+    correction
+        Of signal and noise alike; conversion undoes it.
+    odd_zernike
+        Coefficients of the odd aberrations, beam tilt among them; conversion frees images of them.
+    even_zernike
+        Coefficients of the even aberrations; part of the CTF. See `physics.aberrations`.
+    """
+
+    correction: Correction = "none"
+    odd_zernike: tuple[float, ...] = ()
+    even_zernike: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +53,8 @@ class OpticsGroup:
         Of the microscope; a spherical aberration of 0 is valid (corrected instrument).
     unapplied_aberrations
         Names of the terms present in the source that the forward model leaves out.
+    imaging
+        Of the images in the source.
     """
 
     name: str
@@ -38,6 +64,7 @@ class OpticsGroup:
     spherical_aberration_mm: float
     amplitude_contrast: float
     unapplied_aberrations: tuple[str, ...] = ()
+    imaging: Imaging = Imaging()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,6 +144,10 @@ class ParticleTable:
             voltage_kv=_tensor(self.per_particle(lambda group: group.voltage_kv)),
             spherical_aberration_mm=_tensor(self.per_particle(lambda group: group.spherical_aberration_mm)),
             amplitude_contrast=_tensor(self.per_particle(lambda group: group.amplitude_contrast)),
+            even_aberration=EvenAberration.of(
+                torch.tensor(self.optics_group),
+                [group.imaging.even_zernike for group in self.optics],
+            ),
         )
 
     def pose(self) -> Pose:
@@ -155,6 +186,8 @@ class OpticsColumns:
         What the source calls those groups.
     terms
         Bit mask of the unapplied terms; bit k is ``term_names[k]``.
+    imaging
+        Of each row; as recorded when ``None``.
     """
 
     pixel_size_angstrom: np.ndarray
@@ -166,6 +199,7 @@ class OpticsColumns:
     names: dict[int, str]
     terms: np.ndarray
     term_names: Sequence[str]
+    imaging: Sequence[Imaging] | None = field(default=None, kw_only=True)
 
 
 def group_optics(columns: OpticsColumns) -> tuple[tuple[OpticsGroup, ...], np.ndarray]:
@@ -178,12 +212,15 @@ def group_optics(columns: OpticsColumns) -> tuple[tuple[OpticsGroup, ...], np.nd
     optics_group
         ``(N,)`` int32 index into it.
     """
+    imagings = columns.imaging or [Imaging()] * len(columns.group)
+    number = {imaging: place for place, imaging in enumerate(dict.fromkeys(imagings))}
     keys = np.stack(
         [
             np.asarray(values, dtype=np.float64)
             for values in (
                 *(columns.group, columns.pixel_size_angstrom, columns.box_size, columns.voltage_kv),
                 *(columns.spherical_aberration_mm, columns.amplitude_contrast, columns.terms),
+                [number[imaging] for imaging in imagings],
             )
         ],
         axis=1,
@@ -200,7 +237,8 @@ def group_optics(columns: OpticsColumns) -> tuple[tuple[OpticsGroup, ...], np.nd
         taken.add(name)
         mask = int(row[6])
         terms = tuple(term for bit, term in enumerate(columns.term_names) if mask >> bit & 1)
-        optics.append(OpticsGroup(name, row[1].item(), int(row[2]), row[3].item(), row[4].item(), row[5].item(), terms))
+        microscope = (row[1].item(), int(row[2]), row[3].item(), row[4].item(), row[5].item())
+        optics.append(OpticsGroup(name, *microscope, terms, list(number)[int(row[7])]))
     return tuple(optics), rank[inverse.reshape(-1)]
 
 

@@ -196,6 +196,7 @@ def _replace_ctf(table: ParticleTable, path: Path, indices: Path | None) -> Part
             names={number: group.name for number, group in enumerate(table.optics)},
             terms=np.asarray(masks, dtype=np.int64)[table.optics_group],
             term_names=terms,
+            imaging=[table.optics[group].imaging for group in table.optics_group],
         )
     )
     return replace(

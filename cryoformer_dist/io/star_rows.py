@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from cryoformer_dist.errors import CryoFormerWarning, ParticleFormatError
-from cryoformer_dist.io.particles import OpticsColumns, check_finite
+from cryoformer_dist.io.particles import Correction, Imaging, OpticsColumns, check_finite
+from cryoformer_dist.physics.aberrations import with_beam_tilt
+from cryoformer_dist.physics.ctf import electron_wavelength_angstrom
 from cryoformer_dist.physics.pose import rotation_from_relion_euler
 
 Block = dict[str, np.ndarray]
@@ -22,13 +24,13 @@ MICROSCOPE = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
 PIXEL_SIZES = ("rlnImagePixelSize", "rlnPixelSize", "rlnDetectorPixelSize")
 
 _TERMS = (
-    "beam tilt (rlnBeamTiltX/Y)",
-    "odd Zernike terms (rlnOddZernike)",
-    "even Zernike terms (rlnEvenZernike)",
     "anisotropic magnification (rlnMagMat)",
     "CTF B-factor (rlnCtfBfactor)",
     "CTF scale (rlnCtfScalefactor)",
 )
+_TILT, _ODD, _EVEN = ("rlnBeamTiltX", "rlnBeamTiltY"), "rlnOddZernike", "rlnEvenZernike"
+_FLIPPED, _MULTIPLIED = "rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied"
+_CORRECTIONS: tuple[Correction, ...] = ("none", "phases flipped", "multiplied by CTF")
 # RELION prints six decimals: below half of the last one a term is absent.
 _NEUTRAL = 5e-7
 _DEFAULT_MAGNIFICATION = 1e4
@@ -194,6 +196,7 @@ def optics_columns(rows: StarRows, pixel_size_angstrom: np.ndarray) -> OpticsCol
         names=names,
         terms=_unapplied_terms(rows),
         term_names=_TERMS,
+        imaging=_imagings(rows),
     )
 
 
@@ -288,26 +291,78 @@ def _optics_rows(path: Path, particles: Block, optics: Block, count: int) -> np.
     return order[place]
 
 
+def _imagings(rows: StarRows) -> list[Imaging]:
+    """What was done to the images of each row, and the microscope's aberrations.
+
+    Raises
+    ------
+    ParticleFormatError
+        If some are said to be both flipped and multiplied, coefficients are no numbers, or a beam tilt lacks voltage
+        and spherical aberration.
+    """
+    flipped, multiplied = (rows.optional(label, 0.0) != 0 for label in (_FLIPPED, _MULTIPLIED))
+    both = flipped & multiplied
+    if both.any():
+        row = int(np.flatnonzero(both)[0])
+        raise ParticleFormatError(
+            f"{rows.path}, particle row {row + 1}: {_FLIPPED} and {_MULTIPLIED} are both set; images are one of "
+            "the two: set the other to 0"
+        )
+    odd, even = _coefficients(rows, _ODD), _coefficients(rows, _EVEN)
+    tilted = _with_beam_tilts(rows, odd)
+    corrections = [_CORRECTIONS[flip + 2 * multiply] for flip, multiply in zip(flipped, multiplied, strict=True)]
+    return [Imaging(*one) for one in zip(corrections, map(_trimmed, tilted), map(_trimmed, even), strict=True)]
+
+
+def _coefficients(rows: StarRows, label: str) -> list[tuple[float, ...]]:
+    """Numbers of each row in a list like ``[0,0.5]``; none where there is no such column."""
+    if not rows.has(label):
+        return [()] * len(rows)
+    known: dict[str, tuple[float, ...]] = {}
+    for row, cell in enumerate(map(str, rows.cells(label))):
+        if cell in known:
+            continue
+        try:
+            known[cell] = tuple(float(number) for number in cell.strip("[] ").split(",") if number.strip())
+        except ValueError:
+            raise ParticleFormatError(
+                f"{rows.path}, row {row + 1}, column {label}: {cell!r} is not a list of numbers like [0,0.5]; correct "
+                "the cell"
+            ) from None
+    return [known[cell] for cell in map(str, rows.cells(label))]
+
+
+def _with_beam_tilts(rows: StarRows, odd: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """Odd coefficients of each row with its beam tilt."""
+    if not rows.has_any(_TILT):
+        return odd
+    tilt = np.stack([rows.optional(label, 0.0) for label in _TILT], axis=1)
+    if not rows.has_all(MICROSCOPE[:2]) and (np.abs(tilt) > _NEUTRAL).any():
+        raise ParticleFormatError(f"{rows.path}: {_TILT[0]} needs {MICROSCOPE[0]} and {MICROSCOPE[1]}; add the columns")
+    voltage, aberration = (rows.optional(label, 300.0) for label in MICROSCOPE[:2])
+    wavelength = electron_wavelength_angstrom(torch.from_numpy(voltage)).numpy()
+    return [
+        with_beam_tilt(own, (x, y), cs, length)
+        for own, (x, y), cs, length in zip(odd, tilt.tolist(), aberration.tolist(), wavelength.tolist(), strict=True)
+    ]
+
+
+def _trimmed(coefficients: tuple[float, ...]) -> tuple[float, ...]:
+    """The same up to the last that is there at all."""
+    present = [place for place, value in enumerate(coefficients) if abs(value) > _NEUTRAL]
+    return coefficients[: present[-1] + 1] if present else ()
+
+
 def _unapplied_terms(rows: StarRows) -> np.ndarray:
     """Bit mask ``(N,)`` over `_TERMS`."""
     present = np.zeros((len(_TERMS), len(rows)), dtype=bool)
-    for label in ("rlnBeamTiltX", "rlnBeamTiltY"):
-        present[0] |= np.abs(rows.optional(label, 0.0)) > _NEUTRAL
-    for bit, label in ((1, "rlnOddZernike"), (2, "rlnEvenZernike")):
-        if rows.has(label):
-            present[bit] = [_has_nonzero(str(cell)) for cell in rows.cells(label)]
     for label, identity in (("00", 1.0), ("01", 0.0), ("10", 0.0), ("11", 1.0)):
-        present[3] |= np.abs(rows.optional(f"rlnMagMat{label}", identity) - identity) > _NEUTRAL
+        present[0] |= np.abs(rows.optional(f"rlnMagMat{label}", identity) - identity) > _NEUTRAL
     # These two vary from particle to particle: they mark the whole file, or they would split its optics
     # groups.
-    present[4] = (np.abs(rows.optional("rlnCtfBfactor", 0.0)) > _NEUTRAL).any()
-    present[5] = (np.abs(rows.optional("rlnCtfScalefactor", 1.0) - 1.0) > _NEUTRAL).any()
+    present[1] = (np.abs(rows.optional("rlnCtfBfactor", 0.0)) > _NEUTRAL).any()
+    present[2] = (np.abs(rows.optional("rlnCtfScalefactor", 1.0) - 1.0) > _NEUTRAL).any()
     return (present.astype(np.int64) << np.arange(len(_TERMS), dtype=np.int64)[:, None]).sum(axis=0)
-
-
-def _has_nonzero(numbers: str) -> bool:
-    """Whether a list like ``[0,0.5]`` holds anything but zeros."""
-    return any(abs(float(cell)) > _NEUTRAL for cell in numbers.strip("[]").split(",") if _is_number(cell))
 
 
 def _as_numbers(path: Path, label: str, cells: np.ndarray) -> np.ndarray:

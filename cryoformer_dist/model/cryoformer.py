@@ -1,6 +1,7 @@
 """CryoFormer: latent vector to density anywhere in space."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Complex, Float
@@ -13,8 +14,32 @@ from cryoformer_dist.model.encoders import AlignedEncoder, DeformationEncoder, O
 from cryoformer_dist.model.feature_volume import FeatureVolume
 from cryoformer_dist.physics.fourier import fourier_to_volume
 from cryoformer_dist.physics.grids import lattice_points
+from cryoformer_dist.physics.volume import interpolate
 
 _POINTS_AT_A_TIME = 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class SharedDensity:
+    """What all conformations have in common where a focus mask lets none differ.
+
+    Attributes
+    ----------
+    density
+        ``(1, points)``, or of every particle where each has points of its own: that of the latent 0.
+    focus
+        1 where conformations may differ, 0 where they may not: ``(points,)``, or as `density`.
+    """
+
+    density: Float[Tensor, "shared points"]
+    focus: Tensor
+
+    def confine(
+        self, density: Float[Tensor, "particles points"], scale: Float[Tensor, " particles"] | None = None
+    ) -> Float[Tensor, "particles points"]:
+        """Densities of conformations, times their ``scale``, that differ inside the focus alone."""
+        shared = self.density if scale is None else self.density * scale[:, None]
+        return torch.lerp(shared, density, self.focus)
 
 
 class CryoFormer(nn.Module):
@@ -37,6 +62,8 @@ class CryoFormer(nn.Module):
         spectrum = torch.ones(box // 2) if spectrum is None else spectrum
         self.register_buffer("spectrum", spectrum, persistent=False)
         self.spectrum: Tensor
+        self.register_buffer("focus", None, persistent=False)
+        self.focus: Tensor | None
         self.latent_dimensions = config.latent.dimensions
         decoder = config.decoder
         self.feature_volume = FeatureVolume(config.hash_grid, box, decoder.hidden_width, config.kernels)
@@ -63,6 +90,10 @@ class CryoFormer(nn.Module):
             OrientationEncoder(config.pose.encoder, box) if config.pose.form.startswith("encoder") else None
         )
 
+    def confine(self, focus: Float[Tensor, "box box box"]) -> None:
+        """Have conformations differ where ``focus`` is 1, and all share the density of the latent 0 where it is 0."""
+        self.focus = focus.to(self.spectrum.device)
+
     def condition(self, latent: Float[Tensor, "particles dimensions"]) -> FoldedQueries | Tensor:
         """A conformation per latent vector, ready for `density`."""
         decoder = self.decoder
@@ -79,6 +110,16 @@ class CryoFormer(nn.Module):
         """Density of each particle at points whose spatial feature is ``hidden``, times its ``scale``."""
         # A decoder meets only what it has folded itself.
         return self.decoder.density(hidden, folded, scale)  # type: ignore[arg-type]
+
+    def shared_density(
+        self, hidden: Float[Tensor, "*shared points hidden"], points_pixels: Float[Tensor, "*shared points 3"]
+    ) -> SharedDensity | None:
+        """What conformations have in common at points whose feature is ``hidden``; ``None`` without a focus mask."""
+        if self.focus is None:
+            return None
+        count = len(hidden) if hidden.dim() == 3 else 1
+        none = self.condition(hidden.new_zeros(count, self.latent_dimensions))
+        return SharedDensity(self.density(hidden, none), interpolate(self.focus, points_pixels))
 
     def coefficients(
         self, points_shells: Float[Tensor, "particles points 3"], folded: FoldedQueries | Tensor
@@ -133,9 +174,11 @@ class CryoFormer(nn.Module):
             yield from self._invert_transforms(latent)
             return
         hidden = self.feature_volume.in_tiles(points_pixels)
+        shared = self.shared_density(hidden, points_pixels)
         for vector in latent:
+            density = self.density(hidden, self.condition(vector[None]))
             voxels = latent.new_zeros(self.box**3)
-            voxels[flat_index] = self.density(hidden, self.condition(vector[None]))[0]
+            voxels[flat_index] = (density if shared is None else shared.confine(density))[0]
             yield voxels.reshape(self.box, self.box, self.box)
 
     def _invert_transforms(self, latent: Tensor) -> Iterator[Float[Tensor, "box box box"]]:

@@ -15,7 +15,12 @@ def read_run_file(path: Path, overrides: list[str]) -> RunConfig:
     dataset = config.dataset.model_copy(update={"store": placed_from(folder, config.dataset.store)})
     if dataset.simulate is not None:
         dataset = dataset.model_copy(update={"simulate": dataset.simulate.with_paths_from(folder)})
-    return config.model_copy(update={"dataset": dataset})
+    masks = {
+        name: placed_from(folder, given)
+        for name in ("mask", "focus_mask")
+        if (given := getattr(config.training, name)) is not None
+    }
+    return config.model_copy(update={"dataset": dataset, "training": config.training.model_copy(update=masks)})
 
 
 def read_cluster_file(path: Path) -> tuple[ClusterConfig, Path | None]:

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cryoformer_dist.physics.aberrations import EvenAberration
+
 
 @dataclass(frozen=True, slots=True)
 class NoiseFilter:
@@ -48,10 +50,10 @@ class NoiseFilter:
 
 @dataclass(frozen=True, slots=True)
 class CTFParams:
-    """One value per particle; every field but the last has shape ``(particles,)``.
+    """One value per particle; every field but the last two has shape ``(particles,)``.
 
     Defocus is positive for underfocus; the astigmatism angle runs from +x towards +y. Without a noise filter, images
-    were not whitened: their noise is white.
+    were not whitened: their noise is white. Odd aberrations are none of the CTF's: images are freed of them.
     """
 
     defocus_u_angstrom: Float[Tensor, " particles"]
@@ -62,24 +64,31 @@ class CTFParams:
     spherical_aberration_mm: Float[Tensor, " particles"]
     amplitude_contrast: Float[Tensor, " particles"]
     noise_filter: NoiseFilter | None = field(default=None, kw_only=True)
+    even_aberration: EvenAberration | None = field(default=None, kw_only=True)
 
     def __getitem__(self, rows: slice | Tensor) -> "CTFParams":
-        noise = self.noise_filter
-        own = (getattr(self, name)[rows] for name in CTF_NUMBERS)
-        return CTFParams(*own, noise_filter=None if noise is None else noise[rows])
+        noise, even = self.noise_filter, self.even_aberration
+        return CTFParams(
+            *(getattr(self, name)[rows] for name in CTF_NUMBERS),
+            noise_filter=None if noise is None else noise[rows],
+            even_aberration=None if even is None else even[rows],
+        )
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "CTFParams":
         """The same parameters with something done to each tensor."""
-        noise = self.noise_filter
-        own = (change(getattr(self, name)) for name in CTF_NUMBERS)
-        return CTFParams(*own, noise_filter=None if noise is None else noise.each(change))
+        noise, even = self.noise_filter, self.even_aberration
+        return CTFParams(
+            *(change(getattr(self, name)) for name in CTF_NUMBERS),
+            noise_filter=None if noise is None else noise.each(change),
+            even_aberration=None if even is None else even.each(change),
+        )
 
     def to(self, device: torch.device) -> "CTFParams":
         """The same values on another device."""
         return self.each(lambda values: values.to(device))
 
 
-CTF_NUMBERS = tuple(each.name for each in fields(CTFParams) if each.name != "noise_filter")
+CTF_NUMBERS = tuple(each.name for each in fields(CTFParams) if not each.kw_only)
 """What `CTFParams` says about each particle by itself."""
 
 
@@ -114,7 +123,8 @@ def contrast_transfer_function(
 
     Notes
     -----
-    gamma = pi lambda df k^2 - pi/2 Cs lambda^3 k^4 + phase + atan(w / sqrt(1 - w^2)), after Rohou & Grigorieff (2015).
+    gamma = pi lambda df k^2 - pi/2 Cs lambda^3 k^4 + phase + atan(w / sqrt(1 - w^2)), after Rohou & Grigorieff (2015),
+    less even aberrations.
     CryoDRGN's CTF is the negative of ours and multiplies the data by -1: the same thing. No envelope.
     """
     contrast = params.amplitude_contrast
@@ -134,6 +144,9 @@ def contrast_transfer_function(
         - (torch.pi / 2) * aberration * wavelength**3 * k2.square()
         + _per_particle(constant)
     )
+    if params.even_aberration is not None:
+        # RELION's phase is the negative of ours.
+        gamma = gamma - params.even_aberration.at(frequency_per_angstrom)
     transfer = torch.sin(gamma)
     return transfer if params.noise_filter is None else transfer * params.noise_filter.at(k2.sqrt())
 

@@ -41,6 +41,7 @@ from cryoformer_dist.runs.directory import (
     write_maps,
 )
 from cryoformer_dist.runs.layout import FIRST_LATENTS, FIRST_POSES, OCCUPANCY, PREPARED
+from cryoformer_dist.runs.masks import INSIDE, load_focus, load_given_mask, refuse_focus_without_density
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.memory import Workload, settle_batch_size, warn_of_slow_encoding, with_batch_size
 
@@ -76,8 +77,8 @@ def make_first_estimates(
     Raises
     ------
     ConfigError
-        On all ranks, if the run does not fit the workers' memory, or the particles show no density: the directory
-        then holds no run any more.
+        On all ranks, if the run does not fit the workers' memory, or the particles show no density (where conformations
+        may differ): the directory then holds no run any more.
     """
     return _FirstEstimates(working, config, store, memory, progress, device).make()
 
@@ -149,8 +150,9 @@ class _FirstEstimates:
             self.config.seed,
             partial(self.progress, "conformations for the poses"),
             self.device,
+            self._find_varying(),
         )
-        return LinearConformations(latents, fit_principal_maps(here, self.rows, mask, latents))
+        return LinearConformations(latents, fit_principal_maps(here, self.rows, mask, latents, self._find_varying()))
 
     def _make_consensus(self) -> None:
         consensus = back_project(self.store, self.rows, partial(self.progress, "consensus map"), self.device)
@@ -160,16 +162,33 @@ class _FirstEstimates:
 
     def _find_occupancy(self, consensus: Float[Tensor, "box box box"]) -> Bool[Tensor, "box box box"]:
         """Where density is allowed, on every rank what the leader finds."""
-        by_data = self.config.training.occupancy == "data"
-        found = find_occupied(consensus, self.store.pixel_size_angstrom) if by_data else sphere(self.store.box_size)
-        mask: Tensor = broadcast_from_leader(found.to(torch.uint8)).bool().cpu()
+        mask: Tensor = broadcast_from_leader(self._occupied(consensus).to(torch.uint8)).bool().cpu()
         if not mask.any():
             self._discard()
             raise ConfigError(
                 f"{self.store.path}: the back-projection of the particles shows no density above the background; run "
                 "`cryoformer-dist check` on the store (poses, CTF and contrast), or set training.occupancy to sphere"
             )
+        try:
+            refuse_focus_without_density(load_focus(self.working.folder), mask)
+        except ConfigError:
+            self._discard()
+            raise
         return mask
+
+    def _occupied(self, consensus: Float[Tensor, "box box box"]) -> Bool[Tensor, "box box box"]:
+        """As the user has given it, as the data have it, or everywhere."""
+        given = load_given_mask(self.working.folder)
+        if given is not None:
+            return given.to(consensus.device)
+        if self.config.training.occupancy == "data":
+            return find_occupied(consensus, self.store.pixel_size_angstrom)
+        return sphere(self.store.box_size)
+
+    def _find_varying(self) -> Bool[Tensor, "box box box"] | None:
+        """Where conformations may differ, for linear models: they know no soft edges."""
+        focus = load_focus(self.working.folder)
+        return None if focus is None else focus > INSIDE
 
     def _settle_batch(self, points: int) -> RunConfig:
         """The configuration with a batch that fits, as the leader settles it; refused where none does."""
@@ -204,7 +223,8 @@ class _FirstEstimates:
         generator = torch.Generator().manual_seed(seed)
         first = 0.1 * torch.randn(len(self.store), latent.dimensions, generator=generator)
         count, report = latent.linear_dimensions_used, partial(self.progress, "first latents")
-        found = fit_linear_latents(self.store, self.rows, mask, count, seed, report, self.device)
+        varying = self._find_varying()
+        found = fit_linear_latents(self.store, self.rows, mask, count, seed, report, self.device, varying)
         first[self.rows, :count] = found.cpu()
         if self.leads:
             write_first_latents(self.working.folder, first)

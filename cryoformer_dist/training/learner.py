@@ -92,9 +92,9 @@ class Learner:
     def from_run(cls, config: RunConfig, store: ParticleStore, run: Path, device: torch.device) -> "Learner":
         """Network and tables as a prepared run starts with them; its configuration may have been adapted."""
         # Not above: a machine that is only timed has no need of what reads run directories.
-        from cryoformer_dist.runs import directory
+        from cryoformer_dist.runs import directory, masks
 
-        return cls(
+        learner = cls(
             config,
             directory.store_at_first_poses(run, store).particles(),
             store.box_size,
@@ -104,6 +104,10 @@ class Learner:
             directory.load_first_latents(run),
             directory.load_spectrum(config, run),
         )
+        focus = masks.load_focus(run)
+        if focus is not None:
+            learner.objectives.model.confine(focus)
+        return learner
 
     def inputs(self, stage: Stage, batch: ParticleBatch, epoch: float) -> Inputs:
         """Read the tables' rows of a batch, as far as they take part at this point of training.

@@ -356,8 +356,8 @@ def _points_bytes(config: RunConfig, work: Workload, batch: int, stored: bool, o
         corners = _corner_bytes(config, on_gpu)
         return batch * asked * (corners + 4 * (3 * decoder.queries + 3 * decoder.density_width))
     features = grid.levels * grid.features_per_level if stored else 0
-    # Coordinates of the step, h, and the features it was made of.
-    shared = work.points * (24 + 4 * (decoder.hidden_width + features))
+    # Coordinates of the step, h, the features it was made of; with a focus mask, a second density and its gradient.
+    shared = work.points * (24 + 4 * (decoder.hidden_width + features) + 8 * batch * bool(config.training.focus_mask))
     tile_points = TILE_POINTS_CUDA if on_gpu else TILE_POINTS
     tile = 0 if stored else _corner_bytes(config, on_gpu) * min(work.points, tile_points)
     encoding = tile + 4 * work.points * (decoder.hidden_width + features)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.model.cryoformer import CryoFormer
+from cryoformer_dist.model.decoder import FoldedQueries
 from cryoformer_dist.model.feature_volume import FeatureVolume
 from cryoformer_dist.model.hash_grid import KeptPoints, operator_bytes_per_point
 from cryoformer_dist.physics.ctf import transfer_at
@@ -149,7 +150,7 @@ class Objectives(nn.Module):
         if self.projection == "rays":
 
             def density_at(points: Tensor) -> Tensor:
-                return self.model.density(self._hidden_at(points), folded) / scale.square()
+                return self._density(self._hidden_at(points), points, folded) / scale.square()
 
             rotation = pose.rotation / scale[..., None]
             # Rounding must not drop points on the sphere's face, which the lattice has.
@@ -160,7 +161,7 @@ class Objectives(nn.Module):
         volume = self.model.feature_volume
         hidden = volume.at_lattice(sampling.operators[copy]) if sampling.operators else volume.in_tiles(points)
         # A coarse point stands for all the fine ones in its cell.
-        density = self.model.density(hidden, folded, scale[:, 0] * spacing**3)
+        density = self._density(hidden, points, folded, scale[:, 0] * spacing**3)
         rotation = pose.rotation * scale[..., None]
         shift = shift_pixels / spacing
         return project_points(density, points / spacing, rotation, shift, sampling.box, self.model.kernels)
@@ -211,6 +212,13 @@ class Objectives(nn.Module):
             noise = torch.randn(batch.images.shape, generator=generator, device=latent.device)
             images = fourier_to_image(rendered, self.box) + noise
         return (self.encode_latent(replace(batch, images=images), pose) - latent).square().mean(-1)
+
+    def _density(
+        self, hidden: Tensor, points: Tensor, folded: FoldedQueries | Tensor, scale: Tensor | None = None
+    ) -> Float[Tensor, "particles points"]:
+        """Density of each particle's conformation at points in pixels whose feature is ``hidden``."""
+        density, shared = self.model.density(hidden, folded, scale), self.model.shared_density(hidden, points)
+        return density if shared is None else shared.confine(density, scale)
 
     def _hidden_at(self, points: Tensor) -> Tensor:
         hidden: Tensor = self.model.feature_volume(points.reshape(-1, 3))

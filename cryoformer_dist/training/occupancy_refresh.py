@@ -107,7 +107,7 @@ def refresh_occupancy(
     explain_misfit: Callable[[int], str | None],
     noise: ResidualNoise | None = None,
 ) -> None:
-    """Add to the mask what it cuts off, as far as there is memory for it.
+    """Add to the mask what it cuts off, as far as there is memory for it; a mask that the user gave stays as it is.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def refresh_occupancy(
     Warns
     -----
     DensityMaskedAwayWarning
-        If much of the residual still lies outside after an earlier refresh.
+        If much of the residual still lies outside after an earlier refresh, or outside the user's own mask.
     MaskNotEnlargedWarning
         If there is no memory for the larger mask: the earlier one stays.
     """
@@ -127,11 +127,15 @@ def refresh_occupancy(
     # All ranks hold the same sums, but the last bit of a transform may depend on the processor.
     voxels = broadcast_from_leader(found.voxels.to(learner.device)).cpu()
     share = float(broadcast_from_leader(torch.tensor(found.share, device=learner.device)))
+    earlier, learner.residual_outside = learner.residual_outside or 0.0, share
+    if learner.config.training.mask is not None:
+        if min(earlier, share) > _MUCH and rank_and_world()[0] == 0:
+            _warn_of_given_mask(epoch, share)
+        return
     wanted = learner.mask | voxels
     refusal = gather_objects(explain_misfit(int(wanted.sum())))[0]
     if refusal is None:
         learner.allow(wanted)
-    earlier, learner.residual_outside = learner.residual_outside or 0.0, share
     if rank_and_world()[0] != 0:
         return
     if refusal is not None:
@@ -149,6 +153,15 @@ def refresh_occupancy(
             DensityMaskedAwayWarning,
             stacklevel=2,
         )
+
+
+def _warn_of_given_mask(epoch: float, share: float) -> None:
+    warnings.warn(
+        f"after {epoch:.0f} epochs {share:.0%} of the residual lies outside training.mask, which stays as it is: "
+        "density there is missing from the maps; look at them beside consensus.mrc, and start again with a wider mask",
+        DensityMaskedAwayWarning,
+        stacklevel=3,
+    )
 
 
 def refresh_sample(rows: Rows) -> Rows:

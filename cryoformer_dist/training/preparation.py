@@ -18,6 +18,7 @@ from cryoformer_dist.progress import StagedProgress, silent
 from cryoformer_dist.runs.directory import holds_run, load_mask, load_run, selected_rows, write_config
 from cryoformer_dist.runs.layout import OCCUPANCY, PREPARED
 from cryoformer_dist.runs.manifest import RunManifest, write_manifest
+from cryoformer_dist.runs.masks import mask_digest, read_masks, write_masks
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.first_estimates import make_first_estimates
 from cryoformer_dist.training.memory import (
@@ -64,9 +65,11 @@ def begin_run(config: RunConfig, store: ParticleStore, run: Path, resume: bool, 
     if holds_run(run):
         return
     refuse_preparation(store.box_size, memory.bytes)
+    masks = read_masks(config, store)
     _warn_of_small_batches(config)
     selected_rows(config, store)
     write_config(run, config)
+    write_masks(run, masks, store.pixel_size_angstrom)
     write_manifest(run, RunManifest.of(config, store, len(selected_rows(config, store)), memory.on_gpu))
 
 
@@ -139,6 +142,7 @@ def preparation_key(config: RunConfig, store: ParticleStore) -> str:
         "poses": config.model.pose.searched,
         "latents": [latent.dimensions, latent.linear_dimensions_used] if latent.starts_linear else None,
         "occupancy": config.training.occupancy,
+        "masks": [mask_digest(path) for path in (config.training.mask, config.training.focus_mask)],
         "seed": config.seed,
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -5,13 +6,24 @@ import pytest
 import torch
 from support.rotating_blobs import BOX, VOXEL_SIZE_ANGSTROM, blobs
 
-from cryoformer_dist.analysis.masks import find_moving_voxels, make_soft_mask, make_solvent_mask, read_mask, soften
+from cryoformer_dist.analysis.masks import (
+    MaskChoice,
+    choose_threshold,
+    find_moving_voxels,
+    make_mask,
+    make_soft_mask,
+    make_solvent_mask,
+    read_mask,
+    soften,
+)
 from cryoformer_dist.errors import ConfigError, StoreError
 from cryoformer_dist.io.mrc import write_volume
+from cryoformer_dist.physics.grids import lattice_points, radius_grid
 from cryoformer_dist.physics.volume import Volume
 
 MAPS = blobs(np.arange(8) * 45.0)
 LENGTH = BOX * VOXEL_SIZE_ANGSTROM
+BALL_BOX, BALL_VOXEL, RADIUS = 48, 3.0, 36.0
 
 
 def written(path: Path, voxels: np.ndarray, voxel_size_angstrom: float) -> Path:
@@ -87,3 +99,77 @@ def test_a_mask_that_does_not_fit_is_refused_with_its_name(tmp_path):
         read_mask(written(tmp_path / "none.mrc", 0 * ball, 4.0), BOX, LENGTH)
     with pytest.raises(StoreError, match="larger"):
         read_mask(written(tmp_path / "small.mrc", ball[:8, :8, :8], 8.0), BOX, LENGTH)
+
+
+def _distance() -> torch.Tensor:
+    """Of each voxel from the centre of the ball, angstrom."""
+    away = lattice_points(BALL_BOX) * BALL_VOXEL - torch.tensor([6.0, 0.0, 0.0])
+    return away.norm(dim=1).reshape(BALL_BOX, BALL_BOX, BALL_BOX)
+
+
+def _ball(noise: float = 0.0, solvent: float = 0.0, level: float = 1.0) -> Volume:
+    """A ball of protein of 36 angstrom, off the centre by 6."""
+    density = level * (_distance() <= RADIUS).float() + solvent
+    generator = torch.Generator().manual_seed(0)
+    return Volume(density + noise * torch.randn(density.shape, generator=generator), BALL_VOXEL)
+
+
+@pytest.mark.parametrize(("noise", "solvent", "level"), [(0, 0, 1), (0.5, 0, 1), (0.3, -0.2, 1), (0, 5, 40)])
+def test_the_region_is_the_molecule_and_a_rim_whatever_noise_scale_and_solvent_level(
+    noise: float, solvent: float, level: float
+) -> None:
+    made = make_mask(_ball(noise * level, solvent, level), MaskChoice())
+    size = 4 / 3 * math.pi * RADIUS**3
+    # A quarter of the molecule's density is reached some angstrom outside its surface.
+    assert size < made.region_cubic_angstrom < 1.35 * size
+    assert made.mass_kilodalton == pytest.approx(made.region_cubic_angstrom / 1210)
+    mask, inside = made.mask.voxels, _ball().voxels > 0
+    assert (mask[inside] == 1).all()
+    assert (mask.min(), mask.max()) == (0, 1)
+    # Nothing beyond region, dilation and edge.
+    reach = RADIUS + 5 + made.dilation_angstrom + made.edge_angstrom
+    assert (mask[_distance() > reach] == 0).all()
+    assert made.mask_cubic_angstrom > made.region_cubic_angstrom
+
+
+def test_what_is_asked_for_is_done() -> None:
+    made = make_mask(_ball(), MaskChoice(0.5, 0.0, 0.0, 0.0))
+    assert torch.equal(made.mask.voxels, _ball().voxels)
+    assert made.region_cubic_angstrom == int(_ball().voxels.sum()) * BALL_VOXEL**3
+    wider = make_mask(_ball(), MaskChoice(0.5, 0.0, 6.0, 12.0)).mask.voxels
+    row = wider[BALL_BOX // 2, BALL_BOX // 2, BALL_BOX // 2 :].tolist()
+    # The surface is 14 voxels from the centre: two more are inside, and the edge ends four farther.
+    assert row[:17] == [1.0] * 17
+    assert row[18] == pytest.approx(0.5, abs=1e-6)
+    assert row[20:] == [0.0] * 4
+    fine, coarse = (make_mask(_ball(0.5), MaskChoice(lowpass_angstrom=lowpass)) for lowpass in (9.0, 30.0))
+    assert (fine.lowpass_angstrom, fine.dilation_angstrom, coarse.dilation_angstrom) == (9, 4.5, 15)
+    assert make_mask(Volume(_ball().voxels, 8.0), MaskChoice()).lowpass_angstrom == 24
+
+
+def test_dust_is_left_out_and_counted() -> None:
+    volume = _ball()
+    volume.voxels[4:6, 4:6, 4:6] = 1
+    made = make_mask(volume, MaskChoice(0.5, 0.0))
+    assert made.pieces == 1
+    assert (made.mask.voxels[:8, :8, :8] == 0).all()
+    assert any("1 pieces of dust left out" in line for line in made.describe())
+
+
+def test_noise_alone_is_below_the_threshold_that_its_background_sets() -> None:
+    noise = np.random.default_rng(0).normal(size=(32, 32, 32))
+    inside = radius_grid(32, 3).numpy() <= 15
+    assert (noise[inside] > choose_threshold(noise)).mean() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (MaskChoice(threshold=3.0), r"no density above 3: the smoothed map reaches .*--threshold"),
+        (MaskChoice(edge_angstrom=-1.0), r"--soft-edge -1: give a length"),
+        (MaskChoice(dilation_angstrom=-2.0), r"--dilate -2"),
+    ],
+)
+def test_masks_that_cannot_be_are_refused(choice: MaskChoice, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_mask(_ball(), choice)

@@ -13,9 +13,12 @@ from cryoformer_dist.analysis.trained import TrainedRun, load_trained, with_weig
 from cryoformer_dist.data.batch import ImageBlock, make_batch
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CheckpointError
+from cryoformer_dist.io.mrc import write_volume
 from cryoformer_dist.model.feature_volume import FeatureVolume
 from cryoformer_dist.physics.fourier import spectrum
+from cryoformer_dist.physics.grids import radius_grid
 from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from_6d
+from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.runs.directory import load_run, load_shell_weight
 from cryoformer_dist.runs.layout import REFINED_SHELL_WEIGHT
 from cryoformer_dist.runs.results import write_of_checkpoint
@@ -136,6 +139,42 @@ def test_every_kind_of_network_decodes_maps_and_says_whether_it_attends(
     if attention:
         states = list(trained.decode_states(np.zeros((1, 2))))
         assert states[0].attention.shape == (len(states[0].density), 16)
+
+
+def test_conformations_of_a_run_with_masks_differ_in_the_focus_alone_and_lie_in_the_mask(
+    store: ParticleStore, tmp_path: Path
+) -> None:
+    solvent, box = radius_grid(16, 3) <= 5, torch.arange(16)
+    focus = solvent & (box > 8)
+    for name, mask in (("solvent", solvent), ("focus", focus)):
+        write_volume(tmp_path / f"{name}.mrc", Volume(mask.float(), store.pixel_size_angstrom))
+    changes = {
+        "training.occupancy": "data",
+        "training.occupancy_refresh_epochs": 1,
+        "training.mask": str(tmp_path / "solvent.mrc"),
+        "training.focus_mask": str(tmp_path / "focus.mrc"),
+    }
+    with pytest.raises(Stop):
+        train(tiny_config(store.path, changes), tmp_path / "run", Listener(stop_at=8))
+    # The files are gone when it goes on.
+    for name in ("solvent", "focus"):
+        (tmp_path / f"{name}.mrc").unlink()
+    train(load_run(tmp_path / "run")[0], tmp_path / "run")
+    trained = load_trained(tmp_path / "run")
+    model, lattice = trained.learner.objectives.model, trained.learner.objectives.lattice
+    one, other = model.volumes(torch.tensor([[1.0, 0], [0, -1]]), lattice.points_pixels, lattice.flat_index)
+    assert torch.equal(one[~focus], other[~focus])
+    assert (one - other)[focus].abs().max() > 0
+    assert (one[~solvent] == 0).all()
+    assert (one[solvent] != 0).any()
+    # What is written of attention has the same density.
+    states = list(trained.decode_states(np.array([[1.0, 0.0]])))
+    np.testing.assert_allclose(
+        states[0].density,
+        trained.decode(np.array([[1.0, 0.0]]))[0].ravel()[lattice.flat_index.numpy()],
+        rtol=1e-4,
+        atol=1e-6,
+    )
 
 
 def test_maps_are_weighted_by_how_much_of_the_consensus_is_signal(before_and_after: tuple[Path, Path]) -> None:

@@ -28,6 +28,7 @@ COMMANDS = (
     "reconstruct",
     "evaluate",
     "fsc",
+    "mask",
     "halves",
     "report",
 )
@@ -126,6 +127,7 @@ def test_our_warnings_are_one_line_and_others_stay_as_they_are(
         (("reconstruct", "absent"), "absent: not a run directory"),
         (("evaluate", "absent"), "absent: not a run directory"),
         (("fsc", "absent.mrc", "other.mrc"), "absent.mrc"),
+        (("mask", "absent.mrc", "-o", "mask.mrc"), "absent.mrc"),
         (("halves", "absent", "other"), "absent: not a run directory"),
         (("report", "absent"), "absent: not a run directory"),
     ],
@@ -232,12 +234,12 @@ def test_workers_that_cannot_be_are_refused_in_one_message(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fsc_speaks_of_two_maps_and_writes_table_and_picture(
+def test_fsc_speaks_of_two_maps_and_writes_table_and_picture_and_mask_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
 
-    from cryoformer_dist.io.mrc import write_volume
+    from cryoformer_dist.io.mrc import read_volume, write_volume
     from cryoformer_dist.physics.grids import radius_grid
     from cryoformer_dist.physics.volume import Volume
 
@@ -255,6 +257,11 @@ def test_fsc_speaks_of_two_maps_and_writes_table_and_picture(
         assert words in said
     assert Path("out/fsc.csv").read_text().startswith("shell,frequency_per_angstrom,resolution_angstrom,unmasked")
     assert "mask.mrc" in Path("out/fsc.svg").read_text()
+    assert _main(monkeypatch, "mask", "one.mrc", "-o", "own.mrc", "--threshold", "0.4", "--soft-edge", "20") == 0
+    made = capsys.readouterr().out
+    for words in ("threshold   0.4", "soft edge of 20 A", "A^3:", "kDa", f"--set training.mask={tmp_path / 'own.mrc'}"):
+        assert words in made
+    assert 0 < read_volume(Path("own.mrc")).voxels.mean() < 1
     assert _main(monkeypatch, "fsc", "one.mrc", "two.mrc") == 0
     assert "masked" not in capsys.readouterr().out.replace("unmasked", "")
 

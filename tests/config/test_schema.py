@@ -115,3 +115,21 @@ def test_features_without_a_kernel_are_refused_with_the_file(backend: str) -> No
 def test_threads_are_those_asked_for_or_the_worker_s_share() -> None:
     assert TrainingConfig(threads_per_worker=3).threads_for(8) == 3
     assert [TrainingConfig().threads_for(cpus) for cpus in (0.2, 0.9, 4.0)] == [1, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"training": {"mask": "m.mrc", "occupancy": "sphere"}}, r"training\.mask takes the place of"),
+        ({"training": {"focus_mask": "m.mrc"}, "model": {"domain": "fourier"}}, r"need model\.domain: real"),
+        ({"training": {"mask": "m.mrc"}, "model": {"domain": "fourier"}}, r"need model\.domain: real"),
+    ],
+)
+def test_masks_that_have_no_place_are_refused(sections: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        _run(**sections)
+
+
+def test_a_focus_goes_with_any_occupancy_and_with_rays() -> None:
+    assert _run(training={"mask": "m.mrc", "focus_mask": "f.mrc"})
+    assert _run(training={"focus_mask": "f.mrc", "occupancy": "sphere", "projection": "rays"})

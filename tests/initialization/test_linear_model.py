@@ -9,7 +9,8 @@ from support.tiny_runs import write_set
 
 from cryoformer_dist.analysis.latent import score_latents
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.initialization.linear_model import fit_linear_latents
+from cryoformer_dist.initialization.linear_model import fit_linear_latents, fit_principal_maps
+from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.ctf import transfer_at
 from cryoformer_dist.physics.fourier import fourier_to_image
 from cryoformer_dist.physics.grids import frequency_grid, radius_grid
@@ -76,3 +77,19 @@ def test_latents_of_a_rigid_molecule_do_not_tell_images_of_another_pixel_size_ap
         latent = fit_linear_latents(stored_images(images, pose, ctf, pixel), np.arange(count), SMALL, 2, 0)
         accuracy.append(score_latents(latent.numpy(), coarse.double().numpy(), 0.0, True).class_accuracy)
     assert max(accuracy) < 0.57
+
+
+def test_where_conformations_may_not_differ_principal_maps_have_no_density(
+    swinging: tuple[ParticleStore, np.ndarray],
+) -> None:
+    store, state = swinging
+    truth = store.path.parent / "particles" / "truth"
+    states = torch.stack([read_volume(path).voxels for path in sorted(truth.glob("volume_*.mrc"))])
+    rows, varying = np.arange(400), states.std(0) > 0.05 * states.std(0).max()
+    assert 0 < (varying & SMALL).sum() < 0.5 * SMALL.sum()
+    latent = fit_linear_latents(store, rows, SMALL, 2, 0, varying=varying)
+    maps = fit_principal_maps(store, rows, SMALL, latent, varying)
+    assert (maps[1:, ~varying] == 0).all()
+    assert (maps[1:, varying & SMALL] != 0).all()
+    assert (maps[0, SMALL] != 0).all()
+    assert score_latents(latent.numpy(), state, 0.0, False).latent_rank_correlation > 0.8

@@ -252,10 +252,6 @@ def test_missing_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("column", "cell", "term"),
     [
-        ("rlnBeamTiltX", "0.2", "beam tilt"),
-        ("rlnBeamTiltY", "-0.2", "beam tilt"),
-        ("rlnOddZernike", "[0,0,1e-3]", "odd Zernike"),
-        ("rlnEvenZernike", "[0.5,0]", "even Zernike"),
         ("rlnMagMat01", "0.01", "anisotropic magnification"),
         ("rlnMagMat11", "1.01", "anisotropic magnification"),
     ],
@@ -304,3 +300,56 @@ def test_envelope_is_warned_about_only_when_there_is_one(relion_30, label, neutr
         table = read_star(path(present))
     assert len(table.optics) == 2
     assert all(len(group.unapplied_aberrations) == 1 for group in table.optics)
+
+
+@pytest.mark.parametrize(
+    ("label", "correction"),
+    [
+        ("rlnCtfDataArePhaseFlipped", "phases flipped"),
+        ("rlnCtfDataAreCtfPremultiplied", "multiplied by CTF"),
+    ],
+)
+def test_a_correction_of_the_images_belongs_to_its_group_and_is_silent(relion_31, label, correction):
+    path = edited(
+        relion_31,
+        ("_rlnImageDimensionality", f"_rlnImageDimensionality\n_{label}"),
+        ("300.0 2.7 0.1 1.5 64 2", "300.0 2.7 0.1 1.5 64 2 1"),
+        ("200.0 0.0 0.1 1.5 64 2", "200.0 0.0 0.1 1.5 64 2 0"),
+    )
+    assert [group.imaging.correction for group in read_star(path).optics] == [correction, "none"]
+
+
+def test_images_both_flipped_and_multiplied_are_refused(relion_31):
+    labels = "_rlnImageDimensionality\n_rlnCtfDataArePhaseFlipped\n_rlnCtfDataAreCtfPremultiplied"
+    path = edited(relion_31, ("_rlnImageDimensionality", labels), (" 1.5 64 2", " 1.5 64 2 1 1"))
+    with pytest.raises(ParticleFormatError, match=r"PhaseFlipped and rlnCtfDataAreCtfPremultiplied are both set"):
+        read_star(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "odd", "even"),
+    [
+        ("rlnOddZernike", "[0,0,1e-3,0]", (0, 0, 1e-3), ()),
+        ("rlnEvenZernike", "[0.5,0]", (), (0.5,)),
+        ("rlnBeamTiltX", "0.2", 5, ()),
+        ("rlnBeamTiltY", "-0.2", 4, ()),
+    ],
+)
+def test_aberrations_belong_to_their_group_and_are_silent(relion_31, column, cell, odd, even):
+    path = edited(
+        relion_31,
+        ("_rlnImageDimensionality", f"_rlnImageDimensionality\n_{column}"),
+        ("300.0 2.7 0.1 1.5 64 2", f"300.0 2.7 0.1 1.5 64 2 {cell}"),
+        ("200.0 0.0 0.1 1.5 64 2", "200.0 0.0 0.1 1.5 64 2 0"),
+    )
+    first, second = (group.imaging for group in read_star(path).optics)
+    assert first.even_zernike == even
+    assert first.odd_zernike == odd or len(first.odd_zernike) == odd
+    assert (second.odd_zernike, second.even_zernike) == ((), ())
+
+
+def test_a_list_that_is_none_is_refused_by_name(relion_31):
+    label = ("_rlnImageDimensionality", "_rlnImageDimensionality\n_rlnOddZernike")
+    path = edited(relion_31, label, (" 1.5 64 2", " 1.5 64 2 [0,x]"))
+    with pytest.raises(ParticleFormatError, match=r"row 1, column rlnOddZernike: '\[0,x\]' is not a list of numbers"):
+        read_star(path)

@@ -221,3 +221,25 @@ class TestFourierDomain:
         expected = phantom.voxels(BOX)
         found = self.decoded(network, torch.zeros(1, 3))[0]
         assert float((found - expected).norm() / expected.norm()) < 0.02
+
+
+@pytest.mark.parametrize("form", ["attention", "concatenation"])
+def test_outside_a_focus_mask_maps_of_all_latents_are_equal_and_inside_they_are_as_without_one(form):
+    config, plain = _with_decoder(form=form), model(_with_decoder(form=form))
+    torch.manual_seed(0)
+    focus = torch.zeros(BOX, BOX, BOX)
+    focus[:, :, 9:], focus[:, :, 8] = 1.0, 0.25
+    network = CryoFormer(config, BOX)
+    network.confine(focus)
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    network.load_state_dict(plain.state_dict())
+    inside = radius_grid(BOX, 3) <= 6.0
+    flat_index = torch.nonzero(inside.ravel())[:, 0]
+    points, latent = lattice_points(BOX)[flat_index], torch.randn(3, 3)
+    maps, free = network.volumes(latent, points, flat_index), plain.volumes(latent, points, flat_index)
+    assert torch.equal(maps[0, :, :, :8], maps[1, :, :, :8])
+    none = plain.volumes(torch.zeros(1, 3), points, flat_index)
+    torch.testing.assert_close(maps[:, :, :, :8], none[..., :8].expand(3, -1, -1, -1))
+    torch.testing.assert_close(maps[:, :, :, 9:], free[:, :, :, 9:])
+    torch.testing.assert_close(maps[..., 8], 0.25 * free[..., 8] + 0.75 * none[..., 8], rtol=1e-4, atol=1e-6)
+    assert float((maps[0] - maps[1])[:, :, 8:].abs().max()) > 1e-4

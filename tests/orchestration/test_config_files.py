@@ -11,7 +11,8 @@ def test_paths_of_a_run_file_start_at_its_folder(tmp_path: Path, monkeypatch: py
     folder = tmp_path / "configs"
     folder.mkdir()
     simulate = {"source": {"kind": "models", "path": "models/states.npz"}}
-    settings = tiny_settings(Path("../data/s.zarr"), {"dataset.simulate": simulate})
+    changes = {"dataset.simulate": simulate, "training.occupancy": "data", "training.mask": "own.mrc"}
+    settings = tiny_settings(Path("../data/s.zarr"), changes)
     (folder / "run.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.chdir(folder)
     config = read_run_file(Path("run.yaml"), ["training.epochs=7"])
@@ -19,6 +20,7 @@ def test_paths_of_a_run_file_start_at_its_folder(tmp_path: Path, monkeypatch: py
     assert config.dataset.simulate is not None
     assert config.dataset.simulate.source.path == folder / "models" / "states.npz"  # type: ignore[union-attr]
     assert config.training.epochs == 7
+    assert (config.training.mask, config.training.focus_mask) == (str(folder / "own.mrc"), None)
 
 
 def test_paths_of_a_cluster_file_start_at_its_folder_and_absolute_ones_stay(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from cryoformer_dist.data.contrast import Contrast
 from cryoformer_dist.data.noise_measurement import GroupNoise
 from cryoformer_dist.data.store_attributes import Conversion, Source, SourceStack, StoreAttributes, StoredOptics
+from cryoformer_dist.io.particles import Imaging
 
 
 def _noise(box: int, slope: float) -> GroupNoise:
@@ -23,7 +24,8 @@ def store_attributes(box: int) -> StoreAttributes:
         voltage_kv=300.0,
         spherical_aberration_mm=2.7,
         amplitude_contrast=0.1,
-        unapplied_aberrations=("beam tilt",),
+        unapplied_aberrations=("anisotropic magnification",),
+        imaging=Imaging("phases flipped", (0.0, 1.5), (0.25,)),
         source_pixel_size_angstrom=0.75,
         source_box_size=2 * box,
     )

@@ -42,6 +42,9 @@ def test_more_points_particles_and_pixels_need_more(on_gpu: bool, copies: int) -
     assert _peak(WORK, 256, on_gpu, config) > least
     assert _peak(replace(WORK, box=256), 256, on_gpu, config) > _peak(WORK, 256, on_gpu, config)
     assert _peak(replace(WORK, rows=10**6), 16, on_gpu, config) > least
+    focused, memory = _config(jitter_lattices=copies, focus_mask="m.mrc"), WorkerMemory(10**15, 1, on_gpu)
+    steps = [plan_memory(each, WORK, 256, memory).step["points"] for each in (config, focused)]
+    assert steps[1] == steps[0] + 8 * 256 * WORK.points
 
 
 def test_a_lattice_too_large_for_operators_needs_less_than_with_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -424,3 +424,41 @@ def test_bfloat16_is_for_the_encoders_layers_alone(store: ParticleStore, batch: 
         assert 1e-5 < _relative(other, one) < 0.1
     identity = poses[1].rotation @ poses[1].rotation.transpose(1, 2)
     assert torch.allclose(identity, torch.eye(3).expand_as(identity), atol=1e-5)
+
+
+def _focus() -> torch.Tensor:
+    focus = torch.zeros(BOX, BOX, BOX)
+    focus[:, :, 8:] = 1.0
+    focus[:, :, 7] = 0.5
+    return focus
+
+
+def test_with_a_focus_mask_rays_see_the_density_that_the_lattice_has(
+    store: ParticleStore, batch: ParticleBatch
+) -> None:
+    seen = {}
+    for projection in ("lattice", "rays"):
+        objectives = _objectives(store, {"training.projection": projection})
+        free = _images(objectives, batch)
+        objectives.model.confine(_focus())
+        seen[projection] = _images(objectives, batch)
+        # It makes a difference that interpolation does not.
+        assert (seen[projection] - free).std() > 0.1 * free.std()
+    assert correlation(seen["lattice"], seen["rays"]).min() > 0.98
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_latents_learn_from_what_lies_in_the_focus_alone(
+    store: ParticleStore, batch: ParticleBatch, coarse: bool
+) -> None:
+    objectives = _objectives(store, {"training.coarse_epochs": 1}, copies=2)
+    latent = _latent(6).requires_grad_()
+
+    def slope(focus: torch.Tensor) -> float:
+        objectives.model.confine(focus)
+        loss, _ = objectives("reconstruction", batch, latent, batch.pose, 1, coarse=coarse)
+        (found,) = torch.autograd.grad(loss.sum(), latent)
+        return float(found.abs().max())
+
+    assert slope(torch.zeros(BOX, BOX, BOX)) == 0
+    assert slope(_focus()) > 0

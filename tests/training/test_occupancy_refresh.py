@@ -177,3 +177,22 @@ def test_a_mask_that_grows_beyond_stored_operators_is_told_of_on_a_gpu(
                 _refresh(learner, store, gpu, monkeypatch)
         else:
             _refresh(learner, store, gpu, monkeypatch)
+
+
+def test_a_mask_that_the_user_gave_stays_and_what_it_cuts_off_is_told(
+    store: ParticleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = _learner(store, {"training.occupancy": "data", "training.mask": "own.mrc"})
+    first, residual = learner.mask, torch.zeros(16, 16, 16)
+    residual[8, 8, 9] = 1.0
+    monkeypatch.setattr(occupancy_refresh, "residual_map", lambda *_: residual)
+
+    def refresh() -> None:
+        refresh_occupancy(learner, Stage("reconstruction", 9), 1.0, iter(()), lambda points: None)
+
+    # Once may be chance.
+    refresh()
+    with pytest.warns(DensityMaskedAwayWarning, match=r"100% of the residual lies outside training\.mask, which stays"):
+        refresh()
+    assert torch.equal(learner.mask, first)
+    assert learner.residual_outside == pytest.approx(1)

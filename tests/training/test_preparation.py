@@ -8,13 +8,16 @@ from support.tiny_runs import tiny_config, write_set
 
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, SlowEncodingWarning, SmallSampleWarning
-from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.machine import WorkerMemory
+from cryoformer_dist.physics.grids import radius_grid
+from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.runs.directory import (
     load_run,
     selected_rows,
 )
 from cryoformer_dist.training import objectives, preparation
+from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.preparation import preparation_key, prepare_like, prepare_run
 
 
@@ -240,3 +243,55 @@ def test_a_run_prepared_like_another_of_its_key_is_the_one_it_would_have_been(
 def test_what_a_preparation_depends_on_is_in_its_key(store: ParticleStore, change: dict[str, Any]) -> None:
     keys = {preparation_key(tiny_config(store.path, changes), store) for changes in ({}, change)}
     assert len(keys) == 2
+
+
+def _written(path: Path, voxels: torch.Tensor, store: ParticleStore) -> str:
+    write_volume(path, Volume(voxels.float(), store.pixel_size_angstrom))
+    return str(path)
+
+
+def test_a_given_mask_is_where_density_is_and_the_run_goes_on_without_the_file(
+    store: ParticleStore, tmp_path: Path
+) -> None:
+    given, focus = tmp_path / "given.mrc", tmp_path / "focus.mrc"
+    half = radius_grid(16, 3) <= 4
+    changes = {
+        "training.occupancy": "data",
+        "training.mask": _written(given, half, store),
+        "training.focus_mask": _written(focus, half & (torch.arange(16) > 8), store),
+    }
+    run = _prepared(store, tmp_path / "run", **changes)
+    config, _ = load_run(run)
+    learner = Learner.from_run(config, store, run, torch.device("cpu"))
+    assert torch.equal(learner.mask, half)
+    assert learner.objectives.model.focus is not None
+    assert torch.equal(learner.objectives.model.focus > 0.5, half & (torch.arange(16) > 8))
+    given.unlink()
+    focus.unlink()
+    prepare_run(config, store, run, resume=True)
+    with pytest.raises(ConfigError, match=r"other values of training\.mask;"):
+        prepare_run(tiny_config(store.path, {**changes, "training.mask": str(focus)}), store, run, resume=True)
+    with pytest.raises(ConfigError, match=r"training\.mask: .*given\.mrc: no such file"):
+        _prepared(store, tmp_path / "other", **changes)
+    assert not (tmp_path / "other").exists()
+
+
+def test_runs_are_prepared_alike_only_with_masks_of_the_same_content(store: ParticleStore, tmp_path: Path) -> None:
+    ball = radius_grid(16, 3)
+    changes = {"training.occupancy": "data", "training.mask": _written(tmp_path / "m.mrc", ball <= 4, store)}
+    config = tiny_config(store.path, changes)
+    first = preparation_key(config, store)
+    assert first != preparation_key(tiny_config(store.path, {"training.occupancy": "data"}), store)
+    _written(tmp_path / "m.mrc", ball <= 5, store)
+    assert preparation_key(config, store) != first
+
+
+def test_a_focus_where_the_data_show_no_density_is_refused(store: ParticleStore, tmp_path: Path) -> None:
+    corner = radius_grid(16, 3) > 7
+    changes = {
+        "training.occupancy": "data",
+        "training.focus_mask": _written(tmp_path / "m.mrc", corner & (radius_grid(16, 3) <= 7.01), store),
+    }
+    with pytest.raises(ConfigError, match=r"training\.focus_mask: "):
+        _prepared(store, tmp_path / "run", **changes)
+    assert not (tmp_path / "run" / "manifest.json").exists()
