@@ -69,6 +69,10 @@ class MostlyJunkWarning(CryoFormerWarning):
     """Most images seem to show no particle: either they do, or the maps explain nothing yet."""
 
 
+class LatentsOtherwiseExplainedWarning(CryoFormerWarning):
+    """Something that is no conformation explains the latents: how strong an image is, how or when it was taken."""
+
+
 class DensityMaskedAwayWarning(CryoFormerWarning):
     """Much of what the model does not explain lies where its occupancy mask allows no density."""
 

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "figures": {"errors", "config", "physics", "runs"},
     "analysis": GROUND
     | {"config", "physics", "io", "model", "data", "simulation", "initialization", "runs", "training", "figures"}
-    | {"storage"},
+    | {"storage", "inference"},
     "orchestration": GROUND
     | {"config", "physics", "io.reading", "model.kernels.encode_tinycudann", "data", "simulation", "runs", "training"}
     | {"analysis", "storage"},

@@ -22,7 +22,7 @@ from cryoformer_dist.analysis.map_scores import (
     score_region,
 )
 from cryoformer_dist.analysis.masks import SIZE_TOLERANCE, find_moving_voxels, make_solvent_mask, soften
-from cryoformer_dist.analysis.pose_errors import Poses, measure_pose_errors, score_poses
+from cryoformer_dist.analysis.particle_scores import Poses, measure_pose_errors, score_poses
 from cryoformer_dist.analysis.truth import Truth, choose_particles
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.physics.fourier import FSC_HALF_MAPS, FSC_REFERENCE, FSCCurve

@@ -217,8 +217,8 @@ def predict_coordinate(
     )
 
 
-def _standardise(latents: np.ndarray) -> np.ndarray:
-    """Principal coordinates in units of their standard deviation, those left out that do not vary."""
+def standardise(latents: np.ndarray) -> np.ndarray:
+    """At most `PREDICTION_DIMENSIONS` principal coordinates of unit variance, those left out that do not vary."""
     coordinates = find_principal_axes(latents, PREDICTION_DIMENSIONS).project(latents)
     spread = coordinates.std(axis=0)
     keep = spread > 1e-6 * max(float(spread.max()), 1e-30)
@@ -228,7 +228,7 @@ def _standardise(latents: np.ndarray) -> np.ndarray:
 
 def _predict_out_of_fold(latents: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Least squares on standardised principal coordinates, every particle predicted by the other, random folds."""
-    design = np.concatenate([_standardise(latents), np.ones((len(latents), 1))], axis=1)
+    design = np.concatenate([standardise(latents), np.ones((len(latents), 1))], axis=1)
     fold = np.random.default_rng(0).permutation(len(latents)) % _FOLDS
     predicted = np.zeros_like(target)
     for k in range(_FOLDS):
@@ -244,7 +244,7 @@ def find_neighbours(
 
     Distances are taken between standardised principal coordinates, as many as the linear prediction uses.
     """
-    design = _standardise(latents)
+    design = standardise(latents)
     if not design.shape[1]:
         design = np.zeros((len(latents), 1))
     count = min(count, len(latents) - 1)

@@ -1,6 +1,6 @@
 """From latents to files: the map series and the latent table in the run directory, made by all ranks together."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,8 +108,7 @@ def choose_latents(
 def reconstruct(
     working: WorkingFolder,
     decode_each: DecodeEach,
-    latents: Float[np.ndarray, "particles latent"],
-    source_row: Int[np.ndarray, " rows"],
+    table: Mapping[str, np.ndarray],
     voxel_size_angstrom: float,
     plan: SeriesPlan,
     labels: Sequence[str] = (),
@@ -126,8 +125,8 @@ def reconstruct(
         Run directory.
     decode_each
         Latents to maps.
-    latents, source_row
-        One row per trained particle, in store order.
+    table
+        What is known of each trained particle, in store order: ``latent``, ``source_row``, and what else there is.
     voxel_size_angstrom
         Of the decoded maps.
     plan
@@ -142,7 +141,8 @@ def reconstruct(
     list[Path]
         The maps of all ranks, in order.
     """
-    series = choose_latents(latents, source_row, plan) if rank_and_world()[0] == 0 else None
+    latents = table["latent"]
+    series = choose_latents(latents, table["source_row"], plan) if rank_and_world()[0] == 0 else None
     chosen = take_from_leader(series.latents if series else {})
     entries = [_Entry(name, index, len(each)) for name, each in chosen.items() for index in range(len(each))]
     mine = take_share(len(entries))
@@ -156,7 +156,7 @@ def reconstruct(
     if series is not None:
         names = [CLUSTER_SERIES, *(f"pc{number}" for number in range(1, plan.axes + 1))]
         _remove_others(working, names, {entry.file for entry in entries})
-        _write_table(working, series.table)
+        _write_table(working, {**table, **series.table})
     return [working.folder / VOLUMES / entry.file for entry in entries]
 
 
@@ -166,7 +166,7 @@ def _remove_others(working: WorkingFolder, series: Sequence[str], keep: set[str]
     working.remove(*(f"{VOLUMES}/{name}" for name in found if name not in keep))
 
 
-def _write_table(working: WorkingFolder, table: dict[str, np.ndarray]) -> None:
+def _write_table(working: WorkingFolder, table: Mapping[str, np.ndarray]) -> None:
     with replaced(working.folder / LATENTS) as beside, beside.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **table)
     working.send(LATENTS)

@@ -15,6 +15,7 @@ from cryoformer_dist.analysis.report_sections import (
     FlexibilitySection,
     show_clusters,
     show_flexibility,
+    show_particles,
 )
 from cryoformer_dist.analysis.report_tables import (
     list_key_figures,
@@ -57,7 +58,7 @@ from cryoformer_dist.runs.layout import (
 )
 from cryoformer_dist.runs.manifest import RunManifest, read_manifest
 from cryoformer_dist.runs.scores import Scores, ScoresAgainstTruth, read_scores
-from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log
+from cryoformer_dist.runs.training_log import TrainingRecord, find_search, read_training_log
 
 _SERIES_COLOUR: Colour = (0.25, 0.50, 0.86)
 _MOST_PICTURES = 12
@@ -213,6 +214,7 @@ def write_report(run: Path, truth: Path | None = None) -> Path:
         config=found.config,
         manifest=_flatten(asdict(found.manifest)) if found.manifest else [],
         steps=_suggest_steps(found),
+        particles=show_particles(found.latent, find_search(found.records), found.scores),
         pictures=_draw_pictures(found, known),
         curves=_draw_curves(found, known),
     )

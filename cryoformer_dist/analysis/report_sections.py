@@ -1,6 +1,6 @@
-"""The report's sections on flexible regions and on clusters of the latent."""
+"""The report's sections on flexible regions, on clusters of the latent, and on single particles."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,8 @@ from jaxtyping import Float
 from cryoformer_dist.analysis.flexibility import QueryRank
 from cryoformer_dist.analysis.flexibility_files import FlexibilitySummary, Range, TruthDetectors, read_flexibility
 from cryoformer_dist.analysis.map_scores import fit_box
+from cryoformer_dist.analysis.particle_scores import put_cause_in_words, stands_out
+from cryoformer_dist.figures.particle_plots import Distribution, draw_distributions
 from cryoformer_dist.figures.pictures import draw_surfaces, encode_png, pick_evenly
 from cryoformer_dist.figures.run_plots import draw_clusters
 from cryoformer_dist.figures.surfaces import (
@@ -21,7 +23,10 @@ from cryoformer_dist.figures.surfaces import (
     find_common_level,
 )
 from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.runs.image_scores import OtherCause
 from cryoformer_dist.runs.layout import ATTENTION_MAP, ATTENTION_VARIATION_MAP, FLEXIBILITY_MAP, MEAN_MAP
+from cryoformer_dist.runs.scores import Scores, ScoresAgainstTruth
+from cryoformer_dist.runs.training_log import SearchFindings
 
 PICTURED_BOX = 128
 """No picture has more detail, and drawing a map takes as long as it has voxels."""
@@ -95,6 +100,55 @@ class ClusterSection:
 
     scatter: str
     tiles: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A number with what it means."""
+
+    name: str
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class CauseRow:
+    """How far something that is no conformation goes with the latents, as text.
+
+    Attributes
+    ----------
+    name, explained, floor, axis, told
+        Of an `OtherCause`.
+    stands_out
+        Whether that is more than it should be.
+    """
+
+    name: str
+    explained: str
+    floor: str
+    axis: str
+    told: str
+    stands_out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ParticleSection:
+    """What the report shows of single particles.
+
+    Attributes
+    ----------
+    facts
+        Of all together.
+    distributions
+        Histograms; None where nothing was found of each.
+    causes, advice
+        What else than conformation explains the latents, and what to do about those that do.
+    """
+
+    facts: list[Fact]
+    distributions: str | None
+    causes: list[CauseRow]
+    advice: list[str]
 
 
 def show_flexibility(
@@ -206,4 +260,133 @@ def show_clusters(
     return ClusterSection(
         scatter=draw_clusters(latent["pca"], latent["explained_variance"], latent["kmeans_pca"], label),
         tiles=list(zip(map(encode_png, images), captions, strict=True)),
+    )
+
+
+def show_particles(
+    latent: Mapping[str, np.ndarray], search: SearchFindings | None, scores: Scores | None
+) -> ParticleSection | None:
+    """What was found of single particles; None where nobody looked.
+
+    Parameters
+    ----------
+    latent
+        Arrays of latent.npz.
+    search
+        What the last search found of all together.
+    scores
+        Of the run.
+    """
+    facts = [*_list_findings(search), *_list_widths(latent, scores), *_list_judgements(scores)]
+    shown = tuple(_list_distributions(latent))
+    causes = scores.other_causes.causes if scores is not None and scores.other_causes is not None else ()
+    if not (facts or shown or causes):
+        return None
+    return ParticleSection(
+        facts=facts,
+        distributions=draw_distributions(shown) if shown else None,
+        causes=[_describe_cause(cause) for cause in causes],
+        advice=[put_cause_in_words(cause) for cause in causes if stands_out(cause)],
+    )
+
+
+def _list_findings(search: SearchFindings | None) -> Iterator[Fact]:
+    """What the last search found of all particles together."""
+    if search is None:
+        return
+    nats = search.latent_information_nats
+    if nats is not None:
+        yield Fact(
+            "What an image says",
+            f"{nats:.2f} nats",
+            f"About its conformation: it narrows them down to one in {np.exp(nats):.1f}. 0 says nothing.",
+        )
+    if search.pose_error_deg is not None:
+        yield Fact(
+            "Errors of the given poses",
+            f"{search.pose_error_deg:.2g}°, {search.pose_error_angstrom:.2g} Å",
+            "As the images show them: standard deviation about each axis, and along each. 0 means that given poses are "
+            "exact, and stay as they are.",
+        )
+    if search.amplitude_spread is not None:
+        yield Fact(
+            "Amplitudes",
+            f"1 ± {search.amplitude_spread:.2g}",
+            "How strongly images show their particle: thick ice and low dose make it faint. No conformation is taken "
+            "for that.",
+        )
+    if search.junk_share is not None:
+        yield Fact(
+            "Images of no particle",
+            f"{search.junk_share:.1%}",
+            "Empty, or something else. They count little in training; `weight` in latent.npz names them.",
+        )
+
+
+def _list_widths(latent: Mapping[str, np.ndarray], scores: Scores | None) -> Iterator[Fact]:
+    """How surely latents are known, and whether rightly so."""
+    if "latent_deviation" in latent:
+        share = float(np.median(_relative_width(latent)))
+        yield Fact(
+            "Width of a latent",
+            f"{share:.0%}",
+            "How far a particle's latent may be off, as a share of how far latents lie apart; median. Near 100 %: the "
+            "image does not tell conformations apart.",
+        )
+    if isinstance(scores, ScoresAgainstTruth) and scores.calibration is not None:
+        found = scores.calibration
+        yield Fact(
+            "Errors over widths",
+            f"{found.z:.2f}",
+            f"Of the states of {found.particles:,} particles; 1 is right, more means that widths are too narrow. "
+            f"{found.within_width:.0%} lie within their width (right: 68 %).",
+        )
+
+
+def _relative_width(latent: Mapping[str, np.ndarray]) -> Float[np.ndarray, " particles"]:
+    own = np.linalg.norm(latent["latent_deviation"], axis=1).astype(np.float64)
+    width: np.ndarray = own / max(float(np.sqrt(latent["latent"].var(axis=0).sum())), 1e-30)
+    return width
+
+
+def _list_judgements(scores: Scores | None) -> Iterator[Fact]:
+    """What is known of a simulated set's images, beside what was found."""
+    if not isinstance(scores, ScoresAgainstTruth):
+        return
+    if scores.oracle is not None:
+        yield Fact("What an image can say", f"{scores.oracle.nats:.2f} nats", "To an oracle with true maps and poses.")
+        if scores.oracle.marginal_nats is not None:
+            yield Fact(
+                "With poses as given",
+                f"{scores.oracle.marginal_nats:.2f} nats",
+                "To an oracle with true maps that does not know by how much each given pose is off "
+                f"({scores.oracle.given_pose_error_deg:.2g}°, {scores.oracle.given_pose_error_angstrom:.2g} Å in all).",
+            )
+    if scores.junk_found is not None:
+        auc = ", ".join(f"{kind} {area:.2f}" for kind, area in scores.junk_found.roc_auc.items())
+        yield Fact("Junk told from particles", auc, "ROC area by weight, for each kind: 1 is perfect, 0.5 is chance.")
+    if scores.other_causes is not None and scores.other_causes.true_contrast is not None:
+        told = f"{scores.other_causes.true_contrast:.2f}"
+        yield Fact("True contrast in the latents", told, "Share of its variance that latents predict; 0 is right.")
+
+
+def _list_distributions(latent: Mapping[str, np.ndarray]) -> Iterator[Distribution]:
+    """What there is of each particle."""
+    if "amplitude" in latent:
+        yield Distribution("amplitude", latent["amplitude"].astype(np.float64))
+    if "weight" in latent:
+        weight = latent["weight"].astype(np.float64)
+        yield Distribution("probability of a particle", weight, low=0.0, high=1.0, logarithmic=True)
+    if "latent_deviation" in latent:
+        yield Distribution("width, share of the latents' spread", _relative_width(latent))
+
+
+def _describe_cause(cause: OtherCause) -> CauseRow:
+    return CauseRow(
+        name=cause.name.capitalize(),
+        explained=f"{cause.explained:.1%}",
+        floor=f"{cause.floor:.1%}",
+        axis=f"PC{cause.axis} · {cause.axis_explained:.0%}",
+        told="" if cause.told is None else f"{cause.told:.0%}",
+        stands_out=stands_out(cause),
     )

@@ -9,8 +9,9 @@ from typing import Literal
 
 import numpy as np
 
+from cryoformer_dist.runs.image_scores import OracleScores
 from cryoformer_dist.runs.pose_scores import PoseScores
-from cryoformer_dist.runs.scores import OracleScores, Scores, ScoresAgainstTruth, ScoresAlone
+from cryoformer_dist.runs.scores import Scores, ScoresAgainstTruth, ScoresAlone
 from cryoformer_dist.runs.training_log import TrainingRecord
 from cryoformer_dist.storage.records import as_json
 

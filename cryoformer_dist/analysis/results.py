@@ -17,6 +17,7 @@ from cryoformer_dist.analysis.flexibility_files import find_flexible_regions, ju
 from cryoformer_dist.analysis.latent import score_latents
 from cryoformer_dist.analysis.masks import read_mask
 from cryoformer_dist.analysis.oracle import score_oracle
+from cryoformer_dist.analysis.particle_scores import calibrate, find_other_causes, score_weights
 from cryoformer_dist.analysis.reconstruct import (
     CLUSTER_SERIES,
     SeriesPlan,
@@ -36,6 +37,7 @@ from cryoformer_dist.analysis.truth import Truth, read_truth
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, CryoFormerWarning
+from cryoformer_dist.inference.other_causes import list_candidates
 from cryoformer_dist.io.cryodrgn import write_poses_pkl
 from cryoformer_dist.io.cryosparc import update_cs_poses
 from cryoformer_dist.io.relion import update_star_poses
@@ -51,13 +53,17 @@ from cryoformer_dist.runs.directory import (
     send_run,
     wait_for_file,
 )
+from cryoformer_dist.runs.image_scores import OtherCauses
 from cryoformer_dist.runs.layout import FLEXIBILITY, LATENTS, REFINED_POSES, RESULTS
 from cryoformer_dist.runs.results import MadeResults, read_made_results, write_made_results
-from cryoformer_dist.runs.scores import HeldOutScores, ResolvedMapScores, ScoresAgainstTruth
+from cryoformer_dist.runs.scores import HeldOutScores, ResolvedMapScores, Scores, ScoresAgainstTruth, ScoresAlone
 from cryoformer_dist.runs.sweep import is_sweep
+from cryoformer_dist.runs.training_log import find_search, read_training_log
 from cryoformer_dist.simulation.particle_set import TRUTH_FOLDER, TRUTH_TABLE
 from cryoformer_dist.storage.places import Place
 from cryoformer_dist.storage.working_folder import WorkingFolder
+
+_COMPARED_WITH_CAUSES = 20_000
 
 
 @contextmanager
@@ -96,8 +102,8 @@ def reconstruct_run(working: WorkingFolder, trained: TrainedRun, progress: Stage
     trained = with_weight_at_refined_poses(working, trained, progress)
     labels, voxel_size = _label_maps(run, trained), trained.manifest.pixel_size_angstrom
     plan, report = SeriesPlan.of(trained.config), partial(progress, "maps")
-    particles = trained.latents, trained.source_row
-    written = reconstruct(working, trained.decode_each, *particles, voxel_size, plan, labels, report)
+    table = {"latent": trained.latents, "source_row": trained.source_row, **trained.found}
+    written = reconstruct(working, trained.decode_each, table, voxel_size, plan, labels, report)
     if trained.has_attention:
         written += find_flexible_regions(working, trained, labels, progress)
     if trained.poses_refined:
@@ -196,10 +202,12 @@ def evaluate_run(
     fitted = _fit_masks(masks or MaskFiles(), trained, known)
     if known is None:
         verdict = evaluate_alone(_take_cluster_maps(run, trained), estimate, consensus)
+        verdict = replace(verdict, scores=_score_particles(verdict.scores, run, trained, None))
         return write_evaluation(run, verdict, _label_maps(run, trained))
     verdict = evaluate(trained.decode, estimate, consensus, known, fitted)
     if len(known.volumes) > 1 and isinstance(verdict.scores, ScoresAgainstTruth):
         verdict = replace(verdict, scores=_score_single_images(verdict.scores, trained, known))
+    verdict = replace(verdict, scores=_score_particles(verdict.scores, run, trained, known))
     judge_flexibility(run, known.volumes)
     return write_evaluation(run, verdict, _label_maps(run, trained))
 
@@ -223,6 +231,37 @@ def _score_single_images(scores: ScoresAgainstTruth, trained: TrainedRun, truth:
         latents, state = unseen[0][kept], truth.state[unseen[1][kept]]
         held_out = HeldOutScores(len(latents), score_latents(latents, state, truth.period, truth.discrete))
     return replace(scores, oracle=oracle, held_out=held_out)
+
+
+def _score_particles(scores: Scores, run: Path, trained: TrainedRun, truth: Truth | None) -> Scores:
+    """Add what else explains the latents and, against a truth, how well widths and weights fit."""
+    known = trained.trusted if truth is None else truth.shows_particle(trained.source_row)
+    scores = replace(scores, other_causes=_find_other_causes(trained, known, truth))
+    if truth is None or isinstance(scores, ScoresAlone):
+        return scores
+    if trained.weight is not None and truth.junk is not None and scores.junk:
+        scores = replace(scores, junk_found=score_weights(trained.weight, truth.junk[trained.source_row]))
+    if trained.latent_deviation is None or truth.discrete or len(truth.volumes) < 2:
+        return scores
+    state, search = truth.state[trained.source_row[known]], find_search(read_training_log(run))
+    nats = None if search is None else search.latent_information_nats
+    found = calibrate(trained.latents[known], trained.latent_deviation[known], state, truth.period, nats)
+    return replace(scores, calibration=found)
+
+
+def _find_other_causes(trained: TrainedRun, known: np.ndarray, truth: Truth | None) -> OtherCauses | None:
+    """Of at most so many of some particles, the first ones: rows of a store are in random order."""
+    chosen = np.flatnonzero(known)[:_COMPARED_WITH_CAUSES]
+    if not len(chosen):
+        return None
+    store = ParticleStore.open(trained.manifest.store)
+    pose = Pose(torch.from_numpy(trained.rotation[chosen]), torch.from_numpy(trained.shift_angstrom[chosen]))
+    amplitude = None if trained.amplitude is None else trained.amplitude[chosen]
+    candidates = list_candidates(store, selected_rows(trained.config, store)[chosen], pose, amplitude)
+    contrast = None
+    if truth is not None and truth.amplitude is not None:
+        contrast = truth.amplitude[trained.source_row[chosen]]
+    return find_other_causes(trained.latents[chosen], candidates, contrast)
 
 
 def _fit_masks(masks: MaskFiles, trained: TrainedRun, truth: Truth | None) -> Masks:

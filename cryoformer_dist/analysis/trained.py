@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryoformer_dist.config.schema import RunConfig
@@ -33,6 +33,8 @@ _BLOCK = 256
 # What single precision makes of a pose that is kept as two axes.
 _EXACT = 1e-4
 CPU = torch.device("cpu")
+FOUND = ("latent_deviation", "amplitude", "weight")
+"""Tables of a search beside latents and poses."""
 _ENCODED = ("latents", "rotation", "shift_angstrom")
 
 
@@ -70,6 +72,11 @@ class TrainedRun:
         Signal's share of each Fourier shell of a map.
     learner
         The network, on the device where maps are decoded.
+    latent_deviation
+        ``(particles, dimensions)``: width of the posterior of each latent; ``None`` where latents were not searched.
+    amplitude, weight
+        ``(particles,)``: how strong each particle is, 1 on average; how probable it is that its image shows a particle.
+        ``None`` where they were not looked for.
     """
 
     config: RunConfig
@@ -84,6 +91,21 @@ class TrainedRun:
     stored_shift_angstrom: Float[np.ndarray, "particles 2"]
     shell_weight: Float[np.ndarray, " shells"]
     learner: Learner
+    latent_deviation: Float[np.ndarray, "particles dimensions"] | None = None
+    amplitude: Float[np.ndarray, " particles"] | None = None
+    weight: Float[np.ndarray, " particles"] | None = None
+
+    @property
+    def found(self) -> dict[str, Float[np.ndarray, "particles *numbers"]]:
+        """What a search found of each particle beside latent and pose, by its name in latent.npz."""
+        named = {name: getattr(self, name) for name in FOUND}
+        return {name: values for name, values in named.items() if values is not None}
+
+    @property
+    def trusted(self) -> Bool[np.ndarray, " particles"]:
+        """Particles whose images probably show one."""
+        everyone: np.ndarray = np.ones(len(self.latents), dtype=bool)
+        return everyone if self.weight is None else self.weight > 0.5
 
     def decode(self, latents: Float[np.ndarray, "states dimensions"]) -> Float[np.ndarray, "states box box box"]:
         """Maps of latent vectors, in density units, noise filtered out.
@@ -211,7 +233,18 @@ def load_trained(
         stored_shift_angstrom=particles.shift_angstrom[rows],
         shell_weight=_load_weight(run, checkpoint.position.step),
         learner=learner,
+        **_read_found(learner, rows, checkpoint),
     )
+
+
+def _read_found(learner: Learner, rows: np.ndarray, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """Tables of the last search, by name."""
+    found = {name: learner.read_found(name, torch.from_numpy(rows)) for name in FOUND}
+    if _encoder_is_trained(learner.config, checkpoint):
+        # They are of the latents of the table, which are not the run's any more.
+        del found["latent_deviation"]
+    tables = {name: values.cpu().numpy() for name, values in found.items() if values is not None}
+    return {name: values if name == "latent_deviation" else values[:, 0] for name, values in tables.items()}
 
 
 def _load_weight(run: Path, step: int) -> Float[np.ndarray, " shells"]:

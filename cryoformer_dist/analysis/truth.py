@@ -6,17 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 
 from cryoformer_dist.analysis.masks import SIZE_TOLERANCE
+from cryoformer_dist.data.stored_particles import StoredParticles
+from cryoformer_dist.data.thinning import stride_for
 from cryoformer_dist.errors import SmallSampleWarning, StoreError, StoreNotFoundError
+from cryoformer_dist.inference.comparison import Spread
+from cryoformer_dist.inference.conformations import see_from
 from cryoformer_dist.io.mrc import read_volume
+from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.simulation.particle_set import TRUTH_TABLE
 
 WINDOW_SHARE = 0.6
 """Part of a state's half bin width from which its particles are taken."""
 FEWEST_PARTICLES = 5
+# Particles that say how far poses and amplitudes are off; what is less is rounding.
+_COUNTED = 20_000
+_ROUNDING_RAD, _ROUNDING_ANGSTROM = 1e-3, 1e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,10 @@ class Truth:
     def box_angstrom(self) -> float:
         """Side of the reference maps."""
         return float(self.voxel_size_angstrom * self.volumes.shape[-1])
+
+    def pose(self, source_row: Int[np.ndarray, " rows"]) -> Pose:
+        """Right poses of these rows of the particle file."""
+        return Pose(torch.from_numpy(self.rotation[source_row]), torch.from_numpy(self.shift_angstrom[source_row]))
 
     def shows_particle(self, source_row: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
         """Which of these rows of the particle file are particles, not junk."""
@@ -131,6 +144,29 @@ def _refuse_unlike(paths: list[Path], volumes: list[Volume]) -> None:
             )
 
 
+def measure_spread(truth: Truth, particles: StoredParticles, rows: Int[np.ndarray, " rows"]) -> Spread:
+    """How far given poses, and amplitudes, truly depart from right and from 1; 0 where by rounding only.
+
+    Parameters
+    ----------
+    truth
+        Of the set.
+    particles, rows
+        Given poses, and the particles asked for.
+    """
+    rows = rows[:: stride_for(len(rows), _COUNTED)]
+    source = particles.source_row[rows]
+    given = Pose(torch.from_numpy(particles.rotation[rows]), torch.from_numpy(particles.shift_angstrom[rows]))
+    apart = see_from(truth.pose(source), given).square().mean(dim=0).numpy()
+    turn, shift = float(np.sqrt(apart[:3].mean())), float(np.sqrt(apart[3:].mean()))
+    amplitude = np.ones(1) if truth.amplitude is None else truth.amplitude[source]
+    return Spread(
+        rotation_rad=turn if turn > _ROUNDING_RAD else 0.0,
+        shift_angstrom=shift if shift > _ROUNDING_ANGSTROM else 0.0,
+        amplitude=float(amplitude.std() / amplitude.mean()),
+    )
+
+
 def choose_particles(state: Float[np.ndarray, " particles"], truth: Truth) -> list[Int[np.ndarray, " chosen"]]:
     """Rows of the particles that stand for each reference map: its class, or a window about its coordinate.
 
@@ -154,8 +190,8 @@ def choose_particles(state: Float[np.ndarray, " particles"], truth: Truth) -> li
 
 
 def state_distance(
-    first: Float[np.ndarray, "*states"], second: Float[np.ndarray, "*states"] | float, period: float
-) -> Float[np.ndarray, "*states"]:
+    first: Float[np.ndarray, "..."], second: Float[np.ndarray, "..."] | float, period: float
+) -> Float[np.ndarray, "..."]:
     """How far states lie apart, the short way round when the coordinate is periodic (``period`` above 0)."""
     distance: np.ndarray = np.abs(first - second)
     return np.minimum(distance % period, -distance % period) if period else distance

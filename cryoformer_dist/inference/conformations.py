@@ -16,6 +16,9 @@ from cryoformer_dist.physics.slices import TrilinearSlices
 
 MOVING_MAPS = 5
 """The mean and leading principal maps, whose slopes are taken; those of the others are too small to matter."""
+MOST_PRINCIPAL_MAPS = 24
+# Of the conformations' variance, what may be left out.
+_LEFT_OUT = 0.005
 # Of the turn whose difference stands for a slope: about the interpolation's own fineness.
 _TURN_RAD = 0.02
 # A map that is weaker or stronger shows something else, such as junk.
@@ -206,3 +209,14 @@ def draw_conformations(
     passed = (posterior.cumsum(dim=1) <= draws[:, None]).sum(dim=1)
     # Rounding may leave the last sum below one.
     return passed.clamp_max(posterior.shape[1] - 1)
+
+
+def find_principal_mixture(
+    changes: Float[Tensor, "conformations voxels"],
+) -> Float[Tensor, "conformations principal"]:
+    """Orthonormal mixtures of maps that hold nearly all of their variance: ``mixture @ mixture.T @ changes``."""
+    variance, vectors = torch.linalg.eigh((changes @ changes.T).double())
+    left = 1 - variance.flip(0).cumsum(0) / variance.sum().clamp_min(1e-30)
+    kept = min(int((left > _LEFT_OUT).sum()) + 1, MOST_PRINCIPAL_MAPS)
+    mixture: Tensor = vectors.flip(1)[:, :kept].float()
+    return mixture

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cryoformer_dist.runs.image_scores import Calibration, JunkFound, OracleScores, OtherCauses
 from cryoformer_dist.runs.layout import SCORES
 from cryoformer_dist.runs.manifest import SCHEMA_VERSION
 from cryoformer_dist.runs.pose_scores import PoseErrors, PoseScores
@@ -106,68 +107,6 @@ class HeldOutScores:
 
     particles: int
     latents: LatentScores = field(metadata=inline())
-
-
-@dataclass(frozen=True, slots=True)
-class StateErrors:
-    """How far estimated states of single images are off: a correlation and an error, or the accuracy of classes.
-
-    Attributes
-    ----------
-    rank_correlation
-        Of estimated and true states.
-    angle_error_deg
-        For a full turn.
-    mean_absolute_error
-        For a path, as a share of the range.
-    class_accuracy
-        Share of each class named rightly, mean over the classes.
-    """
-
-    rank_correlation: float | None = None
-    angle_error_deg: float | None = None
-    mean_absolute_error: float | None = None
-    class_accuracy: float | None = None
-
-    @property
-    def error(self) -> float:
-        """What is 0 at best."""
-        if self.class_accuracy is not None:
-            return 1 - self.class_accuracy
-        error = self.angle_error_deg if self.mean_absolute_error is None else self.mean_absolute_error
-        assert error is not None
-        return error
-
-
-@dataclass(frozen=True, slots=True)
-class OracleScores:
-    """What can be known of single images, found with the true maps and poses, beside what the latents say of them.
-
-    Attributes
-    ----------
-    particles, box_size, references
-        Images asked, their size, and true maps they were compared with.
-    oracle
-        The most probable state.
-    posterior
-        The oracle's mean state; not for classes.
-    ours
-        The cross-validated linear prediction from the latents.
-    neighbours
-        The mean state (or commonest class) of the particles nearest in latent space.
-    error_ratio, neighbours_error_ratio
-        Errors of ``ours`` and ``neighbours`` over that of the oracle; ``None`` where that makes none.
-    """
-
-    particles: int
-    box_size: int
-    references: int
-    oracle: StateErrors = field(metadata=inline())
-    posterior: StateErrors | None = field(metadata=inline("posterior_"))
-    ours: StateErrors = field(metadata=inline("ours_"))
-    neighbours: StateErrors = field(metadata=inline("neighbours_"))
-    error_ratio: float | None
-    neighbours_error_ratio: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +231,12 @@ class ScoresAgainstTruth:
         Where there were several true maps, and particles held out.
     junk
         Images the truth calls no particle; nothing above counts them. None where it does not say.
+    junk_found
+        How well weights name them, where there are weights and junk.
+    calibration
+        Of the latents' widths, where there are any and states have an order.
+    other_causes
+        What else than conformation explains the latents; ``None`` where they do not vary.
     """
 
     has_truth: Literal[True]
@@ -317,6 +262,9 @@ class ScoresAgainstTruth:
     oracle: OracleScores | None = None
     held_out: HeldOutScores | None = None
     junk: int | None = None
+    junk_found: JunkFound | None = None
+    calibration: Calibration | None = None
+    other_causes: OtherCauses | None = None
 
     @property
     def bounded(self) -> BoundedScores:
@@ -340,6 +288,8 @@ class ScoresAlone:
         Of the maps.
     pose_change
         Of refined poses, against the given ones.
+    other_causes
+        As in `ScoresAgainstTruth`.
     """
 
     has_truth: Literal[False]
@@ -352,6 +302,7 @@ class ScoresAlone:
     nyquist_angstrom: float
     box_size: int
     pose_change: PoseErrors | None
+    other_causes: OtherCauses | None = None
 
 
 Scores = ScoresAgainstTruth | ScoresAlone

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -176,6 +176,14 @@ def read_training_log(run: Path) -> list[TrainingRecord]:
             raise CryoFormerError(f"{path}, line {number}: not a training record of this version; remove the line")
         records.append(TrainingRecord(**values))
     return records
+
+
+def find_search(records: Sequence[TrainingRecord]) -> SearchFindings | None:
+    """What the last search of all particles found; ``None`` before one."""
+    told = [record for record in records if record.latent_information_nats is not None]
+    return (
+        SearchFindings(**{part.name: getattr(told[-1], part.name) for part in fields(SearchFindings)}) if told else None
+    )
 
 
 def write_training_log(run: Path, records: Iterable[TrainingRecord]) -> None:

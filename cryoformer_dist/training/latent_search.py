@@ -21,7 +21,14 @@ from cryoformer_dist.data.thinning import stride_for
 from cryoformer_dist.errors import MostlyJunkWarning, UndecidedLatentsWarning
 from cryoformer_dist.inference.answer import Answer
 from cryoformer_dist.inference.comparison import LIKELY, Explanation, Spread, explain, fit_spread
-from cryoformer_dist.inference.conformations import MOVING_MAPS, ConformationMixture, Views, choose_one, move
+from cryoformer_dist.inference.conformations import (
+    MOVING_MAPS,
+    ConformationMixture,
+    Views,
+    choose_one,
+    find_principal_mixture,
+    move,
+)
 from cryoformer_dist.inference.junk import JunkModel, Kind, PowerSum
 from cryoformer_dist.initialization.clustering import find_clusters
 from cryoformer_dist.physics.fourier import crop_volume
@@ -50,9 +57,6 @@ _MOST_JUNK = 0.5
 REPRESENTATIVES = 256
 LARGEST_BOX = 64
 """Larger images are Fourier-cropped: the shells beyond tell conformations apart by little and cost most."""
-MOST_PRINCIPAL_MAPS = 24
-# Of the conformations' variance, what may be left out.
-_LEFT_OUT = 0.005
 # A particle that is its own representative would find the noise that it brought there itself.
 _PARTICLES_PER_REPRESENTATIVE, _FEWEST_REPRESENTATIVES = 16, 16
 _CLUSTERED_PARTICLES = 20_000
@@ -375,7 +379,7 @@ def _principal_maps(
     maps = gather_shares(decoded, len(latent)) * (objectives.box / compared) ** 3
     mean = share @ maps
     maps -= mean
-    mixture = _principal_mixture(maps)
+    mixture = find_principal_mixture(maps)
     return mixture, torch.cat([mean[None], mixture.T @ maps]).reshape(-1, compared, compared, compared)
 
 
@@ -383,14 +387,3 @@ def _along_first(voxels: Float[Tensor, "maps box box box"]) -> Float[Tensor, " o
     """How much of the first map is in each of the others."""
     flat = voxels.flatten(1)
     return (flat[1:] @ flat[0]) / flat[0].square().sum().clamp_min(1e-30)
-
-
-def _principal_mixture(
-    changes: Float[Tensor, "conformations voxels"],
-) -> Float[Tensor, "conformations principal"]:
-    """Orthonormal mixtures of maps that hold nearly all of their variance: ``mixture @ mixture.T @ changes``."""
-    variance, vectors = torch.linalg.eigh((changes @ changes.T).double())
-    left = 1 - variance.flip(0).cumsum(0) / variance.sum().clamp_min(1e-30)
-    kept = min(int((left > _LEFT_OUT).sum()) + 1, MOST_PRINCIPAL_MAPS)
-    mixture: Tensor = vectors.flip(1)[:, :kept].float()
-    return mixture

@@ -211,6 +211,11 @@ class Learner:
             return torch.zeros(len(rows), self.config.model.latent.dimensions, device=self.device)
         return self.latents[rows]
 
+    def read_found(self, name: str, rows: Tensor) -> Tensor | None:
+        """What searches found of store rows beside latents and poses; ``None`` where they did not look."""
+        table = self.tables.get(name)
+        return None if table is None else table.values[rows]
+
     def read_poses(self, rows: Tensor, given: Pose) -> Pose | None:
         """Poses of store rows, whose given ones are known; ``None`` where an encoder must look at their images."""
         form = self.config.model.pose.form

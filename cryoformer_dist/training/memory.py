@@ -14,14 +14,14 @@ from cryoformer_dist.config.schema import ModelConfig, RunConfig
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, SlowEncodingWarning
 from cryoformer_dist.inference.comparison import DIRECTIONS
-from cryoformer_dist.inference.conformations import MOVING_MAPS
+from cryoformer_dist.inference.conformations import MOST_PRINCIPAL_MAPS, MOVING_MAPS
 from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.model.cryoformer import CryoFormer
 from cryoformer_dist.model.feature_volume import TILE_POINTS, TILE_POINTS_CUDA
 from cryoformer_dist.model.hash_grid import operator_bytes_per_point
 from cryoformer_dist.physics.slices import PADDING
 from cryoformer_dist.physics.splat import CACHED_POINTS
-from cryoformer_dist.training.latent_search import LARGEST_BOX, MOST_PRINCIPAL_MAPS, REPRESENTATIVES
+from cryoformer_dist.training.latent_search import LARGEST_BOX, REPRESENTATIVES
 from cryoformer_dist.training.objectives import keeps_operators
 
 # An interpreter with torch, DeepSpeed and Ray loaded.

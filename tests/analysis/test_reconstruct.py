@@ -15,10 +15,14 @@ def latents() -> np.ndarray:
     return np.stack([2 * np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
 
 
+def table_of(latents: np.ndarray) -> dict[str, np.ndarray]:
+    return {"latent": latents, "source_row": np.arange(len(latents))}
+
+
 def test_every_map_is_the_decoded_latent_with_its_voxel_size(latents, tmp_path):
     plan = SeriesPlan(clusters=5, axes=2, points=4)
     written = reconstruct(
-        WorkingFolder.on_disk(tmp_path), decode_circle, latents, np.arange(400), VOXEL_SIZE_ANGSTROM, plan, ["test"]
+        WorkingFolder.on_disk(tmp_path), decode_circle, table_of(latents), VOXEL_SIZE_ANGSTROM, plan, ["test"]
     )
     names = [f"kmeans_{i:03d}" for i in range(5)] + [f"pc{k}_{i:03d}" for k in (1, 2) for i in range(4)]
     assert [path.stem for path in written] == names
@@ -33,10 +37,13 @@ def test_every_map_is_the_decoded_latent_with_its_voxel_size(latents, tmp_path):
 
 def test_latent_table_keeps_rows_and_marks_centres(latents, tmp_path):
     source_row = np.arange(400)[::-1].copy()
-    reconstruct(WorkingFolder.on_disk(tmp_path), decode_circle, latents, source_row, 4.0, SeriesPlan(clusters=5))
+    weight = np.linspace(0, 1, 400).astype(np.float32)
+    table = {"latent": latents, "source_row": source_row, "weight": weight}
+    reconstruct(WorkingFolder.on_disk(tmp_path), decode_circle, table, 4.0, SeriesPlan(clusters=5))
     with np.load(tmp_path / "latent.npz", allow_pickle=False) as table:
         np.testing.assert_array_equal(table["latent"], latents)
         np.testing.assert_array_equal(table["source_row"], source_row)
+        np.testing.assert_array_equal(table["weight"], weight)
         np.testing.assert_array_equal(table["kmeans_latent"], latents[table["kmeans_row"]])
         assert table["pca"].shape == (400, 2)
         assert table["kmeans_label"].max() == 4
@@ -47,7 +54,7 @@ def test_a_second_call_leaves_no_map_of_the_first(latents, tmp_path):
     for clusters, axes in ((8, 2), (3, 1)):
         flat = latents * [1, axes - 1]
         plan = SeriesPlan(clusters=clusters, axes=2, points=clusters)
-        reconstruct(WorkingFolder.on_disk(tmp_path), decode_circle, flat.astype(np.float32), np.arange(400), 4.0, plan)
+        reconstruct(WorkingFolder.on_disk(tmp_path), decode_circle, table_of(flat.astype(np.float32)), 4.0, plan)
     left = sorted(path.stem for path in (tmp_path / "volumes").iterdir())
     assert left == [f"{name}_{i:03d}" for name in ("kmeans", "pc1") for i in range(3)]
 
@@ -72,7 +79,7 @@ def test_series_replaces_only_its_own_name(tmp_path):
 
 def test_series_are_read_as_written_and_no_finer_than_asked(latents, tmp_path):
     plan = SeriesPlan(clusters=3, axes=1, points=2)
-    written = reconstruct(WorkingFolder.on_disk(tmp_path), decode_circle, latents, np.arange(400), 4.0, plan)
+    written = reconstruct(WorkingFolder.on_disk(tmp_path), decode_circle, table_of(latents), 4.0, plan)
     series = read_all_series(tmp_path)
     assert {name: maps.shape[0] for name, maps in series.items()} == {"kmeans": 3, "pc1": 2}
     np.testing.assert_array_equal(series["pc1"][1], read_volume(written[-1]).voxels.numpy())

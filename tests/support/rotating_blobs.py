@@ -110,7 +110,13 @@ def write_run(run: Path, truth_folder: Path, *, judged: bool = True, refined: bo
     consensus = Volume(torch.from_numpy(truth.volumes.mean(axis=0)), VOXEL_SIZE_ANGSTROM)
     write_volume(run / "consensus.mrc", consensus)
     plan, labels = SeriesPlan(clusters=4, axes=2, points=3), ["made by a test"]
-    reconstruct(WorkingFolder.on_disk(run), decode_circle, latents, order, VOXEL_SIZE_ANGSTROM, plan, labels)
+    found = {
+        "latent_deviation": np.full_like(latents, 0.05),
+        "amplitude": np.exp(0.2 * rng.normal(size=len(order))).astype(np.float32),
+        "weight": (rng.uniform(size=len(order)) > 0.1).astype(np.float32),
+    }
+    table = {"latent": latents, "source_row": order} | (found if refined else {})
+    reconstruct(WorkingFolder.on_disk(run), decode_circle, table, VOXEL_SIZE_ANGSTROM, plan, labels)
     clusters = read_all_series(run, "kmeans")["kmeans"]
     against = evaluate(decode_circle, estimate, consensus, truth)
     write_evaluation(run, against if judged else evaluate_alone(clusters, estimate, consensus))

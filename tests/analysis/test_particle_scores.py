@@ -3,7 +3,7 @@ import pytest
 import torch
 from support.rotating_blobs import circle_truth
 
-from cryoformer_dist.analysis.pose_errors import Poses, measure_pose_errors, score_poses
+from cryoformer_dist.analysis.particle_scores import Poses, measure_pose_errors, score_poses
 from cryoformer_dist.physics.pose import rotation_from_axis_angle
 
 PARTICLES, BOX_ANGSTROM = 800, 64.0
