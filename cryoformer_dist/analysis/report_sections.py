@@ -330,8 +330,8 @@ def _list_widths(latent: Mapping[str, np.ndarray], scores: Scores | None) -> Ite
         yield Fact(
             "Width of a latent",
             f"{share:.0%}",
-            "How far a particle's latent may be off, as a share of how far latents lie apart; median. Near 100 %: the "
-            "image does not tell conformations apart.",
+            "How far a particle's latent may be off, as a share of how far conformations lie apart; median. Near "
+            "100 %: images do not tell them apart.",
         )
     if isinstance(scores, ScoresAgainstTruth) and scores.calibration is not None:
         found = scores.calibration
@@ -344,8 +344,9 @@ def _list_widths(latent: Mapping[str, np.ndarray], scores: Scores | None) -> Ite
 
 
 def _relative_width(latent: Mapping[str, np.ndarray]) -> Float[np.ndarray, " particles"]:
+    """Of conformations, that vary by as much as their means and what is not known of each."""
     own = np.linalg.norm(latent["latent_deviation"], axis=1).astype(np.float64)
-    width: np.ndarray = own / max(float(np.sqrt(latent["latent"].var(axis=0).sum())), 1e-30)
+    width: np.ndarray = own / max(float(np.sqrt(latent["latent"].var(axis=0).sum() + np.square(own).mean())), 1e-30)
     return width
 
 
@@ -364,7 +365,7 @@ def _list_judgements(scores: Scores | None) -> Iterator[Fact]:
             )
     if scores.junk_found is not None:
         auc = ", ".join(f"{kind} {area:.2f}" for kind, area in scores.junk_found.roc_auc.items())
-        yield Fact("Junk told from particles", auc, "ROC area by weight, for each kind: 1 is perfect, 0.5 is chance.")
+        yield Fact("Junk told from particles", auc, "ROC area for each kind: 1 is perfect, 0.5 is chance.")
     if scores.other_causes is not None and scores.other_causes.true_contrast is not None:
         told = f"{scores.other_causes.true_contrast:.2f}"
         yield Fact("True contrast in the latents", told, "Share of its variance that latents predict; 0 is right.")
@@ -378,7 +379,7 @@ def _list_distributions(latent: Mapping[str, np.ndarray]) -> Iterator[Distributi
         weight = latent["weight"].astype(np.float64)
         yield Distribution("probability of a particle", weight, low=0.0, high=1.0, logarithmic=True)
     if "latent_deviation" in latent:
-        yield Distribution("width, share of the latents' spread", _relative_width(latent))
+        yield Distribution("width, share of the spread", _relative_width(latent))
 
 
 def _describe_cause(cause: OtherCause) -> CauseRow:

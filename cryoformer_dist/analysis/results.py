@@ -239,14 +239,15 @@ def _score_particles(scores: Scores, run: Path, trained: TrainedRun, truth: Trut
     scores = replace(scores, other_causes=_find_other_causes(trained, known, truth))
     if truth is None or isinstance(scores, ScoresAlone):
         return scores
-    if trained.weight is not None and truth.junk is not None and scores.junk:
-        scores = replace(scores, junk_found=score_weights(trained.weight, truth.junk[trained.source_row]))
+    if trained.weight is not None and trained.alone is not None and truth.junk is not None and scores.junk:
+        found = score_weights(trained.weight, trained.alone, truth.junk[trained.source_row])
+        scores = replace(scores, junk_found=found)
     if trained.latent_deviation is None or truth.discrete or len(truth.volumes) < 2:
         return scores
     state, search = truth.state[trained.source_row[known]], find_search(read_training_log(run))
     nats = None if search is None else search.latent_information_nats
-    found = calibrate(trained.latents[known], trained.latent_deviation[known], state, truth.period, nats)
-    return replace(scores, calibration=found)
+    calibration = calibrate(trained.latents[known], trained.latent_deviation[known], state, truth.period, nats)
+    return replace(scores, calibration=calibration)
 
 
 def _find_other_causes(trained: TrainedRun, known: np.ndarray, truth: Truth | None) -> OtherCauses | None:

@@ -33,7 +33,7 @@ _BLOCK = 256
 # What single precision makes of a pose that is kept as two axes.
 _EXACT = 1e-4
 CPU = torch.device("cpu")
-FOUND = ("latent_deviation", "amplitude", "weight")
+FOUND = ("latent_deviation", "amplitude", "weight", "alone")
 """Tables of a search beside latents and poses."""
 _ENCODED = ("latents", "rotation", "shift_angstrom")
 
@@ -74,9 +74,9 @@ class TrainedRun:
         The network, on the device where maps are decoded.
     latent_deviation
         ``(particles, dimensions)``: width of the posterior of each latent; ``None`` where latents were not searched.
-    amplitude, weight
-        ``(particles,)``: how strong each particle is, 1 on average; how probable it is that its image shows a particle.
-        ``None`` where they were not looked for.
+    amplitude, weight, alone
+        ``(particles,)``: how strong each particle is, 1 on average; how probable it is that its image shows a particle,
+        with or without something beside it; and without. ``None`` where they were not looked for.
     """
 
     config: RunConfig
@@ -94,6 +94,7 @@ class TrainedRun:
     latent_deviation: Float[np.ndarray, "particles dimensions"] | None = None
     amplitude: Float[np.ndarray, " particles"] | None = None
     weight: Float[np.ndarray, " particles"] | None = None
+    alone: Float[np.ndarray, " particles"] | None = None
 
     @property
     def found(self) -> dict[str, Float[np.ndarray, "particles *numbers"]]:

@@ -13,6 +13,8 @@ from cryoformer_dist.inference.ridge import Ridge, with_products
 _LEAST_SHARE = 1e-3
 # So many others are looked at, however narrow a particle's width is.
 _FEWEST_NEIGHBOURS = 20
+# Until weights fit; and by how much they change at a time.
+_ROUNDS, _STEP = 12, (0.4, 2.5)
 
 
 def predict_state(
@@ -54,19 +56,38 @@ def find_width(
     reach = deviation.clip(min=_LEAST_SHARE * latents.std(axis=0).clip(min=1e-12))
     turn = 2 * np.pi / period if period else 1.0
     width = np.empty(len(latents))
-    neighbours = min(_FEWEST_NEIGHBOURS, len(latents) - 1)
     for place, (latent, own) in enumerate(zip(latents, reach, strict=True)):
-        apart = latents - latent
-        squared = np.square(apart / own).mean(axis=1)
-        near = np.exp(-squared / (2 * max(1.0, np.partition(squared, neighbours)[neighbours])))
-        near /= near.sum()
+        near, seen = _weigh_others((latents - latent) / own)
         beside = (predicted - predicted[place]) * turn
         if period:
             beside = np.angle(np.exp(1j * beside))
-        # How far it was looked does not matter: states vary in proportion to latents.
-        seen = near @ np.square(apart - near @ apart).sum(axis=1)
-        varied = near @ np.square(beside - near @ beside) * np.square(own).sum() / max(seen, 1e-30)
-        width[place] = np.sqrt(varied) / turn
+        # Where latents do not vary as far as they are uncertain, or no others are so near: in proportion.
+        missed = np.square(own).sum() / max(float(np.square(own) @ seen), 1e-30)
+        width[place] = np.sqrt(near @ np.square(beside - near @ beside) * missed) / turn
     # Who knows nothing still knows how states are spread.
     limited: np.ndarray = width.clip(max=period / np.sqrt(12) if period else float(predicted.std()))
     return limited
+
+
+def _weigh_others(
+    apart: Float[np.ndarray, "others dimensions"],
+) -> tuple[Float[np.ndarray, " others"], Float[np.ndarray, " dimensions"]]:
+    """Weights under which others vary along each dimension as a particle's width says, and how they do vary.
+
+    Of all such weights, those that single nobody out: the exponential of a sum of squares, one factor per dimension.
+
+    Parameters
+    ----------
+    apart
+        Latents of the others as seen from the particle, in units of its widths.
+    """
+    squared = np.square(apart)
+    neighbours = min(_FEWEST_NEIGHBOURS, len(apart) - 1)
+    wanted = max(1.0, float(np.partition(squared.mean(axis=1), neighbours)[neighbours]))
+    factor = np.full(apart.shape[1], 1 / (2 * wanted * apart.shape[1]))
+    for _ in range(_ROUNDS):
+        near = np.exp(-squared @ factor)
+        near /= near.sum()
+        seen = near @ squared - np.square(near @ apart)
+        factor *= (seen / wanted).clip(*_STEP)
+    return near, seen

@@ -167,7 +167,8 @@ class JunkFound:
     true_share
         Junk among them.
     roc_auc
-        For each kind of junk there is: chance that one such image has a lower weight than a particle.
+        For each kind of junk there is: chance that one such image has a lower weight than a particle; of overlapping
+        neighbours, that it is less probably a particle alone.
     """
 
     share: float

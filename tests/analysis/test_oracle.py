@@ -10,6 +10,7 @@ from cryoformer_dist.analysis.oracle import (
     Likelihood,
     average_states,
     find_likelihood,
+    find_shares,
     measure_errors,
     sample_images,
     score_oracle,
@@ -20,6 +21,7 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.physics.ctf import CTFParams, contrast_transfer_function
 from cryoformer_dist.physics.fourier import fourier_to_image, image_to_fourier
 from cryoformer_dist.physics.grids import frequency_grid, lattice_points
+from cryoformer_dist.physics.pose import Pose, rotation_from_axis_angle
 from cryoformer_dist.physics.projection import project_points
 
 IMAGES, STATES = 120, 12
@@ -142,6 +144,50 @@ def test_the_oracle_reads_a_store_and_stands_beside_our_latents(tiny_store: Path
     assert blind.posterior.mean_absolute_error < blind.ours.mean_absolute_error
     assert blind.error_ratio == pytest.approx(blind.ours.error / blind.oracle.error)
     assert blind.neighbours_error_ratio == pytest.approx(blind.neighbours.error / blind.oracle.error)
+
+
+def test_the_oracle_says_how_much_an_image_says(tiny_store: Path):
+    store = ParticleStore.open(tiny_store)
+    truth = read_truth(tiny_store.parent / "particles" / "truth")
+    rows = np.arange(len(store))
+    found = score_oracle(store, truth, np.random.default_rng(0).normal(size=(len(store), 2)), rows)
+    assert 0.2 < found.nats < np.log(10 * 20)
+    # Given poses are right: to sum over them is to take them.
+    assert (found.given_pose_error_deg, found.given_pose_error_angstrom) == (0, 0)
+    assert found.marginal_nats == pytest.approx(found.nats, rel=0.2)
+    assert found.marginal.mean_absolute_error == pytest.approx(found.posterior.mean_absolute_error, rel=0.25)
+
+
+def test_poses_that_err_cost_the_oracle_what_summing_over_them_cannot_bring_back(tiny_store: Path):
+    store = ParticleStore.open(tiny_store)
+    truth = read_truth(tiny_store.parent / "particles" / "truth")
+    rows = np.arange(len(store))
+    latents = np.random.default_rng(0).normal(size=(len(store), 2))
+    generator = torch.Generator().manual_seed(0)
+    pose = store.particles().pose()
+    turned = rotation_from_axis_angle(0.07 * torch.randn(len(store), 3, generator=generator)) @ pose.rotation
+    exact = score_oracle(store, truth, latents, rows)
+    erring = score_oracle(store.with_pose(rows, Pose(turned, pose.shift_angstrom)), truth, latents, rows)
+    assert erring.given_pose_error_deg == pytest.approx(4, rel=0.15)
+    assert erring.nats == pytest.approx(exact.nats)
+    assert erring.marginal_nats < exact.marginal_nats
+    assert erring.marginal.mean_absolute_error > exact.marginal.mean_absolute_error
+    far = rotation_from_axis_angle(torch.randn(len(store), 3, generator=generator)) @ pose.rotation
+    lost = score_oracle(store.with_pose(rows, Pose(far, pose.shift_angstrom)), truth, latents, rows)
+    assert (lost.marginal, lost.marginal_nats, lost.marginal_z) == (None, None, None)
+
+
+def test_states_are_shared_out_as_particles_are():
+    grid = np.linspace(0, 1, 101)
+    crowded = np.concatenate([np.full(900, 0.25), np.linspace(0, 1, 100)])
+    share = find_shares(grid, crowded, 0.0, discrete=False)
+    assert share.sum() == pytest.approx(1)
+    assert share[grid < 0.5].sum() > 0.9
+    assert share.min() > 0
+    assert share[20:30].min() > 10 * share[60:].max()
+    np.testing.assert_allclose(
+        find_shares(np.arange(2.0), np.repeat([0.0, 1.0], [1, 3]), 0.0, True), [0.25, 0.75], atol=1e-3
+    )
 
 
 def test_the_oracle_names_classes_too(tiny_store: Path):

@@ -74,7 +74,8 @@ def test_page_says_which_version_trained_the_run(page):
 def test_page_shows_every_measure_picture_and_file(page):
     expected = """The motion was recovered|Difference-map correlation|Fourier shell correlation|Latent map
         |Cluster centres|Central slices|State by state|refined|Throughput|pose settling|Resolved configuration
-        |store_fingerprint|chimerax --cmd|prefers-color-scheme|@media print"""
+        |store_fingerprint|Single particles
+        |probability of a particle|chimerax --cmd|prefers-color-scheme|@media print"""
     for words in (part.strip() for part in expected.split("|")):
         assert words in page, words
 

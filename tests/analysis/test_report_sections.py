@@ -1,13 +1,16 @@
 import numpy as np
 import pytest
+from support.judged_runs import judged
 from support.rotating_blobs import BOX, VOXEL_SIZE_ANGSTROM, blobs, write_run, write_truth
 
 from cryoformer_dist.analysis import report
 from cryoformer_dist.analysis.flexibility import measure_flexibility
 from cryoformer_dist.analysis.flexibility_files import judge_flexibility, write_flexibility
-from cryoformer_dist.analysis.report_sections import show_clusters, show_flexibility
+from cryoformer_dist.analysis.report_sections import show_clusters, show_flexibility, show_particles
 from cryoformer_dist.analysis.trained import DecodedState
 from cryoformer_dist.figures.surfaces import find_best_view, find_common_level
+from cryoformer_dist.runs.image_scores import Calibration, JunkFound, OtherCause, OtherCauses
+from cryoformer_dist.runs.training_log import SearchFindings
 from cryoformer_dist.storage.working_folder import WorkingFolder
 
 TRUTH = blobs(np.arange(0.0, 360.0, 30.0))
@@ -81,3 +84,39 @@ def test_page_shows_the_flexible_regions_that_were_measured(tmp_path, monkeypatc
     words = ("Flexible regions</h2>", "chimerax flexibility.cxc", "attention/variation.mrc", "moves in truth?")
     assert [text for text in words if text not in page] == []
     assert page.count("coloured by Flexibility") == 4
+
+
+def test_what_was_found_of_single_particles_is_put_in_words():
+    rng = np.random.default_rng(0)
+    latent = {
+        "latent": rng.normal(size=(200, 2)),
+        "latent_deviation": np.full((200, 2), 0.5),
+        "amplitude": rng.normal(1, 0.2, 200),
+        "weight": np.ones(200),
+    }
+    search = SearchFindings(1.5, 2.0, 0.8, 0.25, 0.1)
+    causes = (OtherCause("amplitude", 0.3, 0.01, 2, 0.8, 0.9), OtherCause("defocus", 0.0, 0.01, 1, 0.0, 0.0))
+    scores = judged(
+        0.9,
+        0.2,
+        junk_found=JunkFound(0.1, 0.1, {"empty": 0.99}),
+        calibration=Calibration(200, 1.2, 0.6, 10.0, 8.0, 1.5),
+        other_causes=OtherCauses(200, causes, 0.8),
+    )
+    section = show_particles(latent, search, scores)
+    values = {fact.name: fact.value for fact in section.facts}
+    assert values["What an image says"] == "1.50 nats"
+    assert values["Errors of the given poses"] == "2°, 0.8 Å"
+    assert values["Amplitudes"] == "1 ± 0.25"
+    assert values["Images of no particle"] == "10.0%"
+    assert values["Errors over widths"] == "1.20"
+    assert values["Junk told from particles"] == "empty 0.99"
+    assert values["True contrast in the latents"] == "0.80"
+    assert [row.stands_out for row in section.causes] == [True, False]
+    assert len(section.advice) == 1
+    assert "amplitude explains 30%" in section.advice[0]
+    assert "<svg" in section.distributions
+
+
+def test_of_a_run_that_looked_for_nothing_nothing_is_shown():
+    assert show_particles({"latent": np.zeros((3, 2))}, None, judged(0.9, 0.2)) is None

@@ -12,7 +12,8 @@ from cryoformer_dist.analysis.report_tables import (
     put_in_words,
     summarise,
 )
-from cryoformer_dist.runs.scores import LatentScores, MovingRegion, OracleScores, RegionScores, StateErrors
+from cryoformer_dist.runs.image_scores import OracleScores, StateErrors
+from cryoformer_dist.runs.scores import LatentScores, MovingRegion, RegionScores
 
 
 @pytest.mark.parametrize(
@@ -93,8 +94,14 @@ ORACLE = OracleScores(
     particles=500,
     box_size=32,
     references=10,
+    nats=1.5,
     oracle=StateErrors(rank_correlation=0.9, mean_absolute_error=0.028),
     posterior=None,
+    marginal=None,
+    marginal_nats=None,
+    marginal_z=None,
+    given_pose_error_deg=20.0,
+    given_pose_error_angstrom=0.0,
     ours=StateErrors(rank_correlation=0.8, mean_absolute_error=0.108),
     neighbours=StateErrors(rank_correlation=0.85, mean_absolute_error=0.055),
     error_ratio=3.8,

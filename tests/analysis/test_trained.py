@@ -9,6 +9,8 @@ import pytest
 import torch
 from support.tiny_runs import Listener, Stop, tiny_config, train
 
+from cryoformer_dist.analysis.reconstruct import read_latent_table
+from cryoformer_dist.analysis.results import reconstruct_run
 from cryoformer_dist.analysis.trained import TrainedRun, load_trained, with_weight_at_refined_poses
 from cryoformer_dist.data.batch import ImageBlock, make_batch
 from cryoformer_dist.data.store import ParticleStore
@@ -263,3 +265,33 @@ def test_decoding_makes_no_operator_that_only_training_needs(
     trained = load_trained(before_and_after[1])
     np.testing.assert_array_equal(trained.decode(np.zeros((1, 2))), expected)
     assert trained.held_out() is not None
+
+
+@pytest.mark.filterwarnings("ignore:after 1 epochs an image carries only", "ignore:.*show no particle")
+def test_what_searches_found_comes_with_the_latents_and_goes_into_their_table(tiny_store: Path, tmp_path: Path) -> None:
+    changes = {
+        "model.latent.refinement": "search",
+        "model.latent.start": "linear",
+        "model.amplitude": "posterior",
+        "model.junk": "weighed",
+        "training.epochs": 1,
+    }
+    train(tiny_config(tiny_store, changes), tmp_path / "run")
+    trained = load_trained(tmp_path / "run")
+    assert set(trained.found) == {"latent_deviation", "amplitude", "weight", "alone"}
+    for name, values in trained.found.items():
+        table = trained.checkpoint.read_tables()[name]["values"].numpy()
+        np.testing.assert_array_equal(values.reshape(64, -1), table)
+    np.testing.assert_array_equal(trained.trusted, trained.weight > 0.5)
+    reconstruct_run(WorkingFolder.on_disk(tmp_path / "run"), trained)
+    written = read_latent_table(tmp_path / "run")
+    for name, values in trained.found.items():
+        np.testing.assert_array_equal(written[name], values)
+    np.testing.assert_array_equal(written["source_row"], trained.source_row)
+
+
+def test_where_nobody_searched_nothing_was_found(tiny_store: Path, tmp_path: Path) -> None:
+    train(tiny_config(tiny_store, {"training.epochs": 1}), tmp_path / "run")
+    trained = load_trained(tmp_path / "run")
+    assert trained.found == {}
+    assert trained.trusted.all()

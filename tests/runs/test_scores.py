@@ -6,14 +6,13 @@ import pytest
 from support.judged_runs import ALONE, HISTOGRAM, POSE, POSE_ERRORS, judged
 
 from cryoformer_dist.errors import CryoFormerError
+from cryoformer_dist.runs.image_scores import Calibration, JunkFound, OracleScores, OtherCause, OtherCauses, StateErrors
 from cryoformer_dist.runs.scores import (
     HeldOutScores,
     LatentScores,
     MovingRegion,
-    OracleScores,
     RegionScores,
     ScoresAgainstTruth,
-    StateErrors,
     read_scores,
     write_scores,
 )
@@ -30,11 +29,16 @@ FULL = judged(
     ),
     period=360.0,
     oracle=OracleScores(
-        particles=500, box_size=32, references=10, oracle=StateErrors(0.9, angle_error_deg=10.0),
-        posterior=StateErrors(0.95, angle_error_deg=9.0), ours=StateErrors(0.8, angle_error_deg=20.0),
+        particles=500, box_size=32, references=10, nats=1.5, oracle=StateErrors(0.9, angle_error_deg=10.0),
+        posterior=StateErrors(0.95, angle_error_deg=9.0), marginal=StateErrors(0.85, angle_error_deg=11.0),
+        marginal_nats=1.2, marginal_z=1.1, given_pose_error_deg=2.0, given_pose_error_angstrom=1.0,
+        ours=StateErrors(0.8, angle_error_deg=20.0),
         neighbours=StateErrors(0.85, angle_error_deg=15.0), error_ratio=2.0, neighbours_error_ratio=1.5,
     ),
     held_out=HeldOutScores(20, LatentScores(0.7, angle_error_deg=30.0)),
+    junk_found=JunkFound(0.1, 0.15, {"empty": 1.0, "blobs": 0.98}),
+    calibration=Calibration(2000, 1.05, 0.66, 12.0, 8.0, None),
+    other_causes=OtherCauses(4000, (OtherCause("defocus", 0.0, 0.001, 3, 0.01, 0.0),), 0.02),
 )  # fmt: skip
 
 
