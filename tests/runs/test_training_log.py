@@ -6,7 +6,15 @@ import pytest
 from support.training_records import training_record
 
 from cryoformer_dist.errors import CryoFormerError
-from cryoformer_dist.runs.training_log import TrainingLog, describe, format_duration, is_described, read_training_log
+from cryoformer_dist.runs.training_log import (
+    SearchFindings,
+    TrainingLog,
+    describe,
+    find_search,
+    format_duration,
+    is_described,
+    read_training_log,
+)
 from cryoformer_dist.storage.working_folder import WorkingFolder
 
 RECORD = training_record(
@@ -138,3 +146,9 @@ def test_coarse_passes_promise_no_end_since_the_others_take_longer() -> None:
 )
 def test_durations_read_as_people_write_them(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_the_last_search_is_found_among_reports_that_tell_of_none():
+    first, last = (training_record(latent_information_nats=nats, junk_share=0.1) for nats in (1.0, 2.0))
+    assert find_search([first, training_record(), last, training_record()]) == SearchFindings(2.0, junk_share=0.1)
+    assert find_search([training_record()]) is None
