@@ -49,6 +49,8 @@ def mix_maps(
         latent=torch.arange(len(mixing), dtype=torch.float32)[:, None],
         log_share=share.log(),
         mixture=torch.cat([torch.ones(len(mixing), 1), mixing @ principal], dim=1),
+        # What is true of them is no matter of contrast.
+        strength=torch.ones(len(mixing)),
         slices=TrilinearSlices(voxels, compared // 2 - 1),
         leading_slices=TrilinearSlices(voxels[:MOVING_MAPS], compared // 2 - 1),
         map_pixel_angstrom=pixel_size_angstrom,
