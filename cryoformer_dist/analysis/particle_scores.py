@@ -26,6 +26,8 @@ CALIBRATED = 2000
 """Particles whose widths are held against their errors."""
 MUCH_EXPLAINED = 0.05
 """Of the latents' variance, beyond chance, by something that is no conformation."""
+FEWEST_TO_WARN = 500
+"""Particles."""
 MUCH_TOLD = 0.5
 """Of the variance of something that is no conformation, by the latents. Less is no leak: of faint images less is known,
 and what is not known well lies nearer the middle."""
@@ -193,7 +195,8 @@ def find_other_causes(
         return None
     coordinates = axes.project(latents)
     found = [OtherCause(**asdict(explain_by(candidate, coordinates))) for candidate in candidates]
-    for cause in filter(stands_out, found):
+    # Of few particles much is explained by chance.
+    for cause in filter(stands_out, found if len(latents) >= FEWEST_TO_WARN else []):
         warnings.warn(put_cause_in_words(cause), LatentsOtherwiseExplainedWarning, stacklevel=2)
     told = None
     if true_contrast is not None and np.ptp(true_contrast) > 0:
