@@ -143,6 +143,7 @@ def test_every_kind_of_network_decodes_maps_and_says_whether_it_attends(
         assert states[0].attention.shape == (len(states[0].density), 16)
 
 
+@pytest.mark.filterwarnings("ignore::cryoformer_dist.errors.NoiseDepartureWarning")
 def test_conformations_of_a_run_with_masks_differ_in_the_focus_alone_and_lie_in_the_mask(
     store: ParticleStore, tmp_path: Path
 ) -> None:
