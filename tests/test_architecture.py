@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -436,3 +437,9 @@ def test_every_exception_of_the_program_takes_one_message():
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     assert len(classes) > 8
     assert [node.name for node in classes if any(isinstance(item, ast.FunctionDef) for item in node.body)] == []
+
+
+def test_every_room_travels_in_the_wheel() -> None:
+    listed = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    rooms = {".".join(path.parent.relative_to(ROOT.parent).parts) for path in ROOT.rglob("__init__.py")}
+    assert rooms <= set(listed)
