@@ -228,16 +228,16 @@ class _Search:
         coarse = learner.is_coarse(moment.stage, moment.epoch)
         cloud = learner.latents[learner.trusted(torch.from_numpy(particles.rows).to(learner.device))]
         self._conformations = build_conformations(learner.objectives, cloud, coarse, learner.config.seed)
-        self._spread = self._find_spread()
-        if self._spread.amplitude:
-            self._conformations = self._conformations.equally_strong()
-        self._junk = self._find_junk() if self._model.weighs_junk else None
+        self._spread = self._first_spread()
+        self._junk: JunkModel | None = None
+        if self._spread != Spread() or self._model.weighs_junk:
+            self._look_at_sample()
 
     def ask(self, batch: ParticleBatch, draws: Float[Tensor, " particles"] | None) -> tuple[Answer, Tensor]:
         """What images say about their particles, and how many nats about their conformations in all."""
         pose = self._pose_at_hand(batch)
-        views = self._conformations.look(batch, pose, self._spread.moves_poses)
-        explained = explain(self._conformations.compare(views), self._spread)
+        views = self._look(batch, pose)
+        explained = self._explain(views)
         posterior = (explained.log_likelihood + self._conformations.log_share).softmax(dim=1)
         chosen = posterior if draws is None else choose_one(posterior, draws)
         if explained.offset is not None:
@@ -274,33 +274,37 @@ class _Search:
         rows = self._particles.rows
         return self._particles.read_sample_amid_training(rows[:: stride_for(len(rows), _SAMPLE)], self.seed)
 
-    def _find_spread(self) -> Spread:
-        """How far poses and amplitudes depart from what is given, where they are looked for."""
+    def _first_spread(self) -> Spread:
+        """Where the search for spreads begins; nothing where nothing is looked for."""
         pixel, moving = self._learner.objectives.pixel_size_angstrom, self._model.searches_poses
-        self._spread = Spread(
+        return Spread(
             rotation_rad=_FIRST_ROTATION_RAD if moving else 0.0,
             shift_angstrom=_FIRST_SHIFT_PIXELS * pixel if moving else 0.0,
             amplitude=_FIRST_AMPLITUDE if self._model.searches_amplitudes else 0.0,
         )
-        if self._spread == Spread():
-            return self._spread
-        compared = []
-        for batch in self._sample():
-            views = self._conformations.look(batch, self._pose_at_hand(batch), moving)
-            compared.append(self._conformations.compare(views).keep_likely(self._spread, LIKELY))
-        return fit_spread(compared, pixel, self._spread, self._learner.device)
 
-    def _find_junk(self) -> JunkModel:
-        power = PowerSum(self._conformations.shell)
+    def _look_at_sample(self) -> None:
+        """How far all particles depart from what is given, and how many images show none."""
+        pixel, device = self._learner.objectives.pixel_size_angstrom, self._learner.device
+        compared, power = [], PowerSum(self._conformations.shell)
         for batch in self._sample():
-            power.add(self._conformations.look(batch, self._pose_at_hand(batch), False))
-        self._junk = power.finish()
-        likelihoods = []
-        for batch in self._sample():
-            views = self._conformations.look(batch, self._pose_at_hand(batch), self._spread.moves_poses)
-            explained = explain(self._conformations.compare(views), self._spread)
-            likelihoods.append(self._likelihood_of_kinds(views, explained))
-        return self._junk.with_shares_of(likelihoods)
+            views = self._look(batch, self._pose_at_hand(batch))
+            compared.append(self._conformations.compare(views).keep_likely(self._spread, LIKELY))
+            power.add(views)
+        self._spread = fit_spread(compared, pixel, self._spread, device)
+        if self._spread.amplitude:
+            self._conformations = self._conformations.equally_strong()
+        if self._model.weighs_junk:
+            self._junk = power.finish()
+            everyone = (self._look(batch, self._pose_at_hand(batch)) for batch in self._sample())
+            seen = [self._likelihood_of_kinds(views, self._explain(views)) for views in everyone]
+            self._junk = self._junk.with_shares_of(seen)
+
+    def _look(self, batch: ParticleBatch, pose: Pose) -> Views:
+        return self._conformations.look(batch, pose, self._spread.moves_poses)
+
+    def _explain(self, views: Views) -> Explanation:
+        return explain(self._conformations.compare(views), self._spread)
 
     def _kinds(self, views: Views, explained: Explanation) -> Float[Tensor, "particles 4"]:
         """How probable it is that each image shows each kind."""
