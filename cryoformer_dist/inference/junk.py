@@ -71,7 +71,7 @@ class JunkModel:
         """How probable each kind is."""
         return (log_likelihood + self.share.log()).softmax(dim=1)
 
-    def with_shares_of(self, log_likelihoods: Sequence[Float[Tensor, "particles 4"]]) -> "JunkModel":
+    def with_shares_of(self, log_likelihoods: Sequence[Float[Tensor, "_ 4"]]) -> "JunkModel":
         """The same with the shares under which the images of all ranks are most probable."""
         model = self
         for _ in range(_ROUNDS):
