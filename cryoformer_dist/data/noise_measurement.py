@@ -148,15 +148,20 @@ def measure_noise(
     gradient_share = _believe_gradients(gradients, spectrum, background)
     power = _as_stored(spectrum, gradients, gradient_share, background)
     return GroupNoise(
-        power=tuple(power.tolist()),
-        error=tuple(spectrum.error.tolist()),
+        power=tuple(_round(each) for each in power),
+        error=tuple(_round(each) for each in spectrum.error),
         white=spectrum.is_white,
-        deviation=float(np.exp(middle) * strength),
-        background_deviation=float(np.exp(middle)),
-        deviation_share=share,
-        gradient_share=gradient_share,
+        deviation=_round(np.exp(middle) * strength),
+        background_deviation=_round(np.exp(middle)),
+        deviation_share=_round(share),
+        gradient_share=_round(gradient_share),
         images=len(images),
     )
+
+
+def _round(value: float) -> float:
+    """To four digits: beyond, a busy machine may add up in another order, and a store is the same byte for byte."""
+    return float(f"{value:.4g}")
 
 
 def _fit(images: Tensor, deviation: NDArray[np.float64], background: Background) -> Spectrum:
