@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -62,3 +64,28 @@ def test_leaving_early_ends_the_thread_and_closes_what_it_reads() -> None:
     coming.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
     assert closed == [True]
+
+
+def test_an_interpreter_that_ends_waits_for_the_item_being_made() -> None:
+    """As a training process that fails does: whoever asked for items is never told to leave."""
+    program = """
+import threading, time
+from cryoformer_dist.data.ahead import ahead
+
+started = threading.Event()
+
+def items():
+    yield 0
+    started.set()
+    time.sleep(0.3)
+    print("made")
+    yield 1
+
+coming = ahead(items())
+next(coming)
+started.wait()
+coming = [coming]
+coming.append(coming)  # As in the cycle of an exception and its frames: nobody closes it.
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "made\n", "")

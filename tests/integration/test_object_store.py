@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed
-import torch.multiprocessing
 import yaml
 from support.command_line import run_command, running, train_command
 from support.object_store import KEY, SECRET
@@ -150,16 +148,10 @@ def test_a_store_in_an_object_store_can_be_sent_to_workers_and_names_its_damage(
         ParticleStore.open(str(copied)).particles()
 
 
-def _zero_rank(rank: int, meeting_point: str, home: str) -> None:
+def _train_on_rank(home: str) -> None:
     """One of two training processes, each with a working copy of its own."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2"}
-    try:
-        with open_run_directory(home) as run:
-            train_prepared(run, Listener())
-    finally:
-        torch.distributed.destroy_process_group()
+    with open_run_directory(home) as run:
+        train_prepared(run, Listener())
 
 
 @pytest.mark.slow
@@ -168,11 +160,11 @@ def test_two_ranks_under_zero_send_their_own_files_and_end_as_on_a_disk(
 ) -> None:
     changes = CHANGES | {"training.epochs": 2, "training.engine": "deepspeed", "training.zero_stage": 1}
     config = tiny_config(tiny_store, changes)
-    for number, home in enumerate((str(tmp_path / "run"), str(bucket / "runs" / "zero"))):
+    for home in (str(tmp_path / "run"), str(bucket / "runs" / "zero")):
         with open_run_directory(home) as run:
             prepare_run(config, ParticleStore.open(tiny_store), run.folder, resume=False)
             send_run(run)
-        torch.multiprocessing.spawn(_zero_rank, (str(tmp_path / f"meeting-{number}"), home), nprocs=2)
+        run_on_ranks(2, _train_on_rank, home)
     with open_run_directory(bucket / "runs" / "zero") as run:
         fetch_latest(run)
         found = latest_checkpoint(run.folder)

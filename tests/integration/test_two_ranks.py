@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
+from support.rank_processes import run_on_ranks
 from support.tiny_runs import Listener, Stop, final_state, prepare_from_mask, tiny_config, train, train_prepared
 
 from cryoformer_dist.config.schema import RunConfig
@@ -15,6 +15,7 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import TrainingError
 from cryoformer_dist.physics.grids import radius_grid
 from cryoformer_dist.physics.pose import rotation_angle_deg, rotation_from_6d
+from cryoformer_dist.ranks import rank_and_world
 from cryoformer_dist.runs.checkpoint import latest_checkpoint
 from cryoformer_dist.runs.training_log import read_training_log
 from cryoformer_dist.storage.working_folder import WorkingFolder
@@ -30,10 +31,9 @@ CHANGES = {
 CUT = radius_grid(16, 3) <= 2
 
 
-def _one_rank_poisoned(rank: int, world: int, meeting_point: str, run: str) -> None:
-    """A training process of which the second has images at its third step that are not numbers."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=world)
+def _one_rank_poisoned(run: str) -> str:
+    """What training says of which the second rank has images at its third step that are not numbers."""
+    rank = rank_and_world()[0]
 
     def batches_of(store: ParticleStore) -> BatchSource:
         def batches(*order: Any) -> Iterator[ParticleBatch]:
@@ -45,28 +45,22 @@ def _one_rank_poisoned(rank: int, world: int, meeting_point: str, run: str) -> N
 
         return batches
 
-    try:
+    with pytest.raises(TrainingError) as told:
         train_prepared(WorkingFolder.on_disk(Path(run)), Listener(), batches_of)
-    except TrainingError as error:
-        Path(f"{run}-rank{rank}").write_text(str(error))
-    finally:
-        torch.distributed.destroy_process_group()
+    return str(told.value)
 
 
 def test_a_loss_of_one_rank_that_is_not_finite_stops_both_with_the_same_words(tiny_store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     prepare_from_mask(tiny_config(tiny_store, CHANGES), run, CUT)
-    torch.multiprocessing.spawn(_one_rank_poisoned, args=(2, str(tmp_path / "meeting"), str(run)), nprocs=2)
+    ranks = run_on_ranks(2, _one_rank_poisoned, str(run))
     rows = Path(f"{run}-poisoned").read_text()
-    for rank in range(2):
-        told = Path(f"{run}-rank{rank}").read_text()
+    for told in ranks:
         assert told.startswith(f"step 2: the loss is not finite on 1 of 2 ranks; store rows {rows}."), told
 
 
-def _rank(rank: int, world: int, meeting_point: str, run: str, stop_at: int | None) -> None:
-    """One training process; leaves what it has learned beside the run."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=world)
+def _train_on_rank(run: str, stop_at: int | None) -> dict[str, Any]:
+    """What one training process has learned, and the losses it was told; nothing of one that is stopped."""
     learners: list[Any] = []
     original = worker.Trainer
 
@@ -79,32 +73,28 @@ def _rank(rank: int, world: int, meeting_point: str, run: str, stop_at: int | No
     try:
         train_prepared(WorkingFolder.on_disk(Path(run)), listener)
     except Stop:
-        return
-    finally:
-        torch.distributed.destroy_process_group()
+        return {}
     state = learners[0].objectives.model.state_dict()
     for name, table in learners[0].table_state().items():
         state |= {f"{name}.{key}": value for key, value in table.items()}
     state["occupancy"] = learners[0].occupancy_state()["flat_index"]
-    torch.save({"state": state, "losses": [record.loss for record in listener.records]}, f"{run}-rank{rank}.pt")
+    return {"state": state, "losses": [record.loss for record in listener.records]}
 
 
-def _train_on_two(config: RunConfig, run: Path, stop_at: int | None = None) -> None:
+def _train_on_two(config: RunConfig, run: Path, stop_at: int | None = None) -> list[dict[str, Any]]:
     prepare_from_mask(config, run, CUT)
-    _train_on(2, run, stop_at)
+    return _train_on(2, run, stop_at)
 
 
-def _train_on(world: int, run: Path, stop_at: int | None = None) -> None:
-    meeting_point = run.with_name(f"{run.name}-meeting-{stop_at}")
-    torch.multiprocessing.spawn(_rank, args=(world, str(meeting_point), str(run), stop_at), nprocs=world)
+def _train_on(world: int, run: Path, stop_at: int | None = None) -> list[dict[str, Any]]:
+    return run_on_ranks(world, _train_on_rank, str(run), stop_at)
 
 
 def test_two_ranks_learn_the_same_in_the_same_mask_and_the_checkpoint_is_what_both_have(
     tiny_store: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    _train_on_two(tiny_config(tiny_store, CHANGES), run)
-    ranks = [torch.load(f"{run}-rank{rank}.pt", weights_only=True) for rank in range(2)]
+    ranks = _train_on_two(tiny_config(tiny_store, CHANGES), run)
     saved = final_state(run)
     for rank in ranks:
         assert rank["state"].keys() == saved.keys()
@@ -134,8 +124,7 @@ def test_two_ranks_hand_all_poses_over_and_learn_the_same_in_every_stage(tiny_st
         "training.distillation_epochs": 1,
     }
     run = tmp_path / "run"
-    _train_on_two(tiny_config(tiny_store, changes), run)
-    ranks = [torch.load(f"{run}-rank{rank}.pt", weights_only=True) for rank in range(2)]
+    ranks = _train_on_two(tiny_config(tiny_store, changes), run)
     saved = final_state(run)
     for rank in ranks:
         for name, value in saved.items():

@@ -1,10 +1,10 @@
 import pytest
 import torch
-import torch.multiprocessing
+from support.rank_processes import run_on_ranks
 
 from cryoformer_dist.config.schema import EncoderConfig
 from cryoformer_dist.model.encoders import AlignedEncoder, DeformationEncoder, ImageEncoder, OrientationEncoder
-from cryoformer_dist.ranks import sum_over_ranks
+from cryoformer_dist.ranks import rank_and_world, sum_over_ranks
 
 CONFIG = EncoderConfig(hidden_layers=3, width=32)
 BOX = 16
@@ -114,15 +114,14 @@ def test_aligned_encoder_has_a_residual_block_for_every_two_layers_and_all_of_it
         assert float(parameter.grad.abs().sum()) > 0, name
 
 
-def _encode_a_half(rank, meeting_point, folder):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
+def _encode_a_half():
+    rank = rank_and_world()[0]
     encoder, images, wanted = _encoder_images_and_latents()
     half = slice(3 * rank, 3 * rank + 3)
     latent = encoder(images[half])
     (latent - wanted[half]).square().mean().backward()
     gradients = [sum_over_ranks(parameter.grad) / 2 for parameter in encoder.parameters()]
-    torch.save((latent.detach(), gradients, encoder.state_dict()), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return latent.detach(), gradients, encoder.state_dict()
 
 
 def _encoder_images_and_latents():
@@ -130,13 +129,11 @@ def _encoder_images_and_latents():
     return DeformationEncoder(CONFIG, BOX, dimensions=4), torch.randn(6, BOX, BOX), torch.randn(6, 4)
 
 
-def test_two_ranks_normalise_latents_together_as_one_does_all(tmp_path):
-    torch.multiprocessing.spawn(_encode_a_half, args=(tmp_path / "meeting", tmp_path), nprocs=2)
+def test_two_ranks_normalise_latents_together_as_one_does_all():
     encoder, images, wanted = _encoder_images_and_latents()
     latent = encoder(images)
     (latent - wanted).square().mean().backward()
-    for rank in range(2):
-        its, gradients, state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for rank, (its, gradients, state) in enumerate(run_on_ranks(2, _encode_a_half)):
         torch.testing.assert_close(its, latent[3 * rank : 3 * rank + 3].detach(), rtol=1e-4, atol=1e-5)
         for gradient, parameter in zip(gradients, encoder.parameters(), strict=True):
             torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-5)

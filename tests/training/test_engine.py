@@ -2,11 +2,12 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
+from support.rank_processes import run_on_ranks
 from torch import Tensor, nn
 
 from cryoformer_dist.config.schema import TrainingConfig
@@ -250,11 +251,9 @@ def test_shards_of_other_ranks_are_refused_with_their_number(tmp_path: Path) -> 
         engine.load(tmp_path)
 
 
-def _rank_with_a_resting_part(rank: int, world: int, meeting_point: str) -> None:
+def _train_a_resting_part() -> dict[str, Any]:
     """One of the processes that train all parts, then the encoder alone, each towards a target of its own."""
-    torch.set_num_threads(1)
-    os.environ["LOCAL_RANK"] = str(rank)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=world)
+    rank = rank_and_world()[0]
     config, states = TrainingConfig(weight_decay=0.5), {}
     for kind in ("torch", "deepspeed"):
         module = _Quadratic()
@@ -265,14 +264,11 @@ def _rank_with_a_resting_part(rank: int, world: int, meeting_point: str) -> None
             engine.forward(torch.tensor(0.5))
             engine.step((module.image_encoder["weight"] - 2.0 - rank).square().mean(), 1.0)
         states[kind] = (before, _copy(module))
-    torch.save(states, f"{meeting_point}-{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return states
 
 
-def test_two_ranks_too_leave_a_part_that_takes_no_part_alone(tmp_path: Path) -> None:
-    meeting_point = str(tmp_path / "meeting")
-    torch.multiprocessing.spawn(_rank_with_a_resting_part, args=(2, meeting_point), nprocs=2)
-    ranks = [torch.load(f"{meeting_point}-{rank}.pt", weights_only=True) for rank in range(2)]
+def test_two_ranks_too_leave_a_part_that_takes_no_part_alone() -> None:
+    ranks = run_on_ranks(2, _train_a_resting_part)
     for kind in ("torch", "deepspeed"):
         for before, after in (rank[kind] for rank in ranks):
             moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
