@@ -270,6 +270,12 @@ class TrainingConfig(Section):
         "per worker and down to 1500 steps in all",
     )
     learning_rates: LearningRates = LearningRates()
+    imitation_steps: int = Field(
+        150,
+        ge=0,
+        description="steps, without images, in which the network imitates consensus map and linear model before it is "
+        "trained (model.latent.start: linear; lattice in real space); 0: from random weights",
+    )
     warmup_steps: int = Field(100, ge=0, description="at a batch of learning_rates.at_batch")
     final_learning_rate: float = Field(
         0.02, ge=0, le=1, description="share of the peak reached by the cosine at the end"

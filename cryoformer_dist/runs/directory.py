@@ -29,6 +29,7 @@ from cryoformer_dist.runs.layout import (
     CONFIG,
     CONSENSUS,
     FIRST_LATENTS,
+    FIRST_MAPS,
     FIRST_POSES,
     MANIFEST,
     OCCUPANCY,
@@ -155,6 +156,11 @@ def load_first_latents(run: Path) -> Tensor | None:
     return torch.from_numpy(np.load(path, allow_pickle=False)) if path.is_file() else None
 
 
+def load_first_maps(run: Path) -> Float[Tensor, "maps coarse coarse coarse"]:
+    """How the map changes with each latent of the linear model, as a prepared run has it."""
+    return torch.from_numpy(np.load(run / FIRST_MAPS, allow_pickle=False))
+
+
 def store_at_first_poses(run: Path, store: ParticleStore) -> ParticleStore:
     """The store at the poses that training starts from: those of the search, if the run was prepared with one."""
     path = run / FIRST_POSES
@@ -230,7 +236,12 @@ def write_first_poses(run: Path, rows: Rows, found: PoseSearchResult) -> None:
         np.savez(stream, allow_pickle=False, rows=rows, **arrays)
 
 
-def write_first_latents(run: Path, latents: Float[Tensor, "particles dimensions"]) -> None:
-    """Latents that training starts from, of every row of the store."""
+def write_linear_model(
+    run: Path, maps: Float[Tensor, "maps coarse coarse coarse"], latents: Float[Tensor, "particles dimensions"]
+) -> None:
+    """What training starts from: the change of the map with each latent, and the latents of every row of the store."""
+    with replaced(run / FIRST_MAPS) as beside, beside.open("wb") as stream:
+        np.save(stream, maps.numpy())
+    # Last: they say that the linear model is there.
     with replaced(run / FIRST_LATENTS) as beside, beside.open("wb") as stream:
         np.save(stream, latents.numpy())

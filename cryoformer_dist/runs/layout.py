@@ -8,17 +8,29 @@ CONFIG = "config.yaml"
 MANIFEST = "manifest.json"
 """Also of each checkpoint: the file that says that a folder is whole; it is written last and removed first."""
 
-# What training starts from; the last five not in every run.
+# What training starts from; the last six not in every run.
 CONSENSUS = "consensus.mrc"
 OCCUPANCY = "occupancy.mrc"
 SHELL_WEIGHT = "shell_weight.npy"
 FIRST_LATENTS = "first_latents.npy"
+FIRST_MAPS = "first_maps.npy"
+"""The linear model's: the change of the map, on a coarse grid, per unit of each of its latents."""
 FIRST_POSES = "first_poses.npz"
 POSE_SEARCH = "pose_search.json"
 GIVEN_MASK = "mask.mrc"
 FOCUS_MASK = "focus_mask.mrc"
 """Copies of the masks that the configuration names, brought to the store's box."""
-PREPARED = (CONSENSUS, OCCUPANCY, SHELL_WEIGHT, FIRST_POSES, FIRST_LATENTS, POSE_SEARCH, GIVEN_MASK, FOCUS_MASK)
+PREPARED = (
+    CONSENSUS,
+    OCCUPANCY,
+    SHELL_WEIGHT,
+    FIRST_POSES,
+    FIRST_MAPS,
+    FIRST_LATENTS,
+    POSE_SEARCH,
+    GIVEN_MASK,
+    FOCUS_MASK,
+)
 
 STAGE_PROGRESS = "stage_progress.json"
 """How far the making of these is, while it goes on."""

@@ -36,8 +36,8 @@ from cryoformer_dist.runs.directory import (
     selected_rows,
     store_at_first_poses,
     wait_for_file,
-    write_first_latents,
     write_first_poses,
+    write_linear_model,
     write_maps,
 )
 from cryoformer_dist.runs.layout import FIRST_LATENTS, FIRST_POSES, OCCUPANCY, PREPARED
@@ -218,13 +218,14 @@ class _FirstEstimates:
             discard_run(self.working)
 
     def _find_latents(self, mask: Bool[Tensor, "box box box"]) -> None:
-        """First latents of every store row: the linear model's coordinates, the other dimensions close to zero."""
+        """The linear model: its maps, and its latents of every store row, the other dimensions close to zero."""
         latent, seed = self.config.model.latent, self.config.seed
         generator = torch.Generator().manual_seed(seed)
         first = 0.1 * torch.randn(len(self.store), latent.dimensions, generator=generator)
         count, report = latent.linear_dimensions_used, partial(self.progress, "first latents")
         varying = self._find_varying()
         found = fit_linear_latents(self.store, self.rows, mask, count, seed, report, self.device, varying)
+        maps = fit_principal_maps(self.store, self.rows, mask, found, varying)
         first[self.rows, :count] = found.cpu()
         if self.leads:
-            write_first_latents(self.working.folder, first)
+            write_linear_model(self.working.folder, maps[1:].cpu(), first)

@@ -157,14 +157,17 @@ class Objectives(nn.Module):
             radius_pixels = self.box / 2 - 1 + 1e-3
             return project_rays(density_at, rotation, shift_pixels, self.box, radius_pixels)
         spacing = self.box / sampling.box
-        points = sampling.lattice.points_pixels + sampling.lattice.offsets_pixels[copy]
-        volume = self.model.feature_volume
-        hidden = volume.at_lattice(sampling.operators[copy]) if sampling.operators else volume.in_tiles(points)
         # A coarse point stands for all the fine ones in its cell.
-        density = self._density(hidden, points, folded, scale[:, 0] * spacing**3)
+        points, density = self._density_at_lattice(folded, copy, sampling, scale[:, 0] * spacing**3)
         rotation = pose.rotation * scale[..., None]
         shift = shift_pixels / spacing
         return project_points(density, points / spacing, rotation, shift, sampling.box, self.model.kernels)
+
+    def density(
+        self, latent: Float[Tensor, "particles dimensions"], copy: int, coarse: bool
+    ) -> tuple[Float[Tensor, "points 3"], Float[Tensor, "particles points"]]:
+        """Points of a shifted copy of the lattice, in pixels of the box, and the density of conformations there."""
+        return self._density_at_lattice(self.model.condition(latent), copy, self._sampling(coarse))
 
     def encode_missing(self, batch: ParticleBatch, pose: Pose | None, latent: Tensor | None) -> tuple[Pose, Tensor]:
         """Pose and latent vector of each particle, as the encoders see what is ``None``."""
@@ -219,6 +222,14 @@ class Objectives(nn.Module):
         """Density of each particle's conformation at points in pixels whose feature is ``hidden``."""
         density, shared = self.model.density(hidden, folded, scale), self.model.shared_density(hidden, points)
         return density if shared is None else shared.confine(density, scale)
+
+    def _density_at_lattice(
+        self, folded: FoldedQueries | Tensor, copy: int, sampling: "_Sampling", scale: Tensor | None = None
+    ) -> tuple[Float[Tensor, "points 3"], Float[Tensor, "particles points"]]:
+        points = sampling.lattice.points_pixels + sampling.lattice.offsets_pixels[copy]
+        volume = self.model.feature_volume
+        hidden = volume.at_lattice(sampling.operators[copy]) if sampling.operators else volume.in_tiles(points)
+        return points, self._density(hidden, points, folded, scale)
 
     def _hidden_at(self, points: Tensor) -> Tensor:
         hidden: Tensor = self.model.feature_volume(points.reshape(-1, 3))

@@ -5,6 +5,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from cryoformer_dist.runs.directory import selected_rows
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine
 from cryoformer_dist.training.first_estimates import make_first_estimates
+from cryoformer_dist.training.imitation import LinearMaps, imitate, imitates
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.particles import RankParticles
@@ -40,6 +42,8 @@ def train_rank(
     device: torch.device,
 ) -> None:
     """Go through this rank's part of a run: first estimates that are not there yet, then training, from where it was.
+
+    Until there is a checkpoint, every attempt begins by giving the network its start (`imitation`).
 
     Parameters
     ----------
@@ -62,11 +66,14 @@ def train_rank(
     rows = selected_rows(config, store)
     batch_size = particles_per_rank(config.training, world, len(rows))
     learner = Learner.from_run(config, store, working.folder, device)
+    checkpoint = agree_on_checkpoint(working, config.training.storage_patience_seconds)
+    if checkpoint is None and imitates(config):
+        progress = partial(tell_stages(working, reporter), "first network")
+        imitate(learner, LinearMaps.of_run(working.folder, device), rows, batch_size, progress)
     engine = build_engine(learner.objectives, config.training, device, batch_size)
     batches = batches_of(store)
     samples = batches if config.dataset.loader == "resident" else local_batches(store, device)
     particles = RankParticles(rows, store.shard_size, batches, samples, batch_size, rank, world, reporter.alive)
-    checkpoint = agree_on_checkpoint(working, config.training.storage_patience_seconds)
     Trainer(learner, engine, particles, reporter, working, memory).train(checkpoint)
 
 

@@ -21,8 +21,9 @@ from cryoformer_dist.runs.training_log import TrainingLog, TrainingRecord
 from cryoformer_dist.storage.retry import StorageRetry
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.engine import Engine, learning_rate_factor
-from cryoformer_dist.training.epoch_tasks import make_epoch_tasks
+from cryoformer_dist.training.latent_search import LatentSearch
 from cryoformer_dist.training.learner import Learner
+from cryoformer_dist.training.occupancy_refresh import OccupancyRefresh
 from cryoformer_dist.training.particles import RankParticles
 from cryoformer_dist.training.reporting import Interval, LossFaults, Pace, Reporter, Stopwatch, memory_gib
 from cryoformer_dist.training.stages import Moment, Stage, stages
@@ -59,7 +60,8 @@ class Trainer:
         self.learner, self.engine, self.particles = learner, engine, particles
         self.reporter, self.working = reporter, working
         self.config, self.leads = learner.config.training, engine.rank == 0
-        self.tasks = make_epoch_tasks(learner, particles, memory)
+        # Between two steps, when an epoch has ended; latents are searched with the points that a refresh added.
+        self.tasks = (OccupancyRefresh(learner, particles, memory), LatentSearch(learner, particles))
         self.retry = StorageRetry(working.home, self.config.storage_patience_seconds, self.leads, gather_objects)
         self.position = Position()
         self.checkpointed_step = 0

@@ -11,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -53,8 +54,9 @@ class SleepingEngine(TorchEngine):
         time.sleep(self.step_seconds)
         return batch.images.new_ones(len(batch)), latent
 
-    def step(self, loss: Tensor, learning_rate_factor: float) -> None:
-        pass
+    def step(self, loss: Tensor, learning_rate_factor: float, stopped: Callable[[], Tensor] | None = None) -> None:
+        if stopped is not None:
+            stopped()
 
 
 def train(run: Path, step_seconds: float, reporter: Reporter) -> float:
