@@ -181,6 +181,7 @@ EVERYBODY = {
     "training.epochs": 6,
     "training.checkpoint_every_steps": 2,
     "training.warmup_steps": 0,
+    "training.imitation_steps": 4,
     "model.latent.start": "linear",
     "model.latent.refinement": "search",
 }

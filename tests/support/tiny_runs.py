@@ -48,7 +48,6 @@ _TRAINING = {
     "epochs": 2,
     "pose_pretraining_epochs": 1,
     "global_batch_size": 12,
-    "imitation_steps": 4,
     "warmup_steps": 2,
     "freeze_latent_epochs": 0,
     "freeze_pose_epochs": 0,

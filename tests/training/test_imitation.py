@@ -81,8 +81,12 @@ def test_density_is_on_the_scale_of_the_consensus_map_whatever_the_grid_of_the_l
 
 
 def test_only_networks_that_have_a_linear_model_and_a_lattice_of_density_imitate_it(tiny_store: Path) -> None:
-    linear = {"model.latent.start": "linear"}
-    assert imitates(tiny_config(tiny_store, linear))
-    assert not imitates(tiny_config(tiny_store))
-    for change in ({"model.domain": "fourier"}, {"training.projection": "rays"}, {"training.imitation_steps": 0}):
-        assert not imitates(tiny_config(tiny_store, linear | change))
+    asked = {"model.latent.start": "linear", "training.imitation_steps": 4}
+    assert imitates(tiny_config(tiny_store, asked))
+    for change in (
+        {"model.latent.start": "random"},
+        {"model.domain": "fourier"},
+        {"training.projection": "rays"},
+        {"training.imitation_steps": 0},
+    ):
+        assert not imitates(tiny_config(tiny_store, asked | change))
