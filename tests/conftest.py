@@ -54,6 +54,16 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_cases() -> Path:
+    """Folder of inputs that once went wrong, beside the checkout or named by CRYOFORMER_TEST_CASES."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "cases"
+    folder = Path(os.environ.get("CRYOFORMER_TEST_CASES", default))
+    if not folder.is_dir():
+        pytest.skip(f"no folder of inputs that went wrong at {folder}; set CRYOFORMER_TEST_CASES")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def object_store() -> Iterator[Callable[[], "UPath"]]:
     """An S3-compatible server on loopback; each call makes an empty bucket."""
     from support.object_store import serving_objects

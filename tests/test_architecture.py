@@ -53,7 +53,7 @@ DOORKEEPERS = {
     "ray": ("data.dataset", "orchestration"),
     "pyarrow": ("orchestration.ray_training",),
     "deepspeed": ("training.engine",),
-    "yaml": ("config.loading",),
+    "yaml": ("config.loading", "config.yaml_text"),
     "pydantic": ("config",),
     "typer": ("cli",),
     "rich": ("cli.terminal",),

@@ -64,7 +64,7 @@ class CheckReport:
     sample
         Particles back-projected; 0 when the store has no poses.
     half_sets
-        ``given`` by the source or ``random``.
+        ``given`` by the source or ``random``, and then why.
     fsc
         Between the half maps, inside a soft sphere; its box and pixel size are those of the maps.
     resolution_angstrom
@@ -235,7 +235,15 @@ def _split_into_halves(particles: StoredParticles, rows: NDArray[np.int64], seed
     if (given == 1).any() and (given == 2).any() and (given > 0).all():
         return torch.from_numpy((given == 2).astype(np.int64)), "given"
     random = np.random.default_rng([seed, 2]).permutation(len(rows)) % 2
-    return torch.from_numpy(random), "random"
+    return torch.from_numpy(random), _why_random(given)
+
+
+def _why_random(given: NDArray[np.int8]) -> str:
+    """Which half-sets stand in for those of the source, and why those cannot be used."""
+    if not given.any():
+        return "random"
+    why = "not all particles are in one" if not given.all() else f"all particles are in half-set {given.max()}"
+    return f"random (the given ones cannot be compared: {why})"
 
 
 def _back_project_halves(

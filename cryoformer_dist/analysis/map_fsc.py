@@ -21,6 +21,8 @@ from cryoformer_dist.physics.fourier import FSC_THRESHOLDS, FSCCurve, fourier_sh
 from cryoformer_dist.physics.grids import centred_axis
 from cryoformer_dist.physics.volume import Volume
 
+# Sums of squares over a map of larger numbers leave the range of float32.
+_LARGEST_DENSITY = 1e12
 RANDOMISE_BELOW = 0.8
 """Unmasked FSC below which phases are randomised."""
 _TRUSTED_SHELLS = 2
@@ -161,9 +163,10 @@ def read_and_compare(first: Path, second: Path, mask: Path | None = None) -> tup
     Raises
     ------
     ConfigError
-        If boxes or voxel sizes differ, or the mask does not fit: resample one on the grid of the other.
+        If boxes or voxel sizes differ, or the mask does not fit: resample one on the grid of the other. Or a map has no
+        structure: its correlation with anything is undefined.
     """
-    maps = [read_volume(path) for path in (first, second)]
+    maps = [_read_comparable(path) for path in (first, second)]
     boxes = [volume.voxels.shape[-1] for volume in maps]
     if boxes[0] != boxes[1]:
         raise ConfigError(
@@ -179,6 +182,20 @@ def read_and_compare(first: Path, second: Path, mask: Path | None = None) -> tup
         )
     weight = None if mask is None else read_mask(mask, boxes[0], boxes[0] * sizes[0])
     return compare_maps(maps[0].voxels.numpy(), maps[1].voxels.numpy(), sizes[0], weight), maps[0]
+
+
+def _read_comparable(path: Path) -> Volume:
+    """Read a map that may be correlated with another."""
+    volume = read_volume(path)
+    least, most = volume.voxels.aminmax()
+    if least == most:
+        raise ConfigError(f"{path}: all voxels are {float(least):g}: there is nothing to compare; give another map")
+    if max(abs(float(least)), abs(float(most))) > _LARGEST_DENSITY:
+        raise ConfigError(
+            f"{path}: voxels reach {max(float(most), -float(least)):.3g}, beyond what can be compared in single "
+            "precision; scale the map"
+        )
+    return volume
 
 
 def describe(comparison: MapComparison, mask: str, what: str = "two maps") -> list[str]:

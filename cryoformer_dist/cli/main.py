@@ -8,13 +8,23 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from cryoformer_dist.cli import launches as launches
 from cryoformer_dist.cli import sweeps, terminal
-from cryoformer_dist.cli.options import Name, Overrides, Resume, RunDirectory
+from cryoformer_dist.cli.options import (
+    AllowDuplicates,
+    ClassNumber,
+    Contrast,
+    Name,
+    Overrides,
+    ParticleDiameter,
+    Resume,
+    RunDirectory,
+    StoreOutput,
+)
 from cryoformer_dist.errors import CryoFormerError, CryoFormerWarning
 from cryoformer_dist.orchestration.environment import prepare_environment
 from cryoformer_dist.runs.layout import HALVES
@@ -88,21 +98,22 @@ def simulate(
 @app.command(epilog="Example: `cryoformer-dist convert run_data.star -o particles.zarr --box 128`")
 def convert(
     particles: Annotated[Path, typer.Argument(help="RELION .star, cryoSPARC .cs, or a stack with --poses and --ctf.")],
-    output: Annotated[
-        str, typer.Option("--output", "-o", help="Particle store to write (.zarr): a folder, or s3://bucket/prefix.")
-    ],
+    output: StoreOutput,
     box: Annotated[int | None, typer.Option(help="Fourier-crop to this even box, pixels.")] = None,
     datadir: Annotated[Path | None, typer.Option(help="Where the stacks lie, if not where the file says.")] = None,
     passthrough: Annotated[list[Path] | None, typer.Option(help="cryoSPARC passthrough .cs. May be repeated.")] = None,
     poses: Annotated[Path | None, typer.Option(help="cryoDRGN poses.pkl.")] = None,
     ctf: Annotated[Path | None, typer.Option(help="cryoDRGN ctf.pkl.")] = None,
     indices: Annotated[Path | None, typer.Option("--ind", help="cryoDRGN ind.pkl: keep these rows.")] = None,
-    contrast: Annotated[
-        Literal["auto", "light", "dark"], typer.Option(help="Is protein light or dark in the images?")
-    ] = "auto",
-    particle_diameter: Annotated[
-        float | None, typer.Option(help="Background is outside this diameter, angstrom.")
-    ] = None,
+    voltage: Annotated[float | None, typer.Option(help="Where the file lacks it, kV.")] = None,
+    cs: Annotated[float | None, typer.Option(help="Spherical aberration where the file lacks it, mm.")] = None,
+    amplitude_contrast: Annotated[float | None, typer.Option(help="Where the file lacks it, 0 to 1.")] = None,
+    pixel_size: Annotated[float | None, typer.Option(help="Of the images where the file lacks it, angstrom.")] = None,
+    centred: Annotated[bool, typer.Option("--centred", help="No shifts in the file: particles are centred.")] = False,
+    class_number: ClassNumber = None,
+    allow_duplicates: AllowDuplicates = False,
+    contrast: Contrast = "auto",
+    particle_diameter: ParticleDiameter = None,
     seed: Annotated[int, typer.Option(help="Of the order of particles in the store.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Shards converted at a time; all CPUs when left out.")] = None,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
@@ -113,21 +124,21 @@ def convert(
     from cryoformer_dist.data.noise_measurement import summarise_noise
     from cryoformer_dist.data.source_images import describe_corrections
     from cryoformer_dist.io.reading import read_particles
+    from cryoformer_dist.io.stated import StatedValues
 
+    stated = StatedValues(voltage, cs, amplitude_contrast, pixel_size, centred, class_number)
     options = ConversionOptions(
         box_size=box,
         contrast=contrast,
         particle_diameter_angstrom=particle_diameter,
         seed=seed,
         overwrite=overwrite,
+        stated=stated,
+        allow_duplicates=allow_duplicates,
     )
+    files = passthrough or ()
     table = read_particles(
-        particles,
-        datadir=datadir,
-        passthrough=passthrough or (),
-        poses=poses,
-        ctf=ctf,
-        indices=indices,
+        particles, datadir=datadir, passthrough=files, poses=poses, ctf=ctf, indices=indices, stated=stated
     )
     plan = plan_conversion(table, output, options)
     terminal.say(f"particles  {len(table)} in {len(table.stack_paths)} stacks")

@@ -1,6 +1,6 @@
-"""Options and arguments that several commands have in common."""
+"""Options and arguments that several commands have in common, and those of `convert` that need more words."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,3 +15,14 @@ Detach = Annotated[
 ]
 LaunchName = Annotated[str, typer.Argument(help="Name of the run, as launched.")]
 RunDirectory = Annotated[str, typer.Argument(metavar="RUN", help="Run directory, as printed by train or launch.")]
+StoreOutput = Annotated[
+    str, typer.Option("--output", "-o", help="Particle store to write (.zarr): a folder, or s3://bucket/prefix.")
+]
+ClassNumber = Annotated[
+    int | None, typer.Option("--class", help="Take the poses of this class of a heterogeneous refinement (.cs).")
+]
+AllowDuplicates = Annotated[
+    bool, typer.Option("--allow-duplicates", help="Images may be listed twice: symmetry expansion.")
+]
+Contrast = Annotated[Literal["auto", "light", "dark"], typer.Option(help="Is protein light or dark in the images?")]
+ParticleDiameter = Annotated[float | None, typer.Option(help="Background is outside this diameter, angstrom.")]

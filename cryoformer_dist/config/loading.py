@@ -9,9 +9,12 @@ from pydantic import BaseModel, JsonValue, ValidationError
 
 from cryoformer_dist.config.cluster import ClusterConfig, ClusterFile
 from cryoformer_dist.config.plain_values import PlainValues
+from cryoformer_dist.config.yaml_text import load_yaml
 from cryoformer_dist.errors import ConfigError
 
 Config = TypeVar("Config", bound=BaseModel)
+
+_MOST_MISTAKES, _LONGEST_LINE = 20, 400
 
 
 def load_config(path: Path, schema: type[Config], overrides: Sequence[str] = ()) -> Config:
@@ -34,7 +37,7 @@ def load_config(path: Path, schema: type[Config], overrides: Sequence[str] = ())
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; `cryoformer-dist init .` writes starter files")
-    values = parse_yaml(path.read_text(), str(path))
+    values = parse_yaml(_read_text(path), str(path))
     for override in overrides:
         _apply_override(values, override)
     return parse_config(values, schema, str(path))
@@ -48,10 +51,8 @@ def parse_yaml(text: str, where: str) -> PlainValues:
     ConfigError
         If it is not YAML, or not ``key: value`` lines.
     """
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {error}") from error
+    values = load_yaml(text, where)
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: must hold `key: value` lines, found a {type(values).__name__}")
     return values
@@ -76,8 +77,12 @@ def parse_config(values: PlainValues, schema: type[Config], where: str) -> Confi
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        lines = [f"  {line}" for line in _explain_all(error, schema)]
-        raise ConfigError("\n".join([f"{where}: {len(lines)} mistake{'s' * (len(lines) > 1)}", *lines])) from error
+        mistakes = _explain_all(error, schema)
+        lines = [f"  {line}" for line in mistakes[:_MOST_MISTAKES]]
+        lines += [f"  and {len(mistakes) - _MOST_MISTAKES} more"] if len(mistakes) > _MOST_MISTAKES else []
+        raise ConfigError(
+            "\n".join([f"{where}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}", *lines])
+        ) from error
 
 
 def mistakes_in(values: PlainValues, schema: type[BaseModel]) -> list[str]:
@@ -128,6 +133,15 @@ def _lines_or_one(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Readable.add_representer(str, _lines_or_one)
 
 
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start + 1} is not UTF-8 text; save the file as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
+
+
 def _dotted(place: Sequence[int | str]) -> str:
     return ".".join(map(str, place)) or "(file)"
 
@@ -135,7 +149,12 @@ def _dotted(place: Sequence[int | str]) -> str:
 def _explain_all(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     # A cluster file's places start with its provider, which is no key.
     skip = int(schema is ClusterFile)
-    return [f"{_dotted(item['loc'][skip:])}: {_explain(item)}" for item in error.errors()]
+    return [_shortened(f"{_dotted(item['loc'][skip:])}: {_explain(item)}") for item in error.errors()]
+
+
+def _shortened(line: str) -> str:
+    """The start of a line; a mistake is not told by repeating all of a long value."""
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ... ({len(line)} characters)"
 
 
 def _explain(item: Any) -> str:
@@ -155,10 +174,7 @@ def _apply_override(values: PlainValues, override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override {override!r}: write dotted.key=value, as in training.epochs=5")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value: {error}") from error
+    value = load_yaml(text, f"override {override!r}")
     try:
         set_value(values, key, value)
     except ConfigError as error:

@@ -8,7 +8,6 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from cryoformer_dist.data.image_normalisation import (
     stored_pixel_size_angstrom,
 )
 from cryoformer_dist.data.noise_measurement import GroupNoise
+from cryoformer_dist.data.provenance import describe_source, program_name, stored_column
 from cryoformer_dist.data.store import (
     PROGRESS_FOLDER,
     ParticleStore,
@@ -38,18 +38,18 @@ from cryoformer_dist.data.store_attributes import (
     SCHEMA_VERSION,
     Conversion,
     Source,
-    SourceStack,
     StoreAttributes,
     StoredOptics,
     read_noise,
 )
 from cryoformer_dist.data.stored_particles import COLUMNS, DEFAULT_CHUNK_ROWS, DEFAULT_SHARD_ROWS, StoreLayout
 from cryoformer_dist.errors import ParticleFormatError, StoreError
+from cryoformer_dist.io.half_sets import settle_half_sets
 from cryoformer_dist.io.particles import OpticsGroup, ParticleTable
 from cryoformer_dist.io.reading import check_stacks
+from cryoformer_dist.io.stated import NOTHING_STATED, StatedValues
 from cryoformer_dist.progress import Progress
 from cryoformer_dist.storage.places import Place, in_reach, make_folder, place_at, remove_folder, write_whole
-from cryoformer_dist.versions import installed_version
 
 _PLAN_FILE = "plan.json"
 
@@ -70,6 +70,10 @@ class ConversionOptions:
         Of the row permutation and of the sample.
     overwrite
         Replace a store that is there already.
+    stated
+        What was said of the particles when they were read, for the record.
+    allow_duplicates
+        The source may list an image more than once; its copies stay in one half-set.
     """
 
     box_size: int | None = None
@@ -79,6 +83,8 @@ class ConversionOptions:
     shard_rows: int = DEFAULT_SHARD_ROWS
     chunk_rows: int = DEFAULT_CHUNK_ROWS
     overwrite: bool = False
+    stated: StatedValues = NOTHING_STATED
+    allow_duplicates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +144,17 @@ def plan_conversion(table: ParticleTable, output: str | Place, options: Conversi
     StoreError
         If ``output`` is something else, a finished store, or an unfinished one of another plan.
     ParticleFormatError
-        If a stack is missing or damaged, or the images cannot share the box that is asked for.
+        If a stack is missing or damaged, an image is listed twice, or the images cannot share the box.
     """
     output = place_at(output)
     if len(table) == 0:
         raise ParticleFormatError(f"{table.source}: no particles; check the file, or the selection made with --ind")
     check_stacks(table)
+    table = settle_half_sets(table, options.allow_duplicates, options.seed)
     box_size = settle_box(table, options.box_size)
     check_diameter(table, options.particle_diameter_angstrom)
     layout = _choose_layout(len(table), box_size, options)
-    source = _describe_source(table)
+    source = describe_source(table)
     fingerprint = _plan_fingerprint(table, source, options)
     with in_reach(output):
         recorded = _check_output(output, fingerprint, options.overwrite)
@@ -227,7 +234,7 @@ def finish_conversion(plan: ConversionPlan) -> ParticleStore:
     with in_reach(plan.output):
         # It is already when a kill came while the progress folder was removed.
         if not is_complete(plan.output):
-            columns = {name: _column(plan.table, name)[plan.order] for name in COLUMNS}
+            columns = {name: stored_column(plan.table, name)[plan.order] for name in COLUMNS}
             complete_store(plan.output, plan.attributes, columns)
         if folder.is_dir():
             # The plan goes last: while it is there, the same command recognises its own store.
@@ -274,28 +281,6 @@ def _choose_layout(particles: int, box_size: int, options: ConversionOptions) ->
     return StoreLayout(particles, box_size, min(options.shard_rows, -(-particles // chunk) * chunk), chunk)
 
 
-def _describe_source(table: ParticleTable) -> Source:
-    """Name the source files with checksums; of stacks size and header, a whole read would double the work."""
-    used = np.bincount(table.stack, minlength=len(table.stack_paths))
-    numbers = hashlib.sha256()
-    for name in COLUMNS:
-        numbers.update(np.ascontiguousarray(_column(table, name)).tobytes())
-    for places in (table.stack, table.stack_index):
-        numbers.update(np.ascontiguousarray(places).tobytes())
-    with table.source.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    stacks = tuple(
-        _describe_stack(path, int(particles)) for path, particles in zip(table.stack_paths, used, strict=True)
-    )
-    return Source(str(table.source), sha256, numbers.hexdigest(), stacks)
-
-
-def _describe_stack(path: Path, particles: int) -> SourceStack:
-    with path.open("rb") as file:
-        header = hashlib.sha256(file.read(1024)).hexdigest()
-    return SourceStack(str(path), particles, path.stat().st_size, header)
-
-
 def _plan_fingerprint(table: ParticleTable, source: Source, options: ConversionOptions) -> str:
     """Hash everything that decides the bytes of the store, and when the stacks were last changed."""
     choices = asdict(options)
@@ -306,7 +291,7 @@ def _plan_fingerprint(table: ParticleTable, source: Source, options: ConversionO
         "optics": [asdict(group) for group in table.optics],
         "schema": SCHEMA_VERSION,
         "changed": [path.stat().st_mtime_ns for path in table.stack_paths],
-        "program": _program(),
+        "program": program_name(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -348,14 +333,16 @@ def _describe_store(
     pixel_sizes = stored_pixel_size_angstrom(table, normalisation.box_size)
     groups = zip(table.optics, pixel_sizes, strict=True)
     return StoreAttributes(
-        program=_program(),
+        program=program_name(),
         box_size=normalisation.box_size,
         pixel_size_angstrom=pixel_sizes[0],
         optics=tuple(_stored_optics(group, normalisation.box_size, pixel_size) for group, pixel_size in groups),
         has_poses=table.rotation is not None,
         source=source,
         contrast=contrast,
-        conversion=Conversion(options.seed, normalisation.particle_diameter_angstrom),
+        conversion=Conversion(
+            options.seed, normalisation.particle_diameter_angstrom, options.stated, options.allow_duplicates
+        ),
         noise=normalisation.noise,
     )
 
@@ -364,14 +351,6 @@ def _stored_optics(group: OpticsGroup, box_size: int, pixel_size_angstrom: float
     own = {each.name: getattr(group, each.name) for each in fields(group)}
     stored = own | {"box_size": box_size, "pixel_size_angstrom": pixel_size_angstrom}
     return StoredOptics(**stored, source_pixel_size_angstrom=group.pixel_size_angstrom, source_box_size=group.box_size)
-
-
-def _column(table: ParticleTable, name: str) -> NDArray[Any]:
-    """Take a per-particle array of the table; identities where the file has no poses."""
-    if name == "rotation" and table.rotation is None:
-        return np.broadcast_to(np.eye(3, dtype=np.float32), (len(table), 3, 3))
-    values: NDArray[Any] = getattr(table, name)
-    return values
 
 
 def _check_finite(table: ParticleTable, rows: NDArray[np.int64], images: NDArray[np.float16]) -> None:
@@ -387,8 +366,3 @@ def _check_finite(table: ParticleTable, rows: NDArray[np.int64], images: NDArray
 def _marker(plan: ConversionPlan, shard: int) -> Place:
     """File that says that a shard is on the disk."""
     return plan.output / PROGRESS_FOLDER / f"shard-{shard:05d}.done"
-
-
-def _program() -> str:
-    """Name and version of this program."""
-    return f"cryoformer-dist {installed_version('cryoformer-dist') or '(not installed)'}"

@@ -13,11 +13,12 @@ from cryoformer_dist.data.contrast import Contrast
 from cryoformer_dist.data.noise_measurement import GroupNoise
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.particles import Imaging, OpticsGroup
+from cryoformer_dist.io.stated import NOTHING_STATED, StatedValues
 from cryoformer_dist.physics.aberrations import EvenAberration
 from cryoformer_dist.physics.ctf import NoiseFilter
 from cryoformer_dist.storage.places import Place
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _REMEDY = "convert the particles again"
 
 
@@ -79,10 +80,16 @@ class Conversion:
         Of the row permutation and of the sample.
     particle_diameter_angstrom
         What lies outside is background; the circle that fills the box when ``None``.
+    stated
+        What the user said of the particles because their file does not.
+    allow_duplicates
+        Whether the source may list an image more than once.
     """
 
     seed: int
     particle_diameter_angstrom: float | None
+    stated: StatedValues = NOTHING_STATED
+    allow_duplicates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +183,15 @@ def read_attributes(content: dict[str, Any], store: Place) -> StoreAttributes:
             has_poses=content["has_poses"],
             source=Source(**source | {"stacks": stacks}),
             contrast=Contrast(**content["contrast"]),
-            conversion=Conversion(**content["conversion"]),
+            conversion=_read_conversion(content["conversion"]),
             noise=tuple(read_noise(group) for group in content["noise"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{store}: its attributes are damaged ({error!r}): {_REMEDY}") from error
+
+
+def _read_conversion(content: dict[str, Any]) -> Conversion:
+    return Conversion(**content | {"stated": StatedValues(**content["stated"])})
 
 
 def _read_optics(content: dict[str, Any]) -> StoredOptics:

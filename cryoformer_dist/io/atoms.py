@@ -14,6 +14,10 @@ from cryoformer_dist.errors import ConfigError
 
 _SELECTION = re.compile(r"^([^:\s]+?)(?::(-?\d+)(?:-(-?\d+))?)?$")
 
+# No structure is as far from its origin.
+_FARTHEST_ANGSTROM = 1e5
+_HEAVIEST = 118
+
 
 @dataclass(frozen=True, slots=True)
 class AtomicModel:
@@ -62,15 +66,40 @@ def read_structure(path: Path) -> list[AtomicModel]:
         raise ConfigError(f"{path}: no such atomic model; give the path of a .pdb or .cif file")
     try:
         structure = gemmi.read_structure(str(path))
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"{path}: not an atomic model: {error}; give a .pdb or .cif file") from error
-    structure.remove_hydrogens()
-    structure.remove_waters()
-    structure.remove_alternative_conformations()
-    models = [_list_atoms(model) for model in structure]
+        structure.remove_hydrogens()
+        structure.remove_waters()
+        structure.remove_alternative_conformations()
+        models = [_list_atoms(model) for model in structure]
+    # Names that are no text (UnicodeDecodeError is a ValueError) come to light when they are listed.
+    except (RuntimeError, ValueError, IndexError, OverflowError, MemoryError) as error:
+        raise ConfigError(f"{path}: not an atomic model: {str(error)[:200]}; give a .pdb or .cif file") from error
+    for model in models:
+        _refuse_impossible(path, model)
     if not models or min(len(model) for model in models) == 0:
         raise ConfigError(f"{path}: holds no atoms (hydrogens and waters are left out); give a .pdb or .cif file")
     return models
+
+
+def _refuse_impossible(path: Path, model: AtomicModel) -> None:
+    """Refuse atoms that are nowhere, or scatter less than nothing."""
+    far = ~(np.abs(model.coordinates_angstrom) <= _FARTHEST_ANGSTROM).all(axis=1)
+    if far.any():
+        row = int(np.flatnonzero(far)[0])
+        raise ConfigError(
+            f"{path}: atom {row + 1} ({_name_atom(model, row)}) is at {model.coordinates_angstrom[row].tolist()}, "
+            f"which is not within {_FARTHEST_ANGSTROM:g} A; correct its coordinates"
+        )
+    bad = ~(model.weight >= 0) | np.isinf(model.weight)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise ConfigError(
+            f"{path}: atom {row + 1} ({_name_atom(model, row)}) has an occupancy that is negative or no number; "
+            "correct it"
+        )
+
+
+def _name_atom(model: AtomicModel, row: int) -> str:
+    return f"chain {model.chain[row]}, residue {model.residue_number[row]}, {model.atom_name[row]}"
 
 
 def _list_atoms(model: Any) -> AtomicModel:
@@ -118,13 +147,20 @@ def read_trajectory(path: Path) -> list[AtomicModel]:
             element = file["element"] if "element" in file.files else None
     except KeyError as error:
         raise ConfigError(f"{path}: has no array `coords`; store (frames, atoms, 3) in angstrom") from error
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path}: not an npz of plain arrays ({error}); write it with numpy.savez") from error
+    # A damaged archive meets the parsers of zip, deflate and numpy, whose errors have no common class.
+    except Exception as error:
+        raise ConfigError(
+            f"{path}: not an npz of plain arrays ({str(error)[:200]}); write it with numpy.savez"
+        ) from error
     if coordinates.ndim != 3 or coordinates.shape[-1] != 3 or coordinates.size == 0:
         raise ConfigError(f"{path}: coords has shape {coordinates.shape}; store (frames, atoms, 3) in angstrom")
-    if not np.isfinite(coordinates).all():
-        frame = int(np.argwhere(~np.isfinite(coordinates))[0, 0])
-        raise ConfigError(f"{path}: coords of frame {frame} are not finite; write the trajectory again")
+    near = np.abs(coordinates) <= _FARTHEST_ANGSTROM
+    if not near.all():
+        frame = int(np.argwhere(~near)[0, 0])
+        raise ConfigError(
+            f"{path}: coords of frame {frame} are not finite, or not within {_FARTHEST_ANGSTROM:g} A; write the "
+            "trajectory again"
+        )
     atoms = coordinates.shape[1]
     weight = np.ones(atoms) if element is None else _element_weight(np.asarray(element), atoms, path)
     blank = np.full(atoms, "", np.str_)
@@ -136,7 +172,11 @@ def _element_weight(element: NDArray[Any], atoms: int, path: Path) -> NDArray[np
     if element.shape != (atoms,):
         raise ConfigError(f"{path}: element has shape {element.shape}, coords {atoms} atoms; store one per atom")
     if element.dtype.kind in "iuf":
+        if not ((element >= 0) & (element <= _HEAVIEST)).all():
+            raise ConfigError(f"{path}: element holds a number that is no atomic number; store 1 to {_HEAVIEST}")
         return element.astype(np.float64)
+    if element.dtype.kind != "U":
+        raise ConfigError(f"{path}: element holds {element.dtype}; store chemical symbols or atomic numbers")
     names, inverse = np.unique(element, return_inverse=True)
     numbers = np.asarray([gemmi.Element(str(name)).atomic_number for name in names], np.float64)
     if (numbers == 0).any():

@@ -2,21 +2,38 @@
 
 import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cryoformer_dist.errors import ParticleFormatError
-from cryoformer_dist.io.particles import check_finite
+from cryoformer_dist.io.limits import (
+    AMPLITUDE_CONTRAST,
+    ANGLE,
+    BOX_SIZE,
+    DEFOCUS,
+    PIXEL_SIZE,
+    SPHERICAL_ABERRATION,
+    VOLTAGE,
+    check_column,
+    check_defocus,
+    check_rotations,
+)
 from cryoformer_dist.storage.places import replaced
 
-CTF_COLUMNS = (
-    *("box_size", "pixel_size_angstrom", "defocus_u_angstrom", "defocus_v_angstrom", "defocus_angle_deg"),
-    *("voltage_kv", "spherical_aberration_mm", "amplitude_contrast", "phase_shift_deg"),
-)
-# Farther than this from orthonormal is not a rounding error of a single-precision matrix.
-_ORTHONORMAL_TOLERANCE = 1e-2
+CTF_COLUMNS = {
+    "box_size": BOX_SIZE,
+    "pixel_size_angstrom": PIXEL_SIZE,
+    "defocus_u_angstrom": DEFOCUS,
+    "defocus_v_angstrom": DEFOCUS,
+    "defocus_angle_deg": ANGLE,
+    "voltage_kv": VOLTAGE,
+    "spherical_aberration_mm": SPHERICAL_ABERRATION,
+    "amplitude_contrast": AMPLITUDE_CONTRAST,
+    "phase_shift_deg": ANGLE,
+}
 
 
 def load_numpy_pickle(path: Path) -> Any:
@@ -29,20 +46,20 @@ def load_numpy_pickle(path: Path) -> Any:
         instead.
     """
     try:
-        with path.open("rb") as handle:
-            return _NumpyUnpickler(io.BytesIO(handle.read()), encoding="latin1").load()
-    except FileNotFoundError:
-        raise ParticleFormatError(f"{path}: no such file; check the path") from None
+        content = path.read_bytes()
+    except OSError as error:
+        raise ParticleFormatError(f"{path}: no such file, or unreadable ({error.strerror}); check it") from None
+    try:
+        _refuse_false_lengths(content)
+        return _NumpyUnpickler(io.BytesIO(content), encoding="latin1").load()
     except _RefusedGlobal as refused:
         raise ParticleFormatError(
             f"{path}: refused, it names {refused}, and only plain numpy arrays are read from a pickle; save "
             "it again as numpy arrays"
         ) from None
     # A damaged pickle can raise almost anything from the machine that rebuilds it.
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, ValueError) as error:
-        raise ParticleFormatError(f"{path}: not a readable pickle ({error}); export it again") from error
-    except (TypeError, KeyError, UnicodeDecodeError, MemoryError, OverflowError) as error:
-        raise ParticleFormatError(f"{path}: not a readable pickle ({error}); export it again") from error
+    except Exception as error:
+        raise ParticleFormatError(f"{path}: not a readable pickle ({str(error)[:200]}); export it again") from error
 
 
 def read_poses_pkl(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -75,12 +92,8 @@ def read_poses_pkl(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise ParticleFormatError(
             f"{path}: {len(rotation)} rotations but translations of shape {shift.shape}; both need one row per particle"
         )
-    check_finite(path, {"rotation": rotation, "translation": shift})
-    error = np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2))
-    wrong = (error > _ORTHONORMAL_TOLERANCE) | (np.linalg.det(rotation) < 0)
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise ParticleFormatError(f"{path}, row {row + 1}: the matrix is not a rotation; export the poses again")
+    check_rotations(path, "rotation", rotation)
+    check_column(path, "translation", shift)
     return rotation, shift
 
 
@@ -96,7 +109,7 @@ def read_ctf_pkl(path: Path) -> np.ndarray:
     Raises
     ------
     ParticleFormatError
-        If the array is not ``(N, 9)``, or a box, pixel size or voltage is not positive.
+        If the array is not ``(N, 9)``, or holds a number that cannot be.
     """
     table = _float_array(path, load_numpy_pickle(path), np.float64)
     if table.ndim != 2 or table.shape[1] != len(CTF_COLUMNS):
@@ -104,8 +117,10 @@ def read_ctf_pkl(path: Path) -> np.ndarray:
             f"{path}: expected an array (N, 9) of {', '.join(CTF_COLUMNS)}; found shape {table.shape}; make "
             "the file with 'cryodrgn parse_ctf_star' or 'parse_ctf_csparc'"
         )
-    columns = {label: table[:, position] for position, label in enumerate(CTF_COLUMNS)}
-    check_finite(path, columns, positive=("box_size", "pixel_size_angstrom", "voltage_kv"))
+    for values, (label, quantity) in zip(table.T, CTF_COLUMNS.items(), strict=True):
+        check_column(path, label, values, quantity)
+        if quantity is DEFOCUS:
+            check_defocus(path, label, values)
     return table
 
 
@@ -117,9 +132,12 @@ def read_indices_pkl(path: Path) -> np.ndarray:
     ParticleFormatError
         If the content is not a list of whole numbers >= 0, or names a row twice.
     """
+    content = load_numpy_pickle(path)
+    if isinstance(content, list | tuple) and not all(isinstance(row, int | np.integer) for row in content):
+        raise ParticleFormatError(f"{path}: expected a flat list of row numbers; export it again")
     try:
-        rows = np.asarray(load_numpy_pickle(path))
-    except ValueError as error:
+        rows = np.asarray(content)
+    except (ValueError, OverflowError) as error:
         raise ParticleFormatError(f"{path}: expected a flat list of row numbers ({error})") from error
     if rows.ndim != 1 or rows.size == 0 or not np.issubdtype(rows.dtype, np.integer) or rows.min() < 0:
         raise ParticleFormatError(
@@ -132,6 +150,22 @@ def read_indices_pkl(path: Path) -> np.ndarray:
 
 class _RefusedGlobal(Exception):
     """A pickle named something that is not a plain numpy array."""
+
+
+def _refuse_false_lengths(content: bytes) -> None:
+    """Refuse a pickle that asks for memory that its bytes do not justify: seven can ask for gigabytes.
+
+    Walking over the instructions checks the length of each against the bytes that are there; the memo, a table that
+    grows to the number that is asked for, is checked here.
+
+    Raises
+    ------
+    ValueError
+        If it does.
+    """
+    for count, (instruction, argument, _) in enumerate(pickletools.genops(content), start=1):
+        if instruction.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
+            raise ValueError(f"a memo of {argument} entries after {count} instructions")
 
 
 class _NumpyUnpickler(pickle.Unpickler):
@@ -154,17 +188,30 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+class _ArrayName:
+    """Stands for numpy's class of arrays: a pickle may name it, and not make arrays of any size by it."""
+
+
+_ARRAY = _ArrayName()
+
+
+def _empty_array(kind: _ArrayName, shape: tuple[int, ...], code: bytes) -> np.ndarray:
+    """How numpy's pickles begin an array, which its bytes then fill; any other use is refused."""
+    if kind is not _ARRAY or shape != (0,):
+        raise _RefusedGlobal("an array without its bytes")
+    return np.ndarray((0,), dtype=np.dtype(code.decode("latin1")))
+
+
 def _numpy_globals() -> dict[tuple[str, str], Any]:
     # Taken from what numpy itself writes, so that they are right in every numpy version.
     array = np.zeros(1)
-    reconstruct = array.__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
     frombuffer = array.__reduce_ex__(5)[0]
     return {
-        ("numpy.core.multiarray", "_reconstruct"): reconstruct,
+        ("numpy.core.multiarray", "_reconstruct"): _empty_array,
         ("numpy.core.multiarray", "scalar"): scalar,
         ("numpy.core.numeric", "_frombuffer"): frombuffer,
-        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "ndarray"): _ARRAY,
         ("numpy", "dtype"): np.dtype,
         ("_codecs", "encode"): _encode_latin1,
     }
@@ -174,7 +221,10 @@ _ALLOWED_GLOBALS = _numpy_globals()
 
 
 def _float_array(path: Path, content: Any, kind: type[np.floating] = np.float32) -> np.ndarray:
+    if not isinstance(content, np.ndarray):
+        raise ParticleFormatError(f"{path}: expected an array of numbers, found {type(content).__name__}; save one")
     try:
-        return np.asarray(content, dtype=kind)
+        with np.errstate(over="ignore"):
+            return np.asarray(content, dtype=kind)
     except (TypeError, ValueError) as error:
         raise ParticleFormatError(f"{path}: expected an array of numbers ({error}); export it again") from error

@@ -8,24 +8,38 @@ import numpy as np
 import torch
 
 from cryoformer_dist.errors import CryoFormerWarning, ParticleFormatError
+from cryoformer_dist.io.cs_fields import Fields, join_files, load_records, number_stacks
+from cryoformer_dist.io.limits import (
+    AMPLITUDE_CONTRAST,
+    ANGLE_RADIANS,
+    BOX_SIZE,
+    DEFOCUS,
+    NUMBER,
+    PIXEL_SIZE,
+    ROTATION_VECTOR,
+    SPHERICAL_ABERRATION,
+    VOLTAGE,
+    check_column,
+    check_defocus,
+)
 from cryoformer_dist.io.particles import (
     OpticsColumns,
     ParticleTable,
-    check_finite,
     group_optics,
     refuse_rows_beyond,
     warn_of_unapplied_terms,
 )
 from cryoformer_dist.io.stack_paths import resolve_stacks
+from cryoformer_dist.io.stated import NOTHING_STATED, OPTIONS, StatedValues, refuse_restated
 from cryoformer_dist.physics.pose import axis_angle_from_rotation, rotation_from_axis_angle
 from cryoformer_dist.storage.places import replaced
-
-Fields = dict[str, np.ndarray]
 
 _IMAGES = ("blob/path", "blob/idx", "blob/shape", "blob/psize_A")
 _POSE, _SHIFT, _POSE_PIXEL = "alignments3D/pose", "alignments3D/shift", "alignments3D/psize_A"
 _MICROSCOPE = ("ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast")
-_CTF = (*_MICROSCOPE, "ctf/df1_A", "ctf/df2_A", "ctf/df_angle_rad", "ctf/phase_shift_rad")
+_DEFOCI = ("ctf/df1_A", "ctf/df2_A")
+_ANGLES = ("ctf/df_angle_rad", "ctf/phase_shift_rad")
+_CTF = (*_MICROSCOPE, *_DEFOCI, *_ANGLES)
 # Field and the value that means "none".
 _TERMS = {
     "ctf/tilt_A": 0.0,
@@ -38,8 +52,20 @@ _TERMS = {
 }
 _PER_PARTICLE_TERMS = ("ctf/bfactor", "ctf/scale")
 _NEUTRAL = 5e-7
-# Files with many result groups have headers past numpy's default of 10 kB.
-_MAX_HEADER_BYTES = 1 << 22
+_MULTI = "alignments3D_multi"
+_LIMITS = {
+    "blob/psize_A": PIXEL_SIZE,
+    "blob/shape": BOX_SIZE,
+    _POSE: ROTATION_VECTOR,
+    _SHIFT: NUMBER,
+    _POSE_PIXEL: PIXEL_SIZE,
+    **dict(zip(_MICROSCOPE, (VOLTAGE, SPHERICAL_ABERRATION, AMPLITUDE_CONTRAST), strict=True)),
+    **dict.fromkeys(_DEFOCI, DEFOCUS),
+    **dict.fromkeys(_ANGLES, ANGLE_RADIANS),
+    **dict.fromkeys(_TERMS, NUMBER),
+}
+# Which field a value stands for that the user states.
+_STATED = dict(zip(OPTIONS, (*_MICROSCOPE, "blob/psize_A"), strict=True))
 
 
 def read_cs(
@@ -49,6 +75,7 @@ def read_cs(
     datadir: Path | None = None,
     require_poses: bool = True,
     require_ctf: bool = True,
+    stated: StatedValues = NOTHING_STATED,
 ) -> ParticleTable:
     """Read the particles of a cryoSPARC job; fields it lacks come from passthrough files, joined on ``uid``.
 
@@ -60,6 +87,8 @@ def read_cs(
         ``..._passthrough_particles.cs``; a field that several files have is taken from the first.
     datadir, require_poses, require_ctf
         Where the stacks are, and whether poses (else None) and CTF and optics (else 0) must be there.
+    stated
+        Values for fields that they lack, and the class of a heterogeneous refinement.
 
     Raises
     ------
@@ -72,9 +101,10 @@ def read_cs(
     AberrationsNotAppliedWarning
         As `read_particles` does.
     """
-    fields = _join_files(path, passthrough)
+    fields = _choose_class(path, join_files(path, passthrough), stated.class_number)
+    fields |= _stated_fields(path, fields, stated)
     _refuse_missing(path, fields, require_poses, require_ctf)
-    _check_numbers(path, fields)
+    _check_numbers(path, fields, require_ctf)
     table = _make_table(path, fields, datadir)
     warn_of_unapplied_terms(path, table.optics)
     if table.rotation is not None and _POSE_PIXEL not in fields:
@@ -114,7 +144,7 @@ def update_cs_poses(
     CryoFormerWarning
         If the source has no pose fields and some of its rows get no pose: those rows are left out.
     """
-    records = _load(source)
+    records = load_records(source)
     refuse_rows_beyond(source, len(records), source_row)
     pixel_size = _require_pixel_size(source, records)
     kept = np.arange(len(records))
@@ -133,58 +163,6 @@ def update_cs_poses(
         np.save(handle, records[kept], allow_pickle=False)
 
 
-def _load(path: Path) -> np.ndarray:
-    """Read the records of one file, without ever unpickling."""
-    if not path.is_file():
-        raise ParticleFormatError(f"{path}: no such file; check the path")
-    with path.open("rb") as handle:
-        start = handle.read(6)
-        handle.seek(0)
-        if start != b"\x93NUMPY":
-            raise ParticleFormatError(
-                f"{path}: no .cs header (the file starts with {start!r} instead of \\x93NUMPY): it was cut "
-                "or is of another kind; export the particles from cryoSPARC again"
-            )
-        try:
-            records: np.ndarray = np.lib.format.read_array(
-                handle, allow_pickle=False, max_header_size=_MAX_HEADER_BYTES
-            )
-        except (ValueError, EOFError) as error:
-            raise ParticleFormatError(
-                f"{path}: truncated or damaged .cs file ({error}); export the particles again"
-            ) from error
-    if not records.dtype.names:
-        raise ParticleFormatError(f"{path}: a plain numpy array, not a cryoSPARC table; give the job's particles .cs")
-    if len(records) == 0:
-        raise ParticleFormatError(f"{path}: has 0 rows ({len(records.dtype.names)} fields); give a job with particles")
-    return records
-
-
-def _join_files(path: Path, passthrough: Sequence[Path]) -> Fields:
-    """Fields of the file, completed from its passthrough files in the order of its own rows."""
-    records = _load(path)
-    fields: Fields = {name: records[name] for name in records.dtype.names or ()}
-    for other_path in passthrough:
-        other = _load(other_path)
-        for where, names in ((path, fields), (other_path, other.dtype.names or ())):
-            if "uid" not in names:
-                raise ParticleFormatError(f"{where}: no field uid, so it cannot be joined; export the job again")
-        order = np.argsort(other["uid"], kind="stable")
-        keys = other["uid"][order]
-        if (keys[1:] == keys[:-1]).any():
-            raise ParticleFormatError(f"{other_path}: a uid occurs twice, so rows cannot be joined; remove duplicates")
-        place = np.searchsorted(keys, fields["uid"]).clip(max=len(keys) - 1)
-        absent = keys[place] != fields["uid"]
-        if absent.any():
-            row = int(np.flatnonzero(absent)[0])
-            raise ParticleFormatError(
-                f"{other_path}: lacks {int(absent.sum())} of the {len(absent)} particles of {path} (first: "
-                f"row {row + 1}, uid {fields['uid'][row]}); give the passthrough file of the same job"
-            )
-        fields |= {name: other[name][order[place]] for name in other.dtype.names or () if name not in fields}
-    return fields
-
-
 def _refuse_missing(path: Path, fields: Fields, require_poses: bool, require_ctf: bool) -> None:
     """Name every field that is needed and absent, in one message."""
     lacking: list[str] = []
@@ -192,6 +170,12 @@ def _refuse_missing(path: Path, fields: Fields, require_poses: bool, require_ctf
     if images:
         lacking.append(f"images: {', '.join(images)}")
     poses = [label for label in (_POSE, _SHIFT) if label not in fields]
+    if require_poses and poses and (classes := _classes(fields)):
+        raise ParticleFormatError(
+            f"{path}: poses are per class ({_MULTI}, {classes} classes), from a heterogeneous refinement; refine one "
+            f"class and give that job's file, or take the poses of one class for all particles with --class 0 to "
+            f"{classes - 1}"
+        )
     if require_poses and poses:
         only_2d = "alignments2D/pose" in fields
         hint = " (only 2D alignments are there: run a 3D refinement)" if only_2d else ""
@@ -200,16 +184,21 @@ def _refuse_missing(path: Path, fields: Fields, require_poses: bool, require_ctf
     if require_ctf and ctf:
         lacking.append(f"CTF: {', '.join(ctf)}")
     if lacking:
+        options = [
+            OPTIONS[name][0] for name, label in _STATED.items() if label in (*images, *(ctf if require_ctf else ()))
+        ]
+        options += ["--centred"] if require_poses and poses == [_SHIFT] else []
+        stateable = f", or say what you know with {', '.join(options)}" if options else ""
         raise ParticleFormatError(
             f"{path}: missing fields: {'; '.join(lacking)}. They are often in the passthrough file of the "
-            "same job: give it with --passthrough"
+            f"same job: give it with --passthrough{stateable}"
         )
 
 
 def _make_table(path: Path, fields: Fields, datadir: Path | None) -> ParticleTable:
     count = len(fields["blob/path"])
     optics, optics_group = group_optics(_collect_optics(path, fields))
-    names, stack = _number_stacks(fields["blob/path"])
+    names, stack = number_stacks(path, fields["blob/path"])
     rotation, shift = _convert_poses(path, fields)
     split = fields.get("alignments3D/split", np.full(count, -1)).astype(np.int64)
     return ParticleTable(
@@ -231,10 +220,73 @@ def _make_table(path: Path, fields: Fields, datadir: Path | None) -> ParticleTab
     )
 
 
-def _check_numbers(path: Path, fields: Fields) -> None:
-    positive = [label for label in ("blob/psize_A", "ctf/accel_kv") if label in fields]
-    numeric = [label for label in (*_CTF, "blob/psize_A", _POSE, _SHIFT) if label in fields]
-    check_finite(path, {label: fields[label].astype(np.float64) for label in numeric}, positive)
+def _choose_class(path: Path, fields: Fields, class_number: int | None) -> Fields:
+    """The fields with the poses of one class of a heterogeneous refinement as the poses.
+
+    Raises
+    ------
+    ParticleFormatError
+        If there are no classes, the class is not among them, or their poses have another form.
+    """
+    if class_number is None:
+        return fields
+    pose, shift, split = (fields.get(f"{_MULTI}/{name}") for name in ("pose", "shift", "split"))
+    if pose is None or shift is None:
+        raise ParticleFormatError(
+            f"{path}: --class chooses among the poses of a heterogeneous refinement, and there is no {_MULTI}/pose "
+            "and /shift; leave it out"
+        )
+    classes = _classes(fields)
+    if pose.shape[1:] != (classes, 3) or shift.shape[1:] != (classes, 2):
+        raise ParticleFormatError(
+            f"{path}: rows of {_MULTI}/pose have shape {pose.shape[1:]}, of {_MULTI}/shift {shift.shape[1:]}; 3 and "
+            "2 numbers for each class are wanted: export the job again"
+        )
+    if not 0 <= class_number < classes:
+        raise ParticleFormatError(
+            f"{path}: --class {class_number}: the classes are 0 to {classes - 1}; give one of them"
+        )
+    chosen = {_POSE: pose[:, class_number], _SHIFT: shift[:, class_number]}
+    if split is not None and split.shape[1:] == (classes,):
+        chosen["alignments3D/split"] = split[:, class_number]
+    if f"{_MULTI}/psize_A" in fields:
+        chosen[_POSE_PIXEL] = fields[f"{_MULTI}/psize_A"]
+    return fields | chosen
+
+
+def _classes(fields: Fields) -> int:
+    """How many classes a heterogeneous refinement has poses of; 0 if there are none."""
+    pose = fields.get(f"{_MULTI}/pose")
+    return 0 if pose is None or pose.ndim < 2 else int(pose.shape[1])
+
+
+def _stated_fields(path: Path, fields: Fields, stated: StatedValues) -> Fields:
+    """What the user says of all particles, as fields.
+
+    Raises
+    ------
+    ParticleFormatError
+        If the file has such a field itself.
+    """
+    count = len(next(iter(fields.values())))
+    added: Fields = {}
+    for name, value in stated.numbers().items():
+        if _STATED[name] in fields:
+            refuse_restated(path, OPTIONS[name][0], _STATED[name])
+        added[_STATED[name]] = np.full(count, value, dtype=np.float32)
+    if stated.centred:
+        if _SHIFT in fields:
+            refuse_restated(path, "--centred", _SHIFT)
+        added[_SHIFT] = np.zeros((count, 2), dtype=np.float32)
+    return added
+
+
+def _check_numbers(path: Path, fields: Fields, require_ctf: bool) -> None:
+    for label, quantity in _LIMITS.items():
+        if label in fields:
+            check_column(path, label, fields[label].astype(np.float64), quantity)
+            if quantity is DEFOCUS and require_ctf:
+                check_defocus(path, label, fields[label])
 
 
 def _collect_optics(path: Path, fields: Fields) -> OpticsColumns:
@@ -273,7 +325,6 @@ def _convert_poses(path: Path, fields: Fields) -> tuple[np.ndarray | None, np.nd
         return None, np.zeros((count, 2), dtype=np.float32)
     pixel_size = _pose_pixel_size(fields)
     assert pixel_size is not None, "blob/psize_A was checked before"
-    check_finite(path, {_POSE_PIXEL: pixel_size}, positive=(_POSE_PIXEL,))
     vector = torch.from_numpy(fields[_POSE].astype(np.float64))
     rotation = rotation_from_axis_angle(vector).numpy().astype(np.float32)
     return rotation, (fields[_SHIFT].astype(np.float64) * pixel_size[:, None]).astype(np.float32)
@@ -305,16 +356,6 @@ def _add_pose_fields(records: np.ndarray, pixel_size: np.ndarray) -> np.ndarray:
         wider[name] = records[name]
     wider[_POSE_PIXEL] = pixel_size
     return wider
-
-
-def _number_stacks(paths: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Distinct stacks in order of appearance, and the ``(N,)`` int32 index into them."""
-    distinct, first, inverse = np.unique(paths, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    rank = np.empty(len(order), dtype=np.int32)
-    rank[order] = np.arange(len(order), dtype=np.int32)
-    names = [name.decode() if isinstance(name, bytes) else str(name) for name in distinct[order].tolist()]
-    return names, rank[inverse.reshape(-1)]
 
 
 def _column(fields: Fields, label: str) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cryoformer_dist.errors import ParticleFormatError, PixelSizeConflictWarning
+from cryoformer_dist.io.limits import PIXEL_SIZE
 from cryoformer_dist.io.mrc_header import (
     HEADER_BYTES,
     IMAGE_MODES,
@@ -226,7 +227,8 @@ def read_volume(path: Path) -> Volume:
     Raises
     ------
     ParticleFormatError
-        If the map is not cubic, has no equal voxel sides, or is truncated: resample it to a cube.
+        If the map is not cubic, has no equal voxel sides or such that cannot be, is truncated, or holds a voxel that is
+        not finite.
 
     Warns
     -----
@@ -243,7 +245,14 @@ def read_volume(path: Path) -> Volume:
             f"{path}: the map is {' x '.join(map(str, voxels.shape))} voxels (z, y, x), not a cube; pad or "
             "resample it to a cubic box"
         )
-    return Volume(torch.from_numpy(np.array(voxels, dtype=np.float32, order="C")), _cubic_voxel_size(header))
+    densities = np.array(voxels, dtype=np.float32, order="C")
+    if not np.isfinite(densities).all():
+        z, y, x = np.argwhere(~np.isfinite(densities))[0].tolist()
+        raise ParticleFormatError(
+            f"{path}: {int((~np.isfinite(densities)).sum())} voxels are not finite, the first at x {x}, y {y}, z {z}; "
+            "write the map again without NaN and infinity"
+        )
+    return Volume(torch.from_numpy(densities), _cubic_voxel_size(header))
 
 
 def write_volume(path: Path, volume: Volume, labels: Sequence[str] = ()) -> None:
@@ -306,6 +315,10 @@ def _cubic_voxel_size(header: MRCHeader) -> float:
     if max(x, y, z) - min(x, y, z) > PIXEL_SIZE_TOLERANCE * max(x, y, z):
         raise ParticleFormatError(
             f"{header.path}: voxel sides {x:.5g}, {y:.5g}, {z:.5g} A differ; resample the map to cubic voxels"
+        )
+    if not PIXEL_SIZE.allows(np.asarray(x)):
+        raise ParticleFormatError(
+            f"{header.path}: the header says {x:g} A per voxel, which is not {PIXEL_SIZE}; correct it"
         )
     return x
 

@@ -65,7 +65,13 @@ def check_length(header: MRCHeader) -> None:
     ParticleFormatError
         If the file is shorter: copy it again.
     """
-    actual = _uncompressed_bytes(header)
+    actual = _available_bytes(header)
+    extended = header.data_offset - HEADER_BYTES
+    if extended and actual == header.expected_bytes - extended:
+        raise ParticleFormatError(
+            f"{header.path}: the header promises an extended header of {extended} bytes that is not there; all images "
+            "are: set nsymbt (bytes 93 to 96) to 0, or write the stack again"
+        )
     if actual < header.expected_bytes:
         raise ParticleFormatError(
             f"{header.path}: truncated, the header promises {header.expected_bytes} bytes ({header.sections} "
@@ -101,14 +107,15 @@ def compression_module(path: Path) -> Any:
     return gzip if start[:2] == b"\x1f\x8b" else bz2 if start[:3] == b"BZh" else None
 
 
-def _uncompressed_bytes(header: MRCHeader) -> int:
+def _available_bytes(header: MRCHeader) -> int:
+    """Length of the file, decompressed as far as its header promises: a small file may grow without end."""
     module = compression_module(header.path)
     if module is None:
         return header.path.stat().st_size
     count = 0
     with module.open(header.path, "rb") as handle:
         try:
-            while piece := handle.read(1 << 20):
+            while count < header.expected_bytes and (piece := handle.read(1 << 20)):
                 count += len(piece)
         except EOFError:
             # The compressed stream itself is cut: what came before it is what there is.

@@ -270,27 +270,3 @@ def refuse_rows_beyond(source: Path, particles: int, source_row: np.ndarray) -> 
             f"{source}: has {particles} particles and a pose is for row {int(source_row.max()) + 1}; give "
             "the file that the particles were read from"
         )
-
-
-def check_finite(source: Path, columns: dict[str, np.ndarray], positive: Sequence[str] = ()) -> None:
-    """Refuse a number that cannot be.
-
-    Raises
-    ------
-    ParticleFormatError
-        If a column holds NaN or infinity, or one of `positive` a number <= 0; names the first row and the
-        column.
-    """
-    for label, values in columns.items():
-        numbers = values.reshape(len(values), -1)
-        bad = ~np.isfinite(numbers).all(axis=1)
-        if label in positive:
-            bad |= ~(numbers > 0).all(axis=1)
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0])
-            wanted = "a positive number" if label in positive else "a finite number"
-            raise ParticleFormatError(
-                f"{source}, particle row {row + 1} (of {len(values)}), column {label}: "
-                f"{numbers[row].tolist()} is not {wanted} ({int(bad.sum())} such rows): correct or remove "
-                "those particles"
-            )

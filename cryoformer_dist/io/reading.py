@@ -10,14 +10,21 @@ import numpy as np
 from cryoformer_dist.errors import ParticleFormatError, PixelSizeConflictWarning
 from cryoformer_dist.io.cryodrgn import CTF_COLUMNS, read_ctf_pkl, read_indices_pkl, read_poses_pkl
 from cryoformer_dist.io.cryosparc import read_cs
+from cryoformer_dist.io.limits import PIXEL_SIZE, check_column, check_rotations, check_shifts
 from cryoformer_dist.io.mrc import PIXEL_SIZE_TOLERANCE, read_header
 from cryoformer_dist.io.mrc_header import MRCHeader, check_length
 from cryoformer_dist.io.particles import OpticsColumns, OpticsGroup, ParticleTable, group_optics, unapplied_terms
 from cryoformer_dist.io.relion import read_star
-from cryoformer_dist.io.stack_paths import resolve_stacks
+from cryoformer_dist.io.stack_paths import is_readable_file, resolve_stacks
+from cryoformer_dist.io.stated import NOTHING_STATED, StatedValues
 
 _STACK_SUFFIXES = (".mrcs", ".mrc")
 _COMPRESSED_SUFFIXES = (".gz", ".bz2")
+# Where a file has its rotations and shifts, for errors.
+_POSE_COLUMNS = {
+    ".star": ("rlnAngleRot, rlnAngleTilt, rlnAnglePsi", "rlnOriginX, rlnOriginY (Angst)"),
+    ".cs": ("alignments3D/pose", "alignments3D/shift"),
+}
 
 
 def read_particles(
@@ -29,6 +36,7 @@ def read_particles(
     ctf: Path | None = None,
     indices: Path | None = None,
     require_poses: bool = True,
+    stated: StatedValues = NOTHING_STATED,
 ) -> ParticleTable:
     """Read particles from ``.star``, ``.cs``, ``.mrcs``, ``.mrc`` or a ``.txt`` list of stacks.
 
@@ -44,6 +52,8 @@ def read_particles(
         CryoDRGN's pickles; poses and CTF replace those of the file, indices keep the named rows.
     require_poses
         False to accept a file without poses (`ParticleTable.rotation` is then None).
+    stated
+        Values for what the file leaves out.
 
     Raises
     ------
@@ -57,12 +67,14 @@ def read_particles(
     """
     if passthrough and path.suffix.lower() != ".cs":
         raise ParticleFormatError(f"{path}: --passthrough belongs to cryoSPARC .cs files only; leave it out")
-    table = _read_dialect(path, datadir, passthrough, require_poses and poses is None, ctf is None)
+    require = {"require_poses": require_poses and poses is None, "require_ctf": ctf is None}
+    table = _read_dialect(path, datadir, passthrough, stated, **require)
     if ctf is not None:
         table = _replace_ctf(table, ctf, indices)
     table = _fill_boxes(table, from_pickle=ctf is not None)
     if poses is not None:
         table = _replace_poses(table, poses, indices)
+    _check_geometry(table, poses)
     if indices is not None:
         table = table.select(_read_rows(indices, len(table), table.source))
     return table
@@ -82,19 +94,19 @@ def check_stacks(table: ParticleTable) -> None:
         If a header disagrees with the metadata about the pixel size; the metadata wins.
     """
     used = np.unique(table.stack)
-    missing = [path for path in (table.stack_paths[number] for number in used) if not path.is_file()]
+    missing = [path for path in (table.stack_paths[number] for number in used) if not is_readable_file(path)]
     if missing:
         shown = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
         raise ParticleFormatError(
             f"{table.source}: {len(missing)} of {len(used)} stacks not found (as written, beside the file, "
             f"in the folders above it, or in --datadir if given): {shown}; give --datadir with the folder "
-            "that holds them"
+            f"that holds them{_near_misses(missing)}"
         )
     order = np.argsort(table.stack, kind="stable")
     starts = np.searchsorted(table.stack[order], used)
     conflicts: list[str] = []
     for number, rows in zip(used, np.split(order, starts[1:]), strict=True):
-        header = read_header(table.stack_paths[number])
+        header = _read_named_header(table, table.stack_paths[number])
         _check_stack(table, header, rows)
         conflicts += _find_conflicts(table, header, rows)
     if conflicts:
@@ -104,17 +116,45 @@ def check_stacks(table: ParticleTable) -> None:
         )
 
 
+def _near_misses(missing: Sequence[Path]) -> str:
+    """Say which stacks are there with the other suffix."""
+    for path in missing:
+        other = path.with_suffix({".mrc": ".mrcs", ".mrcs": ".mrc"}.get(path.suffix.lower(), path.suffix))
+        if other != path and is_readable_file(other):
+            return f"; {other} is there: rename it, or correct the file"
+        if path.name.endswith(":mrcs"):
+            return "; the mark :mrcs at the end of names is not read: remove it"
+    return ""
+
+
+def _read_named_header(table: ParticleTable, stack: Path) -> MRCHeader:
+    """Read the header of a stack; an error also names the file that lists it."""
+    try:
+        return read_header(stack)
+    except ParticleFormatError as error:
+        raise ParticleFormatError(f"{table.source}: one of its stacks cannot be used: {error}") from error
+
+
 def _read_dialect(
-    path: Path, datadir: Path | None, passthrough: Sequence[Path], require_poses: bool, require_ctf: bool
+    path: Path,
+    datadir: Path | None,
+    passthrough: Sequence[Path],
+    stated: StatedValues,
+    *,
+    require_poses: bool,
+    require_ctf: bool,
 ) -> ParticleTable:
     suffix = path.suffix.lower()
     if suffix == ".star":
-        return read_star(path, datadir=datadir, require_poses=require_poses, require_ctf=require_ctf)
+        return read_star(path, datadir=datadir, require_poses=require_poses, require_ctf=require_ctf, stated=stated)
     if suffix == ".cs":
-        return read_cs(path, passthrough, datadir=datadir, require_poses=require_poses, require_ctf=require_ctf)
+        return read_cs(
+            path, passthrough, datadir=datadir, require_poses=require_poses, require_ctf=require_ctf, stated=stated
+        )
     bare = path.with_suffix("").suffix.lower() if suffix in _COMPRESSED_SUFFIXES else suffix
     if bare not in (*_STACK_SUFFIXES, ".txt"):
         raise ParticleFormatError(f"{path}: unknown kind {suffix!r}; give a .star, .cs, .mrcs, .mrc or .txt file")
+    stated.refuse_any(path)
     lacking = [option for option, needed in (("--poses", require_poses), ("--ctf", require_ctf)) if needed]
     if lacking:
         raise ParticleFormatError(
@@ -221,9 +261,9 @@ def _fill_boxes(table: ParticleTable, from_pickle: bool) -> ParticleTable:
     for row in first.tolist():
         number = int(table.optics_group[row])
         group, path = optics[number], table.stack_paths[table.stack[row]]
-        if (group.box_size and not from_pickle) or not path.is_file():
+        if (group.box_size and not from_pickle) or not is_readable_file(path):
             continue
-        box = read_header(path).columns
+        box = _read_named_header(table, path).columns
         scale = group.box_size / box if from_pickle else 1.0
         optics[number] = replace(group, box_size=box, pixel_size_angstrom=group.pixel_size_angstrom * scale)
     return replace(table, optics=tuple(optics))
@@ -239,6 +279,20 @@ def _replace_poses(table: ParticleTable, path: Path, indices: Path | None) -> Pa
             "without its stacks; give --datadir with the folder that holds them"
         )
     return replace(table, rotation=rotation, shift_angstrom=shift_fraction * box_angstrom[:, None])
+
+
+def _check_geometry(table: ParticleTable, poses: Path | None) -> None:
+    """What depends on several columns: pixel sizes as the stacks have it, poses, shifts within the box."""
+    known = np.asarray([group.pixel_size_angstrom for group in table.optics])
+    check_column(table.source, "pixel size by optics group", known[known != 0], PIXEL_SIZE)
+    if table.rotation is None:
+        return
+    source, (rotation, shift) = table.source, _POSE_COLUMNS.get(table.source.suffix.lower(), ("rotation", "shift"))
+    if poses is not None:
+        source, (rotation, shift) = poses, ("rotation", "translation")
+    check_rotations(source, rotation, table.rotation)
+    box_angstrom = table.per_particle(lambda group: group.box_size * group.pixel_size_angstrom)
+    check_shifts(source, shift, table.shift_angstrom, box_angstrom)
 
 
 def _check_stack(table: ParticleTable, header: MRCHeader, rows: np.ndarray) -> None:

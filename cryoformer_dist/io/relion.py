@@ -11,23 +11,27 @@ import starfile
 import torch
 
 from cryoformer_dist.errors import CryoFormerWarning, ParticleFormatError
+from cryoformer_dist.io.limits import check_defocus
 from cryoformer_dist.io.particles import ParticleTable, group_optics, refuse_rows_beyond, warn_of_unapplied_terms
 from cryoformer_dist.io.stack_paths import resolve_stacks
+from cryoformer_dist.io.star_optics import image_pixel_size, optics_columns
 from cryoformer_dist.io.star_rows import (
     ANGLES,
-    DEFOCUS,
+    DEFOCI,
+    DEFOCUS_ANGLE,
     ORIGINS_ANGSTROM,
     ORIGINS_PIXELS,
     PIXEL_SIZES,
     Block,
-    image_pixel_size,
+    add_stated,
+    half_sets,
     open_rows,
-    optics_columns,
     refuse_missing,
     split_image_names,
     star_poses,
 )
-from cryoformer_dist.io.star_text import find_loop, format_block, replace_cells
+from cryoformer_dist.io.star_text import find_loop, format_block, read_star_lines, refuse_uneven_rows, replace_cells
+from cryoformer_dist.io.stated import NOTHING_STATED, StatedValues
 from cryoformer_dist.physics.pose import relion_euler_from_rotation
 from cryoformer_dist.storage.places import replaced
 
@@ -36,10 +40,17 @@ _TEXT = (
     *("rlnImageName", "rlnMicrographName", "rlnOpticsGroupName", "rlnGroupName", "rlnOddZernike"),
     *("rlnEvenZernike", "rlnReferenceImage", "rlnCtfImage", "rlnMtfFileName", "rlnTomoName"),
 )
+# What may be uneven is looked for here; other blocks are not read.
+_PARTICLE_BLOCKS = ("optics", "particles", "images", "")
 
 
 def read_star(
-    path: Path, *, datadir: Path | None = None, require_poses: bool = True, require_ctf: bool = True
+    path: Path,
+    *,
+    datadir: Path | None = None,
+    require_poses: bool = True,
+    require_ctf: bool = True,
+    stated: StatedValues = NOTHING_STATED,
 ) -> ParticleTable:
     """Read the particles of a RELION file of any version; blocks in any order, extra ones ignored.
 
@@ -49,6 +60,8 @@ def read_star(
         ``run_data.star``, ``particles.star`` and the like.
     datadir, require_poses, require_ctf
         Where the stacks are, and whether poses (else None) and CTF and optics (else 0) must be there.
+    stated
+        Values for columns that it lacks.
 
     Raises
     ------
@@ -60,7 +73,7 @@ def read_star(
     AberrationsNotAppliedWarning
         As `read_particles` does.
     """
-    rows = open_rows(path, read_blocks(path))
+    rows = add_stated(open_rows(path, read_blocks(path)), stated)
     refuse_missing(rows, require_poses, require_ctf)
     names, stack, stack_index = split_image_names(path, rows.particles["rlnImageName"])
     pixel_size = image_pixel_size(rows) if rows.has_any(PIXEL_SIZES) else np.zeros(len(rows))
@@ -68,9 +81,11 @@ def read_star(
     warn_of_unapplied_terms(path, optics)
     rotation, shift = star_poses(rows, pixel_size)
     defocus_u, defocus_v, defocus_angle, phase = (
-        rows.optional(label, 0.0).astype(np.float32) for label in (*DEFOCUS, "rlnPhaseShift")
+        rows.optional(label, 0.0).astype(np.float32) for label in (*DEFOCI, DEFOCUS_ANGLE, "rlnPhaseShift")
     )
-    half = rows.optional("rlnRandomSubset", 0.0)
+    if require_ctf:
+        for label, values in zip(DEFOCI, (defocus_u, defocus_v), strict=True):
+            check_defocus(path, label, values)
     return ParticleTable(
         source=path,
         stack_paths=resolve_stacks(names, path, datadir),
@@ -84,7 +99,7 @@ def read_star(
         phase_shift_deg=phase,
         optics=optics,
         optics_group=optics_group,
-        half_set=np.where(np.isin(half, (1, 2)), half, 0).astype(np.int8),
+        half_set=half_sets(rows),
         uid=np.zeros(len(rows), dtype=np.uint64),
         source_row=np.arange(len(rows), dtype=np.int64),
     )
@@ -199,19 +214,25 @@ def read_blocks(path: Path) -> dict[str, Block]:
     """
     if not path.is_file():
         raise ParticleFormatError(f"{path}: no such file; check the path")
+    lines = read_star_lines(path)
     try:
         blocks = starfile.read(path, always_dict=True, parse_as_string=list(_TEXT))
     # starfile meets a broken file with whatever its parts raise: too many cells (pandas: ValueError), a block
     # without content (TypeError), an odd name (AttributeError), a lone label (ValueError).
-    except (ValueError, TypeError, AttributeError, IndexError, OSError) as error:
+    except Exception as error:
+        for name in _PARTICLE_BLOCKS:
+            refuse_uneven_rows(path, lines, name)
         raise ParticleFormatError(
-            f"{path}: not a well-formed STAR file ({error}); every row needs one cell per label"
+            f"{path}: not a well-formed STAR file ({str(error)[:200]}); every row needs one cell per label"
         ) from error
     finally:
         # starfile reads through this cache and leaves a stale copy of the file behind when it fails.
         linecache.clearcache()
     if not blocks:
         raise ParticleFormatError(f"{path}: not a STAR file, it has no data_ block; give a .star of particles")
+    for name, block in blocks.items():
+        if not isinstance(block, dict) and (name in _PARTICLE_BLOCKS or "rlnImageName" in block):
+            refuse_uneven_rows(path, lines, name, len(block))
     return {name: _columns(block) for name, block in blocks.items()}
 
 

@@ -47,9 +47,17 @@ def resolve_stacks(written: Sequence[str], source: Path, datadir: Path | None = 
 
 def _first_existing(path: Path, bases: Sequence[Path], datadir: Path | None) -> Path:
     for candidate in _candidates(path, bases, datadir):
-        if candidate.is_file():
+        if is_readable_file(candidate):
             return candidate
     return path
+
+
+def is_readable_file(path: Path) -> bool:
+    """Whether there is a regular file; a name that no file system can have is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _candidates(path: Path, bases: Sequence[Path], datadir: Path | None) -> list[Path]:

@@ -1,17 +1,29 @@
-"""What RELION's columns mean, whichever version wrote them."""
+"""The rows of RELION's particles with their optics, whichever version wrote them; their poses and image names."""
 
-import warnings
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from cryoformer_dist.errors import CryoFormerWarning, ParticleFormatError
-from cryoformer_dist.io.particles import Correction, Imaging, OpticsColumns, check_finite
-from cryoformer_dist.physics.aberrations import with_beam_tilt
-from cryoformer_dist.physics.ctf import electron_wavelength_angstrom
+from cryoformer_dist.errors import ParticleFormatError
+from cryoformer_dist.io.limits import (
+    AMPLITUDE_CONTRAST,
+    ANGLE,
+    BEAM_TILT,
+    BOX_SIZE,
+    DEFOCUS,
+    NUMBER,
+    PIXEL_SIZE,
+    POSITIVE,
+    SPHERICAL_ABERRATION,
+    VOLTAGE,
+    Quantity,
+    check_column,
+)
+from cryoformer_dist.io.stated import OPTIONS, StatedValues, refuse_restated
 from cryoformer_dist.physics.pose import rotation_from_relion_euler
 
 Block = dict[str, np.ndarray]
@@ -19,22 +31,26 @@ Block = dict[str, np.ndarray]
 ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 ORIGINS_ANGSTROM = ("rlnOriginXAngst", "rlnOriginYAngst")
 ORIGINS_PIXELS = ("rlnOriginX", "rlnOriginY")
-DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
+DEFOCI = ("rlnDefocusU", "rlnDefocusV")
+DEFOCUS_ANGLE = "rlnDefocusAngle"
 MICROSCOPE = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
 PIXEL_SIZES = ("rlnImagePixelSize", "rlnPixelSize", "rlnDetectorPixelSize")
-
-_TERMS = (
-    "anisotropic magnification (rlnMagMat)",
-    "CTF B-factor (rlnCtfBfactor)",
-    "CTF scale (rlnCtfScalefactor)",
-)
-_TILT, _ODD, _EVEN = ("rlnBeamTiltX", "rlnBeamTiltY"), "rlnOddZernike", "rlnEvenZernike"
-_FLIPPED, _MULTIPLIED = "rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied"
-_CORRECTIONS: tuple[Correction, ...] = ("none", "phases flipped", "multiplied by CTF")
-# RELION prints six decimals: below half of the last one a term is absent.
-_NEUTRAL = 5e-7
-_DEFAULT_MAGNIFICATION = 1e4
-_ANGSTROM_PER_MICROMETRE = 1e4
+TILT = ("rlnBeamTiltX", "rlnBeamTiltY")
+# More images than ten digits count are in no stack.
+_NUMBER_FROM_1 = re.compile(r"0*[1-9][0-9]{0,9}")
+# Every other column is any finite number.
+_LIMITS: Mapping[str, Quantity] = {
+    **dict(zip(MICROSCOPE, (VOLTAGE, SPHERICAL_ABERRATION, AMPLITUDE_CONTRAST), strict=True)),
+    **dict.fromkeys(PIXEL_SIZES[:2], PIXEL_SIZE),
+    **dict.fromkeys((PIXEL_SIZES[2], "rlnMagnification"), POSITIVE),
+    **dict.fromkeys((*ANGLES, DEFOCUS_ANGLE, "rlnPhaseShift"), ANGLE),
+    **dict.fromkeys(DEFOCI, DEFOCUS),
+    **dict.fromkeys(TILT, BEAM_TILT),
+    # We write 0 where it is not known.
+    "rlnImageSize": replace(BOX_SIZE, least=0),
+}
+# Which column a value stands for that the user states.
+_STATED = dict(zip(OPTIONS, (*MICROSCOPE, PIXEL_SIZES[0]), strict=True))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,16 +94,16 @@ class StarRows:
         """Look up a column ``(N,)`` as read; the optics table wins, as in RELION."""
         return self.optics[label][self.optics_row] if label in self.optics else self.particles[label]
 
-    def numbers(self, label: str, *, positive: bool = False) -> np.ndarray:
-        """Look up a column ``(N,)`` as finite float64.
+    def numbers(self, label: str) -> np.ndarray:
+        """Look up a column ``(N,)`` as float64 within its limits.
 
         Raises
         ------
         ParticleFormatError
-            If a cell is no number, not finite, or (`positive`) not above 0; names row and column.
+            If a cell is no number, or one that cannot be; names row, column and limit.
         """
         values = _as_numbers(self.path, label, self.cells(label))
-        check_finite(self.path, {label: values}, positive=(label,) if positive else ())
+        check_column(self.path, label, values, _LIMITS.get(label, NUMBER))
         return values
 
     def optional(self, label: str, default: float) -> np.ndarray:
@@ -106,6 +122,7 @@ def open_rows(path: Path, blocks: Mapping[str, Block]) -> StarRows:
     """
     named = [name for name, block in blocks.items() if "rlnImageName" in block]
     if not named:
+        _refuse_other_programs(path, blocks)
         found = ", ".join(f"data_{name}" for name in blocks)
         raise ParticleFormatError(
             f"{path}: not a particle file, no block has the column rlnImageName (blocks: {found}); give the "
@@ -121,6 +138,32 @@ def open_rows(path: Path, blocks: Mapping[str, Block]) -> StarRows:
     if not len(optics.get("rlnOpticsGroup", ())):
         return StarRows(path, name, particles, {}, np.zeros(count, dtype=np.int64))
     return StarRows(path, name, particles, optics, _optics_rows(path, particles, optics, count))
+
+
+def add_stated(rows: StarRows, stated: StatedValues) -> StarRows:
+    """Complete the columns by what the user says of all particles.
+
+    Raises
+    ------
+    ParticleFormatError
+        If the file has such a column itself, or a class of a refinement is asked for.
+    """
+    if stated.class_number is not None:
+        raise ParticleFormatError(
+            f"{rows.path}: --class belongs to cryoSPARC's heterogeneous refinements; leave it out: a .star file has "
+            "one pose for each particle"
+        )
+    values = {_STATED[name]: value for name, value in stated.numbers().items()}
+    options = {_STATED[name]: OPTIONS[name][0] for name in stated.numbers()}
+    if stated.centred:
+        values |= dict.fromkeys(ORIGINS_ANGSTROM, 0.0)
+        options |= dict.fromkeys(ORIGINS_ANGSTROM, "--centred")
+    for label, option in options.items():
+        alike = next((group for group in (PIXEL_SIZES, ORIGINS_ANGSTROM + ORIGINS_PIXELS) if label in group), (label,))
+        for column in filter(rows.has, alike):
+            refuse_restated(rows.path, option, column)
+    added = {label: np.full(len(rows), value) for label, value in values.items()}
+    return replace(rows, particles=rows.particles | added)
 
 
 def refuse_missing(rows: StarRows, require_poses: bool, require_ctf: bool) -> None:
@@ -140,64 +183,21 @@ def refuse_missing(rows: StarRows, require_poses: bool, require_ctf: bool) -> No
         if poses:
             lacking.append(f"poses: {', '.join(poses)}")
             remedies.append("give a file from a 3D refinement, or --poses")
+        if poses and poses[0] not in ANGLES:
+            remedies.append("or --centred if every particle is in the middle of its image")
     if require_ctf:
-        ctf = [label for label in (*DEFOCUS, *MICROSCOPE) if not rows.has(label)]
+        ctf = [label for label in (*DEFOCI, DEFOCUS_ANGLE, *MICROSCOPE) if not rows.has(label)]
         if not rows.has_any(PIXEL_SIZES):
             ctf.append("rlnImagePixelSize (or rlnDetectorPixelSize with rlnMagnification)")
         if ctf:
             lacking.append(f"CTF: {', '.join(ctf)}")
-            remedies.append("add the columns, or give --ctf")
+            stateable = [OPTIONS[name][0] for name, label in _STATED.items() if any(label in each for each in ctf)]
+            remedies.append("add the columns, or give --ctf" + "".join(f", {option}" for option in stateable))
     if lacking:
         where = f"data_{rows.block_name}" + (" and data_optics" if rows.optics else "")
         raise ParticleFormatError(
             f"{rows.path}: missing columns in {where}: {'; '.join(lacking)}. To go on: {'; '.join(remedies)}"
         )
-
-
-def image_pixel_size(rows: StarRows) -> np.ndarray:
-    """Pixel size ``(N,)`` of the images in angstrom: stated, or detector pixel over magnification.
-
-    Warns
-    -----
-    CryoFormerWarning
-        If there is a detector pixel size without a magnification: 10000 is taken, RELION's default.
-    """
-    label = next(label for label in PIXEL_SIZES if rows.has(label))
-    size = rows.numbers(label, positive=True)
-    if label != "rlnDetectorPixelSize":
-        return size
-    if rows.has("rlnMagnification"):
-        return size * _ANGSTROM_PER_MICROMETRE / rows.numbers("rlnMagnification", positive=True)
-    warnings.warn(
-        f"{rows.path}: rlnDetectorPixelSize without rlnMagnification; magnification 10000 is taken, that is "
-        f"{size[0]:.5g} A per pixel",
-        CryoFormerWarning,
-        stacklevel=3,
-    )
-    return size * (_ANGSTROM_PER_MICROMETRE / _DEFAULT_MAGNIFICATION)
-
-
-def optics_columns(rows: StarRows, pixel_size_angstrom: np.ndarray) -> OpticsColumns:
-    """Gather what decides the optics group of each row; columns that a file may lack here are 0."""
-    voltage, aberration, contrast = (
-        rows.numbers(label, positive=label == "rlnVoltage") if rows.has(label) else np.zeros(len(rows))
-        for label in MICROSCOPE
-    )
-    names: dict[int, str] = {}
-    if "rlnOpticsGroupName" in rows.optics:
-        names = {row: str(name) for row, name in enumerate(rows.optics["rlnOpticsGroupName"])}
-    return OpticsColumns(
-        pixel_size_angstrom=pixel_size_angstrom,
-        box_size=rows.optional("rlnImageSize", 0.0),
-        voltage_kv=voltage,
-        spherical_aberration_mm=aberration,
-        amplitude_contrast=contrast,
-        group=rows.optics_row,
-        names=names,
-        terms=_unapplied_terms(rows),
-        term_names=_TERMS,
-        imaging=_imagings(rows),
-    )
 
 
 def star_poses(rows: StarRows, pixel_size_angstrom: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
@@ -223,6 +223,25 @@ def star_poses(rows: StarRows, pixel_size_angstrom: np.ndarray) -> tuple[np.ndar
     return rotation, shift.astype(np.float32)
 
 
+def half_sets(rows: StarRows) -> np.ndarray:
+    """Half-set ``(N,)`` int8 of each particle: 1, 2, or 0 where there is none.
+
+    Raises
+    ------
+    ParticleFormatError
+        If a cell is something else; names the row.
+    """
+    half = rows.optional("rlnRandomSubset", 0.0)
+    strange = ~np.isin(half, (0, 1, 2))
+    if strange.any():
+        row = int(np.flatnonzero(strange)[0])
+        raise ParticleFormatError(
+            f"{rows.path}, particle row {row + 1}, column rlnRandomSubset: {half[row]:g} is no half-set; write 1 or 2, "
+            "or 0 for none"
+        )
+    return half.astype(np.int8)
+
+
 def split_image_names(path: Path, image_names: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Take ``000001@stack.mrcs`` apart.
 
@@ -245,15 +264,29 @@ def split_image_names(path: Path, image_names: np.ndarray) -> tuple[list[str], n
     stack_index = np.empty(len(image_names), dtype=np.int64)
     for row, cell in enumerate(image_names.tolist()):
         number, mark, name = str(cell).partition("@")
-        if not mark or not name or not number.isdecimal() or int(number) < 1:
+        if not mark or not name or not _NUMBER_FROM_1.fullmatch(number):
             raise ParticleFormatError(
-                f"{path}, particle row {row + 1}, column rlnImageName: {cell!r} is not <number from "
+                f"{path}, particle row {row + 1}, column rlnImageName: {str(cell)[:200]!r} is not <number from "
                 "1>@<stack>, such as 000001@Extract/job007/stack.mrcs; single images and subtomograms are "
                 "not supported"
             )
         stack[row] = known.setdefault(name, len(known))
         stack_index[row] = int(number) - 1
     return list(known), stack, stack_index
+
+
+def _refuse_other_programs(path: Path, blocks: Mapping[str, Block]) -> None:
+    """Name a STAR file of particles that RELION's columns do not describe."""
+    labels = [label for block in blocks.values() for label in block]
+    if any(label.startswith("cisTEM") for label in labels):
+        raise ParticleFormatError(
+            f"{path}: a cisTEM file; export the refinement package from cisTEM as RELION, or convert the file to "
+            "RELION's columns"
+        )
+    if any(label.startswith(("rlnTomo", "wrp")) for label in labels):
+        raise ParticleFormatError(
+            f"{path}: a tilt-series (tomography) file; only single particles are read: give the .star of 2D images"
+        )
 
 
 def _refuse_tomography(path: Path, blocks: Mapping[str, Block], optics: Block) -> None:
@@ -269,7 +302,7 @@ def _refuse_tomography(path: Path, blocks: Mapping[str, Block], optics: Block) -
 
 def _optics_rows(path: Path, particles: Block, optics: Block, count: int) -> np.ndarray:
     """Row of the optics table of each particle."""
-    table = _as_numbers(path, "rlnOpticsGroup", optics["rlnOpticsGroup"]).astype(np.int64)
+    table = _as_numbers(path, "rlnOpticsGroup", optics["rlnOpticsGroup"])
     if len(np.unique(table)) != len(table):
         raise ParticleFormatError(f"{path}, data_optics, column rlnOpticsGroup: a group is listed twice; number them")
     if "rlnOpticsGroup" not in particles:
@@ -286,98 +319,23 @@ def _optics_rows(path: Path, particles: Block, optics: Block, count: int) -> np.
         row = int(np.flatnonzero(unknown)[0])
         raise ParticleFormatError(
             f"{path}, particle row {row + 1}, column rlnOpticsGroup: group {wanted[row]:g} is not in "
-            f"data_optics (groups {sorted(table.tolist())}); add it there"
+            f"data_optics (groups {', '.join(f'{group:g}' for group in sorted(table.tolist()))}); add it there"
         )
     return order[place]
-
-
-def _imagings(rows: StarRows) -> list[Imaging]:
-    """What was done to the images of each row, and the microscope's aberrations.
-
-    Raises
-    ------
-    ParticleFormatError
-        If some are said to be both flipped and multiplied, coefficients are no numbers, or a beam tilt lacks voltage
-        and spherical aberration.
-    """
-    flipped, multiplied = (rows.optional(label, 0.0) != 0 for label in (_FLIPPED, _MULTIPLIED))
-    both = flipped & multiplied
-    if both.any():
-        row = int(np.flatnonzero(both)[0])
-        raise ParticleFormatError(
-            f"{rows.path}, particle row {row + 1}: {_FLIPPED} and {_MULTIPLIED} are both set; images are one of "
-            "the two: set the other to 0"
-        )
-    odd, even = _coefficients(rows, _ODD), _coefficients(rows, _EVEN)
-    tilted = _with_beam_tilts(rows, odd)
-    corrections = [_CORRECTIONS[flip + 2 * multiply] for flip, multiply in zip(flipped, multiplied, strict=True)]
-    return [Imaging(*one) for one in zip(corrections, map(_trimmed, tilted), map(_trimmed, even), strict=True)]
-
-
-def _coefficients(rows: StarRows, label: str) -> list[tuple[float, ...]]:
-    """Numbers of each row in a list like ``[0,0.5]``; none where there is no such column."""
-    if not rows.has(label):
-        return [()] * len(rows)
-    known: dict[str, tuple[float, ...]] = {}
-    for row, cell in enumerate(map(str, rows.cells(label))):
-        if cell in known:
-            continue
-        try:
-            known[cell] = tuple(float(number) for number in cell.strip("[] ").split(",") if number.strip())
-        except ValueError:
-            raise ParticleFormatError(
-                f"{rows.path}, row {row + 1}, column {label}: {cell!r} is not a list of numbers like [0,0.5]; correct "
-                "the cell"
-            ) from None
-    return [known[cell] for cell in map(str, rows.cells(label))]
-
-
-def _with_beam_tilts(rows: StarRows, odd: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """Odd coefficients of each row with its beam tilt."""
-    if not rows.has_any(_TILT):
-        return odd
-    tilt = np.stack([rows.optional(label, 0.0) for label in _TILT], axis=1)
-    if not rows.has_all(MICROSCOPE[:2]) and (np.abs(tilt) > _NEUTRAL).any():
-        raise ParticleFormatError(f"{rows.path}: {_TILT[0]} needs {MICROSCOPE[0]} and {MICROSCOPE[1]}; add the columns")
-    voltage, aberration = (rows.optional(label, 300.0) for label in MICROSCOPE[:2])
-    wavelength = electron_wavelength_angstrom(torch.from_numpy(voltage)).numpy()
-    return [
-        with_beam_tilt(own, (x, y), cs, length)
-        for own, (x, y), cs, length in zip(odd, tilt.tolist(), aberration.tolist(), wavelength.tolist(), strict=True)
-    ]
-
-
-def _trimmed(coefficients: tuple[float, ...]) -> tuple[float, ...]:
-    """The same up to the last that is there at all."""
-    present = [place for place, value in enumerate(coefficients) if abs(value) > _NEUTRAL]
-    return coefficients[: present[-1] + 1] if present else ()
-
-
-def _unapplied_terms(rows: StarRows) -> np.ndarray:
-    """Bit mask ``(N,)`` over `_TERMS`."""
-    present = np.zeros((len(_TERMS), len(rows)), dtype=bool)
-    for label, identity in (("00", 1.0), ("01", 0.0), ("10", 0.0), ("11", 1.0)):
-        present[0] |= np.abs(rows.optional(f"rlnMagMat{label}", identity) - identity) > _NEUTRAL
-    # These two vary from particle to particle: they mark the whole file, or they would split its optics
-    # groups.
-    present[1] = (np.abs(rows.optional("rlnCtfBfactor", 0.0)) > _NEUTRAL).any()
-    present[2] = (np.abs(rows.optional("rlnCtfScalefactor", 1.0) - 1.0) > _NEUTRAL).any()
-    return (present.astype(np.int64) << np.arange(len(_TERMS), dtype=np.int64)[:, None]).sum(axis=0)
 
 
 def _as_numbers(path: Path, label: str, cells: np.ndarray) -> np.ndarray:
     try:
         return cells.astype(np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         row = next(row for row, cell in enumerate(cells.tolist()) if not _is_number(cell))
         raise ParticleFormatError(
-            f"{path}, row {row + 1}, column {label}: {cells[row]!r} is not a number; correct the cell"
+            f"{path}, row {row + 1}, column {label}: {str(cells[row])[:60]!r} is not a number; correct the cell"
         ) from None
 
 
 def _is_number(cell: object) -> bool:
     try:
-        float(str(cell))
+        return bool(np.isfinite(float(str(cell))))
     except ValueError:
         return False
-    return True

@@ -1,10 +1,14 @@
-"""STAR files as text: new blocks, and cells replaced in place so that every other byte stays."""
+"""STAR files as text: rows counted, new blocks, and cells replaced in place so that every other byte stays."""
 
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+
+from cryoformer_dist.errors import ParticleFormatError
 
 _BLANK = re.compile(r"\s")
 _CELL = re.compile(r"\"[^\"]*\"|'[^']*'|\S+")
@@ -62,6 +66,68 @@ def find_loop(lines: Sequence[str], name: str) -> LoopBlock | None:
         return None
     rows = [n for n in range(label_line + 1, stop) if lines[n].strip() and not lines[n].strip().startswith("#")]
     return LoopBlock(tuple(labels), label_line, np.asarray(rows, dtype=np.int64))
+
+
+def read_star_lines(path: Path) -> list[str]:
+    """Lines of a file that is to be text.
+
+    Raises
+    ------
+    ParticleFormatError
+        If it is no UTF-8 text; names the line.
+    """
+    content = path.read_bytes()
+    if b"\0" in content:
+        line = content.count(b"\n", 0, content.index(b"\0")) + 1
+        raise ParticleFormatError(
+            f"{path}, line {line}: holds NUL bytes, so it is no text file in UTF-8; copy the file again, or save it as "
+            "UTF-8 text"
+        )
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ParticleFormatError(
+            f"{path}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8 text, perhaps Latin-1; convert the "
+            "file with: iconv -f latin1 -t utf-8"
+        ) from None
+    return list(io.StringIO(text, newline=None))
+
+
+def refuse_uneven_rows(path: Path, lines: Sequence[str], name: str, rows: int | None = None) -> None:
+    """See that every row of a loop block has a cell for each label.
+
+    Parameters
+    ----------
+    rows
+        How many were read; no matter when None.
+
+    Raises
+    ------
+    ParticleFormatError
+        If a row has more or fewer, a label is there twice, or quotes swallow rows; names the row.
+    """
+    block = find_loop(lines, name)
+    if block is None:
+        return
+    twice = next((label for label in block.labels if block.labels.count(label) > 1), None)
+    if twice is not None:
+        raise ParticleFormatError(f"{path}, data_{name}: the column {twice} is there twice; remove one")
+    for row, number in enumerate(block.row_lines.tolist(), start=1):
+        line = lines[number].partition("#")[0]
+        cells = len(line.split())
+        if cells != len(block.labels):
+            cells = len(_CELL.findall(line))
+        if cells != len(block.labels):
+            raise ParticleFormatError(
+                f"{path}, line {number + 1}, data_{name}: row {row} has {cells} of {len(block.labels)} cells; was a "
+                "row broken over two lines, or a cell lost? Every row needs one cell per label, on one line"
+            )
+    if rows is not None and rows != len(block.row_lines):
+        raise ParticleFormatError(
+            f"{path}, data_{name}: {len(block.row_lines)} rows are written and {rows} can be read; a quote is not "
+            "closed: correct or remove it"
+        )
 
 
 def replace_cells(

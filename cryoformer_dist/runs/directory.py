@@ -66,9 +66,13 @@ def selected_rows(config: RunConfig, store: ParticleStore) -> Rows:
         return np.arange(seen)
     rows = np.flatnonzero(half[:seen] == config.dataset.half)
     if not len(rows):
+        given = (
+            f"all particles are in half-set {half.max()}"
+            if half.all()
+            else "the source has no rlnRandomSubset or alignments3D/split column"
+        )
         raise StoreError(
-            f"{store.path}: no particle belongs to half-set {config.dataset.half}; the source has no rlnRandomSubset "
-            "or alignments3D/split column: set dataset.half to both"
+            f"{store.path}: no particle belongs to half-set {config.dataset.half}: {given}; set dataset.half to both"
         )
     return rows
 

@@ -1,6 +1,7 @@
 import csv
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,6 +133,16 @@ def test_unknown_half_sets_are_drawn_by_the_seed(table: ParticleTable, tmp_path:
     assert report.fsc is not None
     assert again.fsc is not None
     torch.testing.assert_close(report.fsc.correlation, again.fsc.correlation, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("half_set", "why"), [([1, 1], "all particles are in half-set 1"), ([0, 2], "not all particles")]
+)
+def test_half_sets_that_cannot_be_compared_are_said_to_be_so(half_set: list[int], why: str) -> None:
+    particles = SimpleNamespace(half_set=np.asarray(half_set, np.int8))
+    _, used = check._split_into_halves(particles, np.arange(2), seed=0)
+    assert used.startswith("random (the given ones cannot be compared")
+    assert why in used
 
 
 def test_without_poses_only_the_bytes_and_the_background_are_judged(

@@ -93,7 +93,7 @@ def test_no_overrides_are_all_defaults() -> None:
         ("training.epochs", "write dotted.key=value"),
         ("=5", "write dotted.key=value"),
         ("name.deeper=5", "'name' holds a value, not a section"),
-        ("training.epochs=[1", r"'\[1' is not a YAML value"),
+        ("training.epochs=[1", r"override 'training\.epochs=\[1': not valid YAML"),
         ("training.epoch=5", "training.epoch: no such key"),
         ("training.epochs=0", "training.epochs: "),
     ],

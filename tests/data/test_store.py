@@ -204,7 +204,7 @@ def test_another_schema_is_refused_by_number(store_path: Path) -> None:
     content = json.loads(file.read_text())
     content["attributes"]["schema_version"] = 99
     file.write_text(json.dumps(content))
-    with pytest.raises(StoreError, match=r"\.zarr: store schema 99, this program reads 4: convert the particles"):
+    with pytest.raises(StoreError, match=r"\.zarr: store schema 99, this program reads 5: convert the particles"):
         ParticleStore.open(store_path)
 
 

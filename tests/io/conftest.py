@@ -30,7 +30,7 @@ def particle_table(rng: np.random.Generator) -> ParticleTable:
         stack=np.zeros(count, dtype=np.int32),
         stack_index=np.arange(count, dtype=np.int64)[::-1].copy(),
         rotation=rotation,
-        shift_angstrom=rng.normal(0, 5, (count, 2)).astype(np.float32),
+        shift_angstrom=rng.uniform(-4, 4, (count, 2)).astype(np.float32),
         defocus_u_angstrom=rng.uniform(8000, 25000, count).astype(np.float32),
         defocus_v_angstrom=rng.uniform(8000, 25000, count).astype(np.float32),
         defocus_angle_deg=rng.uniform(-90, 90, count).astype(np.float32),

@@ -1,5 +1,6 @@
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -126,8 +127,14 @@ def test_poses_without_shifts_are_centred(tmp_path, rotation, wrap):
     [
         (lambda rotation: (rotation[0], np.zeros((4, 2))), r"found 2 part\(s\), the first of shape \(3, 3\)"),
         (lambda rotation: (rotation, np.zeros((3, 2))), r"4 rotations but translations of shape \(3, 2\)"),
-        (lambda rotation: (rotation * 1.1, np.zeros((4, 2))), "row 1: the matrix is not a rotation"),
-        (lambda rotation: (rotation * -1, np.zeros((4, 2))), "row 1: the matrix is not a rotation"),
+        (
+            lambda rotation: (rotation * 1.1, np.zeros((4, 2))),
+            r"row 1 \(of 4\).*the matrix is not a rotation",
+        ),
+        (
+            lambda rotation: (rotation * -1, np.zeros((4, 2))),
+            r"row 1 \(of 4\).*the matrix is not a rotation",
+        ),
         (
             lambda rotation: (rotation, np.full((4, 2), np.nan)),
             r"particle row 1 \(of 4\), column translation",
@@ -152,7 +159,7 @@ def test_ctf_has_nine_columns(tmp_path, ctf):
 
 @pytest.mark.parametrize("label", ["box_size", "pixel_size_angstrom", "voltage_kv"])
 def test_ctf_that_cannot_be_is_named(tmp_path, ctf, label):
-    ctf[2, CTF_COLUMNS.index(label)] = 0
+    ctf[2, list(CTF_COLUMNS).index(label)] = 0
     with pytest.raises(ParticleFormatError, match=rf"row 3 \(of 4\), column {label}"):
         read_ctf_pkl(save(tmp_path / "ctf.pkl", ctf))
 
@@ -168,3 +175,43 @@ def test_indices_are_whole_numbers_in_their_order(tmp_path, rows):
 def test_indices_of_another_form_are_refused(tmp_path, rows):
     with pytest.raises(ParticleFormatError, match=r"ind\.pkl"):
         read_indices_pkl(save(tmp_path / "ind.pkl", rows))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        # Seven bytes that ask for a memo of gigabytes, nine for as large a byte array, a string, a frame.
+        b"Nr\xff\xff\xff\x1f.",
+        b"\x80\x05\x96\x00\x00\x00\x00\x02\x00\x00\x00.",
+        b"\x80\x04\x8e\x00\x00\x00\x00\x02\x00\x00\x00.",
+        b"p" + b"9" * 5000 + b"\n.",
+    ],
+)
+def test_a_pickle_cannot_ask_for_memory_that_its_bytes_do_not_justify(tmp_path, content):
+    path = tmp_path / "bomb.pkl"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ParticleFormatError, match=r"bomb\.pkl: not a readable pickle"):
+            load_numpy_pickle(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pickle_makes_no_array_without_its_bytes(tmp_path):
+    named = b"cnumpy\nndarray\n((I4000000000\nI9\nttR."
+    started = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I4000000000\ntS'b'\ntR."
+    for content in (named, started):
+        (tmp_path / "bomb.pkl").write_bytes(content)
+        with pytest.raises(ParticleFormatError, match=r"bomb\.pkl: (refused|not a readable pickle)"):
+            load_numpy_pickle(tmp_path / "bomb.pkl")
+
+
+def test_lists_that_hold_each_other_are_not_unfolded(tmp_path):
+    nested: list = [0.0]
+    for _ in range(40):
+        nested = [nested] * 10
+    for read in (read_ctf_pkl, read_indices_pkl):
+        with pytest.raises(ParticleFormatError, match="expected"):
+            read(save(tmp_path / "alias.pkl", nested))

@@ -1,12 +1,11 @@
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from cryoformer_dist.errors import ParticleFormatError
-from cryoformer_dist.io.particles import OpticsColumns, check_finite, group_optics
+from cryoformer_dist.io.particles import OpticsColumns, group_optics
 
 
 def columns(**changes: object) -> OpticsColumns:
@@ -95,14 +94,3 @@ def test_pose_of_a_table_without_poses_says_what_to_give(particle_table):
 def test_columns_of_unequal_length_are_refused(particle_table):
     with pytest.raises(ValueError, match="half_set has 3 rows where stack has 12"):
         replace(particle_table, half_set=np.zeros(3, dtype=np.int8))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, -1.0])
-def test_impossible_number_is_named_by_row_and_column(value):
-    numbers = np.asarray([1.0, 2.0, value])
-    with pytest.raises(ParticleFormatError, match=r"a\.star, particle row 3 \(of 3\), column rlnVoltage"):
-        check_finite(Path("a.star"), {"rlnVoltage": numbers}, positive=["rlnVoltage"])
-
-
-def test_zero_is_fine_where_it_may_be():
-    check_finite(Path("a.star"), {"rlnSphericalAberration": np.zeros(2)})

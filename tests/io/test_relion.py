@@ -177,7 +177,7 @@ def test_missing_microscope_number_is_named(relion_30, label):
         ("000003@Extract/b.mrcs", "x@Extract/b.mrcs", "particle row 2, column rlnImageName"),
         (" 40 50 60 ", " 40 fifty 60 ", "row 2, column rlnAngleTilt: 'fifty' is not a number"),
         (" 40 50 60 ", " 40 nan 60 ", r"row 2 \(of 3\), column rlnAngleTilt.*not a finite number"),
-        ("b.mrcs 200 ", "b.mrcs 0 ", r"row 2 \(of 3\), column rlnVoltage.*not a positive number"),
+        ("b.mrcs 200 ", "b.mrcs 0 ", r"row 2 \(of 3\), column rlnVoltage.*not within 20 to 1500 kV"),
         ("50000 7.5 22000", "0 7.5 22000", r"row 2 \(of 3\), column rlnMagnification"),
     ],
 )
@@ -192,7 +192,7 @@ def test_row_with_too_few_cells_is_refused(relion_30):
 
 
 def test_row_with_too_many_cells_is_refused(relion_30):
-    with pytest.raises(ParticleFormatError, match="not a well-formed STAR file"):
+    with pytest.raises(ParticleFormatError, match=r"data_images: row 2 has 20 of 17 cells"):
         read_star(edited(relion_30, ("mic_008.mrc", "mic_008.mrc 1 2 3")))
 
 
@@ -351,5 +351,5 @@ def test_aberrations_belong_to_their_group_and_are_silent(relion_31, column, cel
 def test_a_list_that_is_none_is_refused_by_name(relion_31):
     label = ("_rlnImageDimensionality", "_rlnImageDimensionality\n_rlnOddZernike")
     path = edited(relion_31, label, (" 1.5 64 2", " 1.5 64 2 [0,x]"))
-    with pytest.raises(ParticleFormatError, match=r"row 1, column rlnOddZernike: '\[0,x\]' is not a list of numbers"):
+    with pytest.raises(ParticleFormatError, match=r"row 1, column rlnOddZernike: '\[0,x\]' is not a list like"):
         read_star(path)

@@ -5,7 +5,6 @@ import pytest
 
 from cryoformer_dist.errors import ParticleFormatError
 from cryoformer_dist.io.star_rows import (
-    image_pixel_size,
     open_rows,
     refuse_missing,
     split_image_names,
@@ -50,20 +49,6 @@ def test_one_optics_group_needs_no_group_column(blocks):
 def test_block_named_particles_is_preferred(blocks):
     extra = {"earlier": {"rlnImageName": column("1@z.mrcs")}, **blocks}
     assert open_rows(SOURCE, extra).block_name == "particles"
-
-
-@pytest.mark.parametrize(
-    ("columns", "size"),
-    [
-        ({"rlnImagePixelSize": 1.25, "rlnPixelSize": 2.0}, 1.25),
-        ({"rlnPixelSize": 2.0, "rlnDetectorPixelSize": 5.0, "rlnMagnification": 10000.0}, 2.0),
-        ({"rlnDetectorPixelSize": 5.0, "rlnMagnification": 37369.207031}, 1.338),
-        ({"rlnDetectorPixelSize": 14.0, "rlnMagnification": 39548.0}, 3.54),
-    ],
-)
-def test_pixel_size_is_stated_or_detector_over_magnification(columns, size):
-    particles = {"rlnImageName": column("1@a.mrcs")} | {label: column(cell) for label, cell in columns.items()}
-    assert image_pixel_size(open_rows(SOURCE, {"": particles})) == pytest.approx([size], abs=1e-5)
 
 
 def test_pixel_origins_without_pixel_size_are_refused():

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from support.tiny_runs import tiny_config
 
 from cryoformer_dist.data import convert
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import ConfigError, StoreError
+from cryoformer_dist.errors import ConfigError, CryoFormerWarning, StoreError
 from cryoformer_dist.initialization.occupancy import sphere
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.fourier import spectrum
@@ -46,6 +47,18 @@ def test_a_half_set_that_the_store_does_not_know_is_refused(store: ParticleStore
     unknown = convert.convert_serially(convert.plan_conversion(table, tmp_path / "s.zarr", options))
     with pytest.raises(StoreError, match=r"s\.zarr: no particle belongs to half-set 1.*dataset\.half to both"):
         selected_rows(tiny_config(unknown.path, {"dataset.half": 1}), unknown)
+
+
+def test_a_half_set_that_nothing_is_in_is_refused_with_the_one_that_all_are_in(tmp_path: Path) -> None:
+    from support.simulated_particles import write_particles
+
+    table = write_particles(tmp_path / "p", particles=20, box=16)
+    table = replace(table, half_set=np.ones_like(table.half_set))
+    with pytest.warns(CryoFormerWarning, match="all 20 particles are in half-set 1"):
+        plan = convert.plan_conversion(table, tmp_path / "s.zarr", convert.ConversionOptions(contrast="light"))
+    first = convert.convert_serially(plan)
+    with pytest.raises(StoreError, match="half-set 2: all particles are in half-set 1"):
+        selected_rows(tiny_config(first.path, {"dataset.half": 2}), first)
 
 
 @pytest.mark.parametrize("kept", [64, 100])
