@@ -81,6 +81,10 @@ class NoiseDepartureWarning(CryoFormerWarning):
     """What maps leave unexplained has another power than the noise that was measured in the background."""
 
 
+class RayStartsAgainWarning(CryoFormerWarning):
+    """Ray did not come up in time on a busy machine; it is tried once more."""
+
+
 class ClusterUnreachableWarning(CryoFormerWarning):
     """The cluster of an earlier launch does not answer; it is taken to be gone."""
 

@@ -101,6 +101,10 @@ class LocalCluster(ClusterConfig):
     dashboard_port: int | None = Field(
         None, ge=0, le=65535, description="port of the Ray dashboard; 8265 or the next free one when left out"
     )
+    open_ports: bool = Field(
+        False,
+        description="let other machines reach Ray's other ports, among them its metrics, which ask for no token",
+    )
 
 
 class _ElsewhereConfig(ClusterConfig):
