@@ -41,6 +41,10 @@ class TrainingError(CryoFormerError, RuntimeError):
     """Training cannot go on."""
 
 
+class RunStopped(CryoFormerError, RuntimeError):
+    """A run ended early because its user asked for it; no mistake of anybody's."""
+
+
 class ClusterError(CryoFormerError, RuntimeError):
     """The cluster cannot run what was asked of it."""
 

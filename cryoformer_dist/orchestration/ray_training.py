@@ -1,7 +1,9 @@
 """Ray Train as the process sees it that drives a run: workers, their losses, and what a failure means."""
 
 import os
+import threading
 import time
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -70,11 +72,26 @@ def train_with_ray(
     )
     with follow_run(working, on_record, on_stage, elsewhere=True):
         try:
-            result = trainer.fit()
+            result = _fit(trainer)
         except ray.train.TrainingFailedError as error:
             raise _explain(error, working.home) from error
     if isinstance(result.return_value, CryoFormerError):
         raise result.return_value
+
+
+def _fit(trainer: TorchTrainer) -> ray.train.Result:
+    """Train, signals left to us: in the main thread Ray takes Ctrl-C, and loses what was learned since a checkpoint."""
+    ended: Future[ray.train.Result] = Future()
+
+    def fit() -> None:
+        try:
+            ended.set_result(trainer.fit())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            ended.set_exception(error)
+
+    # Nobody waits for one that is left at once: it ends with its Ray.
+    threading.Thread(target=fit, name="ray-train", daemon=True).start()
+    return ended.result()
 
 
 def _scale_workers(workers: WorkersConfig) -> ray.train.ScalingConfig:

@@ -23,6 +23,9 @@ PREPARED = (CONSENSUS, OCCUPANCY, SHELL_WEIGHT, FIRST_POSES, FIRST_LATENTS, POSE
 STAGE_PROGRESS = "stage_progress.json"
 """How far the making of these is, while it goes on."""
 
+STOP_REQUEST = "stop"
+"""Empty; training ends when it sees it."""
+
 # What training leaves.
 TRAINING_LOG = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"

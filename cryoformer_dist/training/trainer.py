@@ -6,17 +6,19 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.order import Consumed
-from cryoformer_dist.errors import ConfigError
+from cryoformer_dist.errors import ConfigError, RunStopped
 from cryoformer_dist.machine import WorkerMemory
-from cryoformer_dist.ranks import gather_objects, sum_over_ranks
+from cryoformer_dist.ranks import Vote, gather_objects, sum_over_ranks
 from cryoformer_dist.runs.checkpoint import Checkpoint, Position, write_checkpoint
 from cryoformer_dist.runs.directory import write_occupancy
+from cryoformer_dist.runs.stop_request import StopRequest
 from cryoformer_dist.runs.training_log import TrainingLog, TrainingRecord
 from cryoformer_dist.storage.retry import StorageRetry
 from cryoformer_dist.storage.working_folder import WorkingFolder
@@ -68,6 +70,7 @@ class Trainer:
         self.stopwatch = Stopwatch()
         self.interval = Interval(engine.device)
         self.faults = LossFaults(engine.device)
+        self.stop_request, self.stop_vote = StopRequest(working.home), Vote(engine.device)
         # The leader's alone, but all ranks wait while it cannot write.
         self.log: TrainingLog | None = None
 
@@ -78,6 +81,8 @@ class Trainer:
         ------
         TrainingError
             If the loss is not finite.
+        RunStopped
+            If the run's user asks for an early end; there is a checkpoint of the last step.
         CheckpointNotWrittenError
             If the run directory's storage is full or away for longer than ``training.storage_patience_seconds``.
         """
@@ -126,8 +131,21 @@ class Trainer:
             # Checkpoints are due at some of the reports: the schema sees to it.
             if self.position.step % self.config.report_every_steps == 0:
                 self._report(moment, batch.epoch)
+            if self.stop_vote.hold(self.leads and self.stop_request.seen()):
+                self._stop(moment, batch.epoch)
         if moment is not None and not self.interval.is_empty:
             self._report(moment, stage.epochs - 1)
+
+    def _stop(self, moment: Moment, epoch: int) -> NoReturn:
+        """End early, nothing of what was learned lost."""
+        if not self.interval.is_empty:
+            self._report(moment, epoch)
+        if self.checkpointed_step != self.position.step:
+            self._write_checkpoint()
+        raise RunStopped(
+            f"stopped at step {self.position.step}, with a checkpoint in {self.working.home}; --resume goes on, "
+            f"`cryoformer-dist reconstruct {self.working.home}` makes the maps of this step"
+        )
 
     def _wait_for(self, batches: Iterator[ParticleBatch]) -> Iterator[ParticleBatch]:
         """The batches, the time they keep the step waiting taken."""

@@ -13,12 +13,12 @@ import psutil
 
 from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration.launch_record import find_launch_folder
-from cryoformer_dist.orchestration.providers.provider import Handle, JobState, run_program
+from cryoformer_dist.orchestration.providers.provider import Handle, JobState, judge_exit, run_program
 from cryoformer_dist.orchestration.request import RunRequest
 
 _POLL_SECONDS = 0.2
 # Ray and its workers are given so long to end in order.
-_GRACE_SECONDS = 20
+_GRACE_SECONDS = 60
 # The shell in brackets outlives the driver to say how it ended, also to one who asks much later. The shell around it
 # ends at once: nobody has to wait for its child.
 _APART = '( "$@"; echo $? > exit ) > log 2>&1 < /dev/null & echo $!'
@@ -68,7 +68,7 @@ class ProcessProvider:
         """See `Provider`."""
         said = Path(handle["folder"]) / "exit"
         if said.is_file() and (text := said.read_text().strip()):
-            return JobState("failed" if int(text) else "succeeded", int(text))
+            return judge_exit(int(text))
         return JobState("running") if _find_process(handle) else JobState("stopped")
 
     def stop(self, handle: Handle) -> None:

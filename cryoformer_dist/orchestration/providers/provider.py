@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration.request import RunRequest
+from cryoformer_dist.orchestration.stopping import EXIT_CODES
 
 # What finds a submitted job again: plain strings without secrets, kept in a file.
 Handle = Mapping[str, str]
@@ -31,6 +32,11 @@ class JobState:
     def ended(self) -> bool:
         """Whether nothing more will come of it."""
         return self.word not in ("pending", "running")
+
+
+def judge_exit(code: int) -> JobState:
+    """How a driver ended, by its exit code."""
+    return JobState("succeeded" if code == 0 else "stopped" if code in EXIT_CODES else "failed", code)
 
 
 class Provider(Protocol):

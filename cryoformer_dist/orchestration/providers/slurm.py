@@ -10,7 +10,7 @@ from pathlib import Path
 from cryoformer_dist.config.cluster import SlurmCluster
 from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration.launch_record import find_launch_folder
-from cryoformer_dist.orchestration.providers.provider import Handle, JobState, run_program
+from cryoformer_dist.orchestration.providers.provider import Handle, JobState, judge_exit, run_program
 from cryoformer_dist.orchestration.request import RunRequest
 from cryoformer_dist.runs.layout import LAUNCH
 
@@ -88,7 +88,7 @@ class SlurmProvider:
             return JobState("succeeded", 0)
         if word in ("CANCELLED", "LOST"):
             return JobState("stopped" if word == "CANCELLED" else "lost")
-        return JobState("failed", code or None)
+        return judge_exit(code) if code else JobState("failed")
 
     def stop(self, handle: Handle) -> None:
         """Cancel the job, waiting or running."""
