@@ -89,17 +89,17 @@ def stop(launch: Launch) -> bool:
     no longer than a minute. Any other is ended at once, which loses what it learned since its last checkpoint.
     """
     provider = find_provider(launch)
-    if _ask_to_end(launch) and _wait_for_end(provider, launch):
+    if _ask_to_end(provider, launch) and _wait_for_end(provider, launch):
         return True
     provider.stop(launch.handle)
     return _wait_for_end(provider, launch)
 
 
-def _ask_to_end(launch: Launch) -> bool:
+def _ask_to_end(provider: Provider, launch: Launch) -> bool:
     """Ask the ranks of a launch to end; whether there is a run directory in which they may see it."""
     home = place_at(launch.home)
     with suppress(OSError, *client_errors()):
-        if find_provider(launch).ask_state(launch.handle).word == "running" and (home / TRAINING_LOG).exists():
+        if provider.ask_state(launch.handle).word == "running" and (home / TRAINING_LOG).exists():
             ask_to_stop(home)
             return True
     return False

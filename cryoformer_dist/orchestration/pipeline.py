@@ -80,7 +80,7 @@ def _train_on_ray(request: RunRequest, display: Display) -> None:
         memory = measure_cluster_memory(cluster)
         config, _ = _begin(request, working, memory)
         with display.stages() as progress, stopping_after_a_step(working.home, display.say):
-            train_with_ray(working, config, cluster, memory, display.record, progress)
+            train_with_ray(working, config, cluster, memory, display.record, progress, display.say)
 
 
 def tell_of_idle_gpu(cluster: LocalCluster, display: Display) -> None:

@@ -13,7 +13,13 @@ import psutil
 
 from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration.launch_record import find_launch_folder
-from cryoformer_dist.orchestration.providers.provider import Handle, JobState, judge_exit, run_program
+from cryoformer_dist.orchestration.providers.provider import (
+    Handle,
+    JobState,
+    judge_exit,
+    run_program,
+    write_private_files,
+)
 from cryoformer_dist.orchestration.request import RunRequest
 
 _POLL_SECONDS = 0.2
@@ -37,7 +43,7 @@ class ProcessProvider:
     def submit(self, request: RunRequest) -> Handle:
         """See `Provider`."""
         folder = write_files(request)
-        (folder / "log").touch()
+        (folder / "log").touch(mode=0o600)
         command = ["sh", "-c", _APART, "sh", *request.make_command(str(folder), sys.executable)]
         number = run_program(command, "starting the driver", cwd=folder, start_new_session=True)
         return _describe(int(number), folder)
@@ -91,11 +97,9 @@ class ProcessProvider:
 def write_files(request: RunRequest) -> Path:
     """A launch's files in a folder of this machine, in place of those of an earlier launch of its name."""
     folder = _choose_folder(request)
-    folder.mkdir(parents=True, exist_ok=True)
     for leftover in ("exit", "log"):
         (folder / leftover).unlink(missing_ok=True)
-    for name, text in request.files.items():
-        (folder / name).write_text(text)
+    write_private_files(folder, request.files)
     return folder
 
 
