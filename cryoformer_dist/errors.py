@@ -41,6 +41,10 @@ class TrainingError(CryoFormerError, RuntimeError):
     """Training cannot go on."""
 
 
+class RunStopped(CryoFormerError, RuntimeError):
+    """A run ended early because its user asked for it; no mistake of anybody's."""
+
+
 class ClusterError(CryoFormerError, RuntimeError):
     """The cluster cannot run what was asked of it."""
 
@@ -79,6 +83,10 @@ class DensityMaskedAwayWarning(CryoFormerWarning):
 
 class NoiseDepartureWarning(CryoFormerWarning):
     """What maps leave unexplained has another power than the noise that was measured in the background."""
+
+
+class RayStartsAgainWarning(CryoFormerWarning):
+    """Ray did not come up in time on a busy machine; it is tried once more."""
 
 
 class ClusterUnreachableWarning(CryoFormerWarning):

@@ -1,5 +1,6 @@
 """What the training processes of a run (ranks) tell one another."""
 
+from collections import deque
 from typing import Any, TypeVar
 
 import torch
@@ -121,6 +122,39 @@ class SumUnderWay:
         if self._work is not None:
             self._work.wait()
         return self._values
+
+
+class Vote:
+    """Whether any rank wants something: all ranks hear of it at the same step, and no step waits for a GPU to say so.
+
+    Parameters
+    ----------
+    device
+        Where ranks exchange values.
+    """
+
+    # A GPU is asked what it said so many steps ago: it is never so far behind.
+    _STEPS_LATE = 8
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cast: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+
+    def hold(self, wanted: bool) -> bool:
+        """Say what this rank wants, and hear whether any does; every rank asks equally often."""
+        if rank_and_world()[1] == 1:
+            return wanted
+        total = SumUnderWay(torch.full((), float(wanted), device=self._device)).result()
+        if self._device.type != "cuda":
+            return bool(total)
+        said, event = total.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._cast.append((said, event))
+        if len(self._cast) <= self._STEPS_LATE:
+            return False
+        said, event = self._cast.popleft()
+        event.synchronize()
+        return bool(said)
 
 
 def gather_objects(value: T) -> list[T]:

@@ -57,7 +57,7 @@ DOORKEEPERS = {
     "pydantic": ("config",),
     "typer": ("cli",),
     "rich": ("cli.terminal",),
-    "psutil": ("orchestration.providers.process",),
+    "psutil": ("orchestration.cluster", "orchestration.providers.process"),
     # What Ray's cluster launcher raises.
     "click": ("orchestration.providers.ray_up_config",),
     "jsonschema": ("orchestration.providers.ray_up_config",),

@@ -8,6 +8,7 @@ from support.rank_processes import run_on_ranks
 from cryoformer_dist import ranks
 from cryoformer_dist.ranks import (
     SumUnderWay,
+    Vote,
     broadcast_from_leader,
     gather_rows,
     gather_shares,
@@ -18,6 +19,7 @@ from cryoformer_dist.ranks import (
     take_from_leader,
     take_share,
 )
+from cryoformer_dist.training.reporting import compare_ranks
 
 
 def _gather(count: int) -> dict[str, torch.Tensor]:
@@ -63,19 +65,27 @@ def _ask_one_another() -> dict[str, torch.Tensor]:
     # Each rank's loss has its own slope in the mean.
     ((rank + 1) * mean).sum().backward()
     assert learned.grad is not None
-    return {"sum": under_way.result(), "mean": mean.detach(), "slope": learned.grad, "mine": mine}
+    vote = Vote(mine.device)
+    # The last rank alone wants something, at the second of three steps.
+    heard = [vote.hold(rank == rank_and_world()[1] - 1 and step == 1) for step in range(3)]
+    told = {"sum": under_way.result(), "mean": mean.detach(), "slope": learned.grad, "mine": mine}
+    return told | {"heard": torch.tensor(heard), "slowness": torch.tensor(compare_ranks(0.5 * (1 + 7 * rank)))}
 
 
 def test_a_sum_under_way_and_a_mean_are_the_same_on_all_ranks_and_the_mean_s_slope_is_what_all_losses_say() -> None:
     for rank, found in enumerate(run_on_ranks(2, _ask_one_another)):
         assert found["sum"].tolist() == [3, 30]
         assert found["mean"].tolist() == [1.5, 15]
+        assert found["heard"].tolist() == [False, True, False]
+        # Over the shorter time of the two.
+        assert found["slowness"].tolist() == [1, 8]
         # Half of what both losses say, since each holds half of the mean.
         assert found["slope"].tolist() == [1.5, 1.5]
         # Only read.
         assert found["mine"].tolist() == [rank + 1, 10 * (rank + 1)]
     alone = _ask_one_another()
     assert torch.equal(alone["sum"], alone["mine"])
+    assert alone["heard"].tolist() == [False, True, False]
     assert torch.equal(alone["mean"], alone["mine"])
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,8 @@ import typer
 from cryoformer_dist.cli import terminal
 from cryoformer_dist.cli.options import Detach, LaunchName, Name, Overrides, Resume
 from cryoformer_dist.cli.sweeps import make_sweep
-from cryoformer_dist.errors import ClusterError, ConfigError
+from cryoformer_dist.errors import ClusterError, ConfigError, RunStopped
+from cryoformer_dist.orchestration.stopping import EXIT_CODE
 
 if TYPE_CHECKING:
     from cryoformer_dist.orchestration.launch_record import Launch
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from cryoformer_dist.orchestration.request import RunRequest
 
 app = typer.Typer()
-
-# What a shell reports of a program ended by SIGTERM.
-_TERMINATED = 128 + signal.SIGTERM
 
 
 @app.command(epilog="Example: `cryoformer-dist launch cluster/local.yaml`")
@@ -89,12 +86,14 @@ def logs(name: LaunchName) -> None:
 
 @app.command(epilog="Example: `cryoformer-dist stop demo`")
 def stop(name: LaunchName) -> None:
-    """End a launched run; what it has learned up to its last checkpoint stays."""
+    """End a launched run after the step under way, with a checkpoint that `reconstruct` makes maps of."""
     from cryoformer_dist.orchestration import launch
     from cryoformer_dist.orchestration.launch_record import read_launch
 
-    if launch.stop(read_launch(name)):
-        terminal.say(f"stopped        {name}\nnext: cryoformer-dist resume {name}")
+    launched = read_launch(name)
+    if launch.stop(launched):
+        terminal.say(f"stopped        {name}")
+        terminal.say(f"next: cryoformer-dist resume {name}, or cryoformer-dist reconstruct {launched.home}")
     else:
         terminal.say(f"ending         {name}, which takes longer than a minute\nnext: cryoformer-dist status {name}")
 
@@ -115,7 +114,7 @@ def drive(
     set_threads(usable_cores())
     request = read_request(cluster, run_file, name, resume, [])
     assert isinstance(request, RunRequest)
-    with _ending_in_order():
+    with ending_in_order():
         run_pipeline(request, terminal.make_display())
 
 
@@ -126,7 +125,7 @@ def _carry_out(request: "RunRequest", detach: bool) -> None:
     from cryoformer_dist.orchestration.request import drives_here
 
     if drives_here(request.cluster) and not detach:
-        with record_launch(request), _ending_in_order():
+        with record_launch(request), ending_in_order():
             run_pipeline(request, terminal.make_display())
         return
     provider = choose_provider(request.cluster)
@@ -147,6 +146,9 @@ def _follow(launched: "Launch", provider: "Provider") -> None:
         terminal.say(f"\n{launched.name} goes on. `cryoformer-dist logs {launched.name}` follows it, `stop` ends it.")
         raise typer.Exit(130) from None
     state = provider.ask_state(launched.handle)
+    if state.word == "stopped":
+        terminal.say(f"{launched.name} was stopped; `cryoformer-dist resume {launched.name}` goes on")
+        raise typer.Exit(state.exit_code or EXIT_CODE)
     if state.word != "succeeded":
         terminal.fail(
             f"{launched.name} {state.word}; `cryoformer-dist resume {launched.name}` goes on from its last checkpoint"
@@ -165,14 +167,16 @@ def _describe_state(launched: "Launch") -> str:
 
 
 @contextlib.contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """Let `stop`'s signal unwind the stack, so that Ray and its workers end with the driver."""
+def ending_in_order() -> Iterator[None]:
+    """Let Ctrl-C and `stop`'s signal unwind the stack, so that Ray and its workers end with the driver."""
 
     def end(*_: object) -> None:
-        sys.exit(_TERMINATED)
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except KeyboardInterrupt:
+        raise RunStopped("stopped at once; --resume goes on from the last checkpoint, if there is one") from None
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -25,8 +25,9 @@ from cryoformer_dist.cli.options import (
     RunDirectory,
     StoreOutput,
 )
-from cryoformer_dist.errors import CryoFormerError, CryoFormerWarning
+from cryoformer_dist.errors import CryoFormerError, CryoFormerWarning, RunStopped
 from cryoformer_dist.orchestration.environment import prepare_environment
+from cryoformer_dist.orchestration.stopping import EXIT_CODE
 from cryoformer_dist.runs.layout import HALVES
 
 app = typer.Typer(
@@ -204,7 +205,8 @@ def train(
     config = read_run_file(run_file, overrides or [])
     where = {"storage": placed_from(Path.cwd(), storage)}
     cluster = parse_config({**where, "workers": {"count": workers, "gpus": gpus}}, LocalCluster, "train")
-    run_pipeline(RunRequest(name or config.name, config, cluster, resume, local), terminal.make_display())
+    with launches.ending_in_order():
+        run_pipeline(RunRequest(name or config.name, config, cluster, resume, local), terminal.make_display())
 
 
 app.add_typer(launches.app)
@@ -335,6 +337,9 @@ def main() -> None:
     with _showing_warnings():
         try:
             app()
+        except RunStopped as end:
+            terminal.say(str(end))
+            sys.exit(EXIT_CODE)
         except CryoFormerError as error:
             terminal.fail(str(error))
             sys.exit(2)

@@ -1,14 +1,17 @@
 """What a cluster file may say: where a run happens, one section per kind of cluster."""
 
 import re
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, RootModel, Tag, ValidationInfo, field_validator, model_validator
 
+from cryoformer_dist.config.secrets import find_secrets, find_secrets_in_lines
 from cryoformer_dist.config.section import PositiveInt, Section
 
-_SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY", re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SLURM_TIME = re.compile(r"(\d+-)?\d{1,2}(:\d{2}){0,2}")
 _ADDRESS = re.compile(r"https?://\S+|auto|[^\s/]+:\d+")
 _PORTS_OF_WORKERS = range(10002, 20000)
@@ -59,6 +62,14 @@ class WorkersConfig(Section):
         return self.fewest < self.most
 
 
+def _refuse_secrets(names: Sequence[str]) -> None:
+    if names:
+        raise ValueError(
+            f"{', '.join(names)}: looks like a secret, and what stands here is written to files; set it in "
+            "the environment of the nodes (or give them a role, a credentials file, a Kubernetes secret)"
+        )
+
+
 class ClusterConfig(Section):
     """What every kind of cluster is told."""
 
@@ -85,12 +96,21 @@ class ClusterConfig(Section):
     @field_validator("environment")
     @classmethod
     def _no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
-        if secret := [name for name in environment if _SECRET.search(name)]:
-            raise ValueError(
-                f"{', '.join(secret)}: looks like a secret, and what stands here is written to files; set it in "
-                "the environment of the nodes (or give them a role, a credentials file, a Kubernetes secret)"
-            )
+        if odd := [name for name in environment if not _VARIABLE.fullmatch(name)]:
+            raise ValueError(f"{odd[0]!r}: not a name; write letters, digits and underscores")
+        _refuse_secrets(find_secrets(environment))
         return environment
+
+    @field_validator("*")
+    @classmethod
+    def _one_line(cls, value: Any, info: ValidationInfo) -> Any:
+        """Each of these becomes a part of one line of a script; only ``setup`` holds lines of a shell."""
+        parts = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        if info.field_name == "environment":
+            parts = value.values()
+        if info.field_name != "setup" and any(_CONTROL.search(str(part)) for part in parts):
+            raise ValueError("holds a line break or another control character; take it out")
+        return value
 
 
 class LocalCluster(ClusterConfig):
@@ -101,12 +121,22 @@ class LocalCluster(ClusterConfig):
     dashboard_port: int | None = Field(
         None, ge=0, le=65535, description="port of the Ray dashboard; 8265 or the next free one when left out"
     )
+    open_ports: bool = Field(
+        False,
+        description="let other machines reach Ray's other ports, among them its metrics, which ask for no token",
+    )
 
 
 class _ElsewhereConfig(ClusterConfig):
     """Nodes that bring their own Python."""
 
     python: str = Field("python", description="the interpreter that cryoformer-dist is installed in, on every node")
+
+    @field_validator("setup", "options", check_fields=False)
+    @classmethod
+    def _no_secrets_in_lines(cls, lines: list[str]) -> list[str]:
+        _refuse_secrets(list(find_secrets_in_lines(lines)))
+        return lines
 
 
 class ExistingCluster(_ElsewhereConfig):
@@ -195,9 +225,19 @@ class SlurmCluster(_ElsewhereConfig):
     setup: list[str] = Field([], description="shell lines before anything else, such as `module load` or `source`")
     port: Port = Field(6379, description="of Ray's head")
     dashboard_port: Port = 8265
+    open_ports: bool = Field(
+        False, description="let other machines read Ray's metrics, on every node and without a token; none when false"
+    )
     requeue: bool = Field(
         True, description="put the job back in the queue, to go on, when Slurm preempts it or its time is nearly up"
     )
+
+    @field_validator("options")
+    @classmethod
+    def _options(cls, options: list[str]) -> list[str]:
+        if odd := [option for option in options if not option.startswith("-")]:
+            raise ValueError(f"{odd[0]!r}: not an option; write --name=value")
+        return options
 
     @field_validator("time", mode="before")
     @classmethod

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from cryoformer_dist.config.section import PositiveInt, Section
 from cryoformer_dist.config.simulation import SimulationConfig
 
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Of a folder in the storage, and nowhere else."""
+
 
 class HashGridConfig(Section):
     """Multiresolution hash grid, in tiny-cuda-nn's definition (Mueller et al. 2022)."""
@@ -352,7 +355,7 @@ class ResultsConfig(Section):
 class RunConfig(Section):
     """One training run."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder name under the storage path")
+    name: str = Field("run", pattern=RUN_NAME, description="folder name under the storage path")
     dataset: DatasetConfig
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()

@@ -40,7 +40,7 @@ def make_token() -> None:
         return
     path = find_state_folder() / "ray_token"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         with replaced(path) as beside:
             beside.touch(mode=0o600)
             beside.write_text(secrets.token_hex(32))
@@ -57,6 +57,12 @@ def describe_token_place() -> str:
 def find_state_folder() -> Path:
     """What is kept of this user from one command to the next: below ``XDG_STATE_HOME``, or ``~/.local/state``."""
     return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "cryoformer-dist"
+
+
+def make_private_folder(folder: Path) -> None:
+    """Have a folder that only this user gets into."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
 
 
 def find_token(token_file: str | None) -> None:

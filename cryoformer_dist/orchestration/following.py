@@ -7,7 +7,8 @@ from pathlib import Path
 
 from cryoformer_dist.errors import CryoFormerError
 from cryoformer_dist.progress import StagedProgress, silent
-from cryoformer_dist.runs.layout import STAGE_PROGRESS, TRAINING_LOG
+from cryoformer_dist.runs.layout import NOTICES, STAGE_PROGRESS, TRAINING_LOG
+from cryoformer_dist.runs.notices import read_notices
 from cryoformer_dist.runs.stage_progress import StageProgress, read_stage_progress
 from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log
 from cryoformer_dist.storage.places import client_errors
@@ -25,9 +26,26 @@ def _read_log(run: Path) -> list[TrainingRecord]:
     return []
 
 
+def _read_notices(run: Path) -> list[str]:
+    with suppress(OSError, UnicodeDecodeError):
+        return read_notices(run)
+    return []
+
+
+def _tell_rest(notices: list[str], heard: int, on_notice: Callable[[str], None]) -> int:
+    """Tell what was not heard yet; returns how many were."""
+    for notice in notices[heard:]:
+        on_notice(notice)
+    return len(notices)
+
+
 @contextmanager
 def follow_run(
-    working: WorkingFolder, on_record: OnRecord, on_stage: StagedProgress = silent, elsewhere: bool = False
+    working: WorkingFolder,
+    on_record: OnRecord,
+    on_stage: StagedProgress = silent,
+    elsewhere: bool = False,
+    on_notice: Callable[[str], None] = lambda text: None,
 ) -> Iterator[None]:
     """Tell of what the leader writes down for as long as this lasts.
 
@@ -37,6 +55,8 @@ def follow_run(
         Called with each record that is added to the training log.
     on_stage
         Called with (stage, done, in all) of the stages before and after training.
+    on_notice
+        Called with each line that is added to the notices.
     elsewhere
         Whether the leader is another process, with a working copy of its own.
     """
@@ -46,19 +66,20 @@ def follow_run(
     pause = _FETCH_SECONDS if elsewhere and working.is_copy else _POLL_SECONDS
 
     known = set(read_stage_progress(working.folder))
+    noticed = len(_read_notices(working.folder))
 
-    def read() -> tuple[list[StageProgress], list[TrainingRecord]]:
+    def read() -> tuple[list[StageProgress], list[TrainingRecord], list[str]]:
         # While storage is away there is no news; that it is away is for the leader to say.
         with suppress(OSError, *client_errors()):
             if elsewhere:
-                working.fetch(STAGE_PROGRESS, TRAINING_LOG)
-        return read_stage_progress(working.folder), _read_log(working.folder)
+                working.fetch(STAGE_PROGRESS, TRAINING_LOG, NOTICES)
+        return read_stage_progress(working.folder), _read_log(working.folder), _read_notices(working.folder)
 
     def follow() -> None:
-        told = before
+        told, heard = before, noticed
         while True:
             last_look = stop.is_set()
-            stages, records = read()
+            stages, records, notices = read()
             for stage in stages:
                 if stage not in known:
                     known.add(stage)
@@ -67,6 +88,7 @@ def follow_run(
                 if record.step > told:
                     told = record.step
                     on_record(record)
+            heard = _tell_rest(notices, heard, on_notice)
             if last_look:
                 return
             stop.wait(pause)

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from cryoformer_dist.config.cluster import (
     ClusterConfig,
@@ -15,10 +15,14 @@ from cryoformer_dist.config.cluster import (
 )
 from cryoformer_dist.config.loading import parse_config, parse_yaml
 from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.errors import ClusterError, ClusterUnreachableWarning, CryoFormerError
+from cryoformer_dist.errors import ClusterError, ClusterUnreachableWarning, CryoFormerError, RunStopped
 from cryoformer_dist.orchestration.launch_record import Launch, find_launch, write_launch
 from cryoformer_dist.orchestration.providers.provider import Handle, Provider
 from cryoformer_dist.orchestration.request import RunRequest
+from cryoformer_dist.orchestration.stopping import EXIT_CODE
+from cryoformer_dist.runs.layout import TRAINING_LOG
+from cryoformer_dist.runs.stop_request import ask_to_stop
+from cryoformer_dist.storage.places import client_errors, place_at
 
 # A driver that is told to end has Ray and its workers end first.
 _ENDING_SECONDS, _POLL_SECONDS = 60.0, 0.5
@@ -64,6 +68,9 @@ def record_launch(request: RunRequest) -> Iterator[None]:
     try:
         yield
         code = 0
+    except (KeyboardInterrupt, RunStopped):
+        code = EXIT_CODE
+        raise
     except CryoFormerError:
         # As the command line ends.
         code = 2
@@ -76,9 +83,29 @@ def record_launch(request: RunRequest) -> Iterator[None]:
 
 
 def stop(launch: Launch) -> bool:
-    """End a launch, and wait a while for its end; whether it has come."""
+    """End a launch, and wait a while for its end; whether it has come.
+
+    A run that trains ends with a checkpoint of its last step, if its run directory is seen from here and the step takes
+    no longer than a minute. Any other is ended at once, which loses what it learned since its last checkpoint.
+    """
     provider = find_provider(launch)
+    if _ask_to_end(provider, launch) and _wait_for_end(provider, launch):
+        return True
     provider.stop(launch.handle)
+    return _wait_for_end(provider, launch)
+
+
+def _ask_to_end(provider: Provider, launch: Launch) -> bool:
+    """Ask the ranks of a launch to end; whether there is a run directory in which they may see it."""
+    home = place_at(launch.home)
+    with suppress(OSError, *client_errors()):
+        if provider.ask_state(launch.handle).word == "running" and (home / TRAINING_LOG).exists():
+            ask_to_stop(home)
+            return True
+    return False
+
+
+def _wait_for_end(provider: Provider, launch: Launch) -> bool:
     end = time.monotonic() + _ENDING_SECONDS
     while not (ended := provider.ask_state(launch.handle).ended) and time.monotonic() < end:
         time.sleep(_POLL_SECONDS)

@@ -1,12 +1,14 @@
 """What has been launched from here, and where to ask how it is doing."""
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryoformer_dist.config.schema import RUN_NAME
 from cryoformer_dist.errors import ClusterError
-from cryoformer_dist.orchestration.environment import find_state_folder
+from cryoformer_dist.orchestration.environment import find_state_folder, make_private_folder
 from cryoformer_dist.storage.records import read_record, write_record
 
 _SCHEMA_VERSION = 1
@@ -51,15 +53,15 @@ def write_launch(name: str, storage: str, files: Mapping[str, str], handle: Mapp
     """Write down a launch of this moment, in place of an earlier one of its name; see `Launch`."""
     launch = Launch(name, storage, dict(files), dict(handle), time.strftime("%Y-%m-%d %H:%M:%S"))
     folder = find_launch_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_record(folder / f"{name}.json", launch, _SCHEMA_VERSION)
+    make_private_folder(folder)
+    write_record(folder / f"{name}.json", launch, _SCHEMA_VERSION).chmod(0o600)
     return launch
 
 
 def find_launch(name: str) -> Launch | None:
     """The launch of a run of this name, if this user made one from this machine."""
     path = find_launch_folder() / f"{name}.json"
-    return _read(path) if path.is_file() else None
+    return _read(path) if re.fullmatch(RUN_NAME, name) and path.is_file() else None
 
 
 def read_launch(name: str) -> Launch:

@@ -21,9 +21,11 @@ from cryoformer_dist.orchestration.preflight import preflight, wait_for_nodes
 from cryoformer_dist.orchestration.ray_training import train_with_ray
 from cryoformer_dist.orchestration.request import RunRequest
 from cryoformer_dist.orchestration.resources import measure_cluster_memory, measure_local_memory
+from cryoformer_dist.orchestration.stopping import stopping_after_a_step
 from cryoformer_dist.orchestration.worker import SilentReporter, train_alone
 from cryoformer_dist.runs.directory import load_run, open_run_directory, send_run
 from cryoformer_dist.runs.manifest import RunManifest
+from cryoformer_dist.runs.stop_request import withdraw_stop
 from cryoformer_dist.simulation.particle_set import STAR_NAME, simulate
 from cryoformer_dist.storage.places import Place, place_at
 from cryoformer_dist.storage.working_folder import WorkingFolder
@@ -58,7 +60,11 @@ def _train_in_process(request: RunRequest, display: Display) -> None:
         config, manifest = _begin(request, working, measure_local_memory())
         store = ParticleStore.open(manifest.store)
         threads = config.training.threads_per_worker or torch.get_num_threads()
-        with display.stages() as progress, follow_run(working, display.record, progress):
+        with (
+            display.stages() as progress,
+            follow_run(working, display.record, progress),
+            stopping_after_a_step(working.home, display.say),
+        ):
             train_alone(working, config, store, SilentReporter(), threads, torch.cuda.is_available())
 
 
@@ -73,8 +79,8 @@ def _train_on_ray(request: RunRequest, display: Display) -> None:
     with open_run_directory(request.home) as working:
         memory = measure_cluster_memory(cluster)
         config, _ = _begin(request, working, memory)
-        with display.stages() as progress:
-            train_with_ray(working, config, cluster, memory, display.record, progress)
+        with display.stages() as progress, stopping_after_a_step(working.home, display.say):
+            train_with_ray(working, config, cluster, memory, display.record, progress, display.say)
 
 
 def tell_of_idle_gpu(cluster: LocalCluster, display: Display) -> None:
@@ -124,6 +130,7 @@ def _begin(request: RunRequest, working: WorkingFolder, memory: WorkerMemory) ->
     """Begin the run directory, or check that it holds this run; returns the configuration and manifest it holds."""
     store = open_posed_store(request.config.dataset.store)
     begin_run(request.config, store, working.folder, request.resume, memory)
+    withdraw_stop(working.home)
     send_run(working)
     return load_run(working.folder)
 

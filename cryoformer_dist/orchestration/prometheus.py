@@ -82,6 +82,9 @@ METRICS = (
         True,
         scale=2**30,
     ),
+    RunMetric(
+        "cryoformer_slowness", "1", "a rank's own part of a step, over the median of all ranks", "slowness", True
+    ),
     RunMetric("cryoformer_active_points", "points", "grid points at which there may be density", "active_points"),
     RunMetric(
         "cryoformer_residual_outside_share",

@@ -1,7 +1,10 @@
 """Ray Train as the process sees it that drives a run: workers, their losses, and what a failure means."""
 
 import os
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from cryoformer_dist.config.cluster import ClusterConfig, WorkersConfig
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.errors import ClusterError, CryoFormerError, TrainingError
 from cryoformer_dist.machine import WorkerMemory
+from cryoformer_dist.orchestration.failing_nodes import LeaveOutFailingNodes
 from cryoformer_dist.orchestration.following import OnRecord, follow_run
 from cryoformer_dist.orchestration.resources import refuse_too_many_workers
 from cryoformer_dist.orchestration.worker import WorkerArguments, run_worker
@@ -29,6 +33,7 @@ def train_with_ray(
     memory: WorkerMemory,
     on_record: OnRecord,
     on_stage: StagedProgress = silent,
+    on_notice: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Train a prepared run with Ray Train workers on the Ray that is up.
 
@@ -46,6 +51,8 @@ def train_with_ray(
         Called in this process for each new record.
     on_stage
         Called in this process with (stage, done, in all) of the stages before and after training.
+    on_notice
+        Called in this process with what happens to nodes.
 
     Raises
     ------
@@ -64,17 +71,30 @@ def train_with_ray(
         # Ranks that wait for one that hangs give up a little later than that one itself.
         torch_config=TorchConfig(timeout_s=round(silence) + 60),
         scaling_config=_scale_workers(cluster.workers),
-        run_config=_configure_attempt(
-            working.home / RAY_RECORDS, cluster.max_failures, config.training.keep_checkpoints
-        ),
+        run_config=_configure_attempt(working.home, cluster, config.training.keep_checkpoints),
     )
-    with follow_run(working, on_record, on_stage, elsewhere=True):
+    with follow_run(working, on_record, on_stage, elsewhere=True, on_notice=on_notice):
         try:
-            result = trainer.fit()
+            result = _fit(trainer)
         except ray.train.TrainingFailedError as error:
             raise _explain(error, working.home) from error
     if isinstance(result.return_value, CryoFormerError):
         raise result.return_value
+
+
+def _fit(trainer: TorchTrainer) -> ray.train.Result:
+    """Train, signals left to us: in the main thread Ray takes Ctrl-C, and loses what was learned since a checkpoint."""
+    ended: Future[ray.train.Result] = Future()
+
+    def fit() -> None:
+        try:
+            ended.set_result(trainer.fit())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            ended.set_exception(error)
+
+    # Nobody waits for one that is left at once: it ends with its Ray.
+    threading.Thread(target=fit, name="ray-train", daemon=True).start()
+    return ended.result()
 
 
 def _scale_workers(workers: WorkersConfig) -> ray.train.ScalingConfig:
@@ -85,18 +105,19 @@ def _scale_workers(workers: WorkersConfig) -> ray.train.ScalingConfig:
     )
 
 
-def _configure_attempt(place: Place, max_failures: int, keep_checkpoints: int) -> ray.train.RunConfig:
+def _configure_attempt(home: Place, cluster: ClusterConfig, keep_checkpoints: int) -> ray.train.RunConfig:
     """Where Ray keeps its own records of an attempt, and what it puts up with.
 
     Parameters
     ----------
-    place
-        In the run directory; Ray speaks to our object store through our client.
-    max_failures
+    home
+        Run directory; Ray speaks to our object store through our client.
+    cluster
         Losses of workers to survive.
     keep_checkpoints
         Pointers to checkpoints that Ray remembers.
     """
+    place = home / RAY_RECORDS
     if isinstance(place, Path):
         path, system = str(place), None
     else:
@@ -106,8 +127,9 @@ def _configure_attempt(place: Place, max_failures: int, keep_checkpoints: int) -
         name=time.strftime("%Y%m%d-%H%M%S"),
         storage_path=path,
         storage_filesystem=system,
-        failure_config=ray.train.FailureConfig(max_failures=max_failures),
+        failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
         checkpoint_config=ray.train.CheckpointConfig(num_to_keep=keep_checkpoints),
+        callbacks=[LeaveOutFailingNodes(str(home), cluster.workers)],
         logging_config=ray.train.LoggingConfig(log_level="ERROR"),
     )
 

@@ -1,12 +1,13 @@
 """A run to be made, and the two files that ask for it."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryoformer_dist.config.cluster import ClusterConfig, ExistingCluster, LocalCluster
 from cryoformer_dist.config.loading import dump_config
-from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.config.schema import RUN_NAME, RunConfig
 from cryoformer_dist.errors import ClusterError, ConfigError
 from cryoformer_dist.orchestration.config_files import read_cluster_file, read_run_file
 from cryoformer_dist.storage.places import Place, place_at
@@ -35,6 +36,13 @@ class RunRequest:
     cluster: ClusterConfig
     resume: bool = False
     without_ray: bool = False
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(RUN_NAME, self.name):
+            raise ConfigError(
+                f"--name {self.name!r}: a folder of this name would not lie in the storage; write letters, digits, "
+                "dots, hyphens and underscores, a letter or digit first"
+            )
 
     @property
     def home(self) -> Place:

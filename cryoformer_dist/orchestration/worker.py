@@ -26,6 +26,7 @@ from cryoformer_dist.errors import (
     ConfigError,
     CryoFormerError,
     ImagesElsewhereWarning,
+    RunStopped,
     TrainingError,
 )
 from cryoformer_dist.machine import WorkerMemory, measure_worker_memory, set_threads
@@ -150,7 +151,7 @@ def run_worker(arguments: WorkerArguments) -> CryoFormerError | None:
             if newest is not None:
                 reporter.point_to(newest.folder)
             _make_maps(working, config, reporter, device)
-    except (ConfigError, TrainingError, CheckpointNotWrittenError) as error:
+    except (ConfigError, TrainingError, CheckpointNotWrittenError, RunStopped) as error:
         # All ranks meet these together. Raised, Ray would start the workers again, to meet them again.
         return error
     finally:

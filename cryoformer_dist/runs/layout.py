@@ -35,6 +35,12 @@ PREPARED = (
 STAGE_PROGRESS = "stage_progress.json"
 """How far the making of these is, while it goes on."""
 
+STOP_REQUEST = "stop"
+"""Empty; training ends when it sees it."""
+
+NOTICES = "notices.txt"
+"""What happened to a run that its training log does not tell; not in every run."""
+
 # What training leaves.
 TRAINING_LOG = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"

@@ -73,6 +73,8 @@ class TrainingRecord:
         Peak of this rank, on its GPU if it has one.
     workers
         Ranks at work.
+    slowness
+        What this rank does of a step by itself takes so many times the median of all ranks.
     checkpoint_seconds
         What a checkpoint since the last report took.
     particles_per_second
@@ -104,6 +106,7 @@ class TrainingRecord:
     noise_departure: float | None
     memory_gib: float
     workers: int
+    slowness: float
     checkpoint_seconds: float | None
     particles_per_second: float
     data_wait_share: float

@@ -1,11 +1,13 @@
 """How training tells the outside what it is doing."""
 
 import resource
+import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from cryoformer_dist.errors import TrainingError
 from cryoformer_dist.progress import StagedProgress
-from cryoformer_dist.ranks import SumUnderWay, gather_rows, rank_and_world
+from cryoformer_dist.ranks import SumUnderWay, gather_rows, gather_shares, rank_and_world
 from cryoformer_dist.runs.stage_progress import StageClock, StageProgress, StageProgressFile
 from cryoformer_dist.runs.training_log import SearchFindings, TrainingRecord
 from cryoformer_dist.storage.working_folder import WorkingFolder
@@ -179,6 +181,83 @@ class Stopwatch:
             seconds_per_step=(now - self._stretch_start) / max(self._stretch_steps, 1),
             seconds=now - self._start,
         )
+
+
+class OwnTime:
+    """What this rank does of each step by itself, waiting for images among it, until it waits for other ranks.
+
+    Parameters
+    ----------
+    device
+        Where the network lives; a GPU keeps the time itself, so that no step waits for it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._start: Any = None
+        self._spans: list[tuple[Any, Any]] = []
+
+    def begin(self) -> None:
+        """Begin a step, before its images are there."""
+        self._start = self._mark()
+
+    def end(self) -> None:
+        """End this rank's own part of it."""
+        self._spans.append((self._start, self._mark()))
+
+    def take_median(self) -> float:
+        """Seconds a step since the last call; waits for the device."""
+        spans, self._spans = self._spans, []
+        if not spans:
+            return 0.0
+        if self._on_gpu:
+            spans[-1][1].synchronize()
+            return statistics.median(start.elapsed_time(end) / 1000 for start, end in spans)
+        return statistics.median(end - start for start, end in spans)
+
+    def _mark(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+
+STRAGGLING = 3.0
+"""Times the median from which on all others plainly wait for a rank."""
+
+
+class Stragglers:
+    """Ranks for which all others wait, step after step.
+
+    Parameters
+    ----------
+    hosts
+        Of all ranks.
+    """
+
+    def __init__(self, hosts: Sequence[str]) -> None:
+        self._hosts = hosts
+        self._slow: set[int] = set()
+        self._told: set[int] = set()
+
+    def look(self, slowness: Sequence[float]) -> list[str]:
+        """Name ranks that straggle at two reports in a row, each once; own times over their median come in."""
+        slow = {rank for rank, times in enumerate(slowness) if times > STRAGGLING}
+        new = (slow & self._slow) - self._told
+        self._slow, self._told = slow, self._told | new
+        return [
+            f"rank {rank} on {self._hosts[rank]} is a straggler: its part of a step takes {slowness[rank]:.1f} times "
+            "the median, and all ranks wait for it; look at what else runs there, and at its storage"
+            for rank in sorted(new)
+        ]
+
+
+def compare_ranks(own_seconds: float) -> list[float]:
+    """Every rank's own time a step over the median of all; of two, over the shorter one."""
+    everybody = gather_shares(torch.tensor([own_seconds], dtype=torch.float64), rank_and_world()[1]).tolist()
+    median = statistics.median_low(everybody)
+    return [seconds / median if median else 1.0 for seconds in everybody]
 
 
 def memory_gib(device: torch.device) -> float:

@@ -1,23 +1,29 @@
 """Training, knowing neither Ray nor where it runs."""
 
 import math
+import platform
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.order import Consumed
-from cryoformer_dist.errors import ConfigError
+from cryoformer_dist.errors import ConfigError, RunStopped
 from cryoformer_dist.machine import WorkerMemory
-from cryoformer_dist.ranks import gather_objects, sum_over_ranks
+from cryoformer_dist.ranks import Vote, gather_objects, sum_over_ranks
 from cryoformer_dist.runs.checkpoint import Checkpoint, Position, write_checkpoint
 from cryoformer_dist.runs.directory import write_occupancy
+from cryoformer_dist.runs.notices import add_notice
+from cryoformer_dist.runs.stop_request import StopRequest
 from cryoformer_dist.runs.training_log import TrainingLog, TrainingRecord
+from cryoformer_dist.storage.places import client_errors
 from cryoformer_dist.storage.retry import StorageRetry
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.engine import Engine, learning_rate_factor
@@ -25,7 +31,17 @@ from cryoformer_dist.training.latent_search import LatentSearch
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.occupancy_refresh import OccupancyRefresh
 from cryoformer_dist.training.particles import RankParticles
-from cryoformer_dist.training.reporting import Interval, LossFaults, Pace, Reporter, Stopwatch, memory_gib
+from cryoformer_dist.training.reporting import (
+    Interval,
+    LossFaults,
+    OwnTime,
+    Pace,
+    Reporter,
+    Stopwatch,
+    Stragglers,
+    compare_ranks,
+    memory_gib,
+)
 from cryoformer_dist.training.stages import Moment, Stage, stages
 
 
@@ -70,6 +86,8 @@ class Trainer:
         self.stopwatch = Stopwatch()
         self.interval = Interval(engine.device)
         self.faults = LossFaults(engine.device)
+        self.own_time, self.stragglers = OwnTime(engine.device), Stragglers(gather_objects(platform.node()))
+        self.stop_request, self.stop_vote = StopRequest(working.home), Vote(engine.device)
         # The leader's alone, but all ranks wait while it cannot write.
         self.log: TrainingLog | None = None
 
@@ -80,6 +98,8 @@ class Trainer:
         ------
         TrainingError
             If the loss is not finite.
+        RunStopped
+            If the run's user asks for an early end; there is a checkpoint of the last step.
         CheckpointNotWrittenError
             If the run directory's storage is full or away for longer than ``training.storage_patience_seconds``.
         """
@@ -128,12 +148,26 @@ class Trainer:
             # Checkpoints are due at some of the reports: the schema sees to it.
             if self.position.step % self.config.report_every_steps == 0:
                 self._report(moment, batch.epoch)
+            if self.stop_vote.hold(self.leads and self.stop_request.seen()):
+                self._stop(moment, batch.epoch)
         if moment is not None and not self.interval.is_empty:
             self._report(moment, stage.epochs - 1)
+
+    def _stop(self, moment: Moment, epoch: int) -> NoReturn:
+        """End early, nothing of what was learned lost."""
+        if not self.interval.is_empty:
+            self._report(moment, epoch)
+        if self.checkpointed_step != self.position.step:
+            self._write_checkpoint()
+        raise RunStopped(
+            f"stopped at step {self.position.step}, with a checkpoint in {self.working.home}; --resume goes on, "
+            f"`cryoformer-dist reconstruct {self.working.home}` makes the maps of this step"
+        )
 
     def _wait_for(self, batches: Iterator[ParticleBatch]) -> Iterator[ParticleBatch]:
         """The batches, the time they keep the step waiting taken."""
         while True:
+            self.own_time.begin()
             asked = time.perf_counter()
             batch = next(batches, None)
             self.stopwatch.waited(time.perf_counter() - asked)
@@ -157,6 +191,7 @@ class Trainer:
         coarse = learner.is_coarse(stage, moment.epoch)
         self.stopwatch.enter(stage.kind, coarse)
         errors, latent = self.engine.forward(stage.kind, batch, inputs.latent, inputs.pose, copy, noise_seed, coarse)
+        self.own_time.end()
         loss, prior = learner.loss(errors, latent, batch.weight)
         self.faults.look(loss)
         factor = learning_rate_factor(self.config, moment.before.stage_step, moment.progress)
@@ -180,6 +215,7 @@ class Trainer:
     def _make_record(self, moment: Moment, epoch: int) -> TrainingRecord:
         learner, stage, position = self.learner, moment.stage, moment.position
         errors, prior, count = sum_over_ranks(self.interval.totals).tolist()
+        slowness = self._compare_ranks()
         return TrainingRecord(
             stage=stage.kind,
             epoch=epoch,
@@ -197,10 +233,20 @@ class Trainer:
             noise_departure=self.interval.noise_departure,
             memory_gib=memory_gib(self.engine.device),
             workers=self.engine.world,
+            slowness=slowness,
             checkpoint_seconds=self.interval.checkpoint_seconds,
             **asdict(self.interval.found),
             **asdict(self._measure_pace()),
         )
+
+    def _compare_ranks(self) -> float:
+        """Slowness of this rank; who straggles is told to those who follow the run."""
+        slowness = compare_ranks(self.own_time.take_median())
+        for notice in self.stragglers.look(slowness) if self.leads else ():
+            # Worth no retry: nothing depends on it.
+            with suppress(OSError, *client_errors()):
+                add_notice(self.working.home, notice)
+        return slowness[self.engine.rank]
 
     def _measure_pace(self) -> Pace:
         pace = self.stopwatch.measure()

@@ -6,7 +6,7 @@ from support.tiny_runs import tiny_settings
 from typer.testing import CliRunner, Result
 
 from cryoformer_dist.cli import main as cli
-from cryoformer_dist.errors import TrainingError
+from cryoformer_dist.errors import RunStopped, TrainingError
 from cryoformer_dist.orchestration import pipeline
 from cryoformer_dist.orchestration.display import Display
 from cryoformer_dist.orchestration.request import RunRequest
@@ -61,6 +61,18 @@ def test_a_launch_that_this_process_drives_is_made_once_and_its_status_is_how_it
     first, again = made.requests
     assert (first.resume, again.resume) == (False, True)
     assert (again.config, again.cluster) == (first.config, first.cluster)
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), RunStopped("stopped at step 3")])
+def test_a_run_that_its_user_stops_is_stopped_not_failed(
+    made: _Pipeline, cluster_file: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
+    made.end = end
+    monkeypatch.setattr("sys.argv", ["cryoformer-dist", "launch", str(cluster_file)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert "tiny  stopped (exit code 130)" in _call("status").output
 
 
 def test_a_dry_run_shows_the_files_and_makes_nothing(made: _Pipeline, cluster_file: Path) -> None:

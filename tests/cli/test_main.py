@@ -33,7 +33,9 @@ COMMANDS = (
     "report",
 )
 ERRORS = [
-    value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.CryoFormerError)
+    value
+    for value in vars(errors).values()
+    if isinstance(value, type) and issubclass(value, errors.CryoFormerError) and value is not errors.RunStopped
 ]
 
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -96,7 +97,44 @@ def test_an_address_says_whether_jobs_are_submitted_there(address: str, served: 
     assert cluster.has_job_server is served
 
 
-@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "db_password"])
+@pytest.mark.parametrize(
+    "environment",
+    [{"A B": "1"}, {"A;rm -rf": "1"}, {"1A": "1"}, {"A\n": "1"}, {"A": "1\nrm -rf /"}, {"A": "1\0"}],
+    ids=repr,
+)
+def test_variables_have_names_and_values_of_one_line(environment: dict[str, str]) -> None:
+    assert list(_told({"environment": environment})) == ["environment"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("partition", "gpu\n#SBATCH --uid=0"),
+        ("account", "a\rb"),
+        ("options", ["--mem=1G\nrm -rf /"]),
+        ("options", ["rm -rf /"]),
+        ("storage", "/shared\n/runs"),
+        ("python", "python\n"),
+        ("setup", ["export WANDB_API_KEY=abc"]),
+        ("options", ["--export=HF_TOKEN=abc"]),
+    ],
+)
+def test_nothing_in_a_slurm_script_is_more_than_it_seems(key: str, value: Any) -> None:
+    assert list(_told({"provider": "slurm", "cpus_per_node": 4, key: value})) == [key]
+
+
+def test_a_site_s_lines_may_be_many_and_name_where_secrets_lie() -> None:
+    setup = ["module load cuda\nsource /shared/venv/bin/activate", "export HF_TOKEN=$(cat ~/token)"]
+    environment = {"RAY_AUTH_TOKEN_PATH": "/home/me/token", "NCCL_SOCKET_IFNAME": "ib0", "TOKENIZERS_PARALLELISM": "0"}
+    values = {"provider": "slurm", "cpus_per_node": 4, "setup": setup, "environment": environment}
+    cluster = parse_config(values, ClusterFile, "f").root
+    assert (cluster.setup, cluster.environment) == (setup, environment)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "db_password", "WANDB_API_KEY", "PGPASS", "SSH_PRIVATE_KEY", "MY_PAT"],
+)
 def test_secrets_do_not_belong_in_the_file(name: str) -> None:
     told = _told({"environment": {name: "do-not-print-me", "OMP_NUM_THREADS": "1"}})
     assert name in told["environment"]

@@ -8,6 +8,7 @@ from support.training_records import training_record
 from cryoformer_dist.errors import TrainingError
 from cryoformer_dist.orchestration.following import follow_run
 from cryoformer_dist.runs.layout import STAGE_PROGRESS, TRAINING_LOG
+from cryoformer_dist.runs.notices import add_notice
 from cryoformer_dist.runs.stage_progress import StageProgress, StageProgressFile
 from cryoformer_dist.runs.training_log import TrainingLog
 from cryoformer_dist.storage.working_folder import WorkingFolder
@@ -44,6 +45,15 @@ def test_files_that_cannot_be_understood_are_no_news_and_the_next_that_can_are(t
         TrainingLog(working, 0).append(training_record(step=2))
     assert stages == [("maps", 4, 4)]
     assert steps == [2]
+
+
+def test_notices_are_told_once_and_old_ones_not(tmp_path: Path) -> None:
+    add_notice(tmp_path, "of an earlier attempt")
+    told: list[str] = []
+    with follow_run(WorkingFolder.on_disk(tmp_path), lambda record: None, on_notice=told.append):
+        add_notice(tmp_path, "one")
+        add_notice(tmp_path, "two")
+    assert told == ["one", "two"]
 
 
 def test_following_ends_with_an_error_too(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import pytest
 from support.tiny_runs import tiny_config
 
 from cryoformer_dist.config.cluster import LocalCluster
-from cryoformer_dist.errors import ClusterError, ClusterUnreachableWarning, ConfigError
+from cryoformer_dist.errors import ClusterError, ClusterUnreachableWarning, ConfigError, RunStopped
 from cryoformer_dist.orchestration import launch
 from cryoformer_dist.orchestration.launch import find_provider, make_resume_request, read_cluster, record_launch, submit
 from cryoformer_dist.orchestration.launch_record import read_launch
 from cryoformer_dist.orchestration.providers.provider import Handle, JobState
 from cryoformer_dist.orchestration.request import RunRequest
+from cryoformer_dist.runs.layout import TRAINING_LOG
+from cryoformer_dist.runs.stop_request import StopRequest
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +69,7 @@ def test_stopping_waits_for_the_end_but_not_for_ever(
     asked: RunRequest, provider: _Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched = submit(asked, provider)
-    answers = [JobState("running"), JobState("running"), JobState("stopped")]
+    answers = [JobState("running"), JobState("running"), JobState("running"), JobState("stopped")]
     monkeypatch.setattr(provider, "ask_state", lambda handle: answers.pop(0))
     monkeypatch.setattr(launch, "_POLL_SECONDS", 0.0)
     assert launch.stop(launched)
@@ -75,6 +77,22 @@ def test_stopping_waits_for_the_end_but_not_for_ever(
     monkeypatch.setattr(launch, "_ENDING_SECONDS", 0.0)
     monkeypatch.setattr(provider, "ask_state", lambda handle: JobState("running"))
     assert not launch.stop(launched)
+
+
+def test_a_run_that_trains_is_asked_to_end_and_left_to_it(
+    asked: RunRequest, provider: _Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = submit(asked, provider)
+    run = Path(launched.home)
+    run.mkdir(parents=True)
+    (run / TRAINING_LOG).touch()
+
+    def ask_state(handle: Handle) -> JobState:
+        return JobState("stopped", 130) if StopRequest(run).seen() else JobState("running")
+
+    monkeypatch.setattr(provider, "ask_state", ask_state)
+    monkeypatch.setattr(provider, "stop", lambda handle: pytest.fail("ended at once"))
+    assert launch.stop(launched)
 
 
 def test_two_drivers_never_share_a_name(asked: RunRequest, provider: _Provider) -> None:
@@ -99,9 +117,10 @@ def test_a_cluster_that_is_gone_does_not_hold_its_names(asked: RunRequest, provi
     [
         (None, JobState("succeeded", 0)),
         (ConfigError("not like this"), JobState("failed", 2)),
-        (SystemExit(143), JobState("failed", 143)),
+        (SystemExit(143), JobState("stopped", 143)),
+        (RunStopped("at step 3"), JobState("stopped", 130)),
         (ZeroDivisionError(), JobState("failed", 1)),
-        (KeyboardInterrupt(), JobState("failed", 1)),
+        (KeyboardInterrupt(), JobState("stopped", 130)),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -88,7 +88,15 @@ def test_the_leader_shows_the_whole_table_and_another_rank_its_own_numbers_only(
     with publishing("demo", 1) as publish:
         publish(record)
     own = {metric.prometheus_name for metric in METRICS if metric.per_rank}
-    assert shown.names() == own == {"ray_cryoformer_memory_bytes", "ray_cryoformer_data_wait_share"}
+    assert (
+        shown.names()
+        == own
+        == {
+            "ray_cryoformer_memory_bytes",
+            "ray_cryoformer_data_wait_share",
+            "ray_cryoformer_slowness",
+        }
+    )
     with publishing("demo", 0) as publish:
         publish(StageProgress("maps", 3, 4, 6.0))
         publish(record)

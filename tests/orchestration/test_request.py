@@ -34,6 +34,12 @@ def test_a_name_given_is_the_run_s_and_must_be_one(tmp_path: Path) -> None:
         read_request(path, None, "../other", False, [])
 
 
+@pytest.mark.parametrize("name", ["../other", "/other", "a/b", "..", "", "a\n", ".hidden", "-x"])
+def test_a_run_directory_lies_in_the_storage(name: str) -> None:
+    with pytest.raises(ConfigError, match="would not lie in the storage"):
+        RunRequest(name, tiny_config(Path("s.zarr")), LocalCluster(storage="/shared/runs"))
+
+
 def test_the_run_directory_follows_from_storage_and_name() -> None:
     cluster, config = LocalCluster(storage="/shared/runs"), tiny_config(Path("s.zarr"))
     assert RunRequest("other", config, cluster).home == Path("/shared/runs/other")

@@ -34,6 +34,7 @@ RECORD = training_record(
     junk_share=None,
     noise_departure=None,
     particles_per_second=411.7,
+    slowness=1.0,
     data_wait_share=0.031,
     seconds_per_step=2.452,
     memory_gib=21.44,

@@ -126,6 +126,7 @@ def write_run(run: Path, truth_folder: Path, *, judged: bool = True, refined: bo
             step=10 * number,
             loss=1.0 - 0.01 * number,
             particles_per_second=100.0 + number,
+            slowness=1.0,
             data_wait_share=0.02,
             seconds=5.0 * (6 * index + number),
             workers=2,

@@ -67,6 +67,7 @@ _CLOCKS = (
     "particles_per_second",
     "seconds",
     "seconds_per_step",
+    "slowness",
 )
 
 

@@ -24,6 +24,7 @@ RECORD = TrainingRecord(
     noise_departure=None,
     memory_gib=1.0,
     workers=1,
+    slowness=1.0,
     checkpoint_seconds=None,
     particles_per_second=100.0,
     data_wait_share=0.0,

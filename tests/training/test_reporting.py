@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from cryoformer_dist.errors import TrainingError
-from cryoformer_dist.training.reporting import LossFaults, Stopwatch, memory_gib
+from cryoformer_dist.training import reporting
+from cryoformer_dist.training.reporting import (
+    LossFaults,
+    OwnTime,
+    Stopwatch,
+    Stragglers,
+    compare_ranks,
+    memory_gib,
+)
 
 
 def test_the_stopwatch_tells_the_interval_from_the_whole() -> None:
@@ -36,6 +44,37 @@ def test_the_pace_is_that_of_the_stretch_under_way() -> None:
         time.sleep(0.01)
     pace = watch.measure()
     assert 0.01 <= pace.seconds_per_step <= (pace.seconds - 0.2) / 4
+
+
+def test_a_rank_s_own_time_is_the_median_of_its_steps_without_what_lies_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own, now = OwnTime(torch.device("cpu")), 0.0
+    monkeypatch.setattr(reporting.time, "perf_counter", lambda: now)
+    for seconds in (1.0, 50.0, 2.0):
+        own.begin()
+        now += seconds
+        own.end()
+        now += 100.0
+    # Asked for another batch, when there was none.
+    own.begin()
+    assert own.take_median() == 2.0
+    assert own.take_median() == 0.0
+
+
+def test_a_rank_that_is_slow_twice_is_named_once() -> None:
+    stragglers = Stragglers(["node-a", "node-b", "node-c"])
+    assert stragglers.look([1.0, 4.0, 1.0]) == []
+    assert stragglers.look([1.0, 3.0, 1.0]) == []
+    assert stragglers.look([1.0, 5.0, 1.0]) == []
+    (told,) = stragglers.look([1.0, 4.04, 9.0])
+    assert "rank 1 on node-b is a straggler" in told
+    assert "4.0 times the median" in told
+    assert stragglers.look([1.0, 5.0, 1.0]) == []
+
+
+def test_one_rank_is_as_slow_as_the_median() -> None:
+    assert compare_ranks(0.5) == compare_ranks(0.0) == [1.0]
 
 
 def test_memory_of_this_process_is_in_gib() -> None:

@@ -26,12 +26,13 @@ from cryoformer_dist.config.schema import RunConfig, TrainingConfig
 from cryoformer_dist.data.batch import ParticleBatch, local_batches
 from cryoformer_dist.data.order import Consumed, ParticleOrder
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import CheckpointError, ConfigError, TrainingError
+from cryoformer_dist.errors import CheckpointError, ConfigError, RunStopped, TrainingError
 from cryoformer_dist.initialization.occupancy import sphere
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.grids import radius_grid
 from cryoformer_dist.physics.lattice import Lattice
 from cryoformer_dist.runs.checkpoint import Position, checkpoints, latest_checkpoint
+from cryoformer_dist.runs.stop_request import StopRequest
 from cryoformer_dist.runs.training_log import read_training_log
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training import trainer as module
@@ -211,6 +212,23 @@ def test_each_stage_moves_its_own_parts_and_none_of_the_others(tiny_store: Path,
     # The pose table is filled, and then learns.
     assert moved[1] == {"network", "latent", "rotation", "shift_angstrom"}
     assert moved[2] == {"latent_encoder"}
+
+
+def test_a_run_that_is_stopped_keeps_its_last_step_and_goes_on_as_if_it_had_not_been(
+    whole: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, undisturbed = whole
+    looks = itertools.count(1)
+    with monkeypatch.context() as asked:
+        asked.setattr(StopRequest, "seen", lambda self: next(looks) == 5)
+        with pytest.raises(RunStopped, match="stopped at step 5, with a checkpoint in"):
+            train(config, tmp_path)
+    newest = latest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.position.step == read_training_log(tmp_path)[-1].step == 5
+    train(config, tmp_path)
+    state = final_state(tmp_path)
+    assert all(torch.equal(value, state[name]) for name, value in final_state(undisturbed).items())
 
 
 def test_resuming_a_finished_run_changes_nothing(whole: tuple[RunConfig, Path]) -> None:

@@ -16,7 +16,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from cryoformer_dist.config.cluster import ExistingCluster
 from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration.environment import find_token, list_worker_variables
-from cryoformer_dist.orchestration.providers.provider import Handle, JobState
+from cryoformer_dist.orchestration.providers.provider import Handle, JobState, judge_exit
 from cryoformer_dist.orchestration.request import RunRequest
 
 _AGENT_SECONDS = 60
@@ -107,6 +107,8 @@ class JobServerProvider:
             if "does not exist" in str(error):
                 return JobState("lost")
             raise
+        if found.status == JobStatus.FAILED and found.driver_exit_code:
+            return judge_exit(found.driver_exit_code)
         return JobState(_WORDS[found.status], found.driver_exit_code)
 
     def stop(self, handle: Handle) -> None:

@@ -13,12 +13,18 @@ import psutil
 
 from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration.launch_record import find_launch_folder
-from cryoformer_dist.orchestration.providers.provider import Handle, JobState, run_program
+from cryoformer_dist.orchestration.providers.provider import (
+    Handle,
+    JobState,
+    judge_exit,
+    run_program,
+    write_private_files,
+)
 from cryoformer_dist.orchestration.request import RunRequest
 
 _POLL_SECONDS = 0.2
 # Ray and its workers are given so long to end in order.
-_GRACE_SECONDS = 20
+_GRACE_SECONDS = 60
 # The shell in brackets outlives the driver to say how it ended, also to one who asks much later. The shell around it
 # ends at once: nobody has to wait for its child.
 _APART = '( "$@"; echo $? > exit ) > log 2>&1 < /dev/null & echo $!'
@@ -37,7 +43,7 @@ class ProcessProvider:
     def submit(self, request: RunRequest) -> Handle:
         """See `Provider`."""
         folder = write_files(request)
-        (folder / "log").touch()
+        (folder / "log").touch(mode=0o600)
         command = ["sh", "-c", _APART, "sh", *request.make_command(str(folder), sys.executable)]
         number = run_program(command, "starting the driver", cwd=folder, start_new_session=True)
         return _describe(int(number), folder)
@@ -68,7 +74,7 @@ class ProcessProvider:
         """See `Provider`."""
         said = Path(handle["folder"]) / "exit"
         if said.is_file() and (text := said.read_text().strip()):
-            return JobState("failed" if int(text) else "succeeded", int(text))
+            return judge_exit(int(text))
         return JobState("running") if _find_process(handle) else JobState("stopped")
 
     def stop(self, handle: Handle) -> None:
@@ -91,11 +97,9 @@ class ProcessProvider:
 def write_files(request: RunRequest) -> Path:
     """A launch's files in a folder of this machine, in place of those of an earlier launch of its name."""
     folder = _choose_folder(request)
-    folder.mkdir(parents=True, exist_ok=True)
     for leftover in ("exit", "log"):
         (folder / leftover).unlink(missing_ok=True)
-    for name, text in request.files.items():
-        (folder / name).write_text(text)
+    write_private_files(folder, request.files)
     return folder
 
 

@@ -3,10 +3,13 @@
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from cryoformer_dist.errors import ClusterError
+from cryoformer_dist.orchestration.environment import make_private_folder
 from cryoformer_dist.orchestration.request import RunRequest
+from cryoformer_dist.orchestration.stopping import EXIT_CODES
 
 # What finds a submitted job again: plain strings without secrets, kept in a file.
 Handle = Mapping[str, str]
@@ -31,6 +34,20 @@ class JobState:
     def ended(self) -> bool:
         """Whether nothing more will come of it."""
         return self.word not in ("pending", "running")
+
+
+def write_private_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Write a launch's files, in place of those of an earlier one of its name, for this user alone to read."""
+    make_private_folder(folder)
+    for name, text in files.items():
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).touch(mode=0o600)
+        (folder / name).write_text(text)
+
+
+def judge_exit(code: int) -> JobState:
+    """How a driver ended, by its exit code."""
+    return JobState("succeeded" if code == 0 else "stopped" if code in EXIT_CODES else "failed", code)
 
 
 class Provider(Protocol):

@@ -18,7 +18,13 @@ from cryoformer_dist.config.loading import dump_yaml
 from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration.launch_record import find_launch_folder
 from cryoformer_dist.orchestration.providers.on_head import ANSWER, LINE, Answer
-from cryoformer_dist.orchestration.providers.provider import Handle, JobState, run_program
+from cryoformer_dist.orchestration.providers.provider import (
+    Handle,
+    JobState,
+    judge_exit,
+    run_program,
+    write_private_files,
+)
 from cryoformer_dist.orchestration.providers.ray_up_config import (
     RayConfig,
     add_token,
@@ -86,9 +92,7 @@ class RayUpProvider:
             "environment": self._config.environment,
         }
         folder = find_launch_folder() / request.name
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in {**request.files, "job.json": json.dumps(job)}.items():
-            (folder / name).write_text(text)
+        write_private_files(folder, {**request.files, "job.json": json.dumps(job)})
         there = f"{files.remote}/{request.name}/"
         run_program([*_RAY, "rsync-up", handle["ray"], f"{folder}/", there], "copying the run's files to the head")
         self._ask(handle, "submit", f"{there}job.json")
@@ -121,7 +125,7 @@ class RayUpProvider:
             if "Head node of cluster" in str(error):
                 return JobState("lost")
             raise
-        return JobState(_WORDS[told["status"]], told["exit_code"])
+        return _judge(told)
 
     def stop(self, handle: Handle) -> None:
         """End the job, and take the cluster down unless it is to stay."""
@@ -197,7 +201,7 @@ class RayUpProvider:
             return
         # The job's end is known to the cluster only, which goes.
         kept = _locate_end(handle)
-        write_record(kept, JobState(_WORDS[told["status"]], told["exit_code"]), _SCHEMA_VERSION)
+        write_record(kept, _judge(told), _SCHEMA_VERSION)
         run_program([*_RAY, "down", "--yes", handle["ray"]], "taking the cluster down")
 
     def _recall_end(self, handle: Handle) -> JobState | None:
@@ -218,11 +222,16 @@ class _ClusterFiles:
 
     def write(self, text: str) -> None:
         """Write Ray's file, and a token unless the cluster has one."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(text)
+        write_private_files(self.folder, {self.config.name: text})
         if not self.token.is_file():
             with open(os.open(self.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(secrets.token_hex(32))
+
+
+def _judge(told: Answer) -> JobState:
+    if told["status"] == "FAILED" and told["exit_code"]:
+        return judge_exit(told["exit_code"])
+    return JobState(_WORDS[told["status"]], told["exit_code"])
 
 
 def _locate_end(handle: Handle) -> Path:

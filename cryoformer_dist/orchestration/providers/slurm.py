@@ -10,7 +10,13 @@ from pathlib import Path
 from cryoformer_dist.config.cluster import SlurmCluster
 from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration.launch_record import find_launch_folder
-from cryoformer_dist.orchestration.providers.provider import Handle, JobState, run_program
+from cryoformer_dist.orchestration.providers.provider import (
+    Handle,
+    JobState,
+    judge_exit,
+    run_program,
+    write_private_files,
+)
 from cryoformer_dist.orchestration.request import RunRequest
 from cryoformer_dist.runs.layout import LAUNCH
 
@@ -47,9 +53,7 @@ class SlurmProvider:
             If Slurm refuses the job; its reason is in the message.
         """
         folder = _choose_folder(request)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in self._make_files(request, folder).items():
-            (folder / name).write_text(text)
+        write_private_files(folder, self._make_files(request, folder))
         # The number, and on some sites the name of the cluster after a semicolon.
         job = run_program(_make_command(folder), "submitting the job").strip().split(";")[0]
         if not job.isdigit():
@@ -88,7 +92,7 @@ class SlurmProvider:
             return JobState("succeeded", 0)
         if word in ("CANCELLED", "LOST"):
             return JobState("stopped" if word == "CANCELLED" else "lost")
-        return JobState("failed", code or None)
+        return judge_exit(code) if code else JobState("failed")
 
     def stop(self, handle: Handle) -> None:
         """Cancel the job, waiting or running."""
@@ -140,6 +144,8 @@ def write_job_script(config: SlurmCluster, request: RunRequest, folder: str) -> 
         *(f"#SBATCH {shlex.quote(option) if ' ' in option else option}" for option in options),
         "",
         *config.setup,
+        # Where Ray's nodes speak to one another, it binds its metrics to every interface, or to none.
+        *([] if config.open_ports else ["export RAY_enable_metrics_collection=0"]),
         *(f"export {name}={shlex.quote(value)}" for name, value in config.environment.items()),
         *(f"{name}={shlex.quote(value)}" for name, value in settings.items()),
         f"command=({shlex.join(request.make_command(folder, config.python))})",

@@ -82,10 +82,15 @@ address=${found%% *}
 [ -n "$address" ] || fail "${nodes[-1]} does not know the address of $head"
 export RAY_ADDRESS=$address:$port
 
+# Ray lets everybody into its folder; nobody else gets through this one, and one that somebody else made is not taken.
+"${step[@]}" --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" bash -c \
+    'mkdir -m 700 "$0" 2>/dev/null || { [ -O "$0" ] && [ ! -L "$0" ] && chmod 700 "$0"; }' "$ray_files" ||
+    fail "$ray_files cannot be made on every node for this user alone; remove what is there"
+
 # Ray's client server, which nobody here uses, cannot be switched off; at its usual port two jobs of a node would clash.
 unused=$("$python" -c 'import socket; one = socket.socket(); one.bind(("", 0)); print(one.getsockname()[1])')
 "${step[@]}" --nodes=1 --ntasks=1 --nodelist="$head" "${ray_start[@]}" --head \
-    --node-ip-address="$address" --port="$port" --ray-client-server-port="$unused" --temp-dir="$ray_files" \
+    --node-ip-address="$address" --port="$port" --ray-client-server-port="$unused" --temp-dir="$ray_files/ray" \
     --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" >>"$ray_log" 2>&1 &
 head_step=$!
 until (exec 3<>"/dev/tcp/$address/$port") 2>/dev/null; do

@@ -1,5 +1,6 @@
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -57,8 +58,10 @@ def test_a_process_is_followed_to_its_end_and_its_exit_code_is_the_job_s(code: i
 def test_the_files_a_launch_needs_lie_where_its_command_looks() -> None:
     handle = ProcessProvider().submit(_request("import sys; sys.exit(0)"))
     _ended(handle)
-    files = {path.name for path in Path(handle["folder"]).iterdir()}
-    assert {"cluster.yaml", "run.yaml", "log", "exit"} == files
+    files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in Path(handle["folder"]).iterdir()}
+    assert {"cluster.yaml", "run.yaml", "log", "exit"} == files.keys()
+    assert {files[name] for name in ("cluster.yaml", "run.yaml", "log")} == {0o600}
+    assert stat.S_IMODE(Path(handle["folder"]).stat().st_mode) == 0o700
 
 
 def test_stop_lets_the_driver_unwind_and_leaves_nothing_running() -> None:
