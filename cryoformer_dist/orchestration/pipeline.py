@@ -22,7 +22,7 @@ from cryoformer_dist.orchestration.ray_training import train_with_ray
 from cryoformer_dist.orchestration.request import RunRequest
 from cryoformer_dist.orchestration.resources import measure_cluster_memory, measure_local_memory
 from cryoformer_dist.orchestration.worker import SilentReporter, train_alone
-from cryoformer_dist.runs.directory import load_run, open_run_directory, send_run
+from cryoformer_dist.runs.directory import load_run, open_run_directory, open_run_store, send_run
 from cryoformer_dist.runs.manifest import RunManifest
 from cryoformer_dist.simulation.particle_set import STAR_NAME, simulate
 from cryoformer_dist.storage.places import Place, place_at
@@ -56,7 +56,7 @@ def _train_in_process(request: RunRequest, display: Display) -> None:
     ensure_store(request.config, display, parallel=False)
     with open_run_directory(request.home) as working:
         config, manifest = _begin(request, working, measure_local_memory())
-        store = ParticleStore.open(manifest.store)
+        store = open_run_store(manifest)
         threads = config.training.threads_per_worker or torch.get_num_threads()
         with display.stages() as progress, follow_run(working, display.record, progress):
             train_alone(working, config, store, SilentReporter(), threads, torch.cuda.is_available())
