@@ -60,7 +60,8 @@ from cryoformer_dist.runs.scores import HeldOutScores, ResolvedMapScores, Scores
 from cryoformer_dist.runs.sweep import is_sweep
 from cryoformer_dist.runs.training_log import find_search, read_training_log
 from cryoformer_dist.simulation.particle_set import TRUTH_FOLDER, TRUTH_TABLE
-from cryoformer_dist.storage.places import Place
+from cryoformer_dist.storage.lease import sole_writer
+from cryoformer_dist.storage.places import Place, place_at
 from cryoformer_dist.storage.working_folder import WorkingFolder
 
 _COMPARED_WITH_CAUSES = 20_000
@@ -79,6 +80,19 @@ def open_results(home: str | Place) -> Iterator[WorkingFolder]:
         fetch_latest(run)
         yield run
         send_run(run)
+
+
+@contextmanager
+def open_results_alone(home: str | Place) -> Iterator[WorkingFolder]:
+    """As `open_results`, for who does not write to that run already.
+
+    Raises
+    ------
+    InUseError
+        If somebody trains the run, or makes results of it.
+    """
+    with sole_writer(place_at(home)), open_results(home) as run:
+        yield run
 
 
 def reconstruct_run(working: WorkingFolder, trained: TrainedRun, progress: StagedProgress = silent) -> list[Path]:

@@ -25,6 +25,7 @@ from cryoformer_dist.orchestration.worker import SilentReporter, train_alone
 from cryoformer_dist.runs.directory import load_run, open_run_directory, open_run_store, send_run
 from cryoformer_dist.runs.manifest import RunManifest
 from cryoformer_dist.simulation.particle_set import STAR_NAME, simulate
+from cryoformer_dist.storage.lease import sole_writer
 from cryoformer_dist.storage.places import Place, place_at
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.preparation import begin_run
@@ -39,14 +40,15 @@ def run_pipeline(request: RunRequest, display: Display) -> Place:
         As its steps do; nothing of what was finished is lost.
     """
     display.say(f"run directory  {request.home}")
-    if request.without_ray:
-        _train_in_process(request, display)
-    else:
-        with use_ray(request.cluster) as dashboard:
-            if dashboard:
-                display.say(f"Ray dashboard  {dashboard}, its token {describe_token_place()}")
-            _train_on_ray(request, display)
-    report = _write_results(request, display)
+    with sole_writer(request.home):
+        if request.without_ray:
+            _train_in_process(request, display)
+        else:
+            with use_ray(request.cluster) as dashboard:
+                if dashboard:
+                    display.say(f"Ray dashboard  {dashboard}, its token {describe_token_place()}")
+                _train_on_ray(request, display)
+        report = _write_results(request, display)
     display.say(f"report         {report}")
     return report
 
