@@ -29,6 +29,10 @@ class StorageError(CryoFormerError, OSError):
     """An object store cannot be reached, or refuses what is asked of it."""
 
 
+class InUseError(CryoFormerError, RuntimeError):
+    """Somebody else writes to the same store, run directory or launch."""
+
+
 class CheckpointError(CryoFormerError, RuntimeError):
     """A checkpoint cannot be written or read back."""
 

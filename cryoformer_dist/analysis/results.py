@@ -35,7 +35,6 @@ from cryoformer_dist.analysis.trained import (
 )
 from cryoformer_dist.analysis.truth import Truth, read_truth
 from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, CryoFormerWarning
 from cryoformer_dist.inference.other_causes import list_candidates
 from cryoformer_dist.io.cryodrgn import write_poses_pkl
@@ -49,6 +48,7 @@ from cryoformer_dist.runs.directory import (
     load_consensus,
     load_run,
     open_run_directory,
+    open_run_store,
     selected_rows,
     send_run,
     wait_for_file,
@@ -60,7 +60,8 @@ from cryoformer_dist.runs.scores import HeldOutScores, ResolvedMapScores, Scores
 from cryoformer_dist.runs.sweep import is_sweep
 from cryoformer_dist.runs.training_log import find_search, read_training_log
 from cryoformer_dist.simulation.particle_set import TRUTH_FOLDER, TRUTH_TABLE
-from cryoformer_dist.storage.places import Place
+from cryoformer_dist.storage.lease import sole_writer
+from cryoformer_dist.storage.places import Place, place_at
 from cryoformer_dist.storage.working_folder import WorkingFolder
 
 _COMPARED_WITH_CAUSES = 20_000
@@ -79,6 +80,19 @@ def open_results(home: str | Place) -> Iterator[WorkingFolder]:
         fetch_latest(run)
         yield run
         send_run(run)
+
+
+@contextmanager
+def open_results_alone(home: str | Place) -> Iterator[WorkingFolder]:
+    """As `open_results`, for who does not write to that run already.
+
+    Raises
+    ------
+    InUseError
+        If somebody trains the run, or makes results of it.
+    """
+    with sole_writer(place_at(home)), open_results(home) as run:
+        yield run
 
 
 def reconstruct_run(working: WorkingFolder, trained: TrainedRun, progress: StagedProgress = silent) -> list[Path]:
@@ -222,7 +236,7 @@ def _take_cluster_maps(run: Path, trained: TrainedRun) -> Float[np.ndarray, "clu
 
 def _score_single_images(scores: ScoresAgainstTruth, trained: TrainedRun, truth: Truth) -> ScoresAgainstTruth:
     """Add what an oracle knows of single images, and what the encoder says of those that training has not seen."""
-    store = ParticleStore.open(trained.manifest.store)
+    store = open_run_store(trained.manifest)
     kept = truth.shows_particle(trained.source_row)
     oracle = score_oracle(store, truth, trained.latents[kept], selected_rows(trained.config, store)[kept])
     held_out, unseen = None, trained.held_out()
@@ -255,7 +269,7 @@ def _find_other_causes(trained: TrainedRun, known: np.ndarray, truth: Truth | No
     chosen = np.flatnonzero(known)[:_COMPARED_WITH_CAUSES]
     if not len(chosen):
         return None
-    store = ParticleStore.open(trained.manifest.store)
+    store = open_run_store(trained.manifest)
     pose = Pose(torch.from_numpy(trained.rotation[chosen]), torch.from_numpy(trained.shift_angstrom[chosen]))
     amplitude = None if trained.amplitude is None else trained.amplitude[chosen]
     candidates = list_candidates(store, selected_rows(trained.config, store)[chosen], pose, amplitude)
@@ -312,7 +326,7 @@ def report_run(run: Path) -> Path:
     """Write ``report.html`` from the files of a run, or of a sweep from those of its trials."""
     if is_sweep(run):
         return write_sweep_report(run)
-    store = ParticleStore.open(load_run(run)[1].store)
+    store = open_run_store(load_run(run)[1])
     return write_report(run, find_truth_beside(Path(store.attributes.source.path)))
 
 
@@ -350,7 +364,7 @@ def _write_poses(run: Path, trained: TrainedRun) -> Path:
 
 def _write_poses_of_stack(path: Path, trained: TrainedRun) -> Path:
     """A pose for every particle of the store, in the order of their source: refined, or as given where untrained."""
-    store = ParticleStore.open(trained.manifest.store)
+    store = open_run_store(trained.manifest)
     pose = Pose(torch.from_numpy(trained.rotation), torch.from_numpy(trained.shift_angstrom))
     particles = store.with_pose(selected_rows(trained.config, store), pose).particles()
     order = np.argsort(particles.source_row)

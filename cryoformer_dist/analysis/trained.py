@@ -21,7 +21,7 @@ from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.progress import Progress, StagedProgress, silent
 from cryoformer_dist.ranks import gather_shares, rank_and_world, take_from_leader, take_share
 from cryoformer_dist.runs.checkpoint import Checkpoint, latest_checkpoint
-from cryoformer_dist.runs.directory import load_run, load_shell_weight, selected_rows
+from cryoformer_dist.runs.directory import load_run, load_shell_weight, open_run_store, selected_rows
 from cryoformer_dist.runs.layout import ENCODED_PARTICLES, REFINED_SHELL_WEIGHT
 from cryoformer_dist.runs.manifest import RunManifest, read_manifest
 from cryoformer_dist.runs.results import find_of_checkpoint, read_of_checkpoint, write_of_checkpoint
@@ -162,7 +162,7 @@ class TrainedRun:
         kept = self.config.dataset.hold_out
         if not kept or not _encoder_is_trained(self.config, self.checkpoint):
             return None
-        store = ParticleStore.open(self.manifest.store)
+        store = open_run_store(self.manifest)
         rows = np.arange(len(store) - kept, len(store))
         particles = store.particles()
         _, latents = _encode(self.learner, store, rows, particles.pose(rows), None)
@@ -212,7 +212,7 @@ def load_trained(
     checkpoint = latest_checkpoint(run)
     if checkpoint is None:
         raise CheckpointError(f"{run}: no checkpoint yet; train it first, or `--resume` it")
-    store = ParticleStore.open(manifest.store)
+    store = open_run_store(manifest)
     particles = store.particles()
     learner = Learner.from_run(_for_decoding(config), store, run, device)
     learner.objectives.model.load_state_dict(checkpoint.read_weights())
@@ -273,7 +273,7 @@ def with_weight_at_refined_poses(
 
 
 def _weigh_at_refined_poses(trained: TrainedRun, progress: StagedProgress) -> Float[np.ndarray, " shells"]:
-    store = ParticleStore.open(trained.manifest.store)
+    store = open_run_store(trained.manifest)
     rows = selected_rows(trained.config, store)
     pose = Pose(torch.from_numpy(trained.rotation), torch.from_numpy(trained.shift_angstrom))
     report = partial(progress, "consensus at refined poses")

@@ -216,9 +216,9 @@ app.add_typer(sweeps.app)
 @app.command(epilog="Example: `cryoformer-dist reconstruct runs/demo`")
 def reconstruct(home: RunDirectory) -> None:
     """Write volumes at cluster centres and along the principal axes, the latent table and refined poses."""
-    from cryoformer_dist.analysis.results import open_results, reconstruct_alone
+    from cryoformer_dist.analysis.results import open_results_alone, reconstruct_alone
 
-    with open_results(home) as working:
+    with open_results_alone(home) as working:
         written = reconstruct_alone(working)
     terminal.say(f"{len(written)} files in {home}")
     terminal.say(f"next: cryoformer-dist evaluate {home}")
@@ -242,10 +242,10 @@ def evaluate(
 ) -> None:
     """Judge a run: against the truth where there is one, with the consensus map as the floor."""
     from cryoformer_dist.analysis.report_tables import summarise
-    from cryoformer_dist.analysis.results import MaskFiles, evaluate_run, open_results
+    from cryoformer_dist.analysis.results import MaskFiles, evaluate_run, open_results_alone
     from cryoformer_dist.runs.scores import read_scores
 
-    with open_results(home) as working:
+    with open_results_alone(home) as working:
         path = evaluate_run(working.folder, truth, masks=MaskFiles(mask, solvent_mask))
         scores = read_scores(working.folder)
         assert scores is not None

@@ -6,6 +6,8 @@ order, and again after a kill: the store comes out the same, byte for byte.
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryoformer_dist.data.contrast import Contrast
+from cryoformer_dist.data.conversion_record import PLAN_FILE, PlanRecord, find_record, marker, write_record
 from cryoformer_dist.data.image_normalisation import (
     ContrastChoice,
     Normalisation,
@@ -23,7 +26,6 @@ from cryoformer_dist.data.image_normalisation import (
     settle_box,
     stored_pixel_size_angstrom,
 )
-from cryoformer_dist.data.noise_measurement import GroupNoise
 from cryoformer_dist.data.provenance import describe_source, program_name, stored_column
 from cryoformer_dist.data.store import (
     PROGRESS_FOLDER,
@@ -31,7 +33,6 @@ from cryoformer_dist.data.store import (
     complete_store,
     create_store,
     is_complete,
-    is_store_directory,
     write_shard,
 )
 from cryoformer_dist.data.store_attributes import (
@@ -40,7 +41,6 @@ from cryoformer_dist.data.store_attributes import (
     Source,
     StoreAttributes,
     StoredOptics,
-    read_noise,
 )
 from cryoformer_dist.data.stored_particles import COLUMNS, DEFAULT_CHUNK_ROWS, DEFAULT_SHARD_ROWS, StoreLayout
 from cryoformer_dist.errors import ParticleFormatError, StoreError
@@ -49,9 +49,8 @@ from cryoformer_dist.io.particles import OpticsGroup, ParticleTable
 from cryoformer_dist.io.reading import check_stacks
 from cryoformer_dist.io.stated import NOTHING_STATED, StatedValues
 from cryoformer_dist.progress import Progress
+from cryoformer_dist.storage.lease import sole_writer
 from cryoformer_dist.storage.places import Place, in_reach, make_folder, place_at, remove_folder, write_whole
-
-_PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +96,8 @@ class ConversionPlan:
         `(particles,)` table row of each store row: a seeded random permutation.
     fingerprint
         sha256 of inputs and options: an interrupted conversion goes on only under the same one.
-    resumes
-        Whether an interrupted conversion of this very plan lies at ``output``.
+    overwrite
+        Replace a store that is there already.
     """
 
     table: ParticleTable
@@ -109,24 +108,7 @@ class ConversionPlan:
     contrast: Contrast
     attributes: StoreAttributes
     fingerprint: str
-    resumes: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _PlanRecord:
-    """What an interrupted conversion needs to go on, kept beside its shards.
-
-    Attributes
-    ----------
-    fingerprint
-        Of the plan.
-    contrast, noise
-        What was measured; see `Normalisation`.
-    """
-
-    fingerprint: str
-    contrast: Contrast
-    noise: tuple[GroupNoise, ...]
+    overwrite: bool
 
 
 def plan_conversion(table: ParticleTable, output: str | Place, options: ConversionOptions) -> ConversionPlan:
@@ -157,7 +139,7 @@ def plan_conversion(table: ParticleTable, output: str | Place, options: Conversi
     source = describe_source(table)
     fingerprint = _plan_fingerprint(table, source, options)
     with in_reach(output):
-        recorded = _check_output(output, fingerprint, options.overwrite)
+        recorded = find_record(output, fingerprint, options.overwrite)
     normalisation = Normalisation(box_size, options.particle_diameter_angstrom)
     if recorded is None:
         normalisation, contrast = measure_normalisation(table, normalisation, options.contrast, options.seed)
@@ -173,7 +155,7 @@ def plan_conversion(table: ParticleTable, output: str | Place, options: Conversi
         contrast=contrast,
         attributes=_describe_store(table, source, normalisation, contrast, options),
         fingerprint=fingerprint,
-        resumes=recorded is not None,
+        overwrite=options.overwrite,
     )
 
 
@@ -181,18 +163,37 @@ def begin_conversion(plan: ConversionPlan) -> list[int]:
     """Make the directory of the store and list the shards that are still to be written.
 
     A store that the plan replaces is removed here, an interrupted conversion of the same plan is kept.
+
+    Raises
+    ------
+    StoreError
+        As `plan_conversion`: since the plan was made, somebody else may have begun, or finished.
     """
     folder = plan.output / PROGRESS_FOLDER
-    record = _PlanRecord(plan.fingerprint, plan.contrast, plan.normalisation.noise)
+    record = PlanRecord(plan.fingerprint, plan.contrast, plan.normalisation.noise)
     with in_reach(plan.output):
-        if plan.resumes and is_complete(plan.output):
+        resumes = find_record(plan.output, plan.fingerprint, plan.overwrite) is not None
+        if resumes and is_complete(plan.output):
             return []
-        if not plan.resumes:
+        if not resumes:
             remove_folder(plan.output)
         make_folder(folder)
-        write_whole(folder / _PLAN_FILE, json.dumps(asdict(record), indent=1))
+        write_record(plan.output, record)
         create_store(plan.output, plan.layout)
-        return [shard for shard in range(plan.layout.shards) if not _marker(plan, shard).exists()]
+        return [shard for shard in range(plan.layout.shards) if not marker(plan.output, shard).exists()]
+
+
+@contextmanager
+def converting(plan: ConversionPlan) -> Iterator[list[int]]:
+    """Begin a conversion, and be the only one who writes that store to the end of the block; see `begin_conversion`.
+
+    Raises
+    ------
+    InUseError
+        If somebody else writes it.
+    """
+    with sole_writer(plan.output):
+        yield begin_conversion(plan)
 
 
 def convert_shard(plan: ConversionPlan, shard: int) -> int:
@@ -218,7 +219,7 @@ def convert_shard(plan: ConversionPlan, shard: int) -> int:
     _check_finite(plan.table, rows, images)
     with in_reach(plan.output):
         write_shard(plan.output, shard, images)
-        write_whole(_marker(plan, shard), "")
+        write_whole(marker(plan.output, shard), "")
     return len(rows)
 
 
@@ -238,7 +239,7 @@ def finish_conversion(plan: ConversionPlan) -> ParticleStore:
             complete_store(plan.output, plan.attributes, columns)
         if folder.is_dir():
             # The plan goes last: while it is there, the same command recognises its own store.
-            for name in sorted((file.name for file in folder.iterdir()), key=lambda name: name == _PLAN_FILE):
+            for name in sorted((file.name for file in folder.iterdir()), key=lambda name: name == PLAN_FILE):
                 (folder / name).unlink()
             if isinstance(folder, Path):
                 folder.rmdir()
@@ -253,16 +254,16 @@ def convert_serially(plan: ConversionPlan, progress: Progress | None = None) -> 
     progress
         Called with (particles written, particles in all); after a resumption it starts where it stopped.
     """
-    pending = begin_conversion(plan)
-    total = plan.layout.particles
-    done = total - particles_in(plan, pending)
-    if progress is not None:
-        progress(done, total)
-    for shard in pending:
-        done += convert_shard(plan, shard)
+    with converting(plan) as pending:
+        total = plan.layout.particles
+        done = total - particles_in(plan, pending)
         if progress is not None:
             progress(done, total)
-    return finish_conversion(plan)
+        for shard in pending:
+            done += convert_shard(plan, shard)
+            if progress is not None:
+                progress(done, total)
+        return finish_conversion(plan)
 
 
 def particles_in(plan: ConversionPlan, shards: list[int]) -> int:
@@ -294,36 +295,6 @@ def _plan_fingerprint(table: ParticleTable, source: Source, options: ConversionO
         "program": program_name(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _check_output(output: Place, fingerprint: str, overwrite: bool) -> _PlanRecord | None:
-    """Read the record of an interrupted conversion of the same plan; None when a new one may start."""
-    if not output.exists():
-        return None
-    if not is_store_directory(output) and (output.is_file() or any(output.iterdir())):
-        raise StoreError(f"{output}: exists and is not a particle store: choose another output")
-    record = _read_record(output / PROGRESS_FOLDER / _PLAN_FILE)
-    if record is not None and record.fingerprint == fingerprint:
-        return record
-    if overwrite:
-        return None
-    if is_complete(output):
-        raise StoreError(f"{output}: a finished store is there: choose another output, or give --overwrite")
-    if record is not None:
-        raise StoreError(
-            f"{output}: an unfinished conversion of other particles or with other options is there: repeat "
-            "its command to continue it, or give --overwrite to begin anew"
-        )
-    return None
-
-
-def _read_record(file: Place) -> _PlanRecord | None:
-    try:
-        content = json.loads(file.read_text())
-    except FileNotFoundError:
-        return None
-    noise = tuple(read_noise(group) for group in content["noise"])
-    return _PlanRecord(content["fingerprint"], Contrast(**content["contrast"]), noise)
 
 
 def _describe_store(
@@ -361,8 +332,3 @@ def _check_finite(table: ParticleTable, rows: NDArray[np.int64], images: NDArray
             f"{image_location(table, int(rows[bad[0]]))} has a pixel more than 65504 background deviations "
             "away: leave it out or remove its hot pixels"
         )
-
-
-def _marker(plan: ConversionPlan, shard: int) -> Place:
-    """File that says that a shard is on the disk."""
-    return plan.output / PROGRESS_FOLDER / f"shard-{shard:05d}.done"

@@ -9,8 +9,8 @@ from ray.exceptions import RayError, RayTaskError
 
 from cryoformer_dist.data.convert import (
     ConversionPlan,
-    begin_conversion,
     convert_shard,
+    converting,
     finish_conversion,
     particles_in,
 )
@@ -42,18 +42,18 @@ def convert_particles(
     ClusterError
         If a worker dies again and again.
     """
-    pending = begin_conversion(plan)
-    total = plan.layout.particles
-    done = total - particles_in(plan, pending)
-    if progress is not None:
-        progress(done, total)
-    if pending:
-        with running_ray(cpus=workers):
-            for written in _run_tasks(plan, pending, workers):
-                done += written
-                if progress is not None:
-                    progress(done, total)
-    return finish_conversion(plan)
+    with converting(plan) as pending:
+        total = plan.layout.particles
+        done = total - particles_in(plan, pending)
+        if progress is not None:
+            progress(done, total)
+        if pending:
+            with running_ray(cpus=workers):
+                for written in _run_tasks(plan, pending, workers):
+                    done += written
+                    if progress is not None:
+                        progress(done, total)
+        return finish_conversion(plan)
 
 
 def _run_tasks(plan: ConversionPlan, pending: list[int], workers: int | None) -> Iterator[int]:

@@ -16,12 +16,13 @@ from cryoformer_dist.config.cluster import (
 from cryoformer_dist.config.loading import parse_config, parse_yaml
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.errors import ClusterError, ClusterUnreachableWarning, CryoFormerError, RunStopped
-from cryoformer_dist.orchestration.launch_record import Launch, find_launch, write_launch
+from cryoformer_dist.orchestration.launch_record import Launch, find_launch, find_launch_folder, write_launch
 from cryoformer_dist.orchestration.providers.provider import Handle, Provider
 from cryoformer_dist.orchestration.request import RunRequest
 from cryoformer_dist.orchestration.stopping import EXIT_CODE
 from cryoformer_dist.runs.layout import TRAINING_LOG
 from cryoformer_dist.runs.stop_request import ask_to_stop
+from cryoformer_dist.storage.lease import sole_writer
 from cryoformer_dist.storage.places import client_errors, place_at
 
 # A driver that is told to end has Ray and its workers end first.
@@ -53,8 +54,9 @@ def choose_provider(cluster: ClusterConfig) -> Provider:
 
 def submit(request: RunRequest, provider: Provider) -> Launch:
     """Send a run to its cluster, and write down where it went."""
-    _refuse_while_running(request.name)
-    return _write_down(request, provider.submit(request))
+    with sole_writer(find_launch_folder() / request.name):
+        _refuse_while_running(request.name)
+        return _write_down(request, provider.submit(request))
 
 
 @contextmanager
@@ -62,8 +64,9 @@ def record_launch(request: RunRequest) -> Iterator[None]:
     """Write down that this process carries a launch out, and in the end how that ended."""
     from cryoformer_dist.orchestration.providers.process import register_this_process, write_exit_code
 
-    _refuse_while_running(request.name)
-    launch = _write_down(request, register_this_process(request))
+    with sole_writer(find_launch_folder() / request.name):
+        _refuse_while_running(request.name)
+        launch = _write_down(request, register_this_process(request))
     code = 1
     try:
         yield

@@ -23,10 +23,11 @@ from cryoformer_dist.orchestration.request import RunRequest
 from cryoformer_dist.orchestration.resources import measure_cluster_memory, measure_local_memory
 from cryoformer_dist.orchestration.stopping import stopping_after_a_step
 from cryoformer_dist.orchestration.worker import SilentReporter, train_alone
-from cryoformer_dist.runs.directory import load_run, open_run_directory, send_run
+from cryoformer_dist.runs.directory import load_run, open_run_directory, open_run_store, send_run
 from cryoformer_dist.runs.manifest import RunManifest
 from cryoformer_dist.runs.stop_request import withdraw_stop
 from cryoformer_dist.simulation.particle_set import STAR_NAME, simulate
+from cryoformer_dist.storage.lease import sole_writer
 from cryoformer_dist.storage.places import Place, place_at
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.preparation import begin_run
@@ -41,14 +42,15 @@ def run_pipeline(request: RunRequest, display: Display) -> Place:
         As its steps do; nothing of what was finished is lost.
     """
     display.say(f"run directory  {request.home}")
-    if request.without_ray:
-        _train_in_process(request, display)
-    else:
-        with use_ray(request.cluster) as dashboard:
-            if dashboard:
-                display.say(f"Ray dashboard  {dashboard}, its token {describe_token_place()}")
-            _train_on_ray(request, display)
-    report = _write_results(request, display)
+    with sole_writer(request.home):
+        if request.without_ray:
+            _train_in_process(request, display)
+        else:
+            with use_ray(request.cluster) as dashboard:
+                if dashboard:
+                    display.say(f"Ray dashboard  {dashboard}, its token {describe_token_place()}")
+                _train_on_ray(request, display)
+        report = _write_results(request, display)
     display.say(f"report         {report}")
     return report
 
@@ -58,7 +60,7 @@ def _train_in_process(request: RunRequest, display: Display) -> None:
     ensure_store(request.config, display, parallel=False)
     with open_run_directory(request.home) as working:
         config, manifest = _begin(request, working, measure_local_memory())
-        store = ParticleStore.open(manifest.store)
+        store = open_run_store(manifest)
         threads = config.training.threads_per_worker or torch.get_num_threads()
         with (
             display.stages() as progress,

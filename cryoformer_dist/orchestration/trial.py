@@ -14,7 +14,6 @@ from ray import tune
 from cryoformer_dist.analysis.results import make_results, score_run_quickly
 from cryoformer_dist.config.cluster import LocalCluster, WorkersConfig
 from cryoformer_dist.config.sweep import Scalar, SweepConfig
-from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import CryoFormerError
 from cryoformer_dist.machine import measure_worker_memory
 from cryoformer_dist.orchestration.pipeline import open_posed_store
@@ -22,7 +21,7 @@ from cryoformer_dist.orchestration.ray_training import train_with_ray
 from cryoformer_dist.orchestration.resources import count_workers_per_device, find_smallest_memory
 from cryoformer_dist.orchestration.worker import train_alone
 from cryoformer_dist.runs.checkpoint import latest_checkpoint
-from cryoformer_dist.runs.directory import is_prepared, load_run
+from cryoformer_dist.runs.directory import is_prepared, load_run, open_run_store
 from cryoformer_dist.runs.layout import RAY_POINTER, SWEEP_PREPARED, TRIAL_LOCK
 from cryoformer_dist.runs.scores import read_scores
 from cryoformer_dist.runs.stage_progress import StageProgress
@@ -123,7 +122,7 @@ def _train(folder: Path, sweep: SweepConfig, reports: "EpochReports") -> None:
     workers, working = sweep.workers, WorkingFolder.on_disk(folder)
     config, manifest = load_run(folder)
     if workers.count == 1:
-        store, threads = ParticleStore.open(manifest.store), config.training.threads_for(workers.cpus)
+        store, threads = open_run_store(manifest), config.training.threads_for(workers.cpus)
         train_alone(working, config, store, reports, threads, workers.gpus > 0)
     else:
         cluster = LocalCluster(workers=workers, max_failures=sweep.max_failures)

@@ -33,7 +33,7 @@ from cryoformer_dist.machine import WorkerMemory, measure_worker_memory, set_thr
 from cryoformer_dist.orchestration.prometheus import Publish, publishing
 from cryoformer_dist.ranks import gather_objects, rank_and_world
 from cryoformer_dist.runs.checkpoint import fetch_latest, latest_checkpoint
-from cryoformer_dist.runs.directory import load_run, open_run_directory, selected_rows
+from cryoformer_dist.runs.directory import load_run, open_run_directory, open_run_store, selected_rows
 from cryoformer_dist.runs.layout import RAY_POINTER
 from cryoformer_dist.runs.stage_progress import StageProgress
 from cryoformer_dist.runs.training_log import TrainingRecord
@@ -143,7 +143,7 @@ def run_worker(arguments: WorkerArguments) -> CryoFormerError | None:
         rank = ray.train.get_context().get_world_rank()
         with open_run_directory(arguments.home) as working, publishing(working.folder.name, rank) as publish:
             config, manifest = load_run(working.folder)
-            store = ParticleStore.open(manifest.store)
+            store = open_run_store(manifest)
             reporter = RayReporter(working.folder, arguments.silence_seconds, publish)
             loader = choose_loader(config, device, reporter.alive)
             train_rank(working, config, store, arguments.memory, reporter, loader, device)

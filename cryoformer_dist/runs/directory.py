@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from cryoformer_dist.config.loading import dump_config, load_config
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import StorageError, StoreError
+from cryoformer_dist.errors import StorageError, StoreError, StoreNotFoundError
 from cryoformer_dist.initialization.consensus import Consensus
 from cryoformer_dist.initialization.pose_search import PoseSearchResult
 from cryoformer_dist.io.mrc import read_volume, write_volume
@@ -39,7 +40,7 @@ from cryoformer_dist.runs.layout import (
     SHELL_WEIGHT,
     STAGE_PROGRESS,
 )
-from cryoformer_dist.runs.manifest import RunManifest, read_manifest
+from cryoformer_dist.runs.manifest import RunManifest, read_manifest, write_manifest
 from cryoformer_dist.storage.places import Place, replaced, write_whole
 from cryoformer_dist.storage.working_folder import WorkingFolder, open_working_folder
 
@@ -115,6 +116,43 @@ def load_run(run: Path) -> tuple[RunConfig, RunManifest]:
     """
     manifest = read_manifest(run)
     return load_config(run / CONFIG, RunConfig), manifest
+
+
+def open_run_store(manifest: RunManifest) -> ParticleStore:
+    """The store of a run: nobody opens another way what a run was prepared from.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If it is not where the manifest says.
+    StoreError
+        If another store lies there.
+    """
+    moved = "name its place as dataset.store in the run file and `train --resume`: that takes it down"
+    try:
+        store = ParticleStore.open(manifest.store)
+    except StoreNotFoundError as error:
+        raise StoreNotFoundError(
+            f"{manifest.store}: the store of run {manifest.name!r} is not there; if it was moved, {moved}"
+        ) from error
+    if store.fingerprint != manifest.store_fingerprint:
+        raise StoreError(
+            f"{manifest.store}: another store than that of run {manifest.name!r} (fingerprint "
+            f"{store.fingerprint[:12]}, the run's {manifest.store_fingerprint[:12]}); if its own was moved, {moved}"
+        )
+    return store
+
+
+def note_store_place(run: Path, store: ParticleStore) -> None:
+    """Write down where the store of a run lies now."""
+    config, manifest = load_run(run)
+    place = str(store.path)
+    if manifest.store != place:
+        # The manifest is what everybody opens; the configuration is what a person reads.
+        write_manifest(run, replace(manifest, store=place))
+    if config.dataset.store != place:
+        moved = config.dataset.model_copy(update={"store": place})
+        rewrite_config(run, config.model_copy(update={"dataset": moved}))
 
 
 def load_consensus(run: Path) -> Volume:

@@ -26,6 +26,7 @@ from cryoformer_dist.simulation.acquisition import Stream, draw_half_sets, strea
 from cryoformer_dist.simulation.noise import Colour, NoiseScale, measure_noise_scale, mix_colour
 from cryoformer_dist.simulation.optics_groups import Session, group_particles
 from cryoformer_dist.simulation.scene import Camera, Scene, make_scene
+from cryoformer_dist.storage.lease import sole_writer
 from cryoformer_dist.storage.places import replaced
 
 STAR_NAME = "particles.star"
@@ -80,15 +81,15 @@ def simulate(
         If a file is missing or unfit, a selection is empty, the molecule leaves the box, or the folder holds
         a set already; with the dotted key and the remedy.
     """
-    star = output / STAR_NAME
-    if star.exists() and not overwrite:
-        raise ConfigError(f"{star}: a particle set is already there; choose another folder, or overwrite it")
-    scene = make_scene(config)
-    _clear(output)
-    stacks = _plan_stacks(config, scene, output)
-    scales = _write_stacks(config, scene, stacks, progress)
-    truth = _write_truth(config, scene, scales, output / TRUTH_FOLDER)
-    _write_particles(config, scene, stacks, star)
+    scene, star = make_scene(config), output / STAR_NAME
+    with sole_writer(output):
+        if star.exists() and not overwrite:
+            raise ConfigError(f"{star}: a particle set is already there; choose another folder, or overwrite it")
+        _clear(output)
+        stacks = _plan_stacks(config, scene, output)
+        scales = _write_stacks(config, scene, stacks, progress)
+        truth = _write_truth(config, scene, scales, output / TRUTH_FOLDER)
+        _write_particles(config, scene, stacks, star)
     paths = tuple(stack.path for stack in stacks)
     return SimulatedSet(star, paths, truth, config.pixel_size_angstrom, config.box_size)
 

@@ -15,7 +15,14 @@ from cryoformer_dist.initialization.occupancy import sphere
 from cryoformer_dist.machine import WorkerMemory, measure_worker_memory
 from cryoformer_dist.model.kernels.sizes import refuse_sizes_without_kernel
 from cryoformer_dist.progress import StagedProgress, silent
-from cryoformer_dist.runs.directory import holds_run, load_mask, load_run, selected_rows, write_config
+from cryoformer_dist.runs.directory import (
+    holds_run,
+    load_mask,
+    load_run,
+    note_store_place,
+    selected_rows,
+    write_config,
+)
 from cryoformer_dist.runs.layout import OCCUPANCY, PREPARED
 from cryoformer_dist.runs.manifest import RunManifest, write_manifest
 from cryoformer_dist.runs.masks import mask_digest, read_masks, write_masks
@@ -63,6 +70,7 @@ def begin_run(config: RunConfig, store: ParticleStore, run: Path, resume: bool, 
         config, _ = load_run(run)
     refuse_too_large(config, _workload(config, store, _count_points(config, store, run)), memory)
     if holds_run(run):
+        note_store_place(run, store)
         return
     refuse_preparation(store.box_size, memory.bytes)
     masks = read_masks(config, store)

@@ -1,19 +1,20 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support.tiny_runs import tiny_config
+from support.tiny_runs import tiny_config, write_set
 
 from cryoformer_dist.data import convert
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import ConfigError, CryoFormerWarning, StoreError
+from cryoformer_dist.errors import ConfigError, CryoFormerWarning, StoreError, StoreNotFoundError
 from cryoformer_dist.initialization.occupancy import sphere
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.fourier import spectrum
-from cryoformer_dist.runs.directory import load_lattice, load_run, load_spectrum, selected_rows
+from cryoformer_dist.runs.directory import load_lattice, load_run, load_spectrum, open_run_store, selected_rows
 from cryoformer_dist.training.preparation import prepare_run
 
 
@@ -27,6 +28,19 @@ def test_the_lattice_of_a_run_is_its_occupancy(store: ParticleStore, tmp_path: P
     lattice = load_lattice(load_run(run)[0], run)
     assert torch.equal(lattice.flat_index, torch.nonzero(sphere(16).ravel())[:, 0])
     assert lattice.offsets_pixels.shape == (2, 3)
+
+
+def test_a_run_s_store_is_opened_only_where_and_if_it_is_the_one(store: ParticleStore, tmp_path: Path) -> None:
+    at = shutil.copytree(store.path, tmp_path / "at.zarr")
+    run = _prepared(ParticleStore.open(at), tmp_path / "run")
+    assert open_run_store(load_run(run)[1]).fingerprint == store.fingerprint
+    at.rename(tmp_path / "moved.zarr")
+    remedy = r"dataset\.store in the run file and `train --resume`"
+    with pytest.raises(StoreNotFoundError, match=rf"at\.zarr: the store of run 'tiny' is not there.*{remedy}"):
+        open_run_store(load_run(run)[1])
+    shutil.copytree(write_set(tmp_path / "other", particles=32), at)
+    with pytest.raises(StoreError, match=rf"at\.zarr: another store than that of run 'tiny'.*{remedy}"):
+        open_run_store(load_run(run)[1])
 
 
 def test_half_sets_are_kept_apart(store: ParticleStore) -> None:

@@ -14,6 +14,7 @@ from cryoformer_dist.physics.grids import radius_grid
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.runs.directory import (
     load_run,
+    open_run_store,
     selected_rows,
 )
 from cryoformer_dist.training import objectives, preparation
@@ -88,6 +89,9 @@ def test_resuming_on_another_store_is_refused_and_a_moved_one_is_not(store: Part
         prepare_run(tiny_config(other.path), other, run, resume=True)
     moved = ParticleStore.open(shutil.copytree(store.path, tmp_path / "moved.zarr"))
     prepare_run(tiny_config(moved.path), moved, run, resume=True)
+    config, manifest = load_run(run)
+    assert config.dataset.store == manifest.store == str(moved.path)
+    assert open_run_store(manifest).path == moved.path
 
 
 def test_particles_that_are_held_out_are_the_last_ones_and_nobody_trains_on_them(
