@@ -109,6 +109,10 @@ class ImagesElsewhereWarning(CryoFormerWarning):
     """Images that were to stay on a GPU do not fit there; where they are instead is named."""
 
 
+class StepLeftOutWarning(CryoFormerWarning):
+    """A step would have written numbers that are not finite: it was not taken, and its rows are left out."""
+
+
 class MaskNotEnlargedWarning(CryoFormerWarning):
     """The data ask for density at more points than a worker has memory for; training goes on with those it has."""
 

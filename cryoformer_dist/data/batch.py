@@ -1,7 +1,7 @@
 """Particles on their way to the device."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import numpy as np
@@ -63,6 +63,18 @@ class ParticleBatch:
             pixel_size_angstrom=self.pixel_size_angstrom[particles],
             epoch=self.epoch,
         )
+
+    def without(self, rows: Int[Tensor, " rows"]) -> "ParticleBatch":
+        """A batch of the same size in which some store rows count nothing: another image stands in for each of them.
+
+        Whatever is wrong with theirs is not looked at; if all are left out, they stay, and still count nothing.
+        """
+        out = torch.isin(self.row, rows)
+        places = torch.arange(len(self), device=self.row.device)
+        stand_in = torch.where(out, torch.argmin(out.to(torch.uint8)), places)
+        kept = self.each(lambda tensor: tensor[stand_in])
+        weight = torch.ones_like(self.pixel_size_angstrom) if kept.weight is None else kept.weight
+        return replace(kept, weight=weight * ~out)
 
     def to(self, device: torch.device) -> "ParticleBatch":
         """The same batch on another device."""

@@ -46,12 +46,15 @@ class Position:
         Steps done in all.
     consumed
         What this stage has seen of the particles.
+    left_out
+        Store rows that nobody trains on any more: they made a step not finite.
     """
 
     stage: int = 0
     stage_step: int = 0
     step: int = 0
     consumed: Consumed = field(default_factory=Consumed)
+    left_out: tuple[int, ...] = ()
 
 
 TableStates = dict[str, dict[str, Tensor]]
@@ -82,6 +85,14 @@ class LearnedState:
     weights: dict[str, Tensor]
     tables: TableStates
     occupancy: OccupancyState
+
+
+def name_what_is_not_finite(learned: LearnedState) -> str | None:
+    """The first of the parameters and tables that holds a number that is not finite; waits for the device."""
+    named = dict(learned.weights)
+    for table, state in learned.tables.items():
+        named |= {f"table {table}, {part}": values for part, values in state.items()}
+    return next((name for name, values in named.items() if not torch.isfinite(values).all()), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +139,7 @@ def _read_position(folder: Path) -> Checkpoint:
         position = dict(manifest["position"])
         rows = tuple(ConsumedRows(**part) for part in position["consumed"]["rows"])
         position["consumed"] = Consumed(position["consumed"]["epochs"], rows)
+        position["left_out"] = tuple(position.get("left_out", ()))
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder / MANIFEST}: not readable ({error}); delete this folder to use an older one"

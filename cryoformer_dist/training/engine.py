@@ -21,6 +21,9 @@ _WHOLE = "torch.pt"
 _CHECKPOINT_TAG = "engine"
 T = TypeVar("T")
 
+Stopped = Callable[[Tensor], Tensor]
+"""Norm of this rank's gradients to whether the step is to change nothing; both stay on the device."""
+
 
 class Engine(Protocol):
     """A network under an optimiser, the same on every rank."""
@@ -32,7 +35,7 @@ class Engine(Protocol):
     def forward(self, *arguments: Any) -> Any:
         """Call the module."""
 
-    def step(self, loss: Tensor, learning_rate_factor: float, stopped: Callable[[], Tensor] | None = None) -> None:
+    def step(self, loss: Tensor, learning_rate_factor: float, stopped: Stopped | None = None) -> None:
         """Backward, average gradients over ranks, and update with every peak rate times the factor.
 
         Parameters
@@ -43,7 +46,7 @@ class Engine(Protocol):
             Share of the peak rates.
         stopped
             Asked before the update: a number on the device that is the same on all ranks; at 1 weights and optimiser
-            stay as they are, whatever the gradients.
+            stay as they are, whatever the gradients. It is told the norm of this rank's gradients.
         """
 
     def save(self, folder: Path) -> None:
@@ -78,10 +81,10 @@ def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(parameter_groups(module, config), betas=(0.9, 0.99), fused=True)
 
 
-def _stop_if(optimizer: torch.optim.Optimizer, stopped: Callable[[], Tensor] | None) -> None:
+def _stop_if(optimizer: torch.optim.Optimizer, stopped: Tensor | None) -> None:
     """Have a fused optimiser look, on the device, at whether it is to do nothing: torch's own way to skip a step."""
     if stopped is not None:
-        optimizer.found_inf = stopped()  # type: ignore[attr-defined]
+        optimizer.found_inf = stopped  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,17 +158,22 @@ class TorchEngine:
         """Call the module."""
         return self._module(*arguments)
 
-    def step(self, loss: Tensor, learning_rate_factor: float, stopped: Callable[[], Tensor] | None = None) -> None:
+    def step(self, loss: Tensor, learning_rate_factor: float, stopped: Stopped | None = None) -> None:
         """See `Engine`."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        stop = None if stopped is None else stopped(self._norm())
         if self.world > 1:
             self._average_gradients()
         if self._clipping:
             torch.nn.utils.clip_grad_norm_(self._module.parameters(), self._clipping)
         self._rates.set(self._optimizer, learning_rate_factor)
-        _stop_if(self._optimizer, stopped)
+        _stop_if(self._optimizer, stop)
         self._optimizer.step()
+
+    def _norm(self) -> Tensor:
+        gradients = [parameter.grad for parameter in self._module.parameters() if parameter.grad is not None]
+        return torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm()
 
     def _average_gradients(self) -> None:
         # A part that takes no part in the stage has none, on every rank: zeros would let weight decay act on it.
@@ -229,10 +237,11 @@ class DeepSpeedEngine:
         optimizer = _optimizer(module, config)
         self._optimizer, self._rates = optimizer, _Rates.of(optimizer)
         self._sharded = config.zero_stage > 0
-        self._taking_part: set[int] = set()
+        # Group to the norms of its gradients in this step: sharded, DeepSpeed keeps none of them whole.
+        self._taking_part: dict[int, list[Tensor]] = {}
         for number, group in enumerate(optimizer.param_groups):
             for parameter in group["params"]:
-                parameter.register_post_accumulate_grad_hook(partial(self._takes_part, number))
+                parameter.register_hook(partial(self._takes_part, number))
         self._engine, *_ = deepspeed.initialize(
             args=_placed_on(device), model=module, optimizer=optimizer, config=settings
         )
@@ -248,17 +257,21 @@ class DeepSpeedEngine:
         """Call the module."""
         return self._engine(*arguments)
 
-    def step(self, loss: Tensor, learning_rate_factor: float, stopped: Callable[[], Tensor] | None = None) -> None:
+    def step(self, loss: Tensor, learning_rate_factor: float, stopped: Stopped | None = None) -> None:
         """See `Engine`."""
         self._taking_part.clear()
         self._engine.backward(loss)
+        stop = None
+        if stopped is not None:
+            norms = [norm for group in self._taking_part.values() for norm in group]
+            stop = stopped(torch.stack(norms).norm())
         # It makes zeros of absent gradients: only a rate of zero keeps momentum and weight decay off what has none.
         self._rates.set(self._engine.optimizer, learning_rate_factor, self._taking_part)
-        _stop_if(self._optimizer, stopped)
+        _stop_if(self._optimizer, stop)
         self._engine.step()
 
-    def _takes_part(self, group: int, _: Tensor) -> None:
-        self._taking_part.add(group)
+    def _takes_part(self, group: int, gradient: Tensor) -> None:
+        self._taking_part.setdefault(group, []).append(torch.linalg.vector_norm(gradient))
 
     def save(self, folder: Path) -> None:
         """See `Engine`."""

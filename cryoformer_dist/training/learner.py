@@ -64,6 +64,8 @@ class Learner:
 
     Attributes
     ----------
+    source_row
+        Row of each store row in its particle file.
     tables
         Latents and poses, where they are tabulated, by name; nobody but the learner writes them.
     residual_outside
@@ -84,6 +86,7 @@ class Learner:
         torch.manual_seed(config.seed)
         self.config = config
         self.device = device
+        self.source_row = particles.source_row
         self.objectives = Objectives(config, box, pixel_size_angstrom, lattice.to(device), spectrum).to(device)
         self.tables = _initial_tables(config, particles, device, first_latents)
         self.residual_outside: float | None = None

@@ -1,7 +1,9 @@
 """The particles that a run is trained on, as one rank reads them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from cryoformer_dist.data.batch import BatchSource, ParticleBatch
 from cryoformer_dist.data.order import Consumed, ParticleOrder, Rows
@@ -32,6 +34,8 @@ class RankParticles:
         Of this process.
     alive
         Called at each batch of a pass that has nothing to report yet.
+    left_out
+        Store rows that passes amid training leave out; it may grow.
     """
 
     rows: Rows
@@ -42,6 +46,7 @@ class RankParticles:
     rank: int
     world: int
     alive: Callable[[], None]
+    left_out: list[int] = field(default_factory=list)
 
     @property
     def share(self) -> Rows:
@@ -72,7 +77,8 @@ class RankParticles:
         return self.samples(self._own(sample, seed), self.rank, self.world, self.batch_size)
 
     def _own(self, sample: Rows, seed: Seed) -> ParticleOrder:
-        return ParticleOrder(sample, self.shard_rows, seed, 1, owned=self.rows, even=False)
+        kept = np.setdiff1d(sample, self.left_out)
+        return ParticleOrder(kept, self.shard_rows, seed, 1, owned=self.rows, even=False)
 
     def _alive_at_each(self, source: BatchSource, order: ParticleOrder) -> Iterator[ParticleBatch]:
         for batch in source(order, self.rank, self.world, self.batch_size):

@@ -4,21 +4,22 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from cryoformer_dist.errors import TrainingError
+from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.progress import StagedProgress
 from cryoformer_dist.ranks import SumUnderWay, gather_rows, gather_shares, rank_and_world
 from cryoformer_dist.runs.stage_progress import StageClock, StageProgress, StageProgressFile
 from cryoformer_dist.runs.training_log import SearchFindings, TrainingRecord
 from cryoformer_dist.storage.working_folder import WorkingFolder
+from cryoformer_dist.training.stages import Moment
 
 
 class Reporter(Protocol):
@@ -84,9 +85,12 @@ class Interval:
         self.found = SearchFindings()
         self.noise_departure: float | None = None
 
-    def add(self, errors: Float[Tensor, " particles"], prior: Float[Tensor, " particles"]) -> None:
-        """Count a step."""
-        self.totals += torch.stack([errors.detach().sum(), prior.detach().sum(), errors.new_full((), len(errors))])
+    def add(
+        self, errors: Float[Tensor, " particles"], prior: Float[Tensor, " particles"], stopped: Float[Tensor, ""]
+    ) -> None:
+        """Count a step, unless ``stopped`` is 1: then it was not taken."""
+        step = torch.stack([errors.detach().sum(), prior.detach().sum(), errors.new_full((), len(errors))])
+        self.totals += torch.where(stopped > 0, torch.zeros_like(step), step)
 
     @property
     def is_empty(self) -> bool:
@@ -94,51 +98,93 @@ class Interval:
         return not float(self.totals[2])
 
 
-class LossFaults:
-    """Losses that are not finite: the first stops all that steps change until it is told of; no step waits to know.
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A step that would have written numbers that are not finite; it was not taken, nor any after it.
+
+    Attributes
+    ----------
+    moment, epoch
+        Of the step.
+    ranks
+        On how many ranks.
+    rows
+        Store rows to blame, ascending: those whose own loss or gradient is not finite; where there is none, all rows of
+        the step on those ranks.
+    """
+
+    moment: Moment
+    epoch: int
+    ranks: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _TakenStep:
+    moment: Moment
+    epoch: int
+    rows: Tensor
+    finite: Tensor
+    bad_here: Tensor
+    bad: Tensor
+
+
+class StepFaults:
+    """Losses and gradients that are not finite: the first stops all that steps change; no step waits to know.
+
+    Parameters
+    ----------
+    device
+        Of the losses.
 
     Attributes
     ----------
     stopped
-        1 once there was one on any rank, else 0; on the device.
+        1 once there was one on any rank since the last `find`, else 0; on the device.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.stopped = torch.zeros((), device=device)
-        self._bad: SumUnderWay | None = None
-        self._steps: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        self._steps: list[_TakenStep] = []
 
-    def look(self, loss: Float[Tensor, ""]) -> None:
-        """Begin to ask all ranks whether a step's loss is finite."""
-        self._bad = SumUnderWay((~torch.isfinite(loss.detach())).float())
+    def settle(
+        self,
+        moment: Moment,
+        batch: ParticleBatch,
+        losses: Float[Tensor, " particles"],
+        leaves: Collection[Tensor],
+        norm: Float[Tensor, ""],
+    ) -> Tensor:
+        """Look at a step after its gradients are known and before it changes anything; returns ``stopped``.
 
-    def settle(self, step: int, rows: Int[Tensor, " particles"], errors: Float[Tensor, " particles"]) -> Tensor:
-        """Hear what the ranks said, before the step changes anything; returns ``stopped``."""
-        assert self._bad is not None
-        bad = self._bad.result()
+        Parameters
+        ----------
+        losses
+            Of each particle.
+        leaves
+            Rows of tables that this step would move.
+        norm
+            Of the network's gradients on this rank: one that overflows would make the optimiser's state infinite.
+        """
+        gradients = [leaf.grad.square().sum(-1) for leaf in leaves if leaf.grad is not None]
+        each = torch.stack([losses.detach(), *gradients])
+        bad_here = (~torch.isfinite(each.sum() + norm)).float()
+        bad = SumUnderWay(bad_here).result()
         self.stopped = torch.maximum(self.stopped, bad.clamp(max=1))
-        self._steps.append((step, bad, rows, torch.isfinite(errors.detach())))
+        finite = torch.isfinite(each).all(0)
+        self._steps.append(_TakenStep(moment, batch.epoch, batch.row, finite, bad_here, bad))
         return self.stopped
 
-    def tell(self) -> None:
-        """Wait for the device, and raise if there was one since the last time; all ranks do so together.
-
-        Raises
-        ------
-        TrainingError
-            Naming the first step and its rows.
-        """
+    def find(self) -> Fault | None:
+        """Wait for the device: the first fault since the last time, the same on all ranks; then steps go on."""
         steps, self._steps = self._steps, []
         if not float(self.stopped):
-            return
-        step, bad, rows, finite = next(each for each in steps if float(each[1]))
-        rows, finite = gather_rows(rows, finite)
-        raise TrainingError(
-            f"step {step}: the loss is not finite on {int(bad)} of {rank_and_world()[1]} ranks; "
-            f"store rows {rows[~finite].tolist() or 'none: the latents are to blame'}. Weights were not touched. "
-            "Run `check` on the store; if it is clean, lower training.learning_rates and --resume from the last "
-            "checkpoint"
-        )
+            return None
+        self.stopped = torch.zeros_like(self.stopped)
+        step = next(each for each in steps if float(each.bad))
+        here = ~step.finite if not bool(step.finite.all()) else (step.bad_here > 0).expand_as(step.finite)
+        rows, blamed = gather_rows(step.rows, here.contiguous())
+        return Fault(step.moment, step.epoch, int(step.bad), tuple(sorted(set(rows[blamed].tolist()))))
 
 
 class Stopwatch:

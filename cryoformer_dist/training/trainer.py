@@ -3,6 +3,7 @@
 import math
 import platform
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -11,14 +12,15 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+import torch
 
 from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.data.order import Consumed
-from cryoformer_dist.errors import ConfigError, RunStopped
+from cryoformer_dist.errors import ConfigError, RunStopped, StepLeftOutWarning, TrainingError
 from cryoformer_dist.machine import WorkerMemory
-from cryoformer_dist.ranks import Vote, gather_objects, sum_over_ranks
-from cryoformer_dist.runs.checkpoint import Checkpoint, Position, write_checkpoint
+from cryoformer_dist.ranks import Vote, gather_objects, sum_over_ranks, take_from_leader
+from cryoformer_dist.runs.checkpoint import Checkpoint, Position, name_what_is_not_finite, write_checkpoint
 from cryoformer_dist.runs.directory import write_occupancy
 from cryoformer_dist.runs.notices import add_notice
 from cryoformer_dist.runs.stop_request import StopRequest
@@ -30,19 +32,23 @@ from cryoformer_dist.training.engine import Engine, learning_rate_factor
 from cryoformer_dist.training.latent_search import LatentSearch
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.occupancy_refresh import OccupancyRefresh
-from cryoformer_dist.training.particles import RankParticles
+from cryoformer_dist.training.particles import RankParticles, Seed
 from cryoformer_dist.training.reporting import (
+    Fault,
     Interval,
-    LossFaults,
     OwnTime,
     Pace,
     Reporter,
+    StepFaults,
     Stopwatch,
     Stragglers,
     compare_ranks,
     memory_gib,
 )
 from cryoformer_dist.training.stages import Moment, Stage, stages
+
+MOST_LEFT_OUT_STEPS = 10
+"""So many steps of an attempt may be not finite; at one more it gives up."""
 
 
 class Trainer:
@@ -85,7 +91,7 @@ class Trainer:
         self.drawn_points = learner.active_points
         self.stopwatch = Stopwatch()
         self.interval = Interval(engine.device)
-        self.faults = LossFaults(engine.device)
+        self.faults, self.left_out_steps = StepFaults(engine.device), 0
         self.own_time, self.stragglers = OwnTime(engine.device), Stragglers(gather_objects(platform.node()))
         self.stop_request, self.stop_vote = StopRequest(working.home), Vote(engine.device)
         # The leader's alone, but all ranks wait while it cannot write.
@@ -97,7 +103,7 @@ class Trainer:
         Raises
         ------
         TrainingError
-            If the loss is not finite.
+            If more than `MOST_LEFT_OUT_STEPS` steps are not finite, or what was learned is not at a checkpoint.
         RunStopped
             If the run's user asks for an early end; there is a checkpoint of the last step.
         CheckpointNotWrittenError
@@ -120,6 +126,7 @@ class Trainer:
         self.learner.load_occupancy_state(checkpoint.read_occupancy())
         self.position = checkpoint.position
         self.checkpointed_step = checkpoint.position.step
+        self.particles.left_out[:] = checkpoint.position.left_out
 
     def _open_log(self) -> None:
         if self.leads:
@@ -127,31 +134,79 @@ class Trainer:
 
     def _train_stage(self, stage: Stage) -> None:
         """Go through what is left of a stage."""
-        start, world = self.position, self.engine.world
+        start = self.position
         seed = (self.learner.config.seed, start.stage)
         if stage.kind == "reconstruction" and start.stage_step == 0 and self.learner.hands_poses_over:
             for batch in self.particles.read_once(seed):
                 self.learner.take_encoded_poses(batch)
+        while not self._reach_end(stage, seed):
+            pass
+
+    def _reach_end(self, stage: Stage, seed: Seed) -> bool:
+        """Take steps to the end of the stage; false if one was not finite: then training stands just after it."""
+        start, world = self.position, self.engine.world
+        if start.consumed.epochs >= stage.epochs:
+            # Resumed with fewer epochs than it has done.
+            return True
         order = self.particles.order(seed, stage.epochs, start.consumed)
         steps = start.stage_step + math.ceil(order.rows_per_rank(world) / self.particles.batch_size)
         taken = 0
-        moment = None
         for batch in self._wait_for(self.particles.read(order)):
             taken += len(batch)
             moment = self._next_moment(stage, steps, order.after(world, taken))
             self._step(moment, batch)
             self.position = moment.position
-            for task in self.tasks:
-                if task.due(moment):
-                    self.faults.tell()
-                    task.run(moment, self.interval)
-            # Checkpoints are due at some of the reports: the schema sees to it.
-            if self.position.step % self.config.report_every_steps == 0:
-                self._report(moment, batch.epoch)
-            if self.stop_vote.hold(self.leads and self.stop_request.seen()):
+            due, stopping = self._is_due(moment), self.stop_vote.hold(self.leads and self.stop_request.seen())
+            if due or stopping:
+                fault = self.faults.find()
+                if fault is not None:
+                    self._leave_out(fault)
+                    return False
+            if due:
+                self._end_step(moment, batch.epoch)
+            if stopping:
                 self._stop(moment, batch.epoch)
-        if moment is not None and not self.interval.is_empty:
-            self._report(moment, stage.epochs - 1)
+        return True
+
+    def _is_due(self, moment: Moment) -> bool:
+        """Whether something follows the step that needs it to be finite; reports are due at the stage's end too."""
+        # Checkpoints are due at some of the reports: the schema sees to it.
+        reports = moment.position.step % self.config.report_every_steps == 0
+        return reports or moment.ends_stage or any(task.due(moment) for task in self.tasks)
+
+    def _end_step(self, moment: Moment, epoch: int) -> None:
+        """Do what is due after a step."""
+        for task in self.tasks:
+            if task.due(moment):
+                task.run(moment, self.interval)
+        if moment.position.step % self.config.report_every_steps == 0 or moment.ends_stage:
+            self._report(moment, epoch)
+
+    def _leave_out(self, fault: Fault) -> None:
+        """Go on after a step that was not finite, and without its rows: nothing has changed since before it.
+
+        Raises
+        ------
+        TrainingError
+            If there have been too many.
+        """
+        self.left_out_steps += 1
+        left_out = tuple(sorted({*self.position.left_out, *fault.rows}))
+        self.position = replace(fault.moment.position, left_out=left_out)
+        self.particles.left_out[:] = left_out
+        rows = list(fault.rows)
+        told = (
+            f"step {fault.moment.before.step}: loss or gradient not finite on {fault.ranks} of {self.engine.world} "
+            f"ranks, nothing of it was kept; store rows {rows}, source rows {self.learner.source_row[rows].tolist()}"
+        )
+        if self.left_out_steps > MOST_LEFT_OUT_STEPS:
+            raise TrainingError(
+                f"{told}. Training gives up after {MOST_LEFT_OUT_STEPS} such steps; the last checkpoint is whole: run "
+                "`check` on the store; if it is clean, lower training.learning_rates and --resume"
+            )
+        if self.leads:
+            warnings.warn(f"{told}: left out from now on", StepLeftOutWarning, stacklevel=2)
+        self._end_step(replace(fault.moment, position=self.position), fault.epoch)
 
     def _stop(self, moment: Moment, epoch: int) -> NoReturn:
         """End early, nothing of what was learned lost."""
@@ -184,6 +239,8 @@ class Trainer:
         learner, stage, step = self.learner, moment.stage, moment.before.step
         seed, copies = learner.config.seed, len(learner.objectives.lattice.offsets_pixels)
         batch = learner.judged(batch)
+        if self.particles.left_out:
+            batch = batch.without(torch.tensor(self.particles.left_out, device=batch.row.device))
         inputs = learner.inputs(stage, batch, moment.epoch)
         # Drawn from the step alone: nothing to keep for a resume. The lattice is the same on all ranks, noise is not.
         copy = int(np.random.default_rng([seed, step]).integers(copies))
@@ -193,16 +250,17 @@ class Trainer:
         errors, latent = self.engine.forward(stage.kind, batch, inputs.latent, inputs.pose, copy, noise_seed, coarse)
         self.own_time.end()
         loss, prior = learner.loss(errors, latent, batch.weight)
-        self.faults.look(loss)
         factor = learning_rate_factor(self.config, moment.before.stage_step, moment.progress)
-        self.engine.step(loss, factor, partial(self.faults.settle, step, batch.row, errors))
+        leaves = inputs.leaves.values()
+        self.engine.step(loss, factor, partial(self.faults.settle, moment, batch, errors + prior, leaves))
         learner.update_tables(batch, inputs.leaves, factor, self.faults.stopped)
-        self.interval.add(errors, prior)
+        self.interval.add(errors, prior, self.faults.stopped)
         self.stopwatch.trained(len(batch) * self.engine.world)
 
     def _report(self, moment: Moment, epoch: int) -> None:
-        """Tell of the interval that ends here, and begin another."""
-        self.faults.tell()
+        """Tell of the interval that ends here, and begin another; of one whose steps were all left out is no word."""
+        if self.interval.is_empty:
+            return
         record = self._make_record(moment, epoch)
         self.interval = Interval(self.engine.device)
         log = self.log
@@ -254,6 +312,7 @@ class Trainer:
         return replace(pace, seconds=pace.seconds + before)
 
     def _write_checkpoint(self) -> Path:
+        self._refuse_not_finite()
         self.checkpointed_step = self.position.step
         began, log = time.monotonic(), self.log
         self.retry.run(lambda: log.send() if log else None)
@@ -271,6 +330,14 @@ class Trainer:
         self.drawn_points = self.learner.active_points
         self.interval.checkpoint_seconds = time.monotonic() - began
         return folder
+
+    def _refuse_not_finite(self) -> None:
+        name = take_from_leader(name_what_is_not_finite(self.learner.state()) if self.leads else None)
+        if name is not None:
+            raise TrainingError(
+                f"step {self.position.step}: {name} is not finite; no checkpoint was written of it, "
+                "those before are whole: lower training.learning_rates and --resume"
+            )
 
     def _draw_occupancy(self) -> None:
         if self.leads and self.drawn_points != self.learner.active_points:

@@ -105,13 +105,13 @@ class TestEngineContract:
         (module, engine), (other, undisturbed) = make(weight_decay=0.5), make(weight_decay=0.5)
         _train(engine, 2)
         before = _copy(module)
-        engine.step(engine.forward(torch.tensor(torch.nan)), 1.0, lambda: torch.ones(()))
+        engine.step(engine.forward(torch.tensor(torch.nan)), 1.0, lambda _: torch.ones(()))
         for name, value in module.state_dict().items():
             assert torch.equal(value, before[name]), name
         # What comes after shows that momentum and the number of steps have not changed either.
         _train(undisturbed, 2)
         for one in (engine, undisturbed):
-            one.step(one.forward(torch.tensor(0.3)), 1.0, lambda: torch.zeros(()))
+            one.step(one.forward(torch.tensor(0.3)), 1.0, lambda _: torch.zeros(()))
         for name, value in module.state_dict().items():
             assert torch.equal(value, other.state_dict()[name]), name
             assert not torch.equal(value, before[name]), name

@@ -1,18 +1,25 @@
 import time
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from cryoformer_dist.errors import TrainingError
+from cryoformer_dist.data.batch import ImageBlock, make_batch
+from cryoformer_dist.data.store import ParticleStore
+from cryoformer_dist.runs.checkpoint import Position
 from cryoformer_dist.training import reporting
 from cryoformer_dist.training.reporting import (
-    LossFaults,
+    Interval,
     OwnTime,
+    StepFaults,
     Stopwatch,
     Stragglers,
     compare_ranks,
     memory_gib,
 )
+from cryoformer_dist.training.stages import Moment, Stage
 
 
 def test_the_stopwatch_tells_the_interval_from_the_whole() -> None:
@@ -81,19 +88,57 @@ def test_memory_of_this_process_is_in_gib() -> None:
     assert 0.05 < memory_gib(torch.device("cpu")) < 100
 
 
-def test_the_first_loss_that_is_not_finite_is_named_and_stops_all_that_follow() -> None:
-    faults, stopped = LossFaults(torch.device("cpu")), []
-    for step, errors in enumerate(([1.0, 2.0], [1.0, torch.inf], [torch.nan, 1.0], [1.0, 1.0])):
-        faults.look(torch.tensor(errors).mean())
-        stopped.append(float(faults.settle(step, torch.tensor([10 * step, 10 * step + 1]), torch.tensor(errors))))
-    assert stopped == [0, 1, 1, 1]
-    with pytest.raises(TrainingError, match=r"step 1: the loss is not finite on 1 of 1 ranks; store rows \[11\]\."):
-        faults.tell()
+Settle = Callable[..., float]
 
 
-def test_while_all_losses_are_finite_there_is_nothing_to_tell() -> None:
-    faults = LossFaults(torch.device("cpu"))
-    faults.tell()
-    faults.look(torch.ones(()))
-    assert float(faults.settle(0, torch.tensor([3]), torch.ones(1))) == 0
-    faults.tell()
+@pytest.fixture
+def settle(store: ParticleStore) -> Settle:
+    """Has faults look at a step with rows 10, 11 .. of step 1, 20 .. of step 2; returns whether they stop it."""
+
+    def look(
+        faults: StepFaults, step: int, errors: list[float], leaf: Tensor | None = None, norm: float = 1.0
+    ) -> float:
+        rows = np.arange(len(errors)) + 10 * step
+        block = ImageBlock(store.read_images(rows), rows, np.zeros_like(rows))
+        batch = make_batch(block, store.particles())
+        moment = Moment(Stage("reconstruction", 1), Position(step=step), Position(step=step + 1), 9)
+        leaves = [] if leaf is None else [leaf]
+        return float(faults.settle(moment, batch, torch.tensor(errors), leaves, torch.tensor(norm)))
+
+    return look
+
+
+def test_the_first_step_that_is_not_finite_is_named_and_stops_all_that_follow_until_it_is_told(
+    settle: Settle,
+) -> None:
+    faults = StepFaults(torch.device("cpu"))
+    losses = ([1.0, 2.0], [1.0, torch.inf], [torch.nan, 1.0], [1.0, 1.0])
+    assert [settle(faults, step, errors) for step, errors in enumerate(losses)] == [0, 1, 1, 1]
+    fault = faults.find()
+    assert fault is not None
+    assert (fault.moment.before.step, fault.ranks, fault.rows) == (1, 1, (11,))
+    assert faults.find() is None
+    assert settle(faults, 4, [1.0, 1.0]) == 0
+    assert faults.find() is None
+
+
+def test_a_gradient_of_a_row_names_the_row_and_one_of_the_network_all_of_the_step(settle: Settle) -> None:
+    faults = StepFaults(torch.device("cpu"))
+    leaf = torch.zeros(2, 3, requires_grad=True)
+    leaf.grad = torch.tensor([[0.0, 1.0, 2.0], [0.0, torch.nan, 0.0]])
+    assert settle(faults, 1, [1.0, 2.0], leaf) == 1
+    assert faults.find().rows == (11,)  # type: ignore[union-attr]
+    # Its square does not fit float32, and would be kept by the optimiser.
+    leaf.grad = torch.tensor([[0.0, 1e30, 2.0], [0.0, 0.0, 0.0]])
+    assert settle(faults, 2, [1.0, 2.0], leaf) == 1
+    assert faults.find().rows == (20,)  # type: ignore[union-attr]
+    assert settle(faults, 3, [1.0, 2.0], norm=torch.nan) == 1
+    assert faults.find().rows == (30, 31)  # type: ignore[union-attr]
+
+
+def test_a_step_that_was_not_taken_does_not_count() -> None:
+    interval = Interval(torch.device("cpu"))
+    interval.add(torch.tensor([torch.nan, 1.0]), torch.ones(2), torch.ones(()))
+    assert interval.is_empty
+    interval.add(torch.tensor([2.0, 1.0]), torch.ones(2), torch.zeros(()))
+    assert interval.totals.tolist() == [3, 2, 2]

@@ -10,7 +10,6 @@ import pytest
 import torch
 from support.tiny_runs import (
     CPU,
-    MEMORY,
     Listener,
     Stop,
     assert_same_end,
@@ -23,10 +22,10 @@ from support.tiny_runs import (
 
 from cryoformer_dist.analysis.trained import load_trained
 from cryoformer_dist.config.schema import RunConfig, TrainingConfig
-from cryoformer_dist.data.batch import ParticleBatch, local_batches
-from cryoformer_dist.data.order import Consumed, ParticleOrder
+from cryoformer_dist.data.batch import BatchSource, ParticleBatch, local_batches
+from cryoformer_dist.data.order import Consumed
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import CheckpointError, ConfigError, RunStopped, TrainingError
+from cryoformer_dist.errors import CheckpointError, ConfigError, RunStopped, StepLeftOutWarning, TrainingError
 from cryoformer_dist.initialization.occupancy import sphere
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.grids import radius_grid
@@ -34,11 +33,9 @@ from cryoformer_dist.physics.lattice import Lattice
 from cryoformer_dist.runs.checkpoint import Position, checkpoints, latest_checkpoint
 from cryoformer_dist.runs.stop_request import StopRequest
 from cryoformer_dist.runs.training_log import read_training_log
-from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training import trainer as module
 from cryoformer_dist.training.engine import TorchEngine
 from cryoformer_dist.training.learner import Learner
-from cryoformer_dist.training.particles import RankParticles
 from cryoformer_dist.training.trainer import Trainer, particles_per_rank
 
 REFRESHED = {"training.occupancy": "data", "training.occupancy_refresh_epochs": 1, "training.epochs": 3}
@@ -332,69 +329,127 @@ def test_a_prior_pulls_latents_to_zero(tiny_store: Path, tmp_path: Path) -> None
     assert sizes[1e6] < 0.5 * sizes[0.0]
 
 
-class _Poisoned:
-    """Batches of which one has images that are not numbers; keeps the learner's state just before it."""
-
-    def __init__(self, at: int, rows: list[int]) -> None:
-        self.at, self.rows = at, rows
-        self.poisoned: list[int] = []
-        self.before: dict[str, torch.Tensor] = {}
-        self.learner: Learner | None = None
-
-    def state(self) -> dict[str, torch.Tensor]:
-        assert self.learner is not None
-        tables = {
-            f"{table}.{name}": value
-            for table, state in self.learner.table_state().items()
-            for name, value in state.items()
-        }
-        return {name: value.detach().clone() for name, value in (self.learner.objectives.state_dict() | tables).items()}
-
-    def of(self, store: ParticleStore) -> Any:
-        read = local_batches(store)
-
-        def batches(order: ParticleOrder, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
-            for number, batch in enumerate(read(order, rank, world, size)):
-                if number == self.at:
-                    self.before = self.state()
-                    images = batch.images.clone()
-                    images[self.rows] = torch.nan
-                    self.poisoned = batch.row[self.rows].tolist()
-                    batch = replace(batch, images=images)
-                yield batch
-
-        return batches
-
-
 def _learner(config: RunConfig, store: ParticleStore) -> Learner:
     lattice = Lattice.of(sphere(store.box_size), 2, 0)
     return Learner(config, store.particles(), store.box_size, store.pixel_size_angstrom, lattice, CPU)
 
 
-def test_a_loss_that_is_not_finite_names_the_store_rows_and_touches_nothing(
+def test_a_run_resumed_with_fewer_epochs_than_it_has_done_ends_as_it_is_and_one_with_more_goes_on(
+    tiny_store: Path, tmp_path: Path
+) -> None:
+    run, longer = tmp_path / "run", TABLES | {"training.epochs": 3}
+    with pytest.raises(Stop):
+        # In the third epoch.
+        train(tiny_config(tiny_store, longer), run, Listener(stop_at=12))
+    before = latest_checkpoint(run)
+    assert before is not None
+    listener = train(tiny_config(tiny_store, longer | {"training.epochs": 2}), run)
+    assert listener.records == []
+    assert latest_checkpoint(run) == before
+    train(tiny_config(tiny_store, longer | {"training.learning_rates": {"network": 1e-4}}), run)
+    assert latest_checkpoint(run).position.consumed.epochs == 3  # type: ignore[union-attr]
+
+
+def _poisoned(rows: set[int], store: ParticleStore) -> BatchSource:
+    """Batches in which the images of some store rows are not numbers."""
+    read = local_batches(store)
+
+    def batches(*order: Any) -> Iterator[ParticleBatch]:
+        for batch in read(*order):
+            bad = torch.isin(batch.row, torch.tensor(sorted(rows)))
+            yield replace(batch, images=torch.where(bad[:, None, None], torch.nan, batch.images))
+
+    return batches
+
+
+# At a batch of 12 and a checkpoint every 2 steps, the first batch of the second checkpoint, and later ones.
+FAULTS = TABLES | {"training.report_every_steps": 2, "training.checkpoint_every_steps": 2, "training.epochs": 3}
+
+
+def _all_finite(run: Path) -> bool:
+    return all(
+        bool(torch.isfinite(values).all())
+        for checkpoint in checkpoints(run)
+        for state in (checkpoint.read_weights(), *checkpoint.read_tables().values())
+        for values in state.values()
+    )
+
+
+def test_rows_that_are_not_finite_are_named_and_left_out_and_training_goes_on(
     store: ParticleStore, tmp_path: Path
 ) -> None:
-    config = tiny_config(store.path, TABLES)
-    poison = _Poisoned(at=2, rows=[1, 7])
-    poison.learner = learner = _learner(config, store)
-    engine = TorchEngine(learner.objectives, config.training, CPU)
-    particles = RankParticles(
-        rows=np.arange(len(store)),
-        shard_rows=store.shard_size,
-        batches=poison.of(store),
-        samples=local_batches(store),
-        batch_size=12,
-        rank=0,
-        world=1,
-        alive=lambda: None,
-    )
-    trainer = Trainer(learner, engine, particles, Listener(), WorkingFolder.on_disk(tmp_path), MEMORY)
-    with pytest.raises(TrainingError) as error:
-        trainer.train()
-    assert f"step 2: the loss is not finite on 1 of 1 ranks; store rows {poison.poisoned}." in str(error.value)
-    after = poison.state()
-    for name, value in poison.before.items():
-        assert torch.equal(after[name], value), name
+    config, undisturbed = tiny_config(store.path, FAULTS), tmp_path / "undisturbed"
+    train(config, undisturbed)
+    other_seed = tmp_path / "other"
+    train(tiny_config(store.path, FAULTS | {"training.seed": 4}), other_seed)
+    run, rows = tmp_path / "run", {5, 40}
+    with pytest.warns(StepLeftOutWarning) as told:
+        train(config, run, batches_of=lambda store: _poisoned(rows, store))
+    source = store.particles().source_row
+    for row in rows:
+        assert any(f"store rows [{row}], source rows [{source[row]}]: left out" in str(each.message) for each in told)
+    newest = latest_checkpoint(run)
+    assert newest is not None
+    assert newest.position.left_out == (5, 40)
+    assert _all_finite(run)
+    # Two steps of eighteen were not taken: all others were, and reports went on.
+    assert [record.step for record in exact_records(run)] == [record.step for record in exact_records(undisturbed)]
+    ends = [exact_records(each)[-1].loss for each in (undisturbed, other_seed, run)]
+    assert abs(ends[2] - ends[0]) <= max(abs(ends[1] - ends[0]), 0.01)
+
+
+def test_a_gradient_that_is_not_finite_at_a_checkpoint_step_is_rolled_back(
+    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = itertools.count()
+    step = TorchEngine.step
+
+    def poison(engine: TorchEngine, loss: torch.Tensor, *rest: Any) -> None:
+        number = next(steps)
+        parameter = next(each for each in engine._module.parameters() if each.requires_grad)
+        # A finite loss, and a gradient that is not, at the step before the second checkpoint.
+        spoilt = (parameter - parameter).sqrt().sum() if number == 3 else 0.0
+        step(engine, loss + spoilt, *rest)
+
+    monkeypatch.setattr(TorchEngine, "step", poison)
+    with pytest.warns(StepLeftOutWarning, match=r"step 3: .*on 1 of 1 ranks.*store rows \[(\d+, ){11}\d+\]"):
+        train(tiny_config(store.path, FAULTS), tmp_path / "run")
+    assert _all_finite(tmp_path / "run")
+    newest = latest_checkpoint(tmp_path / "run")
+    assert newest is not None
+    assert len(newest.position.left_out) == 12
+
+
+def test_training_gives_up_after_a_stated_number_and_its_checkpoints_are_whole(
+    store: ParticleStore, tmp_path: Path
+) -> None:
+    changes = FAULTS | {"training.report_every_steps": 1, "training.checkpoint_every_steps": 1}
+    run, everything = tmp_path / "run", set(range(64))
+    given_up = pytest.raises(TrainingError, match=r"gives up after 10 such steps.*--resume")
+    with pytest.warns(StepLeftOutWarning), given_up:
+        train(tiny_config(store.path, changes), run, batches_of=lambda store: _poisoned(everything, store))
+    assert _all_finite(run)
+
+
+def test_no_checkpoint_is_written_of_a_table_that_is_not_finite(
+    store: ParticleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(trainer: Trainer, *rest: Any) -> None:
+        if trainer.position.step == 4:
+            trainer.learner.tables["latent"].values[3] = torch.inf
+
+    monkeypatch.setattr(Trainer, "_report", _before(spoil, Trainer._report))
+    with pytest.raises(TrainingError, match=r"step 4: table latent, values is not finite; no checkpoint was written"):
+        train(tiny_config(store.path, FAULTS), tmp_path / "run")
+    assert [checkpoint.position.step for checkpoint in checkpoints(tmp_path / "run")] == [2]
+
+
+def _before(first: Any, then: Any) -> Any:
+    def both(*arguments: Any) -> Any:
+        first(*arguments)
+        return then(*arguments)
+
+    return both
 
 
 def test_a_checkpoint_of_another_table_layout_is_refused(tiny_store: Path, tmp_path: Path) -> None:
