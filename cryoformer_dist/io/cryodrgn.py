@@ -130,6 +130,12 @@ def read_indices_pkl(path: Path) -> np.ndarray:
     return rows.astype(np.int64)
 
 
+def write_indices_pkl(path: Path, rows: np.ndarray) -> None:
+    """Write row numbers ``(k,)`` from 0 as cryoDRGN keeps them, whole or not at all."""
+    with replaced(path) as beside:
+        beside.write_bytes(pickle.dumps(np.asarray(rows, dtype=np.int64)))
+
+
 class _RefusedGlobal(Exception):
     """A pickle named something that is not a plain numpy array."""
 
