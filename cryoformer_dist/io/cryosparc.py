@@ -1,5 +1,6 @@
 """CryoSPARC ``.cs`` files, in and out."""
 
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from cryoformer_dist.errors import CryoFormerWarning, ParticleFormatError
 from cryoformer_dist.io.particles import (
+    NewPoses,
     OpticsColumns,
     ParticleTable,
     check_finite,
@@ -114,27 +116,77 @@ def update_cs_poses(
     CryoFormerWarning
         If the source has no pose fields and some of its rows get no pose: those rows are left out.
     """
-    records = _load(source)
+    records = load_records(source)
     refuse_rows_beyond(source, len(records), source_row)
+    poses = NewPoses(source_row, rotation, shift_angstrom)
+    _save(output, _with_poses(source, output, records, np.arange(len(records)), poses))
+
+
+def select_cs_rows(source: Path, output: Path, source_row: np.ndarray, poses: NewPoses | None = None) -> None:
+    """Copy some particles of a ``.cs`` with all their fields, in its order.
+
+    Parameters
+    ----------
+    source
+        A job's particles.
+    output
+        Where to write, whole or not at all.
+    source_row
+        ``(k,)`` rows to keep, from 0; with all of them the copy is the file itself.
+    poses
+        New ones of some of these; without pose fields in the source, the others are left out.
+
+    Raises
+    ------
+    ParticleFormatError
+        If the source is no ``.cs``, has fewer rows than that, or no pixel size to write shifts in.
+    """
+    records, kept = load_records(source), np.sort(source_row)
+    refuse_rows_beyond(source, len(records), kept)
+    if poses is not None:
+        _save(output, _with_poses(source, output, records, kept, poses))
+    elif len(kept) < len(records):
+        _save(output, records[kept])
+    else:
+        with replaced(output) as beside:
+            shutil.copyfile(source, beside)
+
+
+def _with_poses(source: Path, output: Path, records: np.ndarray, kept: np.ndarray, poses: NewPoses) -> np.ndarray:
+    """Some of the records, with new poses; those without one only if the source has pose fields."""
     pixel_size = _require_pixel_size(source, records)
-    kept = np.arange(len(records))
     if not {_POSE, _SHIFT} <= set(records.dtype.names or ()):
-        records, kept = _add_pose_fields(records, pixel_size), np.sort(source_row)
-    if len(kept) < len(records):
-        warnings.warn(
-            f"{output}: {source} has no pose fields, so its {len(records) - len(kept)} particles without a "
-            "new pose are left out",
-            CryoFormerWarning,
-            stacklevel=2,
-        )
-    records[_POSE][source_row] = axis_angle_from_rotation(torch.from_numpy(rotation.astype(np.float64))).numpy()
-    records[_SHIFT][source_row] = shift_angstrom / pixel_size[source_row, None]
-    with replaced(output) as beside, beside.open("wb") as handle:
-        np.save(handle, records[kept], allow_pickle=False)
+        records = _add_pose_fields(records, pixel_size)
+        left_out = np.setdiff1d(kept, poses.source_row)
+        kept = np.intersect1d(kept, poses.source_row)
+        if len(left_out):
+            warnings.warn(
+                f"{output}: {source} has no pose fields, so its {len(left_out)} particles without a new pose are left "
+                "out",
+                CryoFormerWarning,
+                stacklevel=3,
+            )
+    rows, rotation = poses.source_row, torch.from_numpy(poses.rotation.astype(np.float64))
+    records[_POSE][rows] = axis_angle_from_rotation(rotation).numpy()
+    records[_SHIFT][rows] = poses.shift_angstrom / pixel_size[rows, None]
+    chosen: np.ndarray = records[kept]
+    return chosen
 
 
-def _load(path: Path) -> np.ndarray:
-    """Read the records of one file, without ever unpickling."""
+def _save(path: Path, records: np.ndarray) -> None:
+    """Write records as cryoSPARC does, whole or not at all."""
+    with replaced(path) as beside, beside.open("wb") as handle:
+        np.save(handle, records, allow_pickle=False)
+
+
+def load_records(path: Path) -> np.ndarray:
+    """Read the records of one file, without ever unpickling.
+
+    Raises
+    ------
+    ParticleFormatError
+        If there is no such file, or it is no table with rows.
+    """
     if not path.is_file():
         raise ParticleFormatError(f"{path}: no such file; check the path")
     with path.open("rb") as handle:
@@ -162,10 +214,10 @@ def _load(path: Path) -> np.ndarray:
 
 def _join_files(path: Path, passthrough: Sequence[Path]) -> Fields:
     """Fields of the file, completed from its passthrough files in the order of its own rows."""
-    records = _load(path)
+    records = load_records(path)
     fields: Fields = {name: records[name] for name in records.dtype.names or ()}
     for other_path in passthrough:
-        other = _load(other_path)
+        other = load_records(other_path)
         for where, names in ((path, fields), (other_path, other.dtype.names or ())):
             if "uid" not in names:
                 raise ParticleFormatError(f"{where}: no field uid, so it cannot be joined; export the job again")

@@ -1,6 +1,9 @@
-"""From columns to selections: everything, clusters, conditions, and what a lasso goes round."""
+"""From columns to selections: everything, clusters, conditions, what a lasso goes round, and these taken together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import and_, or_
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +18,66 @@ from cryoformer_dist.data.selection import (
     ParticleFile,
     RowFile,
     Selection,
+    read_selection,
 )
 from cryoformer_dist.errors import SelectionError
 from cryoformer_dist.io.cryodrgn import read_indices_pkl
 from cryoformer_dist.selection.columns import ParticleColumns
 from cryoformer_dist.selection.conditions import fulfils
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is asked for: particles that fulfil all of it, or with ``any_of_it`` some of it; all particles if nothing.
+
+    Attributes
+    ----------
+    clusters
+        Particles of one of them.
+    where
+        Conditions on columns.
+    selections, rows
+        Files of selections, and of row numbers (cryoDRGN's ``ind.pkl``).
+    any_of_it
+        Take parts together as a union, not as an intersection.
+    complement
+        All other particles of the run instead.
+    """
+
+    clusters: tuple[int, ...] = ()
+    where: tuple[str, ...] = ()
+    selections: tuple[Path, ...] = ()
+    rows: tuple[Path, ...] = ()
+    any_of_it: bool = False
+    complement: bool = False
+
+
+def choose(columns: ParticleColumns, choice: Choice) -> Selection:
+    """The particles that are asked for.
+
+    Raises
+    ------
+    SelectionError
+        If a part cannot be understood, is of another particle file, or there is no such particle.
+    """
+    parts = list(_choose_parts(columns, choice))
+    chosen = reduce(or_ if choice.any_of_it else and_, parts) if parts else choose_all(columns)
+    if choice.complement:
+        chosen = choose_all(columns) - chosen
+    if not len(chosen):
+        raise SelectionError(f"{columns.run.home}: no particle is left ({chosen}); ask for less")
+    return chosen
+
+
+def _choose_parts(columns: ParticleColumns, choice: Choice) -> Iterator[Selection]:
+    if choice.clusters:
+        yield choose_clusters(columns, choice.clusters)
+    yield from (choose_where(columns, expression) for expression in choice.where)
+    for path in choice.selections:
+        selection = read_selection(path)
+        selection.refuse_other_source(columns.source, columns.run.home)
+        yield selection
+    yield from (choose_rows(columns.source, path) for path in choice.rows)
 
 
 def choose_all(columns: ParticleColumns) -> Selection:
