@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from cryoformer_dist.cli import launches as launches
-from cryoformer_dist.cli import sweeps, terminal
+from cryoformer_dist.cli import selections, sweeps, terminal
 from cryoformer_dist.cli.options import Name, Overrides, Resume, RunDirectory
 from cryoformer_dist.errors import CryoFormerError, CryoFormerWarning
 from cryoformer_dist.orchestration.environment import prepare_environment
@@ -97,6 +97,7 @@ def convert(
     poses: Annotated[Path | None, typer.Option(help="cryoDRGN poses.pkl.")] = None,
     ctf: Annotated[Path | None, typer.Option(help="cryoDRGN ctf.pkl.")] = None,
     indices: Annotated[Path | None, typer.Option("--ind", help="cryoDRGN ind.pkl: keep these rows.")] = None,
+    from_selection: Annotated[Path | None, typer.Option(help="Selection (.json) of this file: keep its rows.")] = None,
     contrast: Annotated[
         Literal["auto", "light", "dark"], typer.Option(help="Is protein light or dark in the images?")
     ] = "auto",
@@ -111,6 +112,7 @@ def convert(
     """Convert particles to a checked, sharded Zarr store. Interrupted? Run the same command again."""
     from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
     from cryoformer_dist.data.noise_measurement import summarise_noise
+    from cryoformer_dist.data.selection import keep_selected, read_selection
     from cryoformer_dist.data.source_images import describe_corrections
     from cryoformer_dist.io.reading import read_particles
 
@@ -122,13 +124,10 @@ def convert(
         overwrite=overwrite,
     )
     table = read_particles(
-        particles,
-        datadir=datadir,
-        passthrough=passthrough or (),
-        poses=poses,
-        ctf=ctf,
-        indices=indices,
+        particles, datadir=datadir, passthrough=passthrough or (), poses=poses, ctf=ctf, indices=indices
     )
+    if from_selection is not None:
+        table = keep_selected(table, read_selection(from_selection))
     plan = plan_conversion(table, output, options)
     terminal.say(f"particles  {len(table)} in {len(table.stack_paths)} stacks")
     for line in describe_corrections(table.optics):
@@ -198,6 +197,7 @@ def train(
 
 app.add_typer(launches.app)
 app.add_typer(sweeps.app)
+app.add_typer(selections.app)
 
 
 @app.command(epilog="Example: `cryoformer-dist reconstruct runs/demo`")

@@ -3,6 +3,7 @@
 What takes particles takes a selection; what shows particles can make one.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from cryoformer_dist.data.store_attributes import Source
 from cryoformer_dist.errors import SelectionError
-from cryoformer_dist.storage.places import replaced
+from cryoformer_dist.io.particles import ParticleTable
+from cryoformer_dist.storage.places import Place, replaced
 from cryoformer_dist.storage.records import as_json, from_json
 
 SCHEMA_VERSION = 1
@@ -35,6 +38,26 @@ class ParticleFile:
 
     path: str
     sha256: str
+
+    @classmethod
+    def of(cls, source: Source) -> Self:
+        """The file that a store was converted from."""
+        return cls(source.path, source.sha256)
+
+    @classmethod
+    def at(cls, path: Path) -> Self:
+        """A file as it is now.
+
+        Raises
+        ------
+        SelectionError
+            If there is none.
+        """
+        try:
+            with path.open("rb") as file:
+                return cls(str(path.absolute()), hashlib.file_digest(file, "sha256").hexdigest())
+        except FileNotFoundError:
+            raise SelectionError(f"{path}: no such particle file any more; say where it lies") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +216,18 @@ class Selection:
             )
 
 
+def keep_selected(table: ParticleTable, selection: Selection) -> ParticleTable:
+    """The particles of a table that are selected, in its order.
+
+    Raises
+    ------
+    SelectionError
+        If the selection is of another particle file, or of this one before it was changed.
+    """
+    selection.refuse_other_source(ParticleFile.at(table.source), str(table.source))
+    return table.select(np.isin(table.source_row, selection.source_row))
+
+
 def write_selection(path: Path, selection: Selection) -> Path:
     """Write a selection as JSON, whole or not at all.
 
@@ -209,7 +244,7 @@ def write_selection(path: Path, selection: Selection) -> Path:
     return path
 
 
-def read_selection(path: Path) -> Selection:
+def read_selection(path: Place) -> Selection:
     """Read what `write_selection` wrote.
 
     Raises

@@ -8,7 +8,7 @@ CONFIG = "config.yaml"
 MANIFEST = "manifest.json"
 """Also of each checkpoint: the file that says that a folder is whole; it is written last and removed first."""
 
-# What training starts from; the last five not in every run.
+# What training starts from; the last six not in every run.
 CONSENSUS = "consensus.mrc"
 OCCUPANCY = "occupancy.mrc"
 SHELL_WEIGHT = "shell_weight.npy"
@@ -18,7 +18,12 @@ POSE_SEARCH = "pose_search.json"
 GIVEN_MASK = "mask.mrc"
 FOCUS_MASK = "focus_mask.mrc"
 """Copies of the masks that the configuration names, brought to the store's box."""
-PREPARED = (CONSENSUS, OCCUPANCY, SHELL_WEIGHT, FIRST_POSES, FIRST_LATENTS, POSE_SEARCH, GIVEN_MASK, FOCUS_MASK)
+GIVEN_SELECTION = "selection.json"
+"""Copy of the selection that the configuration names."""
+PREPARED = (
+    *(CONSENSUS, OCCUPANCY, SHELL_WEIGHT, FIRST_POSES, FIRST_LATENTS, POSE_SEARCH, GIVEN_MASK, FOCUS_MASK),
+    GIVEN_SELECTION,
+)
 
 STAGE_PROGRESS = "stage_progress.json"
 """How far the making of these is, while it goes on."""
@@ -52,6 +57,7 @@ SERIES_MAPS = "{series}_[0-9][0-9][0-9].mrc"
 LATENTS = "latent.npz"
 REFINED_POSES = "poses{suffix}"
 SELECTIONS = "selections"
+"""Particles that were chosen by what this run found of them."""
 SELECTION = "{name}.json"
 SCORES = "metrics.json"
 FSC = "fsc"

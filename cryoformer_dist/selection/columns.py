@@ -58,8 +58,10 @@ class ParticleColumns:
         ``(particles,)`` int64 rows in the source and in the store.
     columns
         By name.
-    refined
-        Poses as trained; ``None`` where the given ones were kept.
+    table
+        Arrays that they were made from, named as in latent.npz.
+    store
+        That the particles are in.
     """
 
     source: ParticleFile
@@ -67,10 +69,16 @@ class ParticleColumns:
     source_row: NDArray[np.int64]
     store_row: NDArray[np.int64]
     columns: Mapping[str, Column]
-    refined: Pose | None
+    table: Mapping[str, np.ndarray]
+    store: ParticleStore
 
     def __len__(self) -> int:
         return len(self.source_row)
+
+    @property
+    def refined(self) -> Pose | None:
+        """Poses as trained; ``None`` where the given ones were kept."""
+        return _refined(self.table)
 
     def values(self, name: str) -> NDArray[np.float32] | NDArray[np.int64]:
         """Values of a column.
@@ -135,19 +143,31 @@ def columns_of(table: Mapping[str, np.ndarray], store: ParticleStore, run: RunSt
     run
         That the table is of.
     """
-    particles, source = store.particles(), store.attributes.source
+    particles = store.particles()
     store_row = _find_rows(particles.source_row, table["source_row"])
-    refined = None
-    if "rotation" in table:
-        refined = Pose(*(torch.from_numpy(table[name]) for name in ("rotation", "shift_angstrom")))
     columns = {
         **dict(_describe_latents(table)),
         **dict(_describe_findings(table)),
-        **dict(_describe_poses(particles.pose(store_row), refined)),
+        **dict(_describe_poses(particles.pose(store_row), _refined(table))),
         **dict(_describe_images(particles, store_row)),
     }
-    origin = ParticleFile(source.path, source.sha256)
-    return ParticleColumns(origin, run, table["source_row"], store_row, columns, refined)
+    source = ParticleFile.of(store.attributes.source)
+    return ParticleColumns(source, run, table["source_row"], store_row, columns, table, store)
+
+
+def _refined(table: Mapping[str, np.ndarray]) -> Pose | None:
+    if "rotation" not in table:
+        return None
+    return Pose(torch.from_numpy(table["rotation"]), torch.from_numpy(table["shift_angstrom"]))
+
+
+def describe_columns(columns: ParticleColumns) -> list[str]:
+    """A line for each column: name, lowest and highest value, meaning."""
+    lines = []
+    for name, column in columns.columns.items():
+        unit = f" ({column.unit})" if column.unit else ""
+        lines.append(f"{name:22} {column.values.min():10.5g} .. {column.values.max():<10.5g} {column.meaning}{unit}")
+    return lines
 
 
 def _find_rows(among: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:

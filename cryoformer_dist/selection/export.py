@@ -1,6 +1,9 @@
-"""Selections as files: RELION's .star, cryoSPARC's .cs with its passthrough files, row numbers, and JSON of our own."""
+"""Selections as files: RELION's .star, cryoSPARC's .cs with its passthrough files, cryoDRGN's pickles, our own JSON.
 
-import hashlib
+Nothing is written unless all of it can be.
+"""
+
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,87 +11,105 @@ from pathlib import Path
 
 import numpy as np
 
-from cryoformer_dist.data.selection import Selection, write_selection
+from cryoformer_dist.data.selection import ParticleFile, Selection, write_selection
 from cryoformer_dist.errors import CryoFormerWarning, SelectionError
 from cryoformer_dist.io.cryodrgn import write_indices_pkl
 from cryoformer_dist.io.cryosparc import select_cs_rows
 from cryoformer_dist.io.cryosparc_group import select_passthrough, write_group
 from cryoformer_dist.io.particles import NewPoses
 from cryoformer_dist.io.relion import select_star_rows
+from cryoformer_dist.runs.layout import SELECTION, SELECTIONS
 from cryoformer_dist.selection.columns import ParticleColumns
+from cryoformer_dist.selection.cryodrgn_files import gather_pickles, write_pickles
+from cryoformer_dist.storage.places import Place
+from cryoformer_dist.storage.working_folder import WorkingFolder
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _COPIERS = {".star": select_star_rows, ".cs": select_cs_rows}
 _SUFFIXES = (*_COPIERS, ".pkl", ".json")
 
 
 @dataclass(frozen=True, slots=True)
-class SourceFiles:
-    """Where the selected particles' own files lie here.
+class Export:
+    """What is to be written, and where the particles' own files lie here.
 
     Attributes
     ----------
+    outputs
+        ``.star`` or ``.cs``, as the particles came: rows of that file in its order, with all that it says of them.
+        ``.pkl``: row numbers, as cryoDRGN's ``--ind`` takes them. ``.json``: the selection itself.
     particles
         The particle file; where the selection says when ``None``.
     passthrough
-        Of the same cryoSPARC job; written too.
+        Of the same cryoSPARC job; written beside a ``.cs``.
+    refined_poses
+        Poses as trained, not as given.
+    cryodrgn
+        Folder for cryoDRGN's ``poses.pkl``, ``ctf.pkl``, ``ind.pkl`` and ``z.pkl``.
     """
 
+    outputs: tuple[Path, ...] = ()
     particles: Path | None = None
     passthrough: tuple[Path, ...] = ()
+    refined_poses: bool = False
+    cryodrgn: Path | None = None
 
 
-def export_selection(
-    selection: Selection, outputs: Sequence[Path], files: SourceFiles | None = None, poses: NewPoses | None = None
-) -> list[Path]:
-    """Write a selection for other programs, or for this one; nothing is written unless all of it can be.
+def export_selection(selection: Selection, export: Export, columns: ParticleColumns | None = None) -> list[Path]:
+    """Write a selection for other programs, or for this one; all files that were written.
 
     Parameters
     ----------
     selection
         At least one particle.
-    outputs
-        ``.star`` or ``.cs``, as the particles came: rows of that file in its order, with all that it says of them.
-        ``.pkl``: row numbers, as cryoDRGN's ``--ind`` takes them. ``.json``: the selection itself.
-    files
-        The particles' own files.
-    poses
-        New ones of some of them; as they are in the file when ``None``.
-
-    Returns
-    -------
-    list[Path]
-        All files that were written.
+    export
+        What to write.
+    columns
+        Of the run, which knows poses as trained and latents; only where these are to be written.
 
     Raises
     ------
     SelectionError
-        If an output is of another kind, or would replace the particle file; or that file is gone, or not what it was
-        when the particles were converted.
+        If an output is of another kind, or would replace the particle file; that file is gone, or not what it was when
+        the particles were converted; or refined poses are asked for of a run that kept the given ones.
+    ValueError
+        If columns are needed and not given.
     """
-    files = files or SourceFiles()
-    source = files.particles or Path(selection.source.path)
+    if columns is None and (export.refined_poses or export.cryodrgn is not None):
+        raise ValueError("refined poses and cryoDRGN's files need the columns of the run: give them")
+    source = export.particles or Path(selection.source.path)
     if not len(selection):
         raise SelectionError("the selection holds no particle; choose others")
-    for output in outputs:
+    for output in export.outputs:
         _refuse_kind(output, source)
-    if any(output.suffix in _COPIERS for output in outputs):
+    if any(output.suffix in _COPIERS for output in export.outputs):
         _refuse_changed(selection, source)
-    return [path for output in outputs for path in _write(selection, output, source, files.passthrough, poses)]
+    poses, pickled = None, []
+    if columns is not None and export.refined_poses:
+        poses = _find_refined_poses(selection, columns)
+    if columns is not None and export.cryodrgn is not None:
+        pickled = write_pickles(export.cryodrgn, gather_pickles(selection, columns, poses))
+    return [*(path for output in export.outputs for path in _write(selection, output, source, export, poses)), *pickled]
 
 
-def find_refined_poses(selection: Selection, columns: ParticleColumns) -> NewPoses:
-    """Poses as trained of the selected particles.
+def keep_selection(working: WorkingFolder, name: str, selection: Selection) -> Place:
+    """Write a selection beside the run it was made of, in place of an earlier one of that name; where it is kept.
 
     Raises
     ------
     SelectionError
-        If training kept the given ones.
-
-    Warns
-    -----
-    CryoFormerWarning
-        If some were not trained on.
+        If the name cannot be one of a file.
     """
+    if not _NAME.fullmatch(name):
+        raise SelectionError(f"{name!r} cannot be the name of a selection: use letters, digits, dots, - and _")
+    path = working.folder / SELECTIONS / SELECTION.format(name=name)
+    working.send(write_selection(path, selection).relative_to(working.folder).as_posix())
+    kept = working.at_home(path)
+    return kept.absolute() if isinstance(kept, Path) else kept
+
+
+def _find_refined_poses(selection: Selection, columns: ParticleColumns) -> NewPoses:
+    """Poses as trained of the selected particles; those that were not trained on are told."""
     if columns.refined is None:
         raise SelectionError(f"{columns.run.home}: training kept the given poses; leave --refined-poses out")
     trained = np.isin(columns.source_row, selection.source_row)
@@ -97,7 +118,7 @@ def find_refined_poses(selection: Selection, columns: ParticleColumns) -> NewPos
             f"{len(selection) - trained.sum()} of {len(selection)} selected particles were not trained on by "
             f"{columns.run.home}, and keep their given poses",
             CryoFormerWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     rotation, shift = columns.refined.rotation.numpy(), columns.refined.shift_angstrom.numpy()
     return NewPoses(columns.source_row[trained], rotation[trained], shift[trained])
@@ -118,20 +139,14 @@ def _refuse_kind(output: Path, source: Path) -> None:
 
 def _refuse_changed(selection: Selection, source: Path) -> None:
     """See that rows still mean what they meant."""
-    if not source.is_file():
-        raise SelectionError(f"{source}: no such file any more; say where it lies with --particles")
-    with source.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != selection.source.sha256:
+    if ParticleFile.at(source).sha256 != selection.source.sha256:
         raise SelectionError(
             f"{source}: has changed since its particles were converted, so row numbers may mean others; give the file "
             "as it was with --particles, or convert and train again"
         )
 
 
-def _write(
-    selection: Selection, output: Path, source: Path, passthrough: Sequence[Path], poses: NewPoses | None
-) -> list[Path]:
+def _write(selection: Selection, output: Path, source: Path, export: Export, poses: NewPoses | None) -> list[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".json":
         return [write_selection(output, selection)]
@@ -139,7 +154,7 @@ def _write(
         write_indices_pkl(output, selection.source_row)
         return [output]
     _COPIERS[output.suffix](source, output, selection.source_row, poses)
-    return [output, *(_write_group(output, passthrough) if output.suffix == ".cs" else ())]
+    return [output, *(_write_group(output, export.passthrough) if output.suffix == ".cs" else ())]
 
 
 def _write_group(particles: Path, passthrough: Sequence[Path]) -> list[Path]:

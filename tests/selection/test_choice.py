@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cryoformer_dist.data.selection import Lasso, OfClusters, ParticleFile, RowFile, RunState
+from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ParticleFormatError, SelectionError
 from cryoformer_dist.io.cryodrgn import write_indices_pkl
 from cryoformer_dist.selection.choice import (
@@ -20,8 +21,8 @@ SOURCE, RUN = ParticleFile("a.star", "ab"), RunState("runs/demo", 7)
 COUNT = 500
 
 
-@pytest.fixture(scope="module")
-def columns() -> ParticleColumns:
+@pytest.fixture
+def columns(store: ParticleStore) -> ParticleColumns:
     rng = np.random.default_rng(1)
     place = rng.normal(size=(COUNT, 2)).astype(np.float32)
     made = {
@@ -29,7 +30,7 @@ def columns() -> ParticleColumns:
         "pc2": Column(place[:, 1], "", ""),
         "cluster": Column(rng.integers(0, 4, COUNT), "", "", "category"),
     }
-    return ParticleColumns(SOURCE, RUN, rng.permutation(900)[:COUNT], np.arange(COUNT), made, None)
+    return ParticleColumns(SOURCE, RUN, rng.permutation(900)[:COUNT], np.arange(COUNT), made, {}, store)
 
 
 def test_everything_is_every_particle_in_the_order_of_the_source(columns: ParticleColumns) -> None:

@@ -16,7 +16,7 @@ from cryoformer_dist.io.relion import read_star
 from cryoformer_dist.physics.pose import Pose, axis_angle_from_rotation, random_rotations
 from cryoformer_dist.selection.choice import choose_all, choose_where
 from cryoformer_dist.selection.columns import ParticleColumns, columns_of
-from cryoformer_dist.selection.export import SourceFiles, export_selection, find_refined_poses
+from cryoformer_dist.selection.export import Export, export_selection
 
 RUN = RunState("runs/demo", 7)
 CS_FIELDS = [
@@ -39,6 +39,12 @@ def source_of(columns: ParticleColumns) -> Path:
     return Path(columns.source.path)
 
 
+def write(
+    selection: Selection, outputs: list[Path], columns: ParticleColumns | None = None, **more: object
+) -> list[Path]:
+    return export_selection(selection, Export(tuple(outputs), **more), columns)  # type: ignore[arg-type]
+
+
 def first(columns: ParticleColumns, count: int) -> Selection:
     return choose_where(columns, f"source_row < {count}")
 
@@ -46,7 +52,7 @@ def first(columns: ParticleColumns, count: int) -> Selection:
 def test_each_kind_of_output_names_the_same_particles(columns: ParticleColumns, tmp_path: Path) -> None:
     outputs = [tmp_path / "new" / name for name in ("part.star", "ind.pkl", "part.json")]
     chosen = first(columns, 5)
-    assert export_selection(chosen, outputs) == outputs
+    assert write(chosen, outputs) == outputs
     assert read_star(outputs[0]).stack_index.tolist() == read_star(source_of(columns)).stack_index[:5].tolist()
     assert read_indices_pkl(outputs[1]).tolist() == list(range(5))
     assert read_selection(outputs[2]).origin == chosen.origin
@@ -86,13 +92,13 @@ def test_from_cs_through_a_store_and_back_with_what_was_passed_through(
     options = ConversionOptions(contrast="light", shard_rows=64, chunk_rows=64)
     store = convert_serially(plan_conversion(table, tmp_path / "particles.zarr", options))
     everything = choose_all(columns_of_store(store))
-    written = export_selection(everything, [tmp_path / "all.cs"], SourceFiles(passthrough=(passed,)))
+    written = write(everything, [tmp_path / "all.cs"], passthrough=(passed,))
     assert [path.name for path in written] == ["all.cs", "all_passthrough.cs", "all.csg"]
     assert [path.read_bytes() for path in written[:2]] == [source.read_bytes(), passed.read_bytes()]
 
     some = choose_where(columns_of_store(store), "defocus_angstrom < 15000")
     assert 0 < len(some) < len(store)
-    written = export_selection(some, [tmp_path / "some.cs"], SourceFiles(passthrough=(passed,)))
+    written = write(some, [tmp_path / "some.cs"], passthrough=(passed,))
     np.testing.assert_array_equal(np.load(written[0]), np.load(source)[some.source_row])
     again = read_particles(written[0], passthrough=[written[1]])
     particles, of_store = store.particles(), np.argsort(store.particles().source_row)[some.source_row]
@@ -114,17 +120,20 @@ def test_refined_poses_are_written_for_those_that_were_trained(store: ParticleSt
     trained = columns_of(table, store, RUN)
     whole = choose_all(columns_of_store(store))
     with pytest.warns(CryoFormerWarning, match="32 of 64 selected particles were not trained on by runs/demo"):
-        poses = find_refined_poses(whole, trained)
-    export_selection(whole, [tmp_path / "all.star"], poses=poses)
+        write(whole, [tmp_path / "all.star"], trained, refined_poses=True)
     read = read_star(tmp_path / "all.star")
     expected = store.with_pose(rows, Pose(torch.from_numpy(rotation), torch.from_numpy(shift))).particles()
     order = np.argsort(expected.source_row)
     np.testing.assert_allclose(read.rotation, expected.rotation[order], atol=3e-6)
     np.testing.assert_allclose(read.shift_angstrom, expected.shift_angstrom[order], atol=1e-5)
     mine = choose_all(trained)
-    assert len(find_refined_poses(mine, trained).source_row) == 32
+    write(mine, [tmp_path / "mine.star"], trained, refined_poses=True)
+    np.testing.assert_allclose(read_star(tmp_path / "mine.star").rotation, read.rotation[mine.source_row], atol=1e-6)
     with pytest.raises(SelectionError, match="training kept the given poses; leave --refined-poses out"):
-        find_refined_poses(mine, columns_of_store(store))
+        write(mine, [tmp_path / "not.star"], columns_of_store(store), refined_poses=True)
+    with pytest.raises(ValueError, match="need the columns of the run"):
+        write(mine, [tmp_path / "not.star"], refined_poses=True)
+    assert not (tmp_path / "not.star").exists()
 
 
 def test_the_particle_file_may_have_moved_but_not_changed(columns: ParticleColumns, tmp_path: Path) -> None:
@@ -132,15 +141,15 @@ def test_the_particle_file_may_have_moved_but_not_changed(columns: ParticleColum
     moved = tmp_path / "moved.star"
     moved.write_bytes(source.read_bytes())
     elsewhere = replace(chosen, source=ParticleFile(str(tmp_path / "gone.star"), chosen.source.sha256))
-    with pytest.raises(SelectionError, match=r"gone\.star: no such file any more; say where .* --particles"):
-        export_selection(elsewhere, [tmp_path / "part.star"])
-    export_selection(elsewhere, [tmp_path / "part.star"], SourceFiles(moved))
+    with pytest.raises(SelectionError, match=r"gone\.star: no such particle file any more; say where it lies"):
+        write(elsewhere, [tmp_path / "part.star"])
+    write(elsewhere, [tmp_path / "part.star"], particles=moved)
     assert len(read_star(tmp_path / "part.star")) == 5
     moved.write_text(moved.read_text() + "\n")
     with pytest.raises(SelectionError, match="has changed since its particles were converted"):
-        export_selection(elsewhere, [tmp_path / "other.star"], SourceFiles(moved))
+        write(elsewhere, [tmp_path / "other.star"], particles=moved)
     # Row numbers need no file.
-    export_selection(elsewhere, [tmp_path / "ind.pkl"])
+    write(elsewhere, [tmp_path / "ind.pkl"])
 
 
 def test_nothing_is_written_unless_all_can_be(columns: ParticleColumns, tmp_path: Path) -> None:
@@ -151,10 +160,10 @@ def test_nothing_is_written_unless_all_can_be(columns: ParticleColumns, tmp_path
         (source_of(columns), "is the particle file itself"),
     ):
         with pytest.raises(SelectionError, match=why):
-            export_selection(chosen, [good, other])
+            write(chosen, [good, other])
     with pytest.raises(SelectionError, match="holds no particle"):
-        export_selection(chosen - chosen, [good])
+        write(chosen - chosen, [good])
     stack = replace(chosen, source=ParticleFile("stack.mrcs", chosen.source.sha256))
     with pytest.raises(SelectionError, match=r"write \.pkl \(row numbers\)"):
-        export_selection(stack, [good])
+        write(stack, [good])
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,5 @@
 """What other programs wrote comes back from a selection as they wrote it: every real file there is."""
 
-import hashlib
 import re
 import warnings
 from dataclasses import replace
@@ -19,7 +18,7 @@ from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.io.relion import read_blocks, read_star
 from cryoformer_dist.selection.choice import choose_all, choose_where
 from cryoformer_dist.selection.columns import columns_of
-from cryoformer_dist.selection.export import export_selection
+from cryoformer_dist.selection.export import Export, export_selection
 
 pytestmark = pytest.mark.filterwarnings("ignore::cryoformer_dist.errors.CryoFormerWarning")
 
@@ -53,8 +52,7 @@ def read(path: Path) -> ParticleTable:
 
 
 def choose(rows: np.ndarray, source: Path) -> Selection:
-    file = ParticleFile(str(source), hashlib.sha256(source.read_bytes()).hexdigest())
-    return Selection.of(file, rows, RowFile(path="ind.pkl"))
+    return Selection.of(ParticleFile.at(source), rows, RowFile(path="ind.pkl"))
 
 
 def assert_same_particles(part: ParticleTable, whole: ParticleTable) -> None:
@@ -81,7 +79,7 @@ def test_every_particle_file_is_covered(shared_data: Path) -> None:
 def test_a_selection_of_everything_is_the_file_itself(name: str, shared_data: Path, tmp_path: Path) -> None:
     source = shared_data / name
     output = tmp_path / f"all{source.suffix}"
-    export_selection(choose(np.arange(len(read(source))), source), [output])
+    export_selection(choose(np.arange(len(read(source))), source), Export((output,)))
     assert output.read_bytes() == source.read_bytes()
 
 
@@ -90,7 +88,16 @@ def test_a_part_keeps_identity_order_every_column_and_units(name: str, shared_da
     source = shared_data / name
     whole, output = read(source), tmp_path / f"part{source.suffix}"
     rows = np.sort(np.random.default_rng(4).choice(len(whole), max(1, len(whole) // 3), replace=False))
-    export_selection(choose(rows, source), [output, tmp_path / "ind.pkl", tmp_path / "part.json"])
+    export_selection(
+        choose(rows, source),
+        Export(
+            (
+                output,
+                tmp_path / "ind.pkl",
+                tmp_path / "part.json",
+            )
+        ),
+    )
     assert_same_particles(read(output), whole.select(rows))
     assert_every_cell_is_kept(source, output, rows)
     by_index = read_particles(source, indices=tmp_path / "ind.pkl") if can_be_used(source) else whole.select(rows)
@@ -134,11 +141,11 @@ def test_parts_of_parts_and_unions_of_parts_are_those_of_the_whole(
     rng, count = np.random.default_rng(9), len(read(source))
     first, second = (choose(rng.choice(count, -(-count // 2), replace=False), source) for _ in range(2))
     whole, part = tmp_path / f"whole{source.suffix}", tmp_path / f"part{source.suffix}"
-    export_selection(first | second, [whole])
+    export_selection(first | second, Export((whole,)))
     again = choose(np.searchsorted((first | second).source_row, first.source_row), whole)
-    export_selection(again, [part])
+    export_selection(again, Export((part,)))
     direct = tmp_path / f"direct{source.suffix}"
-    export_selection(first, [direct])
+    export_selection(first, Export((direct,)))
     assert part.read_bytes() == direct.read_bytes()
     assert_same_particles(read(part), read(source).select(first.source_row))
 
@@ -157,12 +164,12 @@ def test_from_star_through_a_store_and_back(aspire: ParticleStore, tmp_path: Pat
     particles, source = aspire.particles(), Path(aspire.attributes.source.path)
     columns = columns_of({"source_row": particles.source_row}, aspire, RunState("runs/demo", 1))
     everything = choose_all(columns)
-    export_selection(everything, [tmp_path / "all.star"])
+    export_selection(everything, Export((tmp_path / "all.star",)))
     assert (tmp_path / "all.star").read_bytes() == source.read_bytes()
     for group, voltage in ((1, 300), (2, 200)):
         one = choose_where(columns, f"optics_group == {group}")
         output = tmp_path / f"group{group}.star"
-        export_selection(one, [output])
+        export_selection(one, Export((output,)))
         assert 0 < len(one) < len(everything)
         table = read_star(output)
         assert [(each.name, each.voltage_kv) for each in table.optics] == [(f"opticsGroup{group}", voltage)]
