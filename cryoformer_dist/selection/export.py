@@ -84,7 +84,8 @@ def export_selection(selection: Selection, export: Export, columns: ParticleColu
         _refuse_kind(output, source)
     if any(output.suffix in _COPIERS for output in export.outputs):
         _refuse_changed(selection, source)
-    poses, pickled = None, []
+    poses: NewPoses | None = None
+    pickled: list[Path] = []
     if columns is not None and export.refined_poses:
         poses = _find_refined_poses(selection, columns)
     if columns is not None and export.cryodrgn is not None:
