@@ -25,6 +25,10 @@ class StoreNotFoundError(StoreError, FileNotFoundError):
     """There is no particle store at the given place."""
 
 
+class SelectionError(CryoFormerError, ValueError):
+    """A selection of particles cannot be made, read, or written for another program."""
+
+
 class StorageError(CryoFormerError, OSError):
     """An object store cannot be reached, or refuses what is asked of it."""
 

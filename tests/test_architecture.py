@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "inference": GROUND | {"physics", "data"},
     "initialization": GROUND | {"physics", "data"},
     "runs": GROUND | {"config", "physics", "io.mrc", "data", "storage", "initialization"},
+    "selection": GROUND | {"physics", "io", "data", "storage", "runs"},
     "training": GROUND | {"config", "physics", "model", "data", "storage", "inference", "initialization", "runs"},
     "figures": {"errors", "config", "physics", "runs"},
     "analysis": GROUND

@@ -16,8 +16,8 @@ from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.progress import Progress
 from cryoformer_dist.ranks import rank_and_world, take_from_leader, take_share
-from cryoformer_dist.runs.layout import LATENTS, SERIES_MAP, SERIES_MAPS, VOLUMES
-from cryoformer_dist.storage.places import replaced
+from cryoformer_dist.runs.layout import SERIES_MAP, SERIES_MAPS, VOLUMES
+from cryoformer_dist.runs.results import write_latent_table
 from cryoformer_dist.storage.working_folder import WorkingFolder
 
 CLUSTER_SERIES = "kmeans"
@@ -156,7 +156,7 @@ def reconstruct(
     if series is not None:
         names = [CLUSTER_SERIES, *(f"pc{number}" for number in range(1, plan.axes + 1))]
         _remove_others(working, names, {entry.file for entry in entries})
-        _write_table(working, {**table, **series.table})
+        working.send(write_latent_table(working.folder, {**table, **series.table}))
     return [working.folder / VOLUMES / entry.file for entry in entries]
 
 
@@ -164,12 +164,6 @@ def _remove_others(working: WorkingFolder, series: Sequence[str], keep: set[str]
     """Remove maps of series that are not among those to keep."""
     found = [path.name for name in series for path in (working.folder / VOLUMES).glob(SERIES_MAPS.format(series=name))]
     working.remove(*(f"{VOLUMES}/{name}" for name in found if name not in keep))
-
-
-def _write_table(working: WorkingFolder, table: Mapping[str, np.ndarray]) -> None:
-    with replaced(working.folder / LATENTS) as beside, beside.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **table)
-    working.send(LATENTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +218,3 @@ def read_all_series(
         fitted = fit_box(voxels, min(len(voxels), finest_box or len(voxels)))
         series.setdefault(path.stem.rpartition("_")[0], []).append(fitted)
     return {name: np.stack(maps) for name, maps in series.items()}
-
-
-def read_latent_table(run: Path) -> dict[str, np.ndarray]:
-    """Arrays of latent.npz; none before they were written."""
-    if not (run / LATENTS).is_file():
-        return {}
-    with np.load(run / LATENTS, allow_pickle=False) as table:
-        return {name: table[name] for name in table.files}

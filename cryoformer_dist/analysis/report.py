@@ -8,7 +8,7 @@ import numpy as np
 
 from cryoformer_dist.analysis.evaluation_files import StateCurves, read_state_curves
 from cryoformer_dist.analysis.map_scores import fit_box
-from cryoformer_dist.analysis.reconstruct import read_all_series, read_latent_table
+from cryoformer_dist.analysis.reconstruct import read_all_series
 from cryoformer_dist.analysis.report_sections import (
     PICTURED_BOX,
     ClusterSection,
@@ -57,6 +57,7 @@ from cryoformer_dist.runs.layout import (
     VOLUMES,
 )
 from cryoformer_dist.runs.manifest import RunManifest, read_manifest
+from cryoformer_dist.runs.results import read_latent_table
 from cryoformer_dist.runs.scores import Scores, ScoresAgainstTruth, read_scores
 from cryoformer_dist.runs.training_log import TrainingRecord, find_search, read_training_log
 

@@ -116,8 +116,7 @@ def reconstruct_run(working: WorkingFolder, trained: TrainedRun, progress: Stage
     trained = with_weight_at_refined_poses(working, trained, progress)
     labels, voxel_size = _label_maps(run, trained), trained.manifest.pixel_size_angstrom
     plan, report = SeriesPlan.of(trained.config), partial(progress, "maps")
-    table = {"latent": trained.latents, "source_row": trained.source_row, **trained.found}
-    written = reconstruct(working, trained.decode_each, table, voxel_size, plan, labels, report)
+    written = reconstruct(working, trained.decode_each, trained.table, voxel_size, plan, labels, report)
     if trained.has_attention:
         written += find_flexible_regions(working, trained, labels, progress)
     if trained.poses_refined:

@@ -103,6 +103,12 @@ class TrainedRun:
         return {name: values for name, values in named.items() if values is not None}
 
     @property
+    def table(self) -> dict[str, Float[np.ndarray, "particles *numbers"]]:
+        """What is known of each particle, by its name in latent.npz; poses where training changed them."""
+        poses = {"rotation": self.rotation, "shift_angstrom": self.shift_angstrom} if self.poses_refined else {}
+        return {"latent": self.latents, "source_row": self.source_row, **self.found, **poses}
+
+    @property
     def trusted(self) -> Bool[np.ndarray, " particles"]:
         """Particles whose images probably show one."""
         everyone: np.ndarray = np.ones(len(self.latents), dtype=bool)

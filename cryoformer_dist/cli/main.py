@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from cryoformer_dist.cli import launches as launches
-from cryoformer_dist.cli import sweeps, terminal
+from cryoformer_dist.cli import selections, sweeps, terminal
 from cryoformer_dist.cli.options import (
     AllowDuplicates,
     ClassNumber,
@@ -113,6 +113,7 @@ def convert(
     centred: Annotated[bool, typer.Option("--centred", help="No shifts in the file: particles are centred.")] = False,
     class_number: ClassNumber = None,
     allow_duplicates: AllowDuplicates = False,
+    from_selection: Annotated[Path | None, typer.Option(help="Selection (.json) of this file: keep its rows.")] = None,
     contrast: Contrast = "auto",
     particle_diameter: ParticleDiameter = None,
     seed: Annotated[int, typer.Option(help="Of the order of particles in the store.")] = 0,
@@ -123,6 +124,7 @@ def convert(
     """Convert particles to a checked, sharded Zarr store. Interrupted? Run the same command again."""
     from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
     from cryoformer_dist.data.noise_measurement import summarise_noise
+    from cryoformer_dist.data.selection import keep_selected, read_selection
     from cryoformer_dist.data.source_images import describe_corrections
     from cryoformer_dist.io.reading import read_particles
     from cryoformer_dist.io.stated import StatedValues
@@ -141,6 +143,8 @@ def convert(
     table = read_particles(
         particles, datadir=datadir, passthrough=files, poses=poses, ctf=ctf, indices=indices, stated=stated
     )
+    if from_selection is not None:
+        table = keep_selected(table, read_selection(from_selection))
     plan = plan_conversion(table, output, options)
     terminal.say(f"particles  {len(table)} in {len(table.stack_paths)} stacks")
     for line in describe_corrections(table.optics):
@@ -211,6 +215,7 @@ def train(
 
 app.add_typer(launches.app)
 app.add_typer(sweeps.app)
+app.add_typer(selections.app)
 
 
 @app.command(epilog="Example: `cryoformer-dist reconstruct runs/demo`")

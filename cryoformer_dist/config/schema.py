@@ -220,6 +220,11 @@ class DatasetConfig(Section):
     )
     hold_out: int = Field(0, ge=0, description="particles kept out of training, for an encoder to be judged on")
     half: Literal["both", 1, 2] = Field("both", description="train on both half-sets or on one")
+    selection: str | None = Field(
+        None,
+        description="train on these particles only: a selection (.json) that `select` has written; relative paths "
+        "start at this file's folder",
+    )
     loader: Literal["ray", "local", "resident"] = Field(
         "ray",
         description="who reads the store: Ray Data, a thread of the worker, or nobody: the images of a worker's share "

@@ -26,7 +26,7 @@ def describe_source(table: ParticleTable) -> Source:
     stacks = tuple(
         _describe_stack(path, int(particles)) for path, particles in zip(table.stack_paths, used, strict=True)
     )
-    return Source(str(table.source), sha256, numbers.hexdigest(), stacks)
+    return Source(str(table.source.absolute()), sha256, numbers.hexdigest(), stacks)
 
 
 def stored_column(table: ParticleTable, name: str) -> NDArray[Any]:
@@ -45,4 +45,4 @@ def program_name() -> str:
 def _describe_stack(path: Path, particles: int) -> SourceStack:
     with path.open("rb") as file:
         header = hashlib.sha256(file.read(1024)).hexdigest()
-    return SourceStack(str(path), particles, path.stat().st_size, header)
+    return SourceStack(str(path.absolute()), particles, path.stat().st_size, header)

@@ -1,4 +1,4 @@
-"""CryoDRGN's pickles (``poses.pkl``, ``ctf.pkl``, ``ind.pkl``), read without trusting them, and poses written."""
+"""CryoDRGN's pickles (``poses.pkl``, ``ctf.pkl``, ``ind.pkl``), read without trusting them; ``z.pkl`` too written."""
 
 import io
 import pickle
@@ -146,6 +146,25 @@ def read_indices_pkl(path: Path) -> np.ndarray:
     if len(np.unique(rows)) != len(rows):
         raise ParticleFormatError(f"{path}: names a row twice; give every particle once")
     return rows.astype(np.int64)
+
+
+def write_indices_pkl(path: Path, rows: np.ndarray) -> None:
+    """Write row numbers ``(k,)`` from 0 as cryoDRGN keeps them, whole or not at all."""
+    with replaced(path) as beside:
+        beside.write_bytes(pickle.dumps(np.asarray(rows, dtype=np.int64)))
+
+
+def write_ctf_pkl(path: Path, table: np.ndarray) -> None:
+    """Write CTF parameters ``(N, 9)`` in the order of `CTF_COLUMNS`, whole or not at all."""
+    with replaced(path) as beside:
+        beside.write_bytes(pickle.dumps(np.float32(table)))
+
+
+def write_latents_pkl(path: Path, latent: np.ndarray, log_variance: np.ndarray | None) -> None:
+    """Write latents ``(k, dimensions)`` as ``z.pkl``: means, then a second pickle of log variances, if there are."""
+    parts = [latent] if log_variance is None else [latent, log_variance]
+    with replaced(path) as beside:
+        beside.write_bytes(b"".join(pickle.dumps(np.float32(part)) for part in parts))
 
 
 class _RefusedGlobal(Exception):

@@ -1,5 +1,6 @@
 """CryoSPARC ``.cs`` files, in and out."""
 
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 
 from cryoformer_dist.errors import CryoFormerWarning, ParticleFormatError
-from cryoformer_dist.io.cs_fields import Fields, join_files, load_records, number_stacks
+from cryoformer_dist.io.cs_fields import Fields, column_of, join_files, load_records, number_stacks, save_records
 from cryoformer_dist.io.limits import (
     AMPLITUDE_CONTRAST,
     ANGLE_RADIANS,
@@ -23,6 +24,7 @@ from cryoformer_dist.io.limits import (
     check_defocus,
 )
 from cryoformer_dist.io.particles import (
+    NewPoses,
     OpticsColumns,
     ParticleTable,
     group_optics,
@@ -146,21 +148,59 @@ def update_cs_poses(
     """
     records = load_records(source)
     refuse_rows_beyond(source, len(records), source_row)
+    poses = NewPoses(source_row, rotation, shift_angstrom)
+    save_records(output, _with_poses(source, output, records, np.arange(len(records)), poses))
+
+
+def select_cs_rows(source: Path, output: Path, source_row: np.ndarray, poses: NewPoses | None = None) -> None:
+    """Copy some particles of a ``.cs`` with all their fields, in its order.
+
+    Parameters
+    ----------
+    source
+        A job's particles.
+    output
+        Where to write, whole or not at all.
+    source_row
+        ``(k,)`` rows to keep, from 0; with all of them the copy is the file itself.
+    poses
+        New ones of some of these; without pose fields in the source, the others are left out.
+
+    Raises
+    ------
+    ParticleFormatError
+        If the source is no ``.cs``, has fewer rows than that, or no pixel size to write shifts in.
+    """
+    records, kept = load_records(source), np.sort(source_row)
+    refuse_rows_beyond(source, len(records), kept)
+    if poses is not None:
+        save_records(output, _with_poses(source, output, records, kept, poses))
+    elif len(kept) < len(records):
+        save_records(output, records[kept])
+    else:
+        with replaced(output) as beside:
+            shutil.copyfile(source, beside)
+
+
+def _with_poses(source: Path, output: Path, records: np.ndarray, kept: np.ndarray, poses: NewPoses) -> np.ndarray:
+    """Some of the records, with new poses; those without one only if the source has pose fields."""
     pixel_size = _require_pixel_size(source, records)
-    kept = np.arange(len(records))
     if not {_POSE, _SHIFT} <= set(records.dtype.names or ()):
-        records, kept = _add_pose_fields(records, pixel_size), np.sort(source_row)
-    if len(kept) < len(records):
-        warnings.warn(
-            f"{output}: {source} has no pose fields, so its {len(records) - len(kept)} particles without a "
-            "new pose are left out",
-            CryoFormerWarning,
-            stacklevel=2,
-        )
-    records[_POSE][source_row] = axis_angle_from_rotation(torch.from_numpy(rotation.astype(np.float64))).numpy()
-    records[_SHIFT][source_row] = shift_angstrom / pixel_size[source_row, None]
-    with replaced(output) as beside, beside.open("wb") as handle:
-        np.save(handle, records[kept], allow_pickle=False)
+        records = _add_pose_fields(records, pixel_size)
+        left_out = np.setdiff1d(kept, poses.source_row)
+        kept = np.intersect1d(kept, poses.source_row)
+        if len(left_out):
+            warnings.warn(
+                f"{output}: {source} has no pose fields, so its {len(left_out)} particles without a new pose are left "
+                "out",
+                CryoFormerWarning,
+                stacklevel=3,
+            )
+    rows, rotation = poses.source_row, torch.from_numpy(poses.rotation.astype(np.float64))
+    records[_POSE][rows] = axis_angle_from_rotation(rotation).numpy()
+    records[_SHIFT][rows] = poses.shift_angstrom / pixel_size[rows, None]
+    chosen: np.ndarray = records[kept]
+    return chosen
 
 
 def _refuse_missing(path: Path, fields: Fields, require_poses: bool, require_ctf: bool) -> None:
@@ -208,10 +248,10 @@ def _make_table(path: Path, fields: Fields, datadir: Path | None) -> ParticleTab
         stack_index=fields["blob/idx"].astype(np.int64),
         rotation=rotation,
         shift_angstrom=shift,
-        defocus_u_angstrom=_column(fields, "ctf/df1_A"),
-        defocus_v_angstrom=_column(fields, "ctf/df2_A"),
-        defocus_angle_deg=np.rad2deg(_column(fields, "ctf/df_angle_rad")),
-        phase_shift_deg=np.rad2deg(_column(fields, "ctf/phase_shift_rad")),
+        defocus_u_angstrom=column_of(fields, "ctf/df1_A"),
+        defocus_v_angstrom=column_of(fields, "ctf/df2_A"),
+        defocus_angle_deg=np.rad2deg(column_of(fields, "ctf/df_angle_rad")),
+        phase_shift_deg=np.rad2deg(column_of(fields, "ctf/phase_shift_rad")),
         optics=optics,
         optics_group=optics_group,
         half_set=np.where(np.isin(split, (0, 1)), split + 1, 0).astype(np.int8),
@@ -309,9 +349,9 @@ def _collect_optics(path: Path, fields: Fields) -> OpticsColumns:
     return OpticsColumns(
         pixel_size_angstrom=fields["blob/psize_A"],
         box_size=shape[:, 0],
-        voltage_kv=_column(fields, "ctf/accel_kv"),
-        spherical_aberration_mm=_column(fields, "ctf/cs_mm"),
-        amplitude_contrast=_column(fields, "ctf/amp_contrast"),
+        voltage_kv=column_of(fields, "ctf/accel_kv"),
+        spherical_aberration_mm=column_of(fields, "ctf/cs_mm"),
+        amplitude_contrast=column_of(fields, "ctf/amp_contrast"),
         group=exposure_group,
         names={int(group): f"exposureGroup{group}" for group in np.unique(exposure_group)},
         terms=mask,
@@ -356,8 +396,3 @@ def _add_pose_fields(records: np.ndarray, pixel_size: np.ndarray) -> np.ndarray:
         wider[name] = records[name]
     wider[_POSE_PIXEL] = pixel_size
     return wider
-
-
-def _column(fields: Fields, label: str) -> np.ndarray:
-    """Return a field ``(N,)`` as float32; zeros when the caller allowed it to be absent."""
-    return fields.get(label, np.zeros(len(fields["blob/path"]))).astype(np.float32)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cryoformer_dist.errors import ParticleFormatError
+from cryoformer_dist.storage.places import replaced
 
 Fields = dict[str, np.ndarray]
 
@@ -71,6 +72,17 @@ def load_records(path: Path) -> np.ndarray:
         raise ParticleFormatError(f"{path}: has 0 rows ({len(records.dtype.names)} fields); give a job with particles")
     _refuse_other_forms(path, {name: records[name] for name in records.dtype.names})
     return records
+
+
+def save_records(path: Path, records: np.ndarray) -> None:
+    """Write records as cryoSPARC does, whole or not at all."""
+    with replaced(path) as beside, beside.open("wb") as handle:
+        np.save(handle, records, allow_pickle=False)
+
+
+def column_of(fields: Fields, label: str) -> np.ndarray:
+    """Return a field ``(N,)`` as float32; zeros when the caller allowed it to be absent."""
+    return fields.get(label, np.zeros(len(fields["blob/path"]))).astype(np.float32)
 
 
 def join_files(path: Path, passthrough: Sequence[Path]) -> Fields:

@@ -163,6 +163,23 @@ class ParticleTable:
         return Pose(rotation=_tensor(self.rotation), shift_angstrom=_tensor(self.shift_angstrom))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class NewPoses:
+    """Poses to be written into a copy of a particle file.
+
+    Attributes
+    ----------
+    source_row
+        ``(k,)`` rows of the file, from 0.
+    rotation, shift_angstrom
+        ``(k, 3, 3)`` RELION matrices and ``(k, 2)`` (x, y) to add to the image.
+    """
+
+    source_row: np.ndarray
+    rotation: np.ndarray
+    shift_angstrom: np.ndarray
+
+
 _ROW_FIELDS = (
     *("stack", "stack_index", "rotation", "shift_angstrom", "defocus_u_angstrom", "defocus_v_angstrom"),
     *("defocus_angle_deg", "phase_shift_deg", "optics_group", "half_set", "uid", "source_row"),
@@ -258,7 +275,7 @@ def warn_of_unapplied_terms(source: Path, optics: Sequence[OpticsGroup]) -> None
 
 
 def refuse_rows_beyond(source: Path, particles: int, source_row: np.ndarray) -> None:
-    """Refuse poses ``(k,)`` for rows that a source file of so many particles does not have.
+    """Refuse rows ``(k,)`` that a source file of so many particles does not have.
 
     Raises
     ------
@@ -267,6 +284,6 @@ def refuse_rows_beyond(source: Path, particles: int, source_row: np.ndarray) -> 
     """
     if source_row.size and source_row.max() >= particles:
         raise ParticleFormatError(
-            f"{source}: has {particles} particles and a pose is for row {int(source_row.max()) + 1}; give "
-            "the file that the particles were read from"
+            f"{source}: has {particles} particles, and row {int(source_row.max()) + 1} is asked for; give the file "
+            "that the particles were read from"
         )

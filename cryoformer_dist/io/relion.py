@@ -3,6 +3,7 @@
 import linecache
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ import torch
 
 from cryoformer_dist.errors import CryoFormerWarning, ParticleFormatError
 from cryoformer_dist.io.limits import check_defocus
-from cryoformer_dist.io.particles import ParticleTable, group_optics, refuse_rows_beyond, warn_of_unapplied_terms
+from cryoformer_dist.io.particles import (
+    NewPoses,
+    ParticleTable,
+    group_optics,
+    refuse_rows_beyond,
+    warn_of_unapplied_terms,
+)
 from cryoformer_dist.io.stack_paths import resolve_stacks
 from cryoformer_dist.io.star_optics import image_pixel_size, optics_columns
 from cryoformer_dist.io.star_rows import (
@@ -23,6 +30,7 @@ from cryoformer_dist.io.star_rows import (
     ORIGINS_PIXELS,
     PIXEL_SIZES,
     Block,
+    StarRows,
     add_stated,
     half_sets,
     open_rows,
@@ -30,7 +38,14 @@ from cryoformer_dist.io.star_rows import (
     split_image_names,
     star_poses,
 )
-from cryoformer_dist.io.star_text import find_loop, format_block, read_star_lines, refuse_uneven_rows, replace_cells
+from cryoformer_dist.io.star_text import (
+    LoopBlock,
+    find_loop,
+    format_block,
+    read_star_lines,
+    refuse_uneven_rows,
+    replace_cells,
+)
 from cryoformer_dist.io.stated import NOTHING_STATED, StatedValues
 from cryoformer_dist.physics.pose import relion_euler_from_rotation
 from cryoformer_dist.storage.places import replaced
@@ -180,28 +195,80 @@ def update_star_poses(
     CryoFormerWarning
         If the source has no pose columns and some of its rows get no pose: those rows are left out.
     """
+    file = _open_text(source, source_row)
+    poses = NewPoses(source_row, rotation, shift_angstrom)
+    _write_text(output, "".join(_pose_lines(file, poses, len(file.rows), output)))
+
+
+def select_star_rows(source: Path, output: Path, source_row: np.ndarray, poses: NewPoses | None = None) -> None:
+    """Copy some particles of a file, in its order, with the optics groups they use; all else stays, byte for byte.
+
+    Parameters
+    ----------
+    source
+        A particle file.
+    output
+        Where to write, whole or not at all.
+    source_row
+        ``(k,)`` rows of the particles block to keep, from 0; with all of them the copy is the file itself.
+    poses
+        New ones of some of these; without pose columns in the source, the others are left out.
+
+    Raises
+    ------
+    ParticleFormatError
+        If the source is no particle file, or has fewer rows than that.
+    """
+    file = _open_text(source, source_row)
+    lines = list(file.lines) if poses is None else _pose_lines(file, poses, len(source_row), output)
+    if len(source_row) < len(file.rows):
+        optics = find_loop(file.lines, "optics") if file.rows.optics else None
+        for number in np.delete(file.block.row_lines, source_row):
+            lines[number] = ""
+        for number in () if optics is None else np.delete(optics.row_lines, file.rows.optics_row[source_row]):
+            lines[number] = ""
+    _write_text(output, "".join(lines))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _StarText:
+    """A particle file: its lines, each with its end; the particles block in them, and what it says."""
+
+    rows: StarRows
+    lines: list[str]
+    block: LoopBlock
+
+
+def _open_text(source: Path, source_row: np.ndarray) -> _StarText:
+    """A particle file that has these rows."""
     rows = open_rows(source, read_blocks(source))
     refuse_rows_beyond(source, len(rows), source_row)
-    euler = _euler(rotation)
-    columns: dict[str, Sequence[str]] = {label: _cells(euler[:, axis]) for axis, label in enumerate(ANGLES)}
-    if rows.has_all(ORIGINS_PIXELS) and rows.has_any(PIXEL_SIZES):
-        pixels = shift_angstrom / image_pixel_size(rows)[source_row, None]
-        columns |= {label: _cells(pixels[:, axis]) for axis, label in enumerate(ORIGINS_PIXELS)}
-    if rows.has_all(ORIGINS_ANGSTROM) or ORIGINS_PIXELS[0] not in columns:
-        columns |= {label: _cells(shift_angstrom[:, axis]) for axis, label in enumerate(ORIGINS_ANGSTROM)}
     with source.open(encoding="utf-8", errors="surrogateescape", newline="") as handle:
         lines = handle.readlines()
     block = find_loop(lines, rows.block_name)
     if block is None or len(block.row_lines) != len(rows):
         raise ParticleFormatError(f"{source}: block data_{rows.block_name} is not a plain table; rewrite it as loop_")
-    left_out = len(rows) - len(source_row)
-    if left_out and not set(columns) <= set(block.labels):
+    return _StarText(rows, lines, block)
+
+
+def _pose_lines(file: _StarText, poses: NewPoses, wanted: int, output: Path) -> list[str]:
+    """The lines with new poses; rows that a new column has no cell for are emptied, and told if they were wanted."""
+    rows, shift_angstrom = file.rows, poses.shift_angstrom
+    euler = _euler(poses.rotation)
+    columns: dict[str, Sequence[str]] = {label: _cells(euler[:, axis]) for axis, label in enumerate(ANGLES)}
+    if rows.has_all(ORIGINS_PIXELS) and rows.has_any(PIXEL_SIZES):
+        pixels = shift_angstrom / image_pixel_size(rows)[poses.source_row, None]
+        columns |= {label: _cells(pixels[:, axis]) for axis, label in enumerate(ORIGINS_PIXELS)}
+    if rows.has_all(ORIGINS_ANGSTROM) or ORIGINS_PIXELS[0] not in columns:
+        columns |= {label: _cells(shift_angstrom[:, axis]) for axis, label in enumerate(ORIGINS_ANGSTROM)}
+    left_out = wanted - len(poses.source_row)
+    if left_out and not set(columns) <= set(file.block.labels):
         warnings.warn(
-            f"{output}: {source} has no pose columns, so its {left_out} particles without a new pose are left out",
+            f"{output}: {rows.path} has no pose columns, so its {left_out} particles without a new pose are left out",
             CryoFormerWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    _write_text(output, "".join(replace_cells(lines, block, columns, source_row)))
+    return replace_cells(file.lines, file.block, columns, poses.source_row)
 
 
 def read_blocks(path: Path) -> dict[str, Block]:

@@ -13,6 +13,8 @@ def read_run_file(path: Path, overrides: list[str]) -> RunConfig:
     config = load_config(path, RunConfig, overrides)
     folder = path.resolve().parent
     dataset = config.dataset.model_copy(update={"store": placed_from(folder, config.dataset.store)})
+    if dataset.selection is not None:
+        dataset = dataset.model_copy(update={"selection": placed_from(folder, dataset.selection)})
     if dataset.simulate is not None:
         dataset = dataset.model_copy(update={"simulate": dataset.simulate.with_paths_from(folder)})
     masks = {

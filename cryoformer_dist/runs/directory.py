@@ -16,8 +16,9 @@ from torch import Tensor
 from cryoformer_dist.config.loading import dump_config, load_config
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.order import Rows
+from cryoformer_dist.data.selection import ParticleFile, read_selection, write_selection
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import StorageError, StoreError, StoreNotFoundError
+from cryoformer_dist.errors import SelectionError, StorageError, StoreError, StoreNotFoundError
 from cryoformer_dist.initialization.consensus import Consensus
 from cryoformer_dist.initialization.pose_search import PoseSearchResult
 from cryoformer_dist.io.mrc import read_volume, write_volume
@@ -32,6 +33,7 @@ from cryoformer_dist.runs.layout import (
     FIRST_LATENTS,
     FIRST_MAPS,
     FIRST_POSES,
+    GIVEN_SELECTION,
     MANIFEST,
     OCCUPANCY,
     POSE_SEARCH,
@@ -41,7 +43,7 @@ from cryoformer_dist.runs.layout import (
     STAGE_PROGRESS,
 )
 from cryoformer_dist.runs.manifest import RunManifest, read_manifest, write_manifest
-from cryoformer_dist.storage.places import Place, replaced, write_whole
+from cryoformer_dist.storage.places import Place, place_at, replaced, write_whole
 from cryoformer_dist.storage.working_folder import WorkingFolder, open_working_folder
 
 _LOOK_AGAIN_SECONDS = 1.0
@@ -50,13 +52,30 @@ _LEFT_AT_HOME = (CHECKPOINTS, RAY_RECORDS)
 
 
 def selected_rows(config: RunConfig, store: ParticleStore) -> Rows:
-    """Store rows of the half-set that the run trains on.
+    """Store rows of the half-set, and of the selection, that the run trains on.
 
     Raises
     ------
     StoreError
         If a half-set is asked for that the store does not have.
+    SelectionError
+        If the selection is of another particle file, or of none of these particles.
     """
+    rows = _rows_of_half(config, store)
+    if config.dataset.selection is None:
+        return rows
+    selection = read_selection(place_at(config.dataset.selection))
+    selection.refuse_other_source(ParticleFile.of(store.attributes.source), str(store.path))
+    chosen: Rows = rows[np.isin(store.particles().source_row[rows], selection.source_row)]
+    if not len(chosen):
+        raise SelectionError(
+            f"dataset.selection: none of the {len(selection)} particles ({selection}) is among the {len(rows)} of "
+            f"{store.path} that are trained on; look at dataset.half and dataset.hold_out"
+        )
+    return chosen
+
+
+def _rows_of_half(config: RunConfig, store: ParticleStore) -> Rows:
     half = store.particles().half_set
     seen = len(store) - config.dataset.hold_out
     if seen <= 0:
@@ -115,7 +134,14 @@ def load_run(run: Path) -> tuple[RunConfig, RunManifest]:
         If the folder holds no run, or one of another version.
     """
     manifest = read_manifest(run)
-    return load_config(run / CONFIG, RunConfig), manifest
+    config = load_config(run / CONFIG, RunConfig)
+    return (config if config.dataset.selection is None else _with_selection(config, run.absolute())), manifest
+
+
+def _with_selection(config: RunConfig, folder: Path) -> RunConfig:
+    """The same run on the copy of its selection that lies in a folder."""
+    dataset = config.dataset.model_copy(update={"selection": str(folder / GIVEN_SELECTION)})
+    return config.model_copy(update={"dataset": dataset})
 
 
 def open_run_store(manifest: RunManifest) -> ParticleStore:
@@ -214,17 +240,23 @@ def store_at_first_poses(run: Path, store: ParticleStore) -> ParticleStore:
 
 
 def write_config(run: Path, config: RunConfig) -> None:
-    """Make a run's folder, and write its configuration."""
+    """Make a run's folder, and write its configuration, with a copy of the selection that it names."""
+    given = config.dataset.selection
+    selection = None if given is None else read_selection(place_at(given))
     run.mkdir(parents=True, exist_ok=True)
     rewrite_config(run, config)
     for left_over in (*PREPARED, STAGE_PROGRESS):
         # Of a folder that was never finished: this run may ask for less.
         (run / left_over).unlink(missing_ok=True)
+    if selection is not None:
+        write_selection(run / GIVEN_SELECTION, selection)
 
 
 def rewrite_config(run: Path, config: RunConfig) -> str:
     """Write a run's configuration anew, once what was left open in it is settled; the file's name."""
-    write_whole(run / CONFIG, dump_config(config))
+    # Relative, as in any run file: the copy lies beside it, wherever that is.
+    here = config if config.dataset.selection is None else _with_selection(config, Path())
+    write_whole(run / CONFIG, dump_config(here))
     return CONFIG
 
 

@@ -20,6 +20,8 @@ POSE_SEARCH = "pose_search.json"
 GIVEN_MASK = "mask.mrc"
 FOCUS_MASK = "focus_mask.mrc"
 """Copies of the masks that the configuration names, brought to the store's box."""
+GIVEN_SELECTION = "selection.json"
+"""Copy of the selection that the configuration names."""
 PREPARED = (
     CONSENSUS,
     OCCUPANCY,
@@ -30,6 +32,7 @@ PREPARED = (
     POSE_SEARCH,
     GIVEN_MASK,
     FOCUS_MASK,
+    GIVEN_SELECTION,
 )
 
 STAGE_PROGRESS = "stage_progress.json"
@@ -69,6 +72,9 @@ SERIES_MAPS = "{series}_[0-9][0-9][0-9].mrc"
 """Pattern of all of a series."""
 LATENTS = "latent.npz"
 REFINED_POSES = "poses{suffix}"
+SELECTIONS = "selections"
+"""Particles that were chosen by what this run found of them."""
+SELECTION = "{name}.json"
 SCORES = "metrics.json"
 FSC = "fsc"
 STATE_FSC = "state_{index:03d}.csv"

@@ -1,12 +1,13 @@
 """What was made of a checkpoint, and of which: nothing is made twice, or taken for another checkpoint's."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cryoformer_dist.ranks import rank_and_world, take_from_leader
-from cryoformer_dist.runs.layout import RESULTS
+from cryoformer_dist.runs.layout import LATENTS, RESULTS
 from cryoformer_dist.runs.manifest import SCHEMA_VERSION
 from cryoformer_dist.storage.places import replaced
 from cryoformer_dist.storage.records import read_record, write_record
@@ -71,3 +72,18 @@ def find_of_checkpoint(run: Path, name: str, step: int) -> dict[str, np.ndarray]
     """As `read_of_checkpoint`, on every rank what the leader finds."""
     leads = rank_and_world()[0] == 0
     return take_from_leader(read_of_checkpoint(run, name, step) if leads else None)
+
+
+def write_latent_table(run: Path, table: Mapping[str, np.ndarray]) -> str:
+    """Write what is known of each trained particle, whole or not at all; the file's name."""
+    with replaced(run / LATENTS) as beside, beside.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **table)
+    return LATENTS
+
+
+def read_latent_table(run: Path) -> dict[str, np.ndarray]:
+    """Arrays of latent.npz; none before they were written."""
+    if not (run / LATENTS).is_file():
+        return {}
+    with np.load(run / LATENTS, allow_pickle=False) as table:
+        return {name: table[name] for name in table.files}

@@ -64,7 +64,7 @@ def read_record(path: Path, kind: type[Record] | UnionType, schema_version: int,
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content.pop(_VERSION)
         if version == schema_version:
-            record: Record = _decode(kind, content)
+            record: Record = from_json(kind, content)
             return record
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CryoFormerError(f"{path}: damaged, or of another program ({error}); {remedy}") from error
@@ -93,17 +93,24 @@ def as_json(value: Any) -> Any:
     return content
 
 
-def _decode(kind: Any, content: Any) -> Any:
+def from_json(kind: Any, content: Any) -> Any:
+    """What `as_json` made JSON of.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError, AttributeError
+        If it is not just that.
+    """
     if get_origin(kind) is UnionType:
-        return None if content is None else _decode(_choose(get_args(kind), content), content)
+        return None if content is None else from_json(_choose(get_args(kind), content), content)
     if is_dataclass(kind):
         return _decode_fields(kind, dict(content))
     if get_origin(kind) is tuple:
         member, *others = get_args(kind)
         kinds = [member] * len(content) if others == [...] else [member, *others]
-        return tuple(_decode(each, part) for each, part in zip(kinds, content, strict=True))
+        return tuple(from_json(each, part) for each, part in zip(kinds, content, strict=True))
     if get_origin(kind) is Mapping:
-        return {name: _decode(get_args(kind)[1], part) for name, part in content.items()}
+        return {name: from_json(get_args(kind)[1], part) for name, part in content.items()}
     if get_origin(kind) is Literal:
         fits = content in get_args(kind)
     else:
@@ -122,9 +129,9 @@ def _decode_fields(kind: Any, content: dict[str, Any]) -> Any:
             names = {name: part.metadata[_PREFIX] + name for name in get_type_hints(_choose(get_args(hint) or (hint,)))}
             inner = {name: content.pop(written) for name, written in names.items() if written in content}
             # All of its parts may be absent without its being so.
-            values[part.name] = None if not inner and NoneType in get_args(hint) else _decode(hint, inner)
+            values[part.name] = None if not inner and NoneType in get_args(hint) else from_json(hint, inner)
         elif part.name in content or NoneType not in get_args(hint):
-            values[part.name] = _decode(hint, content.pop(part.name))
+            values[part.name] = from_json(hint, content.pop(part.name))
         else:
             values[part.name] = None
     if content:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.data.selection import read_selection
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, SmallSampleWarning
 from cryoformer_dist.initialization.occupancy import sphere
@@ -26,6 +27,7 @@ from cryoformer_dist.runs.directory import (
 from cryoformer_dist.runs.layout import OCCUPANCY, PREPARED
 from cryoformer_dist.runs.manifest import RunManifest, write_manifest
 from cryoformer_dist.runs.masks import mask_digest, read_masks, write_masks
+from cryoformer_dist.storage.places import place_at
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.first_estimates import make_first_estimates
 from cryoformer_dist.training.memory import (
@@ -147,6 +149,7 @@ def preparation_key(config: RunConfig, store: ParticleStore) -> str:
         "store": store.fingerprint,
         "half": config.dataset.half,
         "hold_out": config.dataset.hold_out,
+        "selection": _selection_digest(config),
         "poses": config.model.pose.searched,
         "latents": [latent.dimensions, latent.linear_dimensions_used] if latent.starts_linear else None,
         "occupancy": config.training.occupancy,
@@ -184,10 +187,18 @@ def _refuse_other_run(config: RunConfig, store: ParticleStore, run: Path) -> Non
     for key in ("half", "hold_out"):
         if getattr(earlier.dataset, key) != getattr(config.dataset, key):
             changed.insert(0, f"dataset.{key}")
+    if _selection_digest(earlier) != _selection_digest(config):
+        changed.insert(0, "dataset.selection")
     if changed:
         raise ConfigError(
             f"{run}: was started with other values of {', '.join(changed)}; resume with those, or use another --name"
         )
+
+
+def _selection_digest(config: RunConfig) -> str | None:
+    """Checksum of the source rows that a run is confined to."""
+    given = config.dataset.selection
+    return None if given is None else hashlib.sha256(read_selection(place_at(given)).source_row.tobytes()).hexdigest()
 
 
 def _workload(config: RunConfig, store: ParticleStore, points: int) -> Workload:

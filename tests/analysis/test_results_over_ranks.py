@@ -13,7 +13,6 @@ from support.tiny_runs import tiny_config, train
 
 from cryoformer_dist.analysis import results, trained
 from cryoformer_dist.analysis.flexibility_files import read_flexibility
-from cryoformer_dist.analysis.reconstruct import read_latent_table
 from cryoformer_dist.analysis.results import evaluate_run, make_results, reconstruct_alone, reconstruct_once
 from cryoformer_dist.analysis.trained import load_trained
 from cryoformer_dist.data.store import ParticleStore
@@ -22,7 +21,7 @@ from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.progress import StagedProgress, silent
 from cryoformer_dist.ranks import rank_and_world
 from cryoformer_dist.runs.directory import load_run
-from cryoformer_dist.runs.results import read_made_results
+from cryoformer_dist.runs.results import read_latent_table, read_made_results
 from cryoformer_dist.runs.scores import read_scores
 from cryoformer_dist.storage.working_folder import WorkingFolder
 

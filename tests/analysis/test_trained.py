@@ -9,7 +9,6 @@ import pytest
 import torch
 from support.tiny_runs import Listener, Stop, tiny_config, train
 
-from cryoformer_dist.analysis.reconstruct import read_latent_table
 from cryoformer_dist.analysis.results import reconstruct_run
 from cryoformer_dist.analysis.trained import TrainedRun, load_trained, with_weight_at_refined_poses
 from cryoformer_dist.data.batch import ImageBlock, make_batch
@@ -23,7 +22,7 @@ from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.runs.directory import load_run, load_shell_weight
 from cryoformer_dist.runs.layout import REFINED_SHELL_WEIGHT
-from cryoformer_dist.runs.results import write_of_checkpoint
+from cryoformer_dist.runs.results import read_latent_table, write_of_checkpoint
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.preparation import prepare_run
 

@@ -10,7 +10,7 @@ from support.tiny_runs import tiny_settings
 from typer.testing import CliRunner
 
 from cryoformer_dist import errors
-from cryoformer_dist.cli import launches
+from cryoformer_dist.cli import launches, selections
 from cryoformer_dist.cli import main as cli
 
 COMMANDS = (
@@ -31,6 +31,7 @@ COMMANDS = (
     "mask",
     "halves",
     "report",
+    "select",
 )
 ERRORS = [
     value
@@ -64,7 +65,9 @@ def _refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 def test_the_commands_are_those_documented() -> None:
     text = _help()
-    visible = [info for app in (cli.app, launches.app) for info in app.registered_commands if not info.hidden]
+    visible = [
+        info for app in (cli.app, launches.app, selections.app) for info in app.registered_commands if not info.hidden
+    ]
     assert {info.name or info.callback.__name__ for info in visible} == set(COMMANDS)
     for command in COMMANDS:
         assert command in text

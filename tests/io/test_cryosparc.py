@@ -7,7 +7,8 @@ import torch
 from numpy.lib.recfunctions import repack_fields
 
 from cryoformer_dist.errors import AberrationsNotAppliedWarning, CryoFormerWarning, ParticleFormatError
-from cryoformer_dist.io.cryosparc import read_cs, update_cs_poses
+from cryoformer_dist.io.cryosparc import read_cs, select_cs_rows, update_cs_poses
+from cryoformer_dist.io.particles import NewPoses
 from cryoformer_dist.io.relion import read_star, write_star
 from cryoformer_dist.physics.pose import axis_angle_from_rotation, random_rotations
 
@@ -332,7 +333,7 @@ def test_file_without_poses_gets_fields_and_loses_rows_without_pose(tmp_path, re
 def test_poses_for_rows_that_are_not_there_are_refused(tmp_path, records, new_poses):
     _, rotation, shift = new_poses
     source = save(tmp_path / "particles.cs", records)
-    with pytest.raises(ParticleFormatError, match="has 6 particles and a pose is for row 7"):
+    with pytest.raises(ParticleFormatError, match="has 6 particles, and row 7 is asked for"):
         update_cs_poses(source, source, np.asarray([0, 6]), rotation, shift)
 
 
@@ -340,3 +341,32 @@ def test_poses_without_any_pixel_size_are_refused(tmp_path, records, new_poses):
     source = save(tmp_path / "particles.cs", keep(records, ["uid", "ctf"]))
     with pytest.raises(ParticleFormatError, match="blob/psize_A"):
         update_cs_poses(source, source, *new_poses)
+
+
+def test_some_records_are_copied_whole_in_the_order_of_the_file(tmp_path, records):
+    source = save(tmp_path / "particles.cs", records)
+    select_cs_rows(source, tmp_path / "some.cs", np.asarray([4, 1, 2]))
+    some = np.load(tmp_path / "some.cs")
+    assert some.dtype == records.dtype
+    np.testing.assert_array_equal(some, records[[1, 2, 4]])
+    select_cs_rows(source, tmp_path / "all.cs", np.arange(6))
+    assert (tmp_path / "all.cs").read_bytes() == source.read_bytes()
+    with pytest.raises(ParticleFormatError, match="has 6 particles, and row 7 is asked for"):
+        select_cs_rows(source, tmp_path / "more.cs", np.asarray([6]))
+    assert not (tmp_path / "more.cs").exists()
+
+
+def test_some_records_with_new_poses_are_those_of_an_update(tmp_path, records):
+    source = save(tmp_path / "particles.cs", records)
+    rotation = random_rotations(2, torch.Generator().manual_seed(2)).numpy()
+    poses = NewPoses(np.asarray([4, 1]), rotation, np.asarray([[1, 2], [3, -4]], dtype=np.float32))
+    update_cs_poses(source, tmp_path / "posed.cs", poses.source_row, poses.rotation, poses.shift_angstrom)
+    select_cs_rows(source, tmp_path / "some.cs", np.asarray([1, 3, 4]), poses)
+    np.testing.assert_array_equal(np.load(tmp_path / "some.cs"), np.load(tmp_path / "posed.cs")[[1, 3, 4]])
+    bare = save(tmp_path / "bare.cs", keep(records, ("uid", "blob", "ctf")))
+    with pytest.warns(CryoFormerWarning, match="no pose fields, so its 1 particles without a new pose are left out"):
+        select_cs_rows(bare, tmp_path / "some.cs", np.asarray([1, 3, 4]), poses)
+    table = read_cs(tmp_path / "some.cs")
+    np.testing.assert_allclose(table.rotation, rotation[::-1], atol=1e-5)
+    np.testing.assert_allclose(table.shift_angstrom, [[3, -4], [1, 2]], atol=1e-5)
+    np.testing.assert_array_equal(table.uid, records["uid"][[1, 4]])

@@ -114,5 +114,5 @@ def test_file_without_poses_gets_columns_and_loses_rows_without_pose(relion_30, 
 
 def test_poses_for_rows_that_are_not_there_are_refused(relion_30, new_poses):
     _, rotation, shift = new_poses
-    with pytest.raises(ParticleFormatError, match="has 3 particles and a pose is for row 4"):
+    with pytest.raises(ParticleFormatError, match="has 3 particles, and row 4 is asked for"):
         update_star_poses(relion_30, relion_30, np.asarray([0, 3]), rotation, shift)

@@ -12,6 +12,7 @@ def test_paths_of_a_run_file_start_at_its_folder(tmp_path: Path, monkeypatch: py
     folder.mkdir()
     simulate = {"source": {"kind": "models", "path": "models/states.npz"}}
     changes = {"dataset.simulate": simulate, "training.occupancy": "data", "training.mask": "own.mrc"}
+    changes["dataset.selection"] = "picked.json"
     settings = tiny_settings(Path("../data/s.zarr"), changes)
     (folder / "run.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.chdir(folder)
@@ -19,6 +20,7 @@ def test_paths_of_a_run_file_start_at_its_folder(tmp_path: Path, monkeypatch: py
     assert config.dataset.store == str(tmp_path / "data" / "s.zarr")
     assert config.dataset.simulate is not None
     assert config.dataset.simulate.source.path == folder / "models" / "states.npz"  # type: ignore[union-attr]
+    assert config.dataset.selection == str(folder / "picked.json")
     assert config.training.epochs == 7
     assert (config.training.mask, config.training.focus_mask) == (str(folder / "own.mrc"), None)
 

@@ -2,12 +2,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.tiny_runs import tiny_config, write_set
 
+from cryoformer_dist.data.selection import ParticleFile, RowFile, Selection, write_selection
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import ConfigError, SlowEncodingWarning, SmallSampleWarning
+from cryoformer_dist.errors import ConfigError, SelectionError, SlowEncodingWarning, SmallSampleWarning
 from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.physics.grids import radius_grid
@@ -107,6 +109,57 @@ def test_particles_that_are_held_out_are_the_last_ones_and_nobody_trains_on_them
     assert (half_set[chosen[1]] == 1).all()
     run = _prepared(store, tmp_path / "run", **{"dataset.hold_out": 10})
     assert load_run(run)[1].particles == 54
+
+
+def _select(path: Path, store: ParticleStore, rows: range) -> str:
+    source = ParticleFile.of(store.attributes.source)
+    return str(write_selection(path, Selection.of(source, rows, RowFile(path="ind.pkl"))))
+
+
+def test_a_selection_is_copied_and_a_run_is_of_what_it_said_then(store: ParticleStore, tmp_path: Path) -> None:
+    picked = _select(tmp_path / "picked.json", store, range(20))
+    run = _prepared(store, tmp_path / "run", **{"dataset.selection": picked})
+    (tmp_path / "picked.json").unlink()
+    config, manifest = load_run(run)
+    rows = selected_rows(config, store)
+    assert manifest.particles == 20
+    assert sorted(store.particles().source_row[rows].tolist()) == list(range(20))
+    assert "selection: selection.json\n" in (run / "config.yaml").read_text()
+    moved = shutil.copytree(run, tmp_path / "moved")
+    shutil.rmtree(run)
+    np.testing.assert_array_equal(selected_rows(load_run(moved)[0], store), rows)
+
+
+def test_a_selection_meets_half_set_and_held_out_particles(store: ParticleStore, tmp_path: Path) -> None:
+    changes = {"dataset.half": 1, "dataset.hold_out": 10}
+    alone = set(selected_rows(tiny_config(store.path, changes), store).tolist())
+    changes["dataset.selection"] = _select(tmp_path / "picked.json", store, range(40))
+    wanted = set(np.flatnonzero(store.particles().source_row < 40).tolist())
+    assert selected_rows(tiny_config(store.path, changes), store).tolist() == sorted(alone & wanted)
+    changes["dataset.selection"] = _select(tmp_path / "none.json", store, range(0))
+    with pytest.raises(SelectionError, match=r"dataset\.selection: none of the 0 particles .* is among the"):
+        selected_rows(tiny_config(store.path, changes), store)
+    other = Selection.of(ParticleFile("other.star", "ab"), [1], RowFile(path="ind.pkl"))
+    changes["dataset.selection"] = str(write_selection(tmp_path / "other.json", other))
+    with pytest.raises(SelectionError, match="another content"):
+        prepare_run(tiny_config(store.path, changes), store, tmp_path / "run", resume=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_on_another_selection_is_refused_by_name(store: ParticleStore, tmp_path: Path) -> None:
+    same = {"dataset.selection": _select(tmp_path / "picked.json", store, range(20))}
+    run = _prepared(store, tmp_path / "run", **same)
+    prepare_run(tiny_config(store.path, same), store, run, resume=True)
+    other = {"dataset.selection": _select(tmp_path / "other.json", store, range(21))}
+    for changes in (other, {}):
+        with pytest.raises(ConfigError, match=r"other values of dataset\.selection"):
+            prepare_run(tiny_config(store.path, changes), store, run, resume=True)
+
+
+def test_runs_of_different_selections_are_not_prepared_alike(store: ParticleStore, tmp_path: Path) -> None:
+    files = [_select(tmp_path / f"{count}.json", store, range(count)) for count in (20, 21)]
+    configs = [tiny_config(store.path, {"dataset.selection": given}) for given in (None, *files)]
+    assert len({preparation_key(config, store) for config in configs}) == 3
 
 
 def test_resuming_with_other_particles_held_out_is_refused_by_name(store: ParticleStore, tmp_path: Path) -> None:
