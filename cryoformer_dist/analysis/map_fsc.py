@@ -166,7 +166,7 @@ def read_and_compare(first: Path, second: Path, mask: Path | None = None) -> tup
         If boxes or voxel sizes differ, or the mask does not fit: resample one on the grid of the other. Or a map has no
         structure: its correlation with anything is undefined.
     """
-    maps = [_read_comparable(path) for path in (first, second)]
+    maps = [read_volume(path) for path in (first, second)]
     boxes = [volume.voxels.shape[-1] for volume in maps]
     if boxes[0] != boxes[1]:
         raise ConfigError(
@@ -180,13 +180,14 @@ def read_and_compare(first: Path, second: Path, mask: Path | None = None) -> tup
             f"{first} has voxels of {sizes[0]:.4f} angstrom, {second} of {sizes[1]:.4f}: a shell would not be the same "
             "frequency in both; fix the header that is wrong, or resample"
         )
+    for path, volume in zip((first, second), maps, strict=True):
+        _refuse_incomparable(path, volume)
     weight = None if mask is None else read_mask(mask, boxes[0], boxes[0] * sizes[0])
     return compare_maps(maps[0].voxels.numpy(), maps[1].voxels.numpy(), sizes[0], weight), maps[0]
 
 
-def _read_comparable(path: Path) -> Volume:
-    """Read a map that may be correlated with another."""
-    volume = read_volume(path)
+def _refuse_incomparable(path: Path, volume: Volume) -> None:
+    """Refuse a map whose correlation with another is undefined, or beyond single precision."""
     least, most = volume.voxels.aminmax()
     if least == most:
         raise ConfigError(f"{path}: all voxels are {float(least):g}: there is nothing to compare; give another map")
@@ -195,7 +196,6 @@ def _read_comparable(path: Path) -> Volume:
             f"{path}: voxels reach {max(float(most), -float(least)):.3g}, beyond what can be compared in single "
             "precision; scale the map"
         )
-    return volume
 
 
 def describe(comparison: MapComparison, mask: str, what: str = "two maps") -> list[str]:

@@ -142,7 +142,8 @@ def read_trajectory(path: Path) -> list[AtomicModel]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such trajectory; give an .npz with coords (frames, atoms, 3)")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a file open that it opens and cannot read.
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             coordinates = np.asarray(file["coords"], np.float64)
             element = file["element"] if "element" in file.files else None
     except KeyError as error:

@@ -100,7 +100,7 @@ def check_stacks(table: ParticleTable) -> None:
         raise ParticleFormatError(
             f"{table.source}: {len(missing)} of {len(used)} stacks not found (as written, beside the file, "
             f"in the folders above it, or in --datadir if given): {shown}; give --datadir with the folder "
-            f"that holds them{_near_misses(missing)}"
+            f"that holds them{_near_misses(table.source.absolute().parent, missing)}"
         )
     order = np.argsort(table.stack, kind="stable")
     starts = np.searchsorted(table.stack[order], used)
@@ -116,11 +116,11 @@ def check_stacks(table: ParticleTable) -> None:
         )
 
 
-def _near_misses(missing: Sequence[Path]) -> str:
+def _near_misses(folder: Path, missing: Sequence[Path]) -> str:
     """Say which stacks are there with the other suffix."""
     for path in missing:
-        other = path.with_suffix({".mrc": ".mrcs", ".mrcs": ".mrc"}.get(path.suffix.lower(), path.suffix))
-        if other != path and is_readable_file(other):
+        other = folder / path.with_suffix({".mrc": ".mrcs", ".mrcs": ".mrc"}.get(path.suffix.lower(), path.suffix))
+        if other.name != path.name and is_readable_file(other):
             return f"; {other} is there: rename it, or correct the file"
         if path.name.endswith(":mrcs"):
             return "; the mark :mrcs at the end of names is not read: remove it"

@@ -147,6 +147,15 @@ def test_voxel_sizes_within_a_thousandth_are_the_same(tmp_path, halves):
     assert found.curves["unmasked"].area == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("density", [0.0, 3.5, 1e20])
+def test_maps_without_comparable_structure_are_refused(tmp_path, halves, density):
+    empty = np.full_like(halves[0], density)
+    empty[0, 0, 0] += density > 1e12
+    first, second = written(tmp_path / "first.mrc", halves[0]), written(tmp_path / "empty.mrc", empty)
+    with pytest.raises(ConfigError, match=r"empty\.mrc: (all voxels are|voxels reach)"):
+        read_and_compare(first, second)
+
+
 def test_an_odd_box_is_refused(tmp_path):
     odd = written(tmp_path / "odd.mrc", np.zeros((15, 15, 15)))
     with pytest.raises(ConfigError, match="odd"):

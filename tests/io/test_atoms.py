@@ -159,3 +159,18 @@ def test_real_antibody_has_its_chains(shared_data):
     assert {"H", "K", "L", "M"} <= set(model.chain.tolist())
     fab = select_atoms(model, ["H:1-230", "L"])
     assert 3000 < fab.sum() < 3600
+
+
+@pytest.mark.parametrize("damage", [b"     inf", b"   1e+09"])
+def test_an_atom_that_is_nowhere_is_named(tmp_path, damage):
+    line = b"ATOM      1  CA  ALA A   1      11.000  12.000  13.000  1.00  0.00           C  "
+    (tmp_path / "a.pdb").write_bytes(line[:30] + damage + line[38:] + b"\nEND\n")
+    with pytest.raises(ConfigError, match=r"a\.pdb: (atom 1 \(chain A, residue 1, CA\) is at|not an atomic model)"):
+        read_structure(tmp_path / "a.pdb")
+
+
+def test_names_that_are_no_text_are_refused(tmp_path):
+    line = b"ATOM      1  CA  ALA \xff   1      11.000  12.000  13.000  1.00  0.00           C  \nEND\n"
+    (tmp_path / "a.pdb").write_bytes(line)
+    with pytest.raises(ConfigError, match=r"a\.pdb: not an atomic model"):
+        read_structure(tmp_path / "a.pdb")

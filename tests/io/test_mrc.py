@@ -307,3 +307,12 @@ def test_map_without_voxel_size_is_warned_about(tmp_path, rng):
     mrcfile.write(path, rng.normal(size=(4, 4, 4)).astype(np.float32))
     with pytest.warns(PixelSizeConflictWarning, match="no voxel size"):
         assert read_volume(path).voxel_size_angstrom == 1.0
+
+
+def test_a_map_with_a_voxel_that_is_not_finite_is_refused_with_its_place(tmp_path, volume):
+    path = tmp_path / "map.mrc"
+    write_volume(path, volume)
+    box = volume.voxels.shape[-1]
+    patch(path, 1024 + 4 * (2 * box * box + 1 * box + 3), np.float32(np.nan).tobytes())
+    with pytest.raises(ParticleFormatError, match=r"map\.mrc: 1 voxels are not finite, the first at x 3, y 1, z 2"):
+        read_volume(path)

@@ -73,3 +73,17 @@ def test_other_kinds_are_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ParticleFormatError, match="not an MRC file"):
         refuse_other_kinds(path)
+
+
+def test_a_promised_extended_header_that_is_absent_is_named(tmp_path):
+    path = tmp_path / "a.mrc"
+    path.write_bytes(bytes(1024 + 48))
+    with pytest.raises(ParticleFormatError, match=r"extended header of 80 bytes that is not there.*nsymbt"):
+        check_length(header(path, data_offset=1024 + 80))
+
+
+def test_a_compressed_file_is_read_no_further_than_its_header_promises(tmp_path):
+    path = tmp_path / "a.mrc.gz"
+    # What comes after would be an error if it were read.
+    path.write_bytes(gzip.compress(bytes(1 << 21), mtime=0)[:-8])
+    check_length(header(path))

@@ -269,3 +269,28 @@ def test_passthrough_belongs_to_cs(star):
 def test_unknown_kind_lists_the_known(tmp_path, name):
     with pytest.raises(ParticleFormatError, match=r"unknown kind .*\.star, \.cs, \.mrcs"):
         read_particles(tmp_path / name)
+
+
+def test_a_stack_of_the_other_suffix_is_pointed_at(star):
+    (star.parent / "stack.mrcs").rename(star.parent / "stack.mrc")
+    with pytest.raises(ParticleFormatError, match=r"not found.*stack\.mrc is there: rename it"):
+        check_stacks(read_particles(star))
+
+
+def test_a_name_that_no_file_system_has_is_a_stack_that_is_not_found(star):
+    star.write_text(star.read_text().replace("@stack.mrcs", "@" + "a" * 300 + ".mrcs"))
+    with pytest.raises(ParticleFormatError, match="1 of 1 stacks not found"):
+        check_stacks(read_particles(star))
+
+
+def test_an_unreadable_stack_is_named_with_the_file_that_lists_it(star):
+    (star.parent / "stack.mrcs").write_bytes(b"no image")
+    with pytest.raises(ParticleFormatError, match=r"particles\.star: one of its stacks.*stack\.mrcs: not an MRC file"):
+        check_stacks(read_particles(star))
+
+
+def test_a_shift_beyond_the_box_is_refused(star, particle_table):
+    far = replace(particle_table, shift_angstrom=particle_table.shift_angstrom * 100)
+    write_star(star, far, [f"{index + 1:06d}@stack.mrcs" for index in far.stack_index])
+    with pytest.raises(ParticleFormatError, match=r"rlnOriginX, rlnOriginY .* puts the centre outside the image"):
+        read_particles(star)

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from cryoformer_dist.io.star_text import find_loop, format_block, replace_cells
+from cryoformer_dist.errors import ParticleFormatError
+from cryoformer_dist.io.star_text import (
+    find_loop,
+    format_block,
+    read_star_lines,
+    refuse_uneven_rows,
+    replace_cells,
+)
 
 TEXT = """# a comment
 data_optics
@@ -88,3 +95,39 @@ def test_written_block_is_found_again_with_quoted_cells():
 def test_columns_of_unequal_length_are_refused():
     with pytest.raises(ValueError, match="zip"):
         format_block("optics", {"a": ["1", "2"], "b": ["1"]})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("data_\n# caf\u00e9\n".encode("latin1"), "line 2: byte 0xe9 is not UTF-8 text, perhaps Latin-1"),
+        (b"data_\n\nloop_\0\n", "line 3: holds NUL bytes"),
+        ("data_\n".encode("utf-16"), "line 1: holds NUL bytes"),
+    ],
+)
+def test_what_is_no_text_is_named_by_its_line(tmp_path, content, words):
+    path = tmp_path / "a.star"
+    path.write_bytes(content)
+    with pytest.raises(ParticleFormatError, match=rf"a\.star, {words}"):
+        read_star_lines(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"two words"', "", "line 14, data_particles: row 1 has 2 of 3 cells"),
+        ("2.0 'it has'", "2.0\n'it has'", "line 15, data_particles: row 2 has 2 of 3 cells"),
+        ("third ", "third third ", "line 17, data_particles: row 3 has 4 of 3 cells"),
+        ("_note", "_angle", "data_particles: the column angle is there twice"),
+    ],
+)
+def test_a_row_with_other_than_one_cell_for_each_label_is_named(tmp_path, old, new, words):
+    lines = TEXT.replace(old, new).splitlines(keepends=True)
+    refuse_uneven_rows(tmp_path, TEXT.splitlines(keepends=True), "particles", rows=3)
+    with pytest.raises(ParticleFormatError, match=words):
+        refuse_uneven_rows(tmp_path, lines, "particles")
+
+
+def test_rows_that_a_quote_swallows_are_missed(tmp_path, lines):
+    with pytest.raises(ParticleFormatError, match="3 rows are written and 2 can be read; a quote is not closed"):
+        refuse_uneven_rows(tmp_path, lines, "particles", rows=2)
