@@ -26,7 +26,7 @@ def find_culprits(failures: Mapping[int, Exception]) -> list[int]:
     return gone or [rank for rank, error in failures.items() if not any(echo in str(error).lower() for echo in _ECHOES)]
 
 
-class LeaveOutFailingNodes(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
+class LeaveOutFailingNodes(WorkerGroupCallback, ControllerCallback):
     """Counts failures by node, in Ray Train's controller, and has workers started elsewhere after the second.
 
     A node is left out if it alone failed, both times, and the others hold the workers. What is done is said in the run

@@ -212,8 +212,8 @@ class OwnTime:
             return 0.0
         if self._on_gpu:
             spans[-1][1].synchronize()
-            return statistics.median(start.elapsed_time(end) / 1000 for start, end in spans)
-        return statistics.median(end - start for start, end in spans)
+            return float(statistics.median(start.elapsed_time(end) / 1000 for start, end in spans))
+        return float(statistics.median(end - start for start, end in spans))
 
     def _mark(self) -> Any:
         if not self._on_gpu:
