@@ -21,12 +21,14 @@ from cryoformer_dist.runs.directory import (
     load_mask,
     load_run,
     note_store_place,
+    rewrite_config,
     selected_rows,
     write_config,
 )
-from cryoformer_dist.runs.layout import OCCUPANCY, PREPARED
+from cryoformer_dist.runs.layout import OCCUPANCY, PREPARED, RESULTS
 from cryoformer_dist.runs.manifest import RunManifest, write_manifest
 from cryoformer_dist.runs.masks import mask_digest, read_masks, write_masks
+from cryoformer_dist.runs.resuming import find_refused_changes
 from cryoformer_dist.storage.places import place_at
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.first_estimates import make_first_estimates
@@ -68,11 +70,10 @@ def begin_run(config: RunConfig, store: ParticleStore, run: Path, resume: bool, 
     if holds_run(run):
         if not resume:
             raise ConfigError(f"{run}: holds a run already; --resume goes on with it, --name NAME starts another")
-        _refuse_other_run(config, store, run)
-        config, _ = load_run(run)
+        config = _settle_resumed(config, store, run)
     refuse_too_large(config, _workload(config, store, _count_points(config, store, run)), memory)
     if holds_run(run):
-        note_store_place(run, store)
+        _note_changes(config, store, run)
         return
     refuse_preparation(store.box_size, memory.bytes)
     masks = read_masks(config, store)
@@ -171,28 +172,32 @@ def _refuse_sizes(config: RunConfig, store: ParticleStore, memory: WorkerMemory)
         )
 
 
-def _refuse_other_run(config: RunConfig, store: ParticleStore, run: Path) -> None:
+def _settle_resumed(config: RunConfig, store: ParticleStore, run: Path) -> RunConfig:
+    """The configuration that the run there goes on with: what may change is as it is asked for now."""
     earlier, manifest = load_run(run)
     if config.training.global_batch_size == "auto":
         # It goes on with what it came to.
         config = with_batch_size(config, earlier.training.global_batch_size)
     if manifest.store_fingerprint != store.fingerprint:
         raise ConfigError(f"{run}: was trained on another store than {store.path}; use that one, or another --name")
-    changed = [
-        f"{part}.{key}"
-        for part in ("model", "training")
-        for key in getattr(config, part).model_dump()
-        if getattr(getattr(earlier, part), key) != getattr(getattr(config, part), key)
-    ]
-    for key in ("half", "hold_out"):
-        if getattr(earlier.dataset, key) != getattr(config.dataset, key):
-            changed.insert(0, f"dataset.{key}")
+    changed = find_refused_changes(earlier, config)
     if _selection_digest(earlier) != _selection_digest(config):
         changed.insert(0, "dataset.selection")
     if changed:
         raise ConfigError(
             f"{run}: was started with other values of {', '.join(changed)}; resume with those, or use another --name"
         )
+    return config.model_copy(update={"name": earlier.name})
+
+
+def _note_changes(config: RunConfig, store: ParticleStore, run: Path) -> None:
+    """Write down what a run goes on with; results that are wanted otherwise now are to be made again."""
+    earlier = load_run(run)[0]
+    if config.results != earlier.results:
+        (run / RESULTS).unlink(missing_ok=True)
+    if config != earlier:
+        rewrite_config(run, config)
+    note_store_place(run, store)
 
 
 def _selection_digest(config: RunConfig) -> str | None:

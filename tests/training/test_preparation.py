@@ -74,14 +74,24 @@ def test_resume_where_there_is_nothing_starts(store: ParticleStore, tmp_path: Pa
 
 def test_resuming_with_other_settings_names_each(store: ParticleStore, tmp_path: Path) -> None:
     run = _prepared(store, tmp_path / "run")
-    changes = {"training.epochs": 9, "model.latent.dimensions": 5, "dataset.half": 2}
-    with pytest.raises(ConfigError, match=r"other values of dataset\.half, model\.latent, training\.epochs;.*--name"):
+    changes = {"training.seed": 9, "model.latent.dimensions": 5, "dataset.half": 2}
+    with pytest.raises(ConfigError, match=r"other values of dataset\.half, model\.latent, training\.seed;.*--name"):
         prepare_run(tiny_config(store.path, changes), store, run, resume=True)
 
 
-def test_resuming_with_other_results_wanted_is_no_other_run(store: ParticleStore, tmp_path: Path) -> None:
+def test_what_may_change_on_a_resume_is_taken_over_and_results_are_made_again(
+    store: ParticleStore, tmp_path: Path
+) -> None:
     run = _prepared(store, tmp_path / "run")
-    prepare_run(tiny_config(store.path, {"results.kmeans_volumes": 7}), store, run, resume=True)
+    (run / "results.json").write_text("of before")
+    changes = {"training.epochs": 1, "training.learning_rates": {"network": 1e-5}, "training.keep_checkpoints": 3}
+    prepare_run(tiny_config(store.path, changes), store, run, resume=True)
+    assert (run / "results.json").exists()
+    prepare_run(tiny_config(store.path, changes | {"results.kmeans_volumes": 7}), store, run, resume=True)
+    assert not (run / "results.json").exists()
+    config = load_run(run)[0]
+    assert (config.training.epochs, config.training.learning_rates.network) == (1, 1e-5)
+    assert config.results.kmeans_volumes == 7
 
 
 def test_resuming_on_another_store_is_refused_and_a_moved_one_is_not(store: ParticleStore, tmp_path: Path) -> None:
