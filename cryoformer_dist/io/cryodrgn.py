@@ -120,7 +120,7 @@ def read_ctf_pkl(path: Path) -> np.ndarray:
     for values, (label, quantity) in zip(table.T, CTF_COLUMNS.items(), strict=True):
         check_column(path, label, values, quantity)
         if quantity is DEFOCUS:
-            check_defocus(path, label, values)
+            check_defocus(path, label, values, table[:, -1])
     return table
 
 

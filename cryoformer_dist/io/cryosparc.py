@@ -326,7 +326,7 @@ def _check_numbers(path: Path, fields: Fields, require_ctf: bool) -> None:
         if label in fields:
             check_column(path, label, fields[label].astype(np.float64), quantity)
             if quantity is DEFOCUS and require_ctf:
-                check_defocus(path, label, fields[label])
+                check_defocus(path, label, fields[label], fields.get("ctf/phase_shift_rad"))
 
 
 def _collect_optics(path: Path, fields: Fields) -> OpticsColumns:

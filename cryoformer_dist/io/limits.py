@@ -96,8 +96,10 @@ def check_column(source: Path, column: str, values: np.ndarray, quantity: Quanti
     )
 
 
-def check_defocus(source: Path, column: str, values: np.ndarray) -> None:
+def check_defocus(source: Path, column: str, values: np.ndarray, phase_shift: np.ndarray | None) -> None:
     """Refuse defocus ``(rows,)`` of which a row cannot be, or most are in another unit than angstrom.
+
+    In focus are only images of a phase plate, whose ``phase_shift`` ``(rows,)`` is not 0.
 
     Raises
     ------
@@ -106,7 +108,8 @@ def check_defocus(source: Path, column: str, values: np.ndarray) -> None:
     """
     check_column(source, column, values, DEFOCUS)
     median = float(np.median(values))
-    if TYPICAL_DEFOCUS.allows(np.asarray(median)):
+    in_focus = phase_shift is not None and bool((phase_shift != 0).all()) and not values.any()
+    if in_focus or TYPICAL_DEFOCUS.allows(np.asarray(median)):
         return
     remedy = TYPICAL_DEFOCUS.explain(median)
     if TYPICAL_DEFOCUS.allows(np.asarray(-median)):

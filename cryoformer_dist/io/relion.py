@@ -100,7 +100,7 @@ def read_star(
     )
     if require_ctf:
         for label, values in zip(DEFOCI, (defocus_u, defocus_v), strict=True):
-            check_defocus(path, label, values)
+            check_defocus(path, label, values, phase)
     return ParticleTable(
         source=path,
         stack_paths=resolve_stacks(names, path, datadir),

@@ -1,7 +1,6 @@
 import csv
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -139,8 +138,7 @@ def test_unknown_half_sets_are_drawn_by_the_seed(table: ParticleTable, tmp_path:
     ("half_set", "why"), [([1, 1], "all particles are in half-set 1"), ([0, 2], "not all particles")]
 )
 def test_half_sets_that_cannot_be_compared_are_said_to_be_so(half_set: list[int], why: str) -> None:
-    particles = SimpleNamespace(half_set=np.asarray(half_set, np.int8))
-    _, used = check._split_into_halves(particles, np.arange(2), seed=0)
+    used = check._why_random(np.asarray(half_set, np.int8))
     assert used.startswith("random (the given ones cannot be compared")
     assert why in used
 

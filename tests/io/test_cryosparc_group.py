@@ -11,7 +11,9 @@ UIDS = np.asarray([2**64 - 1, 7, 3, 2**63], dtype=np.uint64)
 
 
 def save(path: Path, uid: np.ndarray, *fields: str) -> Path:
-    records = np.zeros(len(uid), dtype=[("uid", "<u8"), *((field, "<f4") for field in fields)])
+    records = np.zeros(
+        len(uid), dtype=[("uid", "<u8"), *((field, "<u4" if field == "blob/idx" else "<f4") for field in fields)]
+    )
     records["uid"] = uid
     for number, field in enumerate(fields):
         records[field] = np.arange(len(uid)) + 10 * number
@@ -35,7 +37,7 @@ def test_a_passthrough_of_another_job_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ParticleFormatError, match=r"passthrough\.cs: lacks 2 of the particles .* the same job"):
         select_passthrough(passthrough, tmp_path / "out.cs", particles)
     with (tmp_path / "anonymous.cs").open("wb") as handle:
-        np.save(handle, np.zeros(2, dtype=[("blob/idx", "<f4")]))
+        np.save(handle, np.zeros(2, dtype=[("blob/idx", "<u4")]))
     with pytest.raises(ParticleFormatError, match=r"anonymous\.cs: no field uid"):
         select_passthrough(passthrough, tmp_path / "out.cs", tmp_path / "anonymous.cs")
     assert not (tmp_path / "out.cs").exists()

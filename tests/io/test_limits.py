@@ -65,9 +65,16 @@ def test_both_ends_of_a_limit_are_allowed():
     ],
 )
 def test_a_defocus_in_another_unit_is_refused_by_its_median(defocus, explained):
-    check_defocus(SOURCE, "rlnDefocusU", np.asarray([0.0, 17000.0, 20000.0]))
+    check_defocus(SOURCE, "rlnDefocusU", np.asarray([0.0, 17000.0, 20000.0]), None)
     with pytest.raises(ParticleFormatError, match=f"column rlnDefocusU: the median defocus of 3 rows .*{explained}"):
-        check_defocus(SOURCE, "rlnDefocusU", np.asarray([defocus, defocus, 17000.0]))
+        check_defocus(SOURCE, "rlnDefocusU", np.asarray([defocus, defocus, 17000.0]), None)
+
+
+def test_only_images_of_a_phase_plate_may_all_be_in_focus():
+    check_defocus(SOURCE, "rlnDefocusU", np.zeros(3), np.full(3, 90.0))
+    for phase_shift in (None, np.zeros(3)):
+        with pytest.raises(ParticleFormatError, match="the median defocus of 3 rows is 0 A"):
+            check_defocus(SOURCE, "rlnDefocusU", np.zeros(3), phase_shift)
 
 
 @pytest.mark.parametrize("wrong", [2 * TURN, -TURN, TURN * np.nan, TURN * 0])

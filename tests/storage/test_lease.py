@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -65,18 +66,21 @@ def test_an_error_ends_a_lease_too(place: Place) -> None:
 
 
 def test_of_many_that_come_at_once_one_writes(tmp_path: Path) -> None:
+    ended = threading.Event()
+
     def attempt(_: int) -> bool:
         try:
             with sole_writer(tmp_path / "mine"):
-                ended.result()
+                assert ended.wait(60)
             return True
         except InUseError:
             return False
 
-    with ThreadPoolExecutor(9) as pool:
+    with ThreadPoolExecutor(8) as pool:
         # The one that holds it stays until the others have been told.
         told = [pool.submit(attempt, number) for number in range(8)]
-        ended = pool.submit(lambda: [None for _ in _until(lambda: sum(each.done() for each in told) == 7)])
+        _until(lambda: sum(each.done() for each in told) == 7)
+        ended.set()
         assert sum(each.result() for each in told) == 1
 
 
