@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,6 +29,10 @@ from cryoformer_dist.errors import CryoFormerError, CryoFormerWarning, RunStoppe
 from cryoformer_dist.orchestration.environment import prepare_environment
 from cryoformer_dist.orchestration.stopping import EXIT_CODE
 from cryoformer_dist.runs.layout import HALVES
+
+if TYPE_CHECKING:
+    from cryoformer_dist.data.convert import ConversionPlan
+    from cryoformer_dist.io.particles import ParticleTable
 
 app = typer.Typer(
     name="cryoformer-dist",
@@ -123,9 +127,7 @@ def convert(
 ) -> None:
     """Convert particles to a checked, sharded Zarr store. Interrupted? Run the same command again."""
     from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
-    from cryoformer_dist.data.noise_measurement import summarise_noise
     from cryoformer_dist.data.selection import keep_selected, read_selection
-    from cryoformer_dist.data.source_images import describe_corrections
     from cryoformer_dist.io.reading import read_particles
     from cryoformer_dist.io.stated import StatedValues
 
@@ -146,11 +148,7 @@ def convert(
     if from_selection is not None:
         table = keep_selected(table, read_selection(from_selection))
     plan = plan_conversion(table, output, options)
-    terminal.say(f"particles  {len(table)} in {len(table.stack_paths)} stacks")
-    for line in describe_corrections(table.optics):
-        terminal.say(f"undone     {line}")
-    terminal.say(f"contrast   {plan.contrast}")
-    terminal.say(f"noise      {summarise_noise(plan.normalisation.noise)}")
+    _tell_plan(table, plan)
     with terminal.progress("converting to Zarr") as progress:
         if local:
             store = convert_serially(plan, progress)
@@ -160,6 +158,18 @@ def convert(
             store = convert_particles(plan, workers, progress)
     terminal.say(f"store      {store.path}: box {store.box_size} at {store.pixel_size_angstrom:.4g} A")
     terminal.say(f"next: cryoformer-dist check {output}")
+
+
+def _tell_plan(table: "ParticleTable", plan: "ConversionPlan") -> None:
+    """Say what was found of the particles, before their images are converted."""
+    from cryoformer_dist.data.noise_measurement import summarise_noise
+    from cryoformer_dist.data.source_images import describe_corrections
+
+    terminal.say(f"particles  {len(table)} in {len(table.stack_paths)} stacks")
+    for line in describe_corrections(table.optics):
+        terminal.say(f"undone     {line}")
+    terminal.say(f"contrast   {plan.contrast}")
+    terminal.say(f"noise      {summarise_noise(plan.normalisation.noise)}")
 
 
 @app.command(epilog="Example: `cryoformer-dist check particles.zarr`")

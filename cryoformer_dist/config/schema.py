@@ -279,10 +279,7 @@ class TrainingConfig(Section):
     )
     learning_rates: LearningRates = LearningRates()
     imitation_steps: int = Field(
-        0,
-        ge=0,
-        description="steps, without images, in which the network imitates consensus map and linear model before it is "
-        "trained (model.latent.start: linear; lattice in real space): for large batches, whose steps are few; 0: none",
+        0, ge=0, description="first steps, which imitate consensus and linear model (latent.start: linear); large batches"
     )
     warmup_steps: int = Field(100, ge=0, description="at a batch of learning_rates.at_batch")
     final_learning_rate: float = Field(
