@@ -279,7 +279,9 @@ class TrainingConfig(Section):
     )
     learning_rates: LearningRates = LearningRates()
     imitation_steps: int = Field(
-        0, ge=0, description="first steps, which imitate consensus and linear model (latent.start: linear); large batches"
+        0,
+        ge=0,
+        description="first steps, which imitate consensus and linear model (latent.start: linear); large batches",
     )
     warmup_steps: int = Field(100, ge=0, description="at a batch of learning_rates.at_batch")
     final_learning_rate: float = Field(
