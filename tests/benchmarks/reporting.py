@@ -11,7 +11,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from cryoformer_dist.orchestration.worker import RayReporter, SilentReporter
 from cryoformer_dist.ranks import rank_and_world
 from cryoformer_dist.runs.directory import load_run, selected_rows
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.training.engine import TorchEngine
+from cryoformer_dist.training.engine import Stopped, TorchEngine
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.particles import RankParticles
 from cryoformer_dist.training.preparation import prepare_run
@@ -54,9 +53,9 @@ class SleepingEngine(TorchEngine):
         time.sleep(self.step_seconds)
         return batch.images.new_ones(len(batch)), latent
 
-    def step(self, loss: Tensor, learning_rate_factor: float, stopped: Callable[[], Tensor] | None = None) -> None:
+    def step(self, loss: Tensor, learning_rate_factor: float, stopped: Stopped | None = None) -> None:
         if stopped is not None:
-            stopped()
+            stopped(torch.zeros(()))
 
 
 def train(run: Path, step_seconds: float, reporter: Reporter) -> float:
