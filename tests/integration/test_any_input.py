@@ -14,6 +14,7 @@ from typing import Any
 import mrcfile
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from support.simulated_particles import write_particles
@@ -88,6 +89,12 @@ def refuse_impossible(table: ParticleTable | None) -> None:
         assert 0 <= group.spherical_aberration_mm <= 20
         assert 0 <= group.amplitude_contrast < 1
         assert 0.05 <= group.pixel_size_angstrom <= 50
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> None:
+    """Any number is to come: commands that other tests have run in this process round the smallest ones to zero."""
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="module")
