@@ -93,14 +93,7 @@ def crop_volume(voxels: Float[Tensor, "old old old"], box: int) -> Float[Tensor,
     _refuse_cropping(f"a map of {old} voxels", old, box)
     if box == old:
         return voxels
-    coefficients = volume_to_fourier(voxels)
-    half = box // 2
-    # Numbers that are not on the device would be copied there three times a map, and waited for.
-    lines = torch.arange(old, device=voxels.device)
-    keep = torch.cat([lines[:half], lines[old - half :]])
-    cropped = coefficients[keep][:, keep][:, :, keep].clone()
-    cropped[half], cropped[:, half], cropped[:, :, half] = 0, 0, 0
-    return fourier_to_volume(cropped) * (box / old) ** 3
+    return _resample(voxels, box)
 
 
 def _refuse_cropping(what: str, old: int, box: int) -> None:
@@ -121,14 +114,28 @@ def upsample_volume(voxels: Float[Tensor, "old old old"], box: int) -> Float[Ten
         raise ValueError(f"cannot upsample a map of {old} voxels to {box}: ask for an even box of at least {old}")
     if box == old:
         return voxels
-    half = old // 2
+    return _resample(voxels, box)
+
+
+def _resample(voxels: Float[Tensor, "old old old"], box: int) -> Float[Tensor, "box box box"]:
+    """A map on another lattice over the same field of view, of the frequencies that both lattices hold.
+
+    One product of matrices along each axis: for the boxes of maps several times as fast as transforms of the whole.
+    """
+    matrix = _resampling_matrix(voxels.shape[-1], box, voxels.device).to(voxels.dtype)
+    for _ in range(3):
+        voxels = torch.tensordot(voxels, matrix, dims=([0], [1]))
+    return voxels
+
+
+def _resampling_matrix(old: int, box: int, device: torch.device) -> Float[Tensor, "box old"]:
+    """What each old sample of an axis gives to each new one: a sum of cosines about the centre."""
     # Without the Nyquist planes, which hold one of each pair +-k.
-    before, after = (torch.arange(side, device=voxels.device) for side in (old, box))
-    kept, place = (torch.cat([each[:half], each[len(each) - half + 1 :]]) for each in (before, after))
-    wide = torch.zeros(box, box, box, dtype=torch.complex64, device=voxels.device)
-    coefficients = volume_to_fourier(voxels)[kept][:, kept][:, :, kept]
-    wide[place[:, None, None], place[:, None], place] = coefficients
-    return fourier_to_volume(wide) * (box / old) ** 3
+    half = min(old, box) // 2
+    frequencies = torch.arange(1 - half, half, device=device, dtype=torch.float64)
+    new, given = (torch.arange(side, device=device, dtype=torch.float64) / side - 0.5 for side in (box, old))
+    distances = new[:, None] - given
+    return torch.cos(2 * torch.pi * distances[..., None] * frequencies).sum(-1) / old
 
 
 def comparable_frequencies(box: int) -> Float[Tensor, "box half"]:
