@@ -1,7 +1,8 @@
-"""One training on a cluster of raylets, with workers, nodes and the driver killed at random times; run by hand.
+"""One run on a cluster of raylets, with workers, nodes and the driver killed at random times; run by hand.
 
-The same run is made undisturbed first. Printed, and written as JSON: every kill and the time it cost, and whether the
-killed run ended with the same losses and maps, and nothing half-written beside them.
+It is killed while first estimates are made, in training, and while results are made. The same run is made undisturbed
+first. Printed, and written as JSON: every kill, the stage it fell into and the time it cost, and whether the killed run
+ended with the same losses and maps, and nothing half-written beside them.
 """
 
 import argparse
@@ -28,18 +29,25 @@ from support.tiny_runs import tiny_settings, write_set
 
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.runs.checkpoint import checkpoints
+from cryoformer_dist.runs.stage_progress import read_stage_progress
 from cryoformer_dist.runs.training_log import read_training_log
 
 NODES = 2
 # Until a replacement has joined, the workers are up and the first report has come.
 RECOVERY_SECONDS = 600
+# About as long as first estimates and results of this run take; kills fall into all of them.
+ESTIMATE_SECONDS, RESULT_SECONDS = 25, 6
 
 
 @dataclass(frozen=True)
 class Kill:
-    """What was killed, at which reported step, and seconds until a later step was reported, less its usual time."""
+    """What was killed, in which stage, at which reported step, and seconds until the run was going again.
+
+    It goes again when a later step is reported; before training and after it, when its workers are there.
+    """
 
     what: str
+    stage: str
     step: int
     seconds_lost: float
 
@@ -68,14 +76,22 @@ class Run:
     def step(self) -> int:
         return max((record.step for record in read_training_log(self.folder)), default=0)
 
-    def wait_beyond(self, step: int) -> float:
-        """Seconds until a later step is reported."""
+    def stage(self) -> str:
+        """The stage before or after training that was told of last, or training."""
+        stages, records = read_stage_progress(self.folder), read_training_log(self.folder)
+        if records and records[-1].step < records[-1].steps:
+            return "training"
+        return stages[-1].stage if stages else "start"
+
+    def has_trained(self) -> bool:
+        return any(record.step == record.steps for record in read_training_log(self.folder)[-1:])
+
+    def wait_until(self, reached: Callable[[], bool], what: str) -> None:
         start = time.monotonic()
-        while self.step() <= step and not (self.folder / "report.html").is_file():
+        while not reached() and not (self.folder / "report.html").is_file():
             if time.monotonic() - start > RECOVERY_SECONDS:
-                raise SystemExit(f"{self.name}: nothing after step {step} for {RECOVERY_SECONDS} s")
-            time.sleep(0.2)
-        return time.monotonic() - start
+                raise SystemExit(f"{self.name}: no {what} for {RECOVERY_SECONDS} s")
+            time.sleep(0.1)
 
     def wait_for_report(self) -> None:
         while "running" in (state := self.command("status")) or "pending" in state:
@@ -87,11 +103,8 @@ class Run:
 def kill_worker(run: Run, cluster: RayNodes, chance: random.Random) -> None:
     """One training process, outright."""
     # None while they are being replaced for another reason.
-    while not (
-        workers := [number for number, words in processes(cluster) if any("RayTrainWorker" in word for word in words)]
-    ):
-        time.sleep(0.5)
-    os.kill(chance.choice(sorted(workers)), signal.SIGKILL)
+    run.wait_until(lambda: bool(find_workers(cluster)), "workers")
+    os.kill(chance.choice(find_workers(cluster)), signal.SIGKILL)
 
 
 def kill_node(run: Run, cluster: RayNodes, chance: random.Random) -> None:
@@ -119,6 +132,11 @@ def processes(cluster: RayNodes) -> list[tuple[int, list[str]]]:
     return found
 
 
+def find_workers(cluster: RayNodes) -> list[int]:
+    """Numbers of the training processes."""
+    return sorted(number for number, words in processes(cluster) if any("RayTrainWorker" in word for word in words))
+
+
 KINDS: dict[str, Callable[[Run, RayNodes, random.Random], None]] = {
     "worker": kill_worker,
     "node": kill_node,
@@ -127,26 +145,43 @@ KINDS: dict[str, Callable[[Run, RayNodes, random.Random], None]] = {
 
 
 def chaos(run: Run, cluster: RayNodes, kills: int, seed: int) -> list[Kill]:
-    """Kill at random times until enough."""
+    """Kill at random times until enough: three in ten before training, two in ten after it."""
     chance = random.Random(seed)
+    before, after = 3 * kills // 10, 2 * kills // 10
     # The same share of each kind, in random order.
     kinds = [name for _ in range(-(-kills // len(KINDS))) for name in KINDS][:kills]
     chance.shuffle(kinds)
     found = []
     run.launch()
-    run.wait_beyond(0)
-    for what in kinds:
-        time.sleep(chance.uniform(1, 6))
+    for number, what in enumerate(kinds):
+        if number < before:
+            run.wait_until(lambda: bool(find_workers(cluster)), "workers")
+            time.sleep(chance.uniform(0, ESTIMATE_SECONDS))
+        elif number < kills - after:
+            run.wait_until(lambda: run.step() > 0, "first report")
+            time.sleep(chance.uniform(1, 6))
+        else:
+            run.wait_until(run.has_trained, "end of training")
+            time.sleep(chance.uniform(0, RESULT_SECONDS))
         if (run.folder / "report.html").is_file():
-            raise SystemExit(f"training ended after {len(found)} kills; take more --epochs")
-        step = run.step()
-        start = time.monotonic()
-        KINDS[what](run, cluster, chance)
-        # What was reported until then may have been on its way before the kill.
-        run.wait_beyond(run.step())
-        found.append(Kill(what, step, round(time.monotonic() - start, 1)))
-        print(f"{what:<7} killed at step {step:>5}, next report after {found[-1].seconds_lost:5.1f} s", flush=True)
+            raise SystemExit(f"the run ended after {len(found)} kills; take more --epochs")
+        found.append(kill(what, run, cluster, chance))
     run.wait_for_report()
+    return found
+
+
+def kill(what: str, run: Run, cluster: RayNodes, chance: random.Random) -> Kill:
+    """Kill, and wait until the run is going again."""
+    step, stage, start = run.step(), run.stage(), time.monotonic()
+    KINDS[what](run, cluster, chance)
+    if stage == "training":
+        # What was reported until then may have been on its way before the kill.
+        reported = run.step()
+        run.wait_until(lambda: run.step() > reported, "later step")
+    else:
+        run.wait_until(lambda: bool(find_workers(cluster)), "workers")
+    found = Kill(what, stage, step, round(time.monotonic() - start, 1))
+    print(f"{what:<7} killed in {stage}, step {step:>5}, going again after {found.seconds_lost:5.1f} s", flush=True)
     return found
 
 
@@ -178,18 +213,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for everything; new")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     work = given.work.resolve()
     work.mkdir(parents=True)
-    store = write_set(work, particles=256)
+    store = write_set(work, particles=2048)
     changes = {
+        "dataset.loader": "ray",
+        "model.pose.form": "table",
+        "model.pose.start": "search",
+        "model.latent.start": "linear",
+        "training.occupancy": "data",
+        "training.global_batch_size": 32,
         "training.epochs": given.epochs,
         "training.report_every_steps": 10,
         "training.checkpoint_every_steps": 20,
     }
-    settings = tiny_settings(store, {**changes, "dataset.loader": "ray", "model.pose.form": "table"})
+    settings = tiny_settings(store, changes)
     (work / "run.yaml").write_text(yaml.safe_dump(settings))
     with ray_nodes(NODES, cpus=1, head_cpus=1) as cluster:
         file = work / "cluster.yaml"
