@@ -3,6 +3,7 @@
 Heavy imports happen inside commands, so that help appears at once.
 """
 
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,26 +13,36 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cryoformer_dist.cli import configuration, maps, project, selections, sweeps, terminal
 from cryoformer_dist.cli import launches as launches
-from cryoformer_dist.cli import selections, sweeps, terminal
 from cryoformer_dist.cli.options import (
+    CTF,
     AllowDuplicates,
+    AmplitudeContrast,
+    Benchmark,
+    Centred,
     ClassNumber,
     Contrast,
+    Datadir,
     Name,
     Overrides,
     ParticleDiameter,
+    Passthrough,
+    PixelSize,
+    Poses,
     Resume,
     RunDirectory,
+    SphericalAberration,
     StoreOutput,
+    Voltage,
 )
 from cryoformer_dist.errors import CryoFormerError, CryoFormerWarning, RunStopped
 from cryoformer_dist.orchestration.environment import prepare_environment
 from cryoformer_dist.orchestration.stopping import EXIT_CODE
-from cryoformer_dist.runs.layout import HALVES
 
 if TYPE_CHECKING:
     from cryoformer_dist.data.convert import ConversionPlan
+    from cryoformer_dist.data.store import ParticleStore
     from cryoformer_dist.io.particles import ParticleTable
 
 app = typer.Typer(
@@ -44,16 +55,7 @@ app = typer.Typer(
 )
 
 
-@app.command(epilog="Example: `cryoformer-dist init my-project`")
-def init(
-    folder: Annotated[Path, typer.Argument(help="Where to put `cluster/` and `configs/`.")],
-) -> None:
-    """Write starter cluster and run files, to be edited."""
-    from cryoformer_dist.cli.starter import write_starter_files
-
-    for path in write_starter_files(folder):
-        terminal.say(f"wrote {path}")
-    terminal.say(f"next: cryoformer-dist launch {folder / 'cluster' / 'local.yaml'}")
+app.command(epilog="Example: `cryoformer-dist init my-project --particles run_data.star`")(project.init)
 
 
 @app.command(epilog="Example: `cryoformer-dist doctor`")
@@ -84,6 +86,7 @@ def simulate(
 
     `--set nuisances.junk.empty=0.05` and the like: coloured and ice noise, contrast, background, junk, errors of the
     CTF, uneven views and states, optics groups. `--set perturbation.rotation_sd_deg=2`: errors of the given poses.
+    `cryoformer-dist config schema simulation` lists every key.
     """
     from cryoformer_dist.config.loading import load_config, parse_overrides
     from cryoformer_dist.config.simulation import SimulationConfig
@@ -105,16 +108,16 @@ def convert(
     particles: Annotated[Path, typer.Argument(help="RELION .star, cryoSPARC .cs, or a stack with --poses and --ctf.")],
     output: StoreOutput,
     box: Annotated[int | None, typer.Option(help="Fourier-crop to this even box, pixels.")] = None,
-    datadir: Annotated[Path | None, typer.Option(help="Where the stacks lie, if not where the file says.")] = None,
-    passthrough: Annotated[list[Path] | None, typer.Option(help="cryoSPARC passthrough .cs. May be repeated.")] = None,
-    poses: Annotated[Path | None, typer.Option(help="cryoDRGN poses.pkl.")] = None,
-    ctf: Annotated[Path | None, typer.Option(help="cryoDRGN ctf.pkl.")] = None,
+    datadir: Datadir = None,
+    passthrough: Passthrough = None,
+    poses: Poses = None,
+    ctf: CTF = None,
     indices: Annotated[Path | None, typer.Option("--ind", help="cryoDRGN ind.pkl: keep these rows.")] = None,
-    voltage: Annotated[float | None, typer.Option(help="In kV, where the file lacks it.")] = None,
-    cs: Annotated[float | None, typer.Option(help="Spherical aberration where the file lacks it, mm.")] = None,
-    amplitude_contrast: Annotated[float | None, typer.Option(help="From 0 to 1, where the file lacks it.")] = None,
-    pixel_size: Annotated[float | None, typer.Option(help="Of the images where the file lacks it, angstrom.")] = None,
-    centred: Annotated[bool, typer.Option("--centred", help="No shifts in the file: particles are centred.")] = False,
+    voltage: Voltage = None,
+    cs: SphericalAberration = None,
+    amplitude_contrast: AmplitudeContrast = None,
+    pixel_size: PixelSize = None,
+    centred: Centred = False,
     class_number: ClassNumber = None,
     allow_duplicates: AllowDuplicates = False,
     from_selection: Annotated[Path | None, typer.Option(help="Selection (.json) of this file: keep its rows.")] = None,
@@ -124,6 +127,7 @@ def convert(
     workers: Annotated[int | None, typer.Option(help="Shards converted at a time; all CPUs when left out.")] = None,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the store that is there.")] = False,
+    benchmark: Benchmark = 3.0,
 ) -> None:
     """Convert particles to a checked, sharded Zarr store. Interrupted? Run the same command again."""
     from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
@@ -157,7 +161,17 @@ def convert(
 
             store = convert_particles(plan, workers, progress)
     terminal.say(f"store      {store.path}: box {store.box_size} at {store.pixel_size_angstrom:.4g} A")
-    terminal.say(f"next: cryoformer-dist check {output}")
+    _tell_advice(store, benchmark)
+    terminal.say(f"next: cryoformer-dist check {shlex.quote(output)}")
+
+
+def _tell_advice(store: "ParticleStore", benchmark: float) -> None:
+    """Which box and epochs, and how long that takes here."""
+    if benchmark:
+        from cryoformer_dist.orchestration.advice import advise_on
+
+        for line in advise_on(store.box_size, store.pixel_size_angstrom, len(store), benchmark):
+            terminal.say(line)
 
 
 def _tell_plan(table: "ParticleTable", plan: "ConversionPlan") -> None:
@@ -181,20 +195,29 @@ def check(
     ] = None,
     sample: Annotated[int, typer.Option(min=2, help="Particles to back-project.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    benchmark: Benchmark = 3.0,
 ) -> None:
-    """Verify every chunk, then back-project a sample to see whether signs, shifts and rotations are right."""
+    """Verify every chunk, then back-project a sample to see whether signs, shifts and rotations are right.
+
+    Exit code 1 where something should be looked at before training.
+    """
     from cryoformer_dist.analysis.check import check_store
     from cryoformer_dist.data.store import ParticleStore
     from cryoformer_dist.storage.places import place_at
     from cryoformer_dist.storage.working_folder import open_working_folder
 
     place = place_at(output) if output else place_at(store).with_suffix(".check")
+    opened = ParticleStore.open(store)
     with open_working_folder(place) as working:
         with terminal.staged_progress() as progress:
-            report = check_store(ParticleStore.open(store), working.folder, sample, seed, progress)
+            report = check_store(opened, working.folder, sample, seed, progress)
         working.send_changes()
     terminal.say(str(report))
-    terminal.say(f"next: look at {place / 'check.png'}, then cryoformer-dist launch cluster/local.yaml --run RUN.yaml")
+    if not report.healthy:
+        terminal.say(f"next: look at {place / 'check.png'} and mend what is named above")
+        raise typer.Exit(1)
+    _tell_advice(opened, benchmark)
+    terminal.say(f"next: look at {place / 'check.png'}, then {project.launch_command(place_at(store))}")
 
 
 @app.command(epilog="Example: `cryoformer-dist train configs/demo.yaml --local`")
@@ -226,6 +249,8 @@ def train(
 app.add_typer(launches.app)
 app.add_typer(sweeps.app)
 app.add_typer(selections.app)
+app.add_typer(maps.app)
+app.add_typer(configuration.app, name="config")
 
 
 @app.command(epilog="Example: `cryoformer-dist reconstruct runs/demo`")
@@ -267,74 +292,6 @@ def evaluate(
         for line in summarise(scores):
             terminal.say(line)
         terminal.say(f"all measures  {working.at_home(path)}")
-
-
-@app.command(epilog="Example: `cryoformer-dist fsc half1.mrc half2.mrc --mask mask.mrc --output fsc.csv`")
-def fsc(
-    first: Annotated[Path, typer.Argument(help="Map (.mrc) of any program.")],
-    second: Annotated[Path, typer.Argument(help="Map on the same grid.")],
-    mask: Annotated[Path | None, typer.Option(help="Mask (.mrc); adds the masked and the corrected curve.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Table of the curves (.csv).")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Picture of the curves (.png, .svg or .pdf).")] = None,
-) -> None:
-    """Compare two maps: FSC unmasked, masked, and corrected for the mask by phase randomisation."""
-    from cryoformer_dist.analysis.map_fsc import describe, read_and_compare, write_curves
-    from cryoformer_dist.figures.fsc import draw_fsc
-
-    comparison, volume = read_and_compare(first, second, mask)
-    name = "none" if mask is None else str(mask)
-    for line in describe(comparison, name):
-        terminal.say(line)
-    if output is not None:
-        terminal.say(f"table       {write_curves(output, comparison.curves)}")
-    if figure is not None:
-        title = f"{first.name} and {second.name} · {volume.voxel_size_angstrom:.4g} Å per voxel · mask {name}"
-        terminal.say(f"figure      {draw_fsc(figure, comparison.curves, title)}")
-
-
-@app.command(epilog="Example: `cryoformer-dist mask runs/demo/consensus.mrc -o mask.mrc`")
-def mask(
-    volume: Annotated[Path, typer.Argument(metavar="MAP", help="Map (.mrc) of any program, protein bright.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Mask to write (.mrc).")],
-    threshold: Annotated[float | None, typer.Option(help="Density of the smoothed map; chosen when left out.")] = None,
-    lowpass: Annotated[float | None, typer.Option(help="Smooth to this resolution first, angstrom.")] = None,
-    dilate: Annotated[float | None, typer.Option(help="Widen the region by so many angstrom.")] = None,
-    soft_edge: Annotated[float | None, typer.Option(help="Width of the cosine edge beyond, angstrom.")] = None,
-) -> None:
-    """Make a solvent or focus mask from a map; what is left out is chosen from the map, and said."""
-    from cryoformer_dist.analysis.masks import MaskChoice, make_mask
-    from cryoformer_dist.io.mrc import read_volume, write_volume
-
-    made = make_mask(read_volume(volume), MaskChoice(threshold, lowpass, dilate, soft_edge))
-    write_volume(output, made.mask, [f"cryoformer-dist mask of {volume.name}"])
-    for line in made.describe():
-        terminal.say(line)
-    terminal.say(f"written     {output}")
-    terminal.say(f"next: cryoformer-dist train RUN.yaml --set training.mask={output.resolve()}")
-
-
-@app.command(epilog="Example: `cryoformer-dist halves runs/half1 runs/half2`")
-def halves(
-    first: Annotated[str, typer.Argument(help="Run trained with --set dataset.half=1.")],
-    second: Annotated[str, typer.Argument(help="Run trained with --set dataset.half=2.")],
-    mask: Annotated[Path | None, typer.Option(help="Mask (.mrc); made from the maps when left out.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for table, picture and maps; RUN1/halves.")
-    ] = None,
-) -> None:
-    """Compare two runs trained apart on the two half-sets: in their maps and their motion."""
-    from cryoformer_dist.analysis.half_maps import compare_halves, write_half_maps
-    from cryoformer_dist.analysis.map_fsc import describe
-    from cryoformer_dist.analysis.results import open_results
-
-    with open_results(first) as one, open_results(second) as other:
-        found = compare_halves(one.folder, other.folder, mask)
-        written = write_half_maps(output or one.folder / HALVES, found, (one.home, other.home))
-        place = written if output else one.at_home(written)
-    terminal.say(f"motion      correlation {found.matched.correlation:.3f} between the halves")
-    for line in describe(found.average, found.mask_name, f"mean of {len(found.pairs)} pairs"):
-        terminal.say(line)
-    terminal.say(f"written     {place}")
 
 
 @app.command(epilog="Example: `cryoformer-dist report runs/demo`")

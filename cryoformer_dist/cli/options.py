@@ -1,5 +1,6 @@
-"""Options and arguments that several commands have in common, and those of `convert` that need more words."""
+"""Options and arguments that several commands have in common, and those of particle files."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -18,6 +19,15 @@ RunDirectory = Annotated[str, typer.Argument(metavar="RUN", help="Run directory,
 StoreOutput = Annotated[
     str, typer.Option("--output", "-o", help="Particle store to write (.zarr): a folder, or s3://bucket/prefix.")
 ]
+Datadir = Annotated[Path | None, typer.Option(help="Where the stacks lie, if not where the file says.")]
+Passthrough = Annotated[list[Path] | None, typer.Option(help="cryoSPARC passthrough .cs. May be repeated.")]
+Poses = Annotated[Path | None, typer.Option(help="cryoDRGN poses.pkl.")]
+CTF = Annotated[Path | None, typer.Option(help="cryoDRGN ctf.pkl.")]
+Voltage = Annotated[float | None, typer.Option(help="In kV, where the file lacks it.")]
+SphericalAberration = Annotated[float | None, typer.Option(help="Spherical aberration where the file lacks it, mm.")]
+AmplitudeContrast = Annotated[float | None, typer.Option(help="From 0 to 1, where the file lacks it.")]
+PixelSize = Annotated[float | None, typer.Option(help="Of the images where the file lacks it, angstrom.")]
+Centred = Annotated[bool, typer.Option("--centred", help="No shifts in the file: particles are centred.")]
 ClassNumber = Annotated[
     int | None, typer.Option("--class", help="Take the poses of this class of a heterogeneous refinement (.cs).")
 ]
@@ -26,3 +36,7 @@ AllowDuplicates = Annotated[
 ]
 Contrast = Annotated[Literal["auto", "light", "dark"], typer.Option(help="Is protein light or dark in the images?")]
 ParticleDiameter = Annotated[float | None, typer.Option(help="Background is outside this diameter, angstrom.")]
+Benchmark = Annotated[
+    float,
+    typer.Option(min=0, help="Seconds of training steps, to estimate how long training takes here; 0: no estimate."),
+]

@@ -100,17 +100,33 @@ class _LineProgress:
 
 
 def make_display() -> "Display":
-    """How whoever drives a run or a sweep speaks on this terminal."""
+    """How whoever drives a run or a sweep speaks on this terminal; words are explained where they first come."""
     from cryoformer_dist.orchestration.display import Display
-
-    return Display(say, progress, staged_progress, record_line)
-
-
-def record_line(record: "TrainingRecord") -> None:
-    """One report of training."""
+    from cryoformer_dist.runs.glossary import Explainer
     from cryoformer_dist.runs.training_log import describe
 
-    say(describe(record))
+    explainer = Explainer()
+
+    def explain(line: str) -> None:
+        for words in explainer.explain(line):
+            say(words)
+
+    @contextmanager
+    def stages() -> Iterator[Callable[[str, int, int], None]]:
+        with staged_progress() as update:
+
+            def update_and_explain(stage: str, done: int, total: int) -> None:
+                explain(stage)
+                update(stage, done, total)
+
+            yield update_and_explain
+
+    def tell(record: "TrainingRecord") -> None:
+        line = describe(record)
+        say(line)
+        explain(line)
+
+    return Display(say, progress, stages, tell)
 
 
 def follow(lines: Iterable[str]) -> None:

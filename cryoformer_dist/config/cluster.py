@@ -73,7 +73,7 @@ def _refuse_secrets(names: Sequence[str]) -> None:
 class ClusterConfig(Section):
     """What every kind of cluster is told."""
 
-    provider: str
+    provider: str = Field(description="the kind of cluster")
     run: str | None = Field(None, description="run file that `launch` trains; relative to this file; --run overrides")
     sweep: str | None = Field(None, description="sweep file, in place of `run`; relative to this file")
     storage: str = Field(
@@ -182,7 +182,9 @@ class RayUpCluster(_ElsewhereConfig):
     config: str | None = Field(
         None, description="a cluster file of Ray's own, relative to this file, instead of the keys below"
     )
-    cloud: Literal["aws", "gcp", "azure", "on-premise"] | None = None
+    cloud: Literal["aws", "gcp", "azure", "on-premise"] | None = Field(
+        None, description="where the machines are; required without config"
+    )
     region: str | None = Field(None, description="aws, gcp; Azure's location")
     zone: str | None = Field(None, description="gcp: the zone of its nodes; aws: zones, comma-separated, or any")
     project: str | None = Field(None, description="gcp: project id; azure: resource group")
@@ -191,7 +193,7 @@ class RayUpCluster(_ElsewhereConfig):
     nodes: PositiveInt = Field(1, description="clouds: worker nodes")
     head_ip: str | None = Field(None, description="on-premise: host that drives the run")
     worker_ips: list[str] = Field([], description="on-premise: the other hosts")
-    ssh_user: str | None = None
+    ssh_user: str | None = Field(None, description="who logs in to the machines")
     ssh_private_key: str | None = Field(None, description="path; the key itself is never read by us")
     image: str | None = Field(None, description="container image; none when left out")
     setup: list[str] = Field([], description="shell lines that every node runs first, such as the pip install")
@@ -215,16 +217,16 @@ class SlurmCluster(_ElsewhereConfig):
     """An allocation of a Slurm cluster: one batch job that starts Ray on its nodes and ends it."""
 
     provider: Literal["slurm"]
-    nodes: PositiveInt = 1
+    nodes: PositiveInt = Field(1, description="machines of the allocation")
     cpus_per_node: PositiveInt = Field(description="CPUs that Ray may use on each node")
-    gpus_per_node: int = Field(0, ge=0)
+    gpus_per_node: int = Field(0, ge=0, description="GPUs of each node")
     time: str = Field("24:00:00", description="limit: D-HH:MM:SS")
-    partition: str | None = None
-    account: str | None = None
+    partition: str | None = Field(None, description="of sbatch; the site's default when left out")
+    account: str | None = Field(None, description="of sbatch: who pays")
     options: list[str] = Field([], description="more options of sbatch, such as --constraint=a100")
     setup: list[str] = Field([], description="shell lines before anything else, such as `module load` or `source`")
     port: Port = Field(6379, description="of Ray's head")
-    dashboard_port: Port = 8265
+    dashboard_port: Port = Field(8265, description="of the Ray dashboard")
     open_ports: bool = Field(
         False, description="let other machines read Ray's metrics, on every node and without a token; none when false"
     )
@@ -261,18 +263,18 @@ class KubeRayCluster(_ElsewhereConfig):
     model_config = ConfigDict(validate_default=True)
 
     provider: Literal["kuberay"]
-    namespace: str = "default"
+    namespace: str = Field("default", description="Kubernetes namespace of the job")
     image: str = Field(description="container image with cryoformer-dist in it")
     nodes: PositiveInt = Field(1, description="pods for workers")
-    cpus_per_node: PositiveInt = 8
-    gpus_per_node: int = Field(0, ge=0)
-    memory_gib_per_node: PositiveInt = 32
-    head_cpus: PositiveInt = 2
-    head_memory_gib: PositiveInt = 8
+    cpus_per_node: PositiveInt = Field(8, description="CPUs of each of these pods")
+    gpus_per_node: int = Field(0, ge=0, description="GPUs of each")
+    memory_gib_per_node: PositiveInt = Field(32, description="memory of each")
+    head_cpus: PositiveInt = Field(2, description="CPUs of the pod that drives the run")
+    head_memory_gib: PositiveInt = Field(8, description="its memory")
     volume_claim: str | None = Field(None, description="claim that holds storage and stores, mounted in every pod")
     mount: str = Field("/shared", description="where it is mounted")
     secret: str | None = Field(None, description="Kubernetes secret whose keys become environment variables")
-    service_account: str | None = None
+    service_account: str | None = Field(None, description="Kubernetes service account of the pods")
 
     @field_validator("volume_claim")
     @classmethod

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from cryoformer_dist.config.cluster import ClusterConfig, ClusterFile
+from cryoformer_dist.config.keys import suggest_keys
 from cryoformer_dist.config.plain_values import PlainValues
 from cryoformer_dist.config.yaml_text import load_yaml
 from cryoformer_dist.errors import ConfigError
@@ -149,7 +150,7 @@ def _dotted(place: Sequence[int | str]) -> str:
 def _explain_all(error: ValidationError, schema: type[BaseModel]) -> list[str]:
     # A cluster file's places start with its provider, which is no key.
     skip = int(schema is ClusterFile)
-    return [_shortened(f"{_dotted(item['loc'][skip:])}: {_explain(item)}") for item in error.errors()]
+    return [_shortened(f"{_dotted(item['loc'][skip:])}: {_explain(item, schema)}") for item in error.errors()]
 
 
 def _shortened(line: str) -> str:
@@ -157,10 +158,11 @@ def _shortened(line: str) -> str:
     return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ... ({len(line)} characters)"
 
 
-def _explain(item: Any) -> str:
+def _explain(item: Any, schema: type[BaseModel]) -> str:
     """One schema complaint in words a microscopist can act on."""
     if item["type"] == "extra_forbidden":
-        return "no such key; check the spelling"
+        near = suggest_keys(schema, item["loc"])
+        return f"no such key; did you mean {' or '.join(near)}?" if near else "no such key; check the spelling"
     if item["type"] == "missing":
         return "is required"
     if item["type"] == "value_error":

@@ -105,7 +105,7 @@ class OpticsGroupConfig(Section):
     weight: float = Field(1.0, gt=0, description="how many particles, relative to the other groups")
     snr: float | None = Field(None, gt=0, description="dose: the signal-to-noise ratio of this group's images")
     pixel_size_angstrom: float | None = Field(None, gt=0, description="of the written images, as many pixels wide")
-    noise: NoiseConfig | None = None
+    noise: NoiseConfig | None = Field(None, description="noise of this group's images")
 
 
 class NuisancesConfig(Section):

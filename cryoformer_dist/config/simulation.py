@@ -142,12 +142,12 @@ class MicroscopeConfig(Section):
         "and optionally phase_shift_deg (rows each); ranges if left out",
     )
     rows: Literal["in_order", "random"] = Field("in_order", description="as in poses")
-    voltage_kv: float = Field(300.0, gt=0)
-    spherical_aberration_mm: float = Field(2.7, ge=0)
-    amplitude_contrast: float = Field(0.1, ge=0, lt=1)
+    voltage_kv: float = Field(300.0, gt=0, description="acceleration voltage")
+    spherical_aberration_mm: float = Field(2.7, ge=0, description="Cs of the objective lens")
+    amplitude_contrast: float = Field(0.1, ge=0, lt=1, description="share of amplitude contrast")
     phase_shift_deg: float = Field(0.0, description="of a phase plate")
     min_defocus_angstrom: float = Field(10_000.0, description="underfocus is positive")
-    max_defocus_angstrom: float = 30_000.0
+    max_defocus_angstrom: float = Field(30_000.0, description="uniform between the two")
     max_astigmatism_angstrom: float = Field(300.0, ge=0, description="largest difference of defocus U and V")
 
     @model_validator(mode="after")
@@ -202,7 +202,7 @@ class SimulationConfig(Section):
         ge=0,
         description="seed of the noise alone, for the same particles with other noise; seed when left out",
     )
-    particles: PositiveInt = 4000
+    particles: PositiveInt = Field(4000, description="images to make")
     box_size: int = Field(32, ge=8, description="side of the images in pixels, even")
     box_length_angstrom: float = Field(230.0, gt=0, description="side of the images; pixel size = this / box_size")
     source: Source = PhantomSource()

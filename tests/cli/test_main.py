@@ -1,16 +1,16 @@
 import re
-import sys
 import warnings
 from pathlib import Path
 
 import mrcfile
 import pytest
 import yaml
+from support.command_line import refused, run_main
 from support.tiny_runs import tiny_settings
 from typer.testing import CliRunner
 
 from cryoformer_dist import errors
-from cryoformer_dist.cli import launches, selections
+from cryoformer_dist.cli import launches, maps, selections
 from cryoformer_dist.cli import main as cli
 
 COMMANDS = (
@@ -46,36 +46,22 @@ def _help(*arguments: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", result.output)
 
 
-def _main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Exit code of the command line, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["cryoformer-dist", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return int(end.value.code or 0)
-
-
-def _refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one message of a command that must fail for a reason the user can fix."""
-    assert _main(monkeypatch, *arguments) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: ")
-    assert "Traceback" not in message
-    return message
-
-
 def test_the_commands_are_those_documented() -> None:
     text = _help()
     visible = [
-        info for app in (cli.app, launches.app, selections.app) for info in app.registered_commands if not info.hidden
+        info
+        for app in (cli.app, launches.app, selections.app, maps.app)
+        for info in app.registered_commands
+        if not info.hidden
     ]
     assert {info.name or info.callback.__name__ for info in visible} == set(COMMANDS)
-    for command in COMMANDS:
+    for command in (*COMMANDS, "config"):
         assert command in text
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "config schema"])
 def test_every_command_explains_itself_with_an_example_and_every_option(command: str) -> None:
-    text = _help(command)
+    text = _help(*command.split())
     assert f"cryoformer-dist {command} " in text.split("Example:")[1]
     for option in re.findall(r"^[│ ]+(?:\* +)?(--[a-z-]+)(.*)$", text, re.MULTILINE):
         assert re.search(r"[a-z]{2,}\S*[.?]", option[1]), f"{option[0]} has no help"
@@ -94,7 +80,7 @@ def test_what_a_user_can_mend_is_one_message_and_exit_code_2(
         raise error("file.star: row 3 [column _rlnX]: is wrong; fix it")
 
     monkeypatch.setattr(cli, "app", fail)
-    message = _refused(monkeypatch, capsys)
+    message = refused(monkeypatch, capsys)
     assert message == "error: file.star: row 3 [column _rlnX]: is wrong; fix it\n"
 
 
@@ -115,7 +101,7 @@ def test_our_warnings_are_one_line_and_others_stay_as_they_are(
         raise SystemExit(0)
 
     monkeypatch.setattr(cli, "app", talk)
-    assert _main(monkeypatch) == 0
+    assert run_main(monkeypatch) == 0
     assert capsys.readouterr().err == "warning: pixel size differs; the table wins\n"
 
 
@@ -146,31 +132,15 @@ def test_every_command_refuses_what_is_not_there_in_one_message(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert message in _refused(monkeypatch, capsys, *arguments)
+    assert message in refused(monkeypatch, capsys, *arguments)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_option_is_the_user_s_to_mend_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _main(monkeypatch, "train", "--nonsense") == 2
+    assert run_main(monkeypatch, "train", "--nonsense") == 2
     assert "--nonsense" in capsys.readouterr().err
-
-
-def test_init_writes_files_says_what_to_do_next_and_writes_over_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    project = tmp_path / "project"
-    assert _main(monkeypatch, "init", project) == 0
-    said = capsys.readouterr().out
-    assert f"wrote {project / 'cluster' / 'local.yaml'}" in said
-    assert said.splitlines()[-1] == f"next: cryoformer-dist launch {project / 'cluster' / 'local.yaml'}"
-    before = {path: path.read_bytes() for path in project.rglob("*.yaml")}
-    (project / "configs" / "demo.yaml").write_text("mine")
-    assert "not overwritten" in _refused(monkeypatch, capsys, "init", project)
-    assert {path: path.read_bytes() for path in project.rglob("*.yaml")} == before | {
-        project / "configs" / "demo.yaml": b"mine"
-    }
 
 
 def test_simulate_and_convert_go_hand_in_hand(
@@ -178,24 +148,24 @@ def test_simulate_and_convert_go_hand_in_hand(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = ("--set", "particles=24", "--set", "box_size=16")
-    assert _main(monkeypatch, "simulate", "-o", "set", *settings) == 0
+    assert run_main(monkeypatch, "simulate", "-o", "set", *settings) == 0
     next_command = capsys.readouterr().out.splitlines()[-1]
     assert next_command == "next: cryoformer-dist convert set/particles.star -o set/particles.zarr"
     arguments = next_command.split()[2:]
-    assert _main(monkeypatch, *arguments, "--local", "--contrast", "light") == 0
+    assert run_main(monkeypatch, *arguments, "--local", "--contrast", "light", "--benchmark", 0) == 0
     assert "box 16" in capsys.readouterr().out
-    assert "already there" in _refused(monkeypatch, capsys, "simulate", "-o", "set", *settings)
+    assert "already there" in refused(monkeypatch, capsys, "simulate", "-o", "set", *settings)
 
 
 def test_what_is_wrong_with_a_stack_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert _main(monkeypatch, "simulate", "-o", "set", "--set", "particles=24", "--set", "box_size=16") == 0
+    assert run_main(monkeypatch, "simulate", "-o", "set", "--set", "particles=24", "--set", "box_size=16") == 0
     with mrcfile.open("set/particles.mrcs", mode="r+") as stack:
         stack.voxel_size = 1.25
-    arguments = ("convert", "set/particles.star", "-o", "set.zarr", "--local", "--contrast", "light")
-    assert _main(monkeypatch, *arguments) == 0
+    arguments = ("convert", "set/particles.star", "-o", "set.zarr", "--local", "--contrast", "light", "--benchmark", 0)
+    assert run_main(monkeypatch, *arguments) == 0
     assert capsys.readouterr().err.count("the header says 1.25 A") == 1
 
 
@@ -207,7 +177,7 @@ def test_a_simulation_file_s_paths_start_at_its_folder(
     source = {"kind": "models", "path": "models/states.npz"}
     (folder / "sim.yaml").write_text(yaml.safe_dump({"source": source}))
     monkeypatch.chdir(tmp_path)
-    message = _refused(monkeypatch, capsys, "simulate", "settings/sim.yaml", "-o", "out")
+    message = refused(monkeypatch, capsys, "simulate", "settings/sim.yaml", "-o", "out")
     assert str(folder / "models" / "states.npz") in message
 
 
@@ -215,7 +185,7 @@ def test_a_launch_without_a_run_file_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "cluster.yaml").write_text("provider: local\n")
-    message = _refused(monkeypatch, capsys, "launch", tmp_path / "cluster.yaml")
+    message = refused(monkeypatch, capsys, "launch", tmp_path / "cluster.yaml")
     assert "names no run file; add `run: FILE` or give --run FILE" in message
 
 
@@ -224,7 +194,7 @@ def test_a_store_that_is_absent_and_not_to_be_simulated_is_refused(
 ) -> None:
     run = tmp_path / "run.yaml"
     run.write_text(yaml.safe_dump(tiny_settings(Path("absent.zarr"))))
-    message = _refused(monkeypatch, capsys, "train", run, "--local", "--storage", tmp_path / "runs")
+    message = refused(monkeypatch, capsys, "train", run, "--local", "--storage", tmp_path / "runs")
     # Where the run file lies, not where the command was given.
     assert f"{tmp_path / 'absent.zarr'}: no such particle store" in message
 
@@ -234,48 +204,16 @@ def test_workers_that_cannot_be_are_refused_in_one_message(
 ) -> None:
     run_file = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
     options = ("--storage", tmp_path, "--workers", 2, "--gpus", 0.6)
-    message = _refused(monkeypatch, capsys, "train", run_file, *options)
+    message = refused(monkeypatch, capsys, "train", run_file, *options)
     assert "workers: gpus: 0.6: workers of a run cannot share a GPU" in message
     assert list(tmp_path.iterdir()) == []
-
-
-def test_fsc_speaks_of_two_maps_and_writes_table_and_picture_and_mask_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import torch
-
-    from cryoformer_dist.io.mrc import read_volume, write_volume
-    from cryoformer_dist.physics.grids import radius_grid
-    from cryoformer_dist.physics.volume import Volume
-
-    monkeypatch.chdir(tmp_path)
-    radius = radius_grid(16, 3)
-    generator = torch.Generator().manual_seed(0)
-    for name in ("one", "two"):
-        noisy = torch.exp(-radius.square() / 8) + 0.1 * torch.randn(radius.shape, generator=generator)
-        write_volume(Path(f"{name}.mrc"), Volume(noisy, 4.0))
-    write_volume(Path("mask.mrc"), Volume((radius < 6).float(), 4.0))
-    arguments = ("fsc", "one.mrc", "two.mrc", "--mask", "mask.mrc", "-o", "out/fsc.csv", "--figure", "out/fsc.svg")
-    assert _main(monkeypatch, *arguments) == 0
-    said = capsys.readouterr().out
-    for words in ("box 16", "4 A per voxel", "Nyquist 8 A", "mask.mrc", "corrected", "FSC 0.143"):
-        assert words in said
-    assert Path("out/fsc.csv").read_text().startswith("shell,frequency_per_angstrom,resolution_angstrom,unmasked")
-    assert "mask.mrc" in Path("out/fsc.svg").read_text()
-    assert _main(monkeypatch, "mask", "one.mrc", "-o", "own.mrc", "--threshold", "0.4", "--soft-edge", "20") == 0
-    made = capsys.readouterr().out
-    for words in ("threshold   0.4", "soft edge of 20 A", "A^3:", "kDa", f"--set training.mask={tmp_path / 'own.mrc'}"):
-        assert words in made
-    assert 0 < read_volume(Path("own.mrc")).voxels.mean() < 1
-    assert _main(monkeypatch, "fsc", "one.mrc", "two.mrc") == 0
-    assert "masked" not in capsys.readouterr().out.replace("unmasked", "")
 
 
 def test_tune_lists_its_trials_without_starting_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = Path(__file__).resolve().parents[2] / "configs" / "sweeps" / "grid.yaml"
-    assert _main(monkeypatch, "tune", sweep, "--dry-run", "--set", f"storage={tmp_path}") == 0
+    assert run_main(monkeypatch, "tune", sweep, "--dry-run", "--set", f"storage={tmp_path}") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "finest_resolution_16-levels_3-seed0"
     assert lines[-1] == f"18 trials for {tmp_path / 'grid'}"
@@ -286,5 +224,20 @@ def test_a_mistake_in_a_sweep_file_is_one_red_line_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = Path(__file__).resolve().parents[2] / "configs" / "sweeps" / "grid.yaml"
-    message = _refused(monkeypatch, capsys, "tune", sweep, "--set", "parameters={training.epoch: {grid: [1]}}")
+    message = refused(monkeypatch, capsys, "tune", sweep, "--set", "parameters={training.epoch: {grid: [1]}}")
     assert "training.epoch: no such key" in message
+
+
+def test_what_is_wrong_with_a_store_makes_check_fail_after_it_was_told(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cryoformer_dist.analysis import check
+
+    arguments = ("check", tiny_store, "-o", tmp_path / "check", "--benchmark", 0)
+    assert run_main(monkeypatch, *arguments) == 0
+    assert "then cryoformer-dist launch" in capsys.readouterr().out
+    monkeypatch.setattr(check, "_judge", lambda areas, z_score: (["the shifts look flipped"], []))
+    assert run_main(monkeypatch, *arguments) == 1
+    said = capsys.readouterr().out
+    assert "LOOK BEFORE TRAINING" in said
+    assert said.splitlines()[-1] == f"next: look at {tmp_path / 'check' / 'check.png'} and mend what is named above"

@@ -59,7 +59,7 @@ def test_a_wrong_file_gives_every_mistake_at_once() -> None:
     values = {"provider": "slurm", "nodes": 0, "time": "tomorrow", "partitoin": "gpu", "workers": {"count": "3..1"}}
     told = _told(values)
     assert set(told) == {"nodes", "time", "partitoin", "workers.count", "cpus_per_node"}
-    assert told["partitoin"] == "no such key; check the spelling"
+    assert told["partitoin"] == "no such key; did you mean partition?"
     assert told["cpus_per_node"] == "is required"
     assert "1..3" in told["workers.count"]
 

@@ -105,13 +105,6 @@ def test_workers_of_one_run_do_not_share_a_gpu() -> None:
             WorkersConfig(count=count, gpus=0.5)
 
 
-@pytest.mark.parametrize("backend", ["triton", "tinycudann"])
-def test_features_without_a_kernel_are_refused_with_the_file(backend: str) -> None:
-    assert _run(model={"hash_grid": {"features_per_level": 3}})
-    with pytest.raises(ValidationError, match=f"3 is not a power of two, as backend: {backend} needs"):
-        _run(model={"hash_grid": {"features_per_level": 3, "backend": backend}})
-
-
 def test_threads_are_those_asked_for_or_the_worker_s_share() -> None:
     assert TrainingConfig(threads_per_worker=3).threads_for(8) == 3
     assert [TrainingConfig().threads_for(cpus) for cpus in (0.2, 0.9, 4.0)] == [1, 1, 4]
