@@ -1,7 +1,10 @@
 """The smallest simulated set and the smallest network that go the whole way, for tests of any folder."""
 
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,14 @@ from cryoformer_dist.data.batch import BatchSource, local_batches
 from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.io.reading import read_particles
-from cryoformer_dist.machine import WorkerMemory
+from cryoformer_dist.machine import WorkerMemory, measure_worker_memory
 from cryoformer_dist.runs.checkpoint import latest_checkpoint
 from cryoformer_dist.runs.directory import is_prepared, load_run, write_occupancy
 from cryoformer_dist.runs.stage_progress import StageProgress
 from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log
 from cryoformer_dist.simulation.particle_set import simulate
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.training.preparation import prepare_run
+from cryoformer_dist.training.preparation import preparation_key, prepare_like, prepare_run
 from cryoformer_dist.training.train_rank import train_rank
 
 PARTICLES = 64
@@ -138,10 +141,31 @@ def train(
 ) -> Listener:
     """Prepare a run, or go on with it, and train in this process."""
     listener = listener or Listener()
-    store = ParticleStore.open(config.dataset.store)
-    prepare_run(config, store, run, resume=is_prepared(run))
+    prepare(config, ParticleStore.open(config.dataset.store), run)
     train_prepared(WorkingFolder.on_disk(run), listener, batches_of, device)
     return listener
+
+
+@cache
+def _prepared() -> "tempfile.TemporaryDirectory[str]":
+    """What the first run of each kind started from: that takes longer than a tiny training.
+
+    That others start from the same as if they had made it themselves is told in test_preparation.
+    """
+    return tempfile.TemporaryDirectory(prefix="prepared_")
+
+
+def prepare(config: RunConfig, store: ParticleStore, run: Path) -> None:
+    """Prepare a run, or go on with it."""
+    memory = measure_worker_memory(on_gpu=torch.cuda.is_available())
+    like = Path(_prepared().name) / preparation_key(config, store)
+    if like.is_dir() and not is_prepared(run):
+        prepare_like(config, store, run, like, memory)
+        return
+    resume = is_prepared(run)
+    prepare_run(config, store, run, resume, memory=memory)
+    if not resume:
+        shutil.copytree(run, like)
 
 
 def train_prepared(
@@ -165,7 +189,7 @@ def train_from_mask(config: RunConfig, run: Path, mask: torch.Tensor, listener: 
 def prepare_from_mask(config: RunConfig, run: Path, mask: torch.Tensor) -> None:
     """Prepare a run that allows density in a mask given by hand."""
     store = ParticleStore.open(config.dataset.store)
-    prepare_run(config, store, run, resume=False)
+    prepare(config, store, run)
     write_occupancy(run, mask, store.pixel_size_angstrom)
 
 

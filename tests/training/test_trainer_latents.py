@@ -120,18 +120,14 @@ def test_maps_that_do_not_move_yet_leave_the_first_latents_alone(
         return ParticleSearchResult(rows, answer, information_nats, 0.0, SearchFindings(information_nats))
 
     monkeypatch.setattr(latent_search, "search_particles", search)
-    every_step = {
-        "training.report_every_steps": 1,
-        "training.checkpoint_every_steps": 1,
-        "training.keep_checkpoints": 20,
-    }
-    config = tiny_config(tiny_store, SEARCHED | every_step | {"training.freeze_latent_epochs": kept_epochs})
+    changes = {"training.report_every_steps": 1, "training.checkpoint_every_steps": 5}
+    config = tiny_config(tiny_store, SEARCHED | changes | {"training.freeze_latent_epochs": kept_epochs})
     train(config, tmp_path / "run")
     by_step = {one.position.step: one.read_tables()["latent"]["values"] for one in checkpoints(tmp_path / "run")}
-    # Of the linear model until a search counts.
-    assert by_step[1].std() > 0
-    for step, number in zip([6, 11, 16], dealt, strict=True):
-        expected = torch.full_like(by_step[1], number) if number else by_step[1]
+    # Of the linear model until a search counts; searches at steps 6, 11 and 16.
+    assert by_step[5].std() > 0
+    for step, number in zip([10, 15, 16], dealt, strict=True):
+        expected = torch.full_like(by_step[5], number) if number else by_step[5]
         assert torch.equal(by_step[step], expected), step
 
 
