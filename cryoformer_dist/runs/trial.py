@@ -13,7 +13,8 @@ from cryoformer_dist.config.loading import dump_config, parse_config, set_value
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.trials import Trial
 from cryoformer_dist.errors import CheckpointError
-from cryoformer_dist.runs.checkpoint import adopt_checkpoint, latest_checkpoint
+from cryoformer_dist.runs.checkpoint import adopt_checkpoint
+from cryoformer_dist.runs.checkpoint_choice import latest_checkpoint
 from cryoformer_dist.runs.directory import load_run
 from cryoformer_dist.runs.layout import CONFIG, SWEEP_TRIALS, TRIAL, TRIAL_EPOCHS, TRIAL_OUTCOME, TRIAL_TAKEOVERS
 from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log, write_training_log
