@@ -95,10 +95,10 @@ def make_folder(place: Place) -> None:
 def write_whole(place: Place, text: str) -> None:
     """Write a small file so that after a crash it is there whole or not at all."""
     if not isinstance(place, Path):
-        place.write_text(text)
+        place.write_text(text, encoding="utf-8")
         return
     with replaced(place) as beside:
-        beside.write_text(text)
+        beside.write_text(text, encoding="utf-8")
         synchronise(beside)
     synchronise(place.parent)
 

@@ -1,3 +1,5 @@
+import errno
+import os
 import re
 import sys
 import warnings
@@ -288,3 +290,28 @@ def test_a_mistake_in_a_sweep_file_is_one_red_line_before_anything_starts(
     sweep = Path(__file__).resolve().parents[2] / "configs" / "sweeps" / "grid.yaml"
     message = _refused(monkeypatch, capsys, "tune", sweep, "--set", "parameters={training.epoch: {grid: [1]}}")
     assert "training.epoch: no such key" in message
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_storage_that_refuses_is_one_message_and_leaves_no_half_of_a_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, number: int
+) -> None:
+    def refuse(path: Path, *_: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("cryoformer_dist.simulation.particle_set.write_star", refuse)
+    small = [word for setting in ("particles=4", "box_size=16") for word in ("--set", setting)]
+    message = _refused(monkeypatch, capsys, "simulate", "-o", tmp_path / "set", *small)
+    assert os.strerror(number) in message
+    assert "particles.star" in message
+    assert "see that there is room" in message
+    assert [path.name for path in (tmp_path / "set").rglob("*") if path.is_file()] == []
+
+
+def test_an_error_that_has_nothing_to_do_with_storage_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        cli.main()

@@ -86,9 +86,7 @@ def test_a_manifest_with_any_digit_changed_is_not_what_was_written(run: Path) ->
 def test_a_run_without_a_whole_checkpoint_says_what_to_do(run: Path) -> None:
     for checkpoint in checkpoints(run):
         _zero(checkpoint.folder / "tables.pt")
-    remedy = (
-        r"no checkpoint is whole: .*tables\.pt.*tables\.pt.*from a copy, or remove the folder checkpoints"
-    )
+    remedy = r"no checkpoint is whole: .*tables\.pt.*tables\.pt.*from a copy, or remove the folder checkpoints"
     with pytest.raises(NoWholeCheckpointError, match=remedy):
         latest_checkpoint(run)
 
