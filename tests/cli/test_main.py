@@ -304,8 +304,18 @@ def test_storage_that_refuses_is_one_message_and_leaves_no_half_of_a_set(
     message = _refused(monkeypatch, capsys, "simulate", "-o", tmp_path / "set", *small)
     assert os.strerror(number) in message
     assert "particles.star" in message
-    assert "see that there is room" in message
+    assert f"{tmp_path / 'set'}: cannot be written" in message
     assert [path.name for path in (tmp_path / "set").rglob("*") if path.is_file()] == []
+
+
+def test_storage_that_refuses_outside_of_what_is_written_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cli, "app", refuse)
+    assert "No space left on device: see that there is room" in _refused(monkeypatch, capsys)
 
 
 def test_an_error_that_has_nothing_to_do_with_storage_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
