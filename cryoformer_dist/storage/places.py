@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -90,6 +90,17 @@ def make_folder(place: Place) -> None:
     """Make a folder with those above it; an object store needs none."""
     if isinstance(place, Path):
         place.mkdir(parents=True, exist_ok=True)
+
+
+def read_pieces(place: Place, starts: Sequence[int], length: int) -> list[bytes]:
+    """Pieces of a file, all of one length in bytes, each from its start."""
+    if not isinstance(place, Path):
+        pieces: list[bytes] = place.fs.cat_ranges(
+            [place.path] * len(starts), list(starts), [start + length for start in starts], on_error="raise"
+        )
+        return pieces
+    with place.open("rb") as handle:
+        return [os.pread(handle.fileno(), length, start) for start in starts]
 
 
 def write_whole(place: Place, text: str) -> None:
