@@ -45,6 +45,14 @@ class CheckpointNotWrittenError(CheckpointError):
     """Storage stayed full or away for too long, or refuses for good; all ranks of a run meet this together."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A file of a checkpoint is not what was written."""
+
+
+class NoWholeCheckpointError(CheckpointError):
+    """All checkpoints of a run are damaged; all ranks of a run meet this together."""
+
+
 class TrainingError(CryoFormerError, RuntimeError):
     """Training cannot go on."""
 
@@ -111,6 +119,14 @@ class SmallSampleWarning(CryoFormerWarning):
 
 class ImagesElsewhereWarning(CryoFormerWarning):
     """Images that were to stay on a GPU do not fit there; where they are instead is named."""
+
+
+class CheckpointDamagedWarning(CryoFormerWarning):
+    """A checkpoint is not what was written; the one before it is used."""
+
+
+class TornLogWarning(CryoFormerWarning):
+    """The last line of a log was cut by a crash; it is left out."""
 
 
 class StepLeftOutWarning(CryoFormerWarning):

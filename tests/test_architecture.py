@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "runs": GROUND | {"config", "physics", "io.mrc", "data", "storage", "initialization"},
     "selection": GROUND | {"physics", "io", "data", "storage", "runs"},
     "training": GROUND | {"config", "physics", "model", "data", "storage", "inference", "initialization", "runs"},
-    "figures": {"errors", "config", "physics", "runs"},
+    "figures": {"errors", "config", "physics", "runs", "storage"},
     "analysis": GROUND
     | {"config", "physics", "io", "model", "data", "simulation", "initialization", "runs", "training", "figures"}
     | {"storage", "inference"},

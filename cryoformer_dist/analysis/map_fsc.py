@@ -20,6 +20,7 @@ from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.fourier import FSC_THRESHOLDS, FSCCurve, fourier_shell_correlation
 from cryoformer_dist.physics.grids import centred_axis
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.storage.places import replaced
 
 # Sums of squares over a map of larger numbers leave the range of float32.
 _LARGEST_DENSITY = 1e12
@@ -220,7 +221,7 @@ def write_curves(path: Path, curves: Mapping[str, FSCCurve]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     frequency = next(iter(curves.values())).frequency_per_angstrom.tolist()
     columns = [curve.correlation.tolist() for curve in curves.values()]
-    with path.open("w", newline="") as stream:
+    with replaced(path) as beside, beside.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["shell", "frequency_per_angstrom", "resolution_angstrom", *curves])
         for shell, (at, *values) in enumerate(zip(frequency, *columns, strict=True)):

@@ -60,6 +60,7 @@ from cryoformer_dist.runs.manifest import RunManifest, read_manifest
 from cryoformer_dist.runs.results import read_latent_table
 from cryoformer_dist.runs.scores import Scores, ScoresAgainstTruth, read_scores
 from cryoformer_dist.runs.training_log import TrainingRecord, find_search, read_training_log
+from cryoformer_dist.storage.places import write_whole
 
 _SERIES_COLOUR: Colour = (0.25, 0.50, 0.86)
 _MOST_PICTURES = 12
@@ -220,7 +221,7 @@ def write_report(run: Path, truth: Path | None = None) -> Path:
         curves=_draw_curves(found, known),
     )
     output = run / REPORT
-    output.write_text(page, encoding="utf-8")
+    write_whole(output, page)
     return output
 
 

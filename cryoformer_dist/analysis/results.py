@@ -43,7 +43,8 @@ from cryoformer_dist.io.relion import update_star_poses
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.progress import StagedProgress, silent
 from cryoformer_dist.ranks import gather_objects, rank_and_world, take_from_leader
-from cryoformer_dist.runs.checkpoint import fetch_latest, latest_checkpoint
+from cryoformer_dist.runs.checkpoint import Checkpoint
+from cryoformer_dist.runs.checkpoint_choice import fetch_latest, latest_checkpoint
 from cryoformer_dist.runs.directory import (
     load_consensus,
     load_run,
@@ -142,25 +143,31 @@ def reconstruct_alone(working: WorkingFolder) -> list[Path]:
 
 
 def reconstruct_once(
-    working: WorkingFolder, config: RunConfig, device: torch.device, progress: StagedProgress = silent
+    working: WorkingFolder,
+    config: RunConfig,
+    device: torch.device,
+    progress: StagedProgress = silent,
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """As `reconstruct_run`, of the newest checkpoint, unless that has been done: the leader's run directory decides.
 
     Parameters
     ----------
     working
-        Run directory, with the checkpoint that all ranks agree on.
+        Run directory.
     config
         As the run directory holds it.
     device
         Where this rank decodes.
     progress
         Called with (stage, done, in all).
+    checkpoint
+        That all ranks agree on, where they have already.
     """
-    leads, newest = rank_and_world()[0] == 0, latest_checkpoint(working.folder)
+    leads, newest = rank_and_world()[0] == 0, checkpoint or latest_checkpoint(working.folder)
     made = take_from_leader(read_made_results(working.folder) if leads else None)
     if made is None or newest is None or made.checkpoint_step != newest.position.step:
-        reconstruct_run(working, load_trained(working.folder, device, progress, config), progress)
+        reconstruct_run(working, load_trained(working.folder, device, progress, config, newest), progress)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from cryoformer_dist.figures.sweep_plots import MEASURES
 from cryoformer_dist.runs.directory import load_run
 from cryoformer_dist.runs.layout import REPORT, SWEEP_BEST, SWEEP_SUMMARY, SWEEP_TABLE, SWEEP_TRIALS
 from cryoformer_dist.runs.sweep import Importance, Setting, TrialResult, read_sweep, read_trials
+from cryoformer_dist.storage.places import replaced, write_whole
 
 _TABLE_2 = ("resolution_angstrom", "rotation_error", "rotation_error_deg", "shift_error", "difference_map_correlation")
 _TABLE_2_NOTE = (
@@ -33,6 +34,7 @@ _TABLE_2_NOTE = (
     "it the median angle. Translation error: mean distance as a share of the box. dCC: correlation of the difference "
     "maps with the true ones; maps that do not move score 0."
 )
+
 _RANKED = ("difference_map_correlation", "auc_gap", "resolution_angstrom", "latent_rank_correlation", "loss")
 
 
@@ -97,7 +99,7 @@ def write_sweep_report(folder: Path) -> Path:
     _write_csv(sweep)
     tables = _make_tables(sweep)
     verdict = _put_in_words(sweep)
-    (folder / SWEEP_SUMMARY).write_text(_compose_markdown(sweep, verdict, tables, command), encoding="utf-8")
+    write_whole(folder / SWEEP_SUMMARY, _compose_markdown(sweep, verdict, tables, command))
     page = fill_template(
         "sweep_template.html",
         title=config.name,
@@ -112,7 +114,7 @@ def write_sweep_report(folder: Path) -> Path:
         sweep=dump_config(config),
     )
     output = folder / REPORT
-    output.write_text(page, encoding="utf-8")
+    write_whole(output, page)
     return output
 
 
@@ -124,7 +126,7 @@ def _write_best(sweep: _Sweep) -> str | None:
         return None
     config = load_run(sweep.best.folder)[0].model_copy(update={"name": f"{sweep.config.name}-best"})
     command = f"cryoformer-dist launch cluster/local.yaml --run {path}"
-    path.write_text(f"# {command}\n# Trial {sweep.best.name} of sweep {sweep.config.name}.\n{dump_config(config)}")
+    write_whole(path, f"# {command}\n# Trial {sweep.best.name} of sweep {sweep.config.name}.\n{dump_config(config)}")
     return command
 
 
@@ -133,7 +135,10 @@ def _write_csv(sweep: _Sweep) -> None:
     keys = list(dict.fromkeys(key for trial in sweep.trials for key in trial.parameters))
     scores = list(dict.fromkeys(key for trial in sweep.trials for key in trial.scores))
     head = ["trial", "state", "variant", "seed", *keys, *scores, "epochs", "epochs_planned"]
-    with (sweep.folder / SWEEP_TABLE).open("w", newline="", encoding="utf-8") as stream:
+    with (
+        replaced(sweep.folder / SWEEP_TABLE) as beside,
+        beside.open("w", newline="", encoding="utf-8") as stream,
+    ):
         table = csv.writer(stream)
         table.writerow([*head, "hours", "cpu_hours", "gpu_hours", "error"])
         for trial in sweep.trials:

@@ -20,7 +20,8 @@ from cryoformer_dist.physics.fourier import weighted_shells
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.progress import Progress, StagedProgress, silent
 from cryoformer_dist.ranks import gather_shares, rank_and_world, take_from_leader, take_share
-from cryoformer_dist.runs.checkpoint import Checkpoint, latest_checkpoint
+from cryoformer_dist.runs.checkpoint import Checkpoint
+from cryoformer_dist.runs.checkpoint_choice import latest_checkpoint
 from cryoformer_dist.runs.directory import load_run, load_shell_weight, open_run_store, selected_rows
 from cryoformer_dist.runs.layout import ENCODED_PARTICLES, REFINED_SHELL_WEIGHT
 from cryoformer_dist.runs.manifest import RunManifest, read_manifest
@@ -193,9 +194,13 @@ class TrainedRun:
 
 
 def load_trained(
-    run: Path, device: torch.device = CPU, progress: StagedProgress = silent, config: RunConfig | None = None
+    run: Path,
+    device: torch.device = CPU,
+    progress: StagedProgress = silent,
+    config: RunConfig | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainedRun:
-    """Read a run's newest checkpoint; ranks do so together, and share out images that encoders must look at.
+    """Read a run's newest whole checkpoint; ranks do so together, and share out images that encoders must look at.
 
     Parameters
     ----------
@@ -207,15 +212,17 @@ def load_trained(
         Called with (stage, done, in all) while images are encoded.
     config
         Of the run, where that has been read already.
+    checkpoint
+        The one to read, where that is known already.
 
     Raises
     ------
     CheckpointError
-        If the run has none yet.
+        If the run has none yet, or none that is whole.
     """
     manifest = read_manifest(run)
     config = config or load_run(run)[0]
-    checkpoint = latest_checkpoint(run)
+    checkpoint = checkpoint or latest_checkpoint(run)
     if checkpoint is None:
         raise CheckpointError(f"{run}: no checkpoint yet; train it first, or `--resume` it")
     store = open_run_store(manifest)

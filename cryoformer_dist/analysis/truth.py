@@ -19,6 +19,7 @@ from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.simulation.particle_set import TRUTH_TABLE
+from cryoformer_dist.storage.array_files import read_arrays
 
 WINDOW_SHARE = 0.6
 """Part of a state's half bin width from which its particles are taken."""
@@ -93,8 +94,7 @@ def read_truth(folder: Path) -> Truth:
     table = folder / TRUTH_TABLE
     if not table.is_file():
         raise StoreNotFoundError(f"no {table}: give the truth folder that `simulate` wrote, or leave it out")
-    with np.load(table, allow_pickle=False) as fields:
-        data = {name: fields[name] for name in fields.files}
+    data = read_arrays(table, "simulate the set again")
     paths = [folder / f"volume_{index:03d}.mrc" for index in range(len(data["volume_state"]))]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:

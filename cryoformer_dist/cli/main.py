@@ -39,6 +39,7 @@ from cryoformer_dist.cli.options import (
 from cryoformer_dist.errors import CryoFormerError, CryoFormerWarning, RunStopped
 from cryoformer_dist.orchestration.environment import prepare_environment
 from cryoformer_dist.orchestration.stopping import EXIT_CODE
+from cryoformer_dist.storage.retry import explain_refusal
 
 if TYPE_CHECKING:
     from cryoformer_dist.data.convert import ConversionPlan
@@ -314,6 +315,12 @@ def main() -> None:
             sys.exit(EXIT_CODE)
         except CryoFormerError as error:
             terminal.fail(str(error))
+            sys.exit(2)
+        except (OSError, RuntimeError) as error:
+            refused = explain_refusal(error)
+            if refused is None:
+                raise
+            terminal.fail(refused)
             sys.exit(2)
 
 

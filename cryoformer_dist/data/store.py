@@ -23,6 +23,16 @@ from cryoformer_dist.data.store_attributes import (
     attributes_to_write,
     read_attributes,
 )
+from cryoformer_dist.data.store_seals import (
+    REMEDY,
+    ArraySeal,
+    name_rows,
+    read_seals,
+    require_place,
+    require_shard,
+    shard_file,
+    write_seals,
+)
 from cryoformer_dist.data.stored_particles import (
     PACKED_ROW,
     StoredParticles,
@@ -35,9 +45,9 @@ from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.progress import Progress
 from cryoformer_dist.storage.places import OBJECT_STORE_OPTIONS, Place, in_reach, place_at, synchronise
 
-_REMEDY = "copy the store again from where it was whole, or convert the particles again"
 PROGRESS_FOLDER = ".conversion"
 _ARRAYS = ("images", "particles")
+_SEALS, _GROUP = "seals", {"zarr_format": 3, "node_type": "group"}
 # Rows per checksum of the metadata: 1.3 MB.
 _PARTICLE_ROWS = 16_384
 
@@ -52,7 +62,23 @@ def _open_group(path: Place, mode: str) -> Any:
 
 
 def create_store(path: Place, layout: StoreLayout) -> None:
-    """Write the frame of a store, marked unfinished; what is there already is kept."""
+    """Write the frame of a store, marked unfinished; what is there already is kept.
+
+    Raises
+    ------
+    StoreError
+        If what is there is damaged.
+    """
+    try:
+        _create_frame(path, layout)
+    # Zarr's parsers of metadata have no error in common.
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StoreError(
+            f"{path}: the unfinished conversion is damaged ({error}); give --overwrite to begin it anew"
+        ) from error
+
+
+def _create_frame(path: Place, layout: StoreLayout) -> None:
     group = _open_group(path, "a")
     if "schema_version" not in group.attrs:
         group.attrs.put({"schema_version": SCHEMA_VERSION, "complete": False})
@@ -64,6 +90,8 @@ def create_store(path: Place, layout: StoreLayout) -> None:
 
 def _create_array(group: Any, name: str, dtype: str, shape: tuple[int, ...], chunk_rows: int, shard_rows: int) -> None:
     if name in group:
+        if (group[name].shape, group[name].shards, str(group[name].dtype)) != (shape, (shard_rows, *shape[1:]), dtype):
+            raise ValueError(f"array '{name}' has another form")
         return
     group.create_array(
         name,
@@ -84,7 +112,7 @@ def write_shard(path: Place, shard: int, images: NDArray[np.float16]) -> None:
 
 def _write_file(path: Place, array: Any, shard: int, values: NDArray[Any]) -> None:
     """Write one shard of an array, whole, and wait until the disk has it."""
-    file = _shard_file(path, array, shard)
+    file = shard_file(path, array, shard)
     if isinstance(file, Path):
         # What a crash left of it; an object is whole or not there.
         file.unlink(missing_ok=True)
@@ -110,12 +138,13 @@ def complete_store(path: Place, attributes: StoreAttributes, columns: Mapping[st
     group = _open_group(path, "r+")
     images = group["images"]
     for shard in range(-(-images.shape[0] // images.shards[0])):
-        _require_shard(path, "images", images, shard)
+        require_shard(path, "images", images, shard)
     _write_file(path, group["particles"], 0, pack_columns(columns))
+    seals = write_seals({name: ArraySeal.of(path, group[name]) for name in _ARRAYS})
     if isinstance(path, Path):
         for leftover in path.rglob("*.partial"):
             leftover.unlink(missing_ok=True)
-    group.attrs.put(attributes_to_write(attributes, images.shape[0]))
+    group.attrs.put({_SEALS: seals, **attributes_to_write(attributes, images.shape[0])})
     for target in (path / "zarr.json", path):
         synchronise(target)
 
@@ -124,18 +153,22 @@ def is_store_directory(path: Place) -> bool:
     """Whether a directory was begun by this program, finished or not, and so may be replaced by it."""
     if (path / PROGRESS_FOLDER).is_dir():
         return True
-    try:
-        return "schema_version" in json.loads((path / "zarr.json").read_text()).get("attributes", {})
-    except (OSError, ValueError, AttributeError):
-        return False
+    return "schema_version" in _read_group(path).get("attributes", {})
 
 
 def is_complete(path: Place) -> bool:
     """Whether a directory holds a finished store."""
+    return _read_group(path).get("attributes", {}).get("complete") is True
+
+
+def _read_group(path: Place) -> dict[str, Any]:
+    """What a group's own file says; nothing where it cannot be read or is not as Zarr writes it."""
     try:
-        return json.loads((path / "zarr.json").read_text())["attributes"].get("complete") is True
-    except (OSError, ValueError, KeyError, AttributeError):
-        return False
+        content = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    as_written = isinstance(content, dict) and isinstance(content.get("attributes"), dict)
+    return content if as_written and content.items() >= _GROUP.items() else {}
 
 
 class ParticleStore:
@@ -149,14 +182,19 @@ class ParticleStore:
 
     def __init__(self, path: Place, group: Any):
         self.path = path
-        self.attributes = read_attributes(dict(group.attrs), path)
-        self._recorded_fingerprint = str(group.attrs.get("fingerprint"))
-        missing = [name for name in _ARRAYS if name not in group]
-        if missing:
-            raise StoreError(f"{path}: array '{missing[0]}' is missing: convert the particles again")
+        content = dict(group.attrs)
+        self.attributes = read_attributes(content, path)
+        self._seals = read_seals(path, content.get(_SEALS), _ARRAYS)
         self._arrays = {name: group[name] for name in _ARRAYS}
         self._images = self._arrays["images"]
         self._moved: StoredParticles | None = None
+        # Shards whose chunks are known to be in their places.
+        self._in_place: set[tuple[str, int]] = set()
+        if content.get("fingerprint") != self.fingerprint:
+            raise StoreError(
+                f"{path / 'zarr.json'}: the attributes are not those that were written (fingerprint "
+                f"{self.fingerprint[:12]}, recorded {str(content.get('fingerprint'))[:12]}); {REMEDY}"
+            )
 
     @classmethod
     def open(cls, path: str | Place) -> Self:
@@ -174,7 +212,8 @@ class ParticleStore:
         StoreNotFoundError
             If there is nothing at ``path``.
         StoreError
-            If it is not a particle store, its conversion is unfinished, or its attributes are of another schema.
+            If it is not a particle store, its conversion is unfinished, its attributes are of another schema, or what
+            it says of itself is damaged.
         """
         path = place_at(path)
         with in_reach(path):
@@ -310,14 +349,9 @@ class ParticleStore:
         StoreError
             Naming array, chunk, rows and file of the first damaged or absent chunk.
         """
-        if self._recorded_fingerprint != self.fingerprint:
-            raise StoreError(
-                f"{self.path / 'zarr.json'}: the attributes are not those that were written "
-                f"(fingerprint {self.fingerprint[:12]}, recorded {self._recorded_fingerprint[:12]}): convert again"
-            )
         shards = range(-(-len(self) // self.shard_size))
         for shard in shards:
-            _require_shard(self.path, "images", self._images, shard)
+            require_shard(self.path, "images", self._images, shard)
         for shard in shards:
             start = shard * self.shard_size
             self._read("images", start, min(start + self.shard_size, len(self)))
@@ -330,17 +364,20 @@ class ParticleStore:
     def _read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows ``start`` .. ``stop`` of one shard of an array, or a StoreError that names the damage."""
         array = self._arrays[name]
+        shard = start // array.shards[0]
         with in_reach(self.path):
-            _require_shard(self.path, name, array, start // array.shards[0])
+            require_shard(self.path, name, array, shard)
+            if (name, shard) not in self._in_place:
+                require_place(self.path, array, shard, self._seals[name])
+                self._in_place.add((name, shard))
             try:
                 return np.asarray(array[start:stop])
             except (ValueError, OSError) as error:
                 chunk, reason = self._first_damaged_chunk(array, start, stop, error)
-                file, size = _shard_file(self.path, array, start // array.shards[0]), array.chunks[0]
-                rows = f"{chunk * size} .. {min((chunk + 1) * size, len(self)) - 1}"
+                file = shard_file(self.path, array, shard)
                 raise StoreError(
-                    f"{self.path}: array '{name}', chunk {chunk} (rows {rows}) is damaged, file {file}: {reason}; "
-                    f"{_REMEDY}"
+                    f"{self.path}: array '{name}', chunk {chunk} ({name_rows(array, chunk)}) is damaged, file "
+                    f"{file}: {reason}; {REMEDY}"
                 ) from error
 
     def _first_damaged_chunk(self, array: Any, start: int, stop: int, error: Exception) -> tuple[int, Exception]:
@@ -360,27 +397,3 @@ def _split_into_runs(chunks: NDArray[np.int64], chunks_per_shard: int) -> Iterat
     for run in np.split(chunks, breaks):
         if run.size:
             yield int(run[0]), int(run[-1])
-
-
-def _shard_file(path: Place, array: Any, shard: int) -> Place:
-    """File that holds one shard of an array."""
-    key = array.metadata.encode_chunk_key((shard,) + (0,) * (array.ndim - 1))
-    return path / array.basename / str(key)
-
-
-def _require_shard(path: Place, name: str, array: Any, shard: int) -> None:
-    """See that a shard file has its full length: zarr silently reads an absent or empty one as zeros."""
-    file = _shard_file(path, array, shard)
-    start, per_shard = shard * array.shards[0], array.shards[0] // array.chunks[0]
-    stop = min(start + array.shards[0], array.shape[0])
-    # Each chunk is followed by a checksum of 4 bytes; the index holds 16 bytes a chunk and its own checksum.
-    chunk_bytes = int(np.prod(array.chunks)) * array.dtype.itemsize + 4
-    expected = -(-(stop - start) // array.chunks[0]) * chunk_bytes + 16 * per_shard + 4
-    try:
-        size = int(file.stat().st_size)
-    except FileNotFoundError:
-        size = None
-    if size != expected:
-        problem = "is missing" if size is None else f"has {size} bytes instead of {expected}"
-        rows = f"chunk {shard * per_shard} on, rows {start} .. {stop - 1}"
-        raise StoreError(f"{path}: array '{name}', shard {shard} ({rows}) {problem}, file {file}; {_REMEDY}")

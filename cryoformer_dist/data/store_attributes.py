@@ -18,7 +18,7 @@ from cryoformer_dist.physics.aberrations import EvenAberration
 from cryoformer_dist.physics.ctf import NoiseFilter
 from cryoformer_dist.storage.places import Place
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 _REMEDY = "convert the particles again"
 
 

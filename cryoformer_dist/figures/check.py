@@ -17,6 +17,7 @@ from cryoformer_dist.figures.fsc import plot_curves
 from cryoformer_dist.figures.style import PLAIN
 from cryoformer_dist.physics.fourier import FSCCurve, crop_images
 from cryoformer_dist.physics.volume import Volume
+from cryoformer_dist.storage.places import replaced
 
 _LOW_PASS_ANGSTROM = 20.0
 _COLUMNS = 8
@@ -66,7 +67,8 @@ def draw_check(path: Path, picture: CheckPicture) -> None:
         words = figure.add_subplot(grid[-1, :])
         words.set_axis_off()
         words.text(0.0, 1.0, "\n".join(lines), va="top", fontsize=9)
-        figure.savefig(path, format="png")
+        with replaced(path) as beside:
+            figure.savefig(beside, format="png")
 
 
 def _draw_maps(figure: Figure, grid: GridSpec, volume: Volume) -> None:

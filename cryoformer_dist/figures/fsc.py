@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.figures.style import PLAIN
 from cryoformer_dist.physics.fourier import FSC_HALF_MAPS, FSC_THRESHOLDS, FSCCurve
+from cryoformer_dist.storage.places import replaced
 
 PICTURES = (".png", ".svg", ".pdf")
 _COLOURS = {"unmasked": "#98a2b3", "masked": "#2563c9", "randomised": "#d97706", "corrected": "#1d2433"}
@@ -51,7 +52,9 @@ def draw_fsc(
             axes.plot(curve.frequency_per_angstrom, curve.correlation, color="#c4cad4", linewidth=0.8)
         plot_curves(axes, curves)
         axes.set_title(title)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        kind = path.suffix.removeprefix(".")
+        with replaced(path) as beside:
+            figure.savefig(beside, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return path
 
 

@@ -10,7 +10,8 @@ import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
-from cryoformer_dist.errors import ConfigError
+from cryoformer_dist.errors import ConfigError, CryoFormerError
+from cryoformer_dist.storage.array_files import read_arrays
 
 _SELECTION = re.compile(r"^([^:\s]+?)(?::(-?\d+)(?:-(-?\d+))?)?$")
 
@@ -142,17 +143,12 @@ def read_trajectory(path: Path) -> list[AtomicModel]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such trajectory; give an .npz with coords (frames, atoms, 3)")
     try:
-        # numpy leaves a file open that it opens and cannot read.
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            coordinates = np.asarray(file["coords"], np.float64)
-            element = file["element"] if "element" in file.files else None
+        arrays = read_arrays(path, "write it with numpy.savez")
+        coordinates, element = np.asarray(arrays["coords"], np.float64), arrays.get("element")
     except KeyError as error:
         raise ConfigError(f"{path}: has no array `coords`; store (frames, atoms, 3) in angstrom") from error
-    # A damaged archive meets the parsers of zip, deflate and numpy, whose errors have no common class.
-    except Exception as error:
-        raise ConfigError(
-            f"{path}: not an npz of plain arrays ({str(error)[:200]}); write it with numpy.savez"
-        ) from error
+    except (CryoFormerError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: not a trajectory: {error}") from error
     if coordinates.ndim != 3 or coordinates.shape[-1] != 3 or coordinates.size == 0:
         raise ConfigError(f"{path}: coords has shape {coordinates.shape}; store (frames, atoms, 3) in angstrom")
     near = np.abs(coordinates) <= _FARTHEST_ANGSTROM

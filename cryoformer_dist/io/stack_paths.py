@@ -1,9 +1,12 @@
 """From the path that a metadata file writes to the stack on this machine."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from cryoformer_dist.errors import ParticleFormatError
+
+_FORMAT = re.compile(r":mrcs?$")
 
 
 def resolve_stacks(written: Sequence[str], source: Path, datadir: Path | None = None) -> tuple[Path, ...]:
@@ -11,7 +14,8 @@ def resolve_stacks(written: Sequence[str], source: Path, datadir: Path | None = 
 
     The order is: in `datadir` (the whole path, then the bare name; asked for by the user, so it goes first),
     as written, beside the metadata file, in each folder above it (RELION and cryoSPARC write paths relative
-    to the project). The leading ``>`` of cryoSPARC is dropped.
+    to the project). The leading ``>`` of cryoSPARC is dropped, and so is the format that RELION takes after a colon
+    (``a.mrc:mrcs``).
 
     Parameters
     ----------
@@ -33,16 +37,20 @@ def resolve_stacks(written: Sequence[str], source: Path, datadir: Path | None = 
     found: list[Path] = []
     origin: dict[Path, str] = {}
     for text in written:
-        path = Path(text.removeprefix(">"))
+        path = _as_path(text)
         resolved = _first_existing(path, bases, datadir)
         twin = origin.setdefault(resolved, text)
-        if Path(twin.removeprefix(">")) != path and resolved.name == path.name and _from_datadir(resolved, datadir):
+        if _as_path(twin) != path and resolved.name == path.name and _from_datadir(resolved, datadir):
             raise ParticleFormatError(
                 f"{source}: the stacks {twin} and {text} both lead to {resolved}; give as --datadir the "
                 "folder below which the written paths exist, so that they stay apart"
             )
         found.append(resolved)
     return tuple(found)
+
+
+def _as_path(written: str) -> Path:
+    return Path(_FORMAT.sub("", written.removeprefix(">")))
 
 
 def _first_existing(path: Path, bases: Sequence[Path], datadir: Path | None) -> Path:

@@ -49,6 +49,8 @@ _LIMITS: Mapping[str, Quantity] = {
     # We write 0 where it is not known.
     "rlnImageSize": replace(BOX_SIZE, least=0),
 }
+# An image for each tilt: poses and CTF stand elsewhere.
+_OF_TILT_SERIES = ("rlnTomoSubTomosAre2DStacks", "rlnTomoParticleName", "rlnTomoVisibleFrames")
 # Which column a value stands for that the user states.
 _STATED = dict(zip(OPTIONS, (*MICROSCOPE, PIXEL_SIZES[0]), strict=True))
 
@@ -290,7 +292,7 @@ def _refuse_other_programs(path: Path, blocks: Mapping[str, Block]) -> None:
 
 
 def _refuse_tomography(path: Path, blocks: Mapping[str, Block], optics: Block) -> None:
-    if any("rlnTomoSubTomosAre2DStacks" in block for block in blocks.values()):
+    if any(label in block for block in blocks.values() for label in _OF_TILT_SERIES):
         raise ParticleFormatError(f"{path}: tilt-series particles (RELION 5 tomography); single-particle files only")
     dimensions = optics.get("rlnImageDimensionality")
     if dimensions is not None and (_as_numbers(path, "rlnImageDimensionality", dimensions) != 2).any():

@@ -69,7 +69,7 @@ def _run_tasks(plan: ConversionPlan, pending: list[int], workers: int | None) ->
             ended, running = ray.wait(running, num_returns=1)
             yield ray.get(ended[0])
     except RayTaskError as error:
-        if isinstance(error.cause, CryoFormerError):
+        if isinstance(error.cause, CryoFormerError | OSError):
             raise error.cause from None
         raise
     except RayError as error:

@@ -10,7 +10,7 @@ from cryoformer_dist.progress import StagedProgress, silent
 from cryoformer_dist.runs.layout import NOTICES, STAGE_PROGRESS, TRAINING_LOG
 from cryoformer_dist.runs.notices import read_notices
 from cryoformer_dist.runs.stage_progress import StageProgress, read_stage_progress
-from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log
+from cryoformer_dist.runs.training_log import TrainingRecord, read_records_so_far
 from cryoformer_dist.storage.places import client_errors
 from cryoformer_dist.storage.working_folder import WorkingFolder
 
@@ -22,7 +22,7 @@ OnRecord = Callable[[TrainingRecord], None]
 def _read_log(run: Path) -> list[TrainingRecord]:
     """The training log, or no news of one that cannot be read: the leader will say so."""
     with suppress(OSError, CryoFormerError):
-        return read_training_log(run)
+        return read_records_so_far(run)
     return []
 
 
@@ -62,7 +62,7 @@ def follow_run(
     """
     stop = threading.Event()
     # Looked at before the thread starts: what comes in between is new.
-    before = max((record.step for record in read_training_log(working.folder)), default=-1)
+    before = max((record.step for record in read_records_so_far(working.folder)), default=-1)
     pause = _FETCH_SECONDS if elsewhere and working.is_copy else _POLL_SECONDS
 
     known = set(read_stage_progress(working.folder))

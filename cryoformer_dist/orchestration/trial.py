@@ -20,7 +20,7 @@ from cryoformer_dist.orchestration.pipeline import open_posed_store
 from cryoformer_dist.orchestration.ray_training import train_with_ray
 from cryoformer_dist.orchestration.resources import count_workers_per_device, find_smallest_memory
 from cryoformer_dist.orchestration.worker import train_alone
-from cryoformer_dist.runs.checkpoint import latest_checkpoint
+from cryoformer_dist.runs.checkpoint import checkpoints
 from cryoformer_dist.runs.directory import is_prepared, load_run, open_run_store
 from cryoformer_dist.runs.layout import RAY_POINTER, SWEEP_PREPARED, TRIAL_LOCK
 from cryoformer_dist.runs.scores import read_scores
@@ -187,7 +187,7 @@ class EpochReports:
         self._tell(line)
 
     def _score(self) -> dict[str, float]:
-        if self._sweep.metric == "loss" or latest_checkpoint(self._folder) is None:
+        if self._sweep.metric == "loss" or not checkpoints(self._folder):
             return {}
         return asdict(score_run_quickly(self._folder))
 

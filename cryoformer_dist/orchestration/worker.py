@@ -26,13 +26,15 @@ from cryoformer_dist.errors import (
     ConfigError,
     CryoFormerError,
     ImagesElsewhereWarning,
+    NoWholeCheckpointError,
     RunStopped,
     TrainingError,
 )
 from cryoformer_dist.machine import WorkerMemory, measure_worker_memory, set_threads
 from cryoformer_dist.orchestration.prometheus import Publish, publishing
 from cryoformer_dist.ranks import gather_objects, rank_and_world
-from cryoformer_dist.runs.checkpoint import fetch_latest, latest_checkpoint
+from cryoformer_dist.runs.checkpoint import checkpoints
+from cryoformer_dist.runs.checkpoint_choice import agree_on_checkpoint
 from cryoformer_dist.runs.directory import load_run, open_run_directory, open_run_store, selected_rows
 from cryoformer_dist.runs.layout import RAY_POINTER
 from cryoformer_dist.runs.stage_progress import StageProgress
@@ -40,7 +42,7 @@ from cryoformer_dist.runs.training_log import TrainingRecord
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.memory import gib, leaves_room
 from cryoformer_dist.training.reporting import Reporter, tell_stages
-from cryoformer_dist.training.train_rank import agree_on_checkpoint, join_world_of_one, train_rank
+from cryoformer_dist.training.train_rank import join_world_of_one, train_rank
 
 _SECONDS_BETWEEN_POINTERS = 10.0
 
@@ -147,11 +149,11 @@ def run_worker(arguments: WorkerArguments) -> CryoFormerError | None:
             reporter = RayReporter(working.folder, arguments.silence_seconds, publish)
             loader = choose_loader(config, device, reporter.alive)
             train_rank(working, config, store, arguments.memory, reporter, loader, device)
-            newest = latest_checkpoint(working.folder)
-            if newest is not None:
-                reporter.point_to(newest.folder)
+            written = checkpoints(working.folder)
+            if written:
+                reporter.point_to(written[-1].folder)
             _make_maps(working, config, reporter, device)
-    except (ConfigError, TrainingError, CheckpointNotWrittenError, RunStopped) as error:
+    except (ConfigError, TrainingError, CheckpointNotWrittenError, NoWholeCheckpointError, RunStopped) as error:
         # All ranks meet these together. Raised, Ray would start the workers again, to meet them again.
         return error
     finally:
@@ -192,9 +194,8 @@ def _make_maps(working: WorkingFolder, config: RunConfig, reporter: Reporter, de
 
     # The network that was trained, its optimiser and the images are not needed any more.
     gc.collect()
-    fetch_latest(working)
-    agree_on_checkpoint(working, config.training.storage_patience_seconds)
-    reconstruct_once(working, config, device, tell_stages(working, reporter))
+    checkpoint = agree_on_checkpoint(working, config.training.storage_patience_seconds)
+    reconstruct_once(working, config, device, tell_stages(working, reporter), checkpoint)
 
 
 def choose_loader(

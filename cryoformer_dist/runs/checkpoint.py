@@ -4,17 +4,19 @@ import contextlib
 import json
 import pickle
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
-from cryoformer_dist.data.order import Consumed, ConsumedRows
-from cryoformer_dist.errors import CheckpointError, CheckpointNotWrittenError
+from cryoformer_dist.data.order import Consumed
+from cryoformer_dist.errors import CheckpointError, CheckpointNotWrittenError, DamagedCheckpointError
+from cryoformer_dist.ranks import gather_objects
 from cryoformer_dist.runs.layout import (
     CHECKPOINT,
     CHECKPOINT_ENGINE,
@@ -25,11 +27,14 @@ from cryoformer_dist.runs.layout import (
     MANIFEST,
     PARTIAL_CHECKPOINT,
 )
+from cryoformer_dist.storage.checksums import FileSum, find_change, sum_content, sum_file
 from cryoformer_dist.storage.places import Place, client_errors, remove_folder, synchronise
+from cryoformer_dist.storage.records import as_json, from_json
 from cryoformer_dist.storage.retry import StorageRetry
 from cryoformer_dist.storage.working_folder import WorkingFolder
 
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
+_VERSION, _SEAL = "schema_version", "crc32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,74 +101,111 @@ def name_what_is_not_finite(learned: LearnedState) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
+class _Manifest:
+    """What a checkpoint says of itself: how far training had come, what wrote it, and what each of its files is."""
+
+    position: Position
+    torch: str
+    files: Mapping[str, FileSum]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that is complete on disk."""
+    """A checkpoint that was written to its end; whether it still is what was written, `find_damage` says."""
 
     folder: Path
-    position: Position
+
+    @cached_property
+    def _manifest(self) -> _Manifest:
+        return _read_manifest(self.folder)
+
+    @property
+    def position(self) -> Position:
+        """How far training had come."""
+        return self._manifest.position
 
     @property
     def engine_folder(self) -> Path:
         """Where the engine keeps its state."""
         return self.folder / CHECKPOINT_ENGINE
 
+    def find_damage(self, part: int = 0, parts: int = 1) -> str | None:
+        """What is wrong with the manifest, or with one of this part of the files; ``None`` if nothing.
+
+        Raises
+        ------
+        CheckpointError
+            If another version of the program wrote it.
+        """
+        try:
+            files = self._manifest.files
+        except DamagedCheckpointError as error:
+            return str(error)
+        for name in sorted(files)[part::parts]:
+            change = find_change(self.folder / name, files[name])
+            if change is not None:
+                return f"{name} {change}"
+        return None
+
     def read_weights(self) -> dict[str, Tensor]:
         """See `LearnedState`."""
-        return _load(self.folder / CHECKPOINT_MODEL)  # type: ignore[no-any-return]
+        return read_tensors(self.folder / CHECKPOINT_MODEL)  # type: ignore[no-any-return]
 
     def read_tables(self) -> TableStates:
         """See `LearnedState`."""
-        return _load(self.folder / CHECKPOINT_TABLES)  # type: ignore[no-any-return]
+        return read_tensors(self.folder / CHECKPOINT_TABLES)  # type: ignore[no-any-return]
 
     def read_occupancy(self) -> OccupancyState:
         """See `LearnedState`."""
-        return _load(self.folder / CHECKPOINT_OCCUPANCY)  # type: ignore[no-any-return]
+        return read_tensors(self.folder / CHECKPOINT_OCCUPANCY)  # type: ignore[no-any-return]
 
 
 def checkpoints(run: Path) -> list[Checkpoint]:
-    """Complete checkpoints of a run, oldest first; half-written ones are not among them."""
+    """Checkpoints of a run that were written to their end, oldest first; half-written ones are not among them."""
     folders = sorted((run / CHECKPOINTS).glob("step-*"))
-    return [_read_position(folder) for folder in folders if (folder / MANIFEST).is_file()]
+    return [Checkpoint(folder) for folder in folders if (folder / MANIFEST).is_file()]
 
 
-def latest_checkpoint(run: Path) -> Checkpoint | None:
-    """The newest complete checkpoint, if there is one."""
-    found = checkpoints(run)
-    return found[-1] if found else None
+def complete_checkpoints(run: WorkingFolder) -> list[str]:
+    """Names in the run directory of the checkpoints that home holds, oldest first."""
+    if not run.is_copy:
+        return [checkpoint.folder.relative_to(run.folder).as_posix() for checkpoint in checkpoints(run.folder)]
+    complete = f"{CHECKPOINTS}/step-*/{MANIFEST}"
+    return sorted(
+        name.removesuffix(f"/{MANIFEST}") for name in run.names_at_home(CHECKPOINTS) if fnmatch(name, complete)
+    )
 
 
-def _read_position(folder: Path) -> Checkpoint:
+def _read_manifest(folder: Path) -> _Manifest:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        version = manifest["schema_version"]
-        position = dict(manifest["position"])
-        rows = tuple(ConsumedRows(**part) for part in position["consumed"]["rows"])
-        position["consumed"] = Consumed(position["consumed"]["epochs"], rows)
-        position["left_out"] = tuple(position.get("left_out", ()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder / MANIFEST}: not readable ({error}); delete this folder to use an older one"
-        ) from error
-    if version != _SCHEMA_VERSION:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        seal = content.pop(_SEAL, None)
+        sealed = seal == sum_content(content)
+        version = content.pop(_VERSION)
+        if sealed and version == _SCHEMA_VERSION:
+            manifest: _Manifest = from_json(_Manifest, content)
+            return manifest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{MANIFEST} is not readable ({error})") from error
+    # Earlier versions had no seal.
+    if sealed or (seal is None and version != _SCHEMA_VERSION):
         raise CheckpointError(
             f"{folder}: schema {version}, this version of cryoformer-dist reads {_SCHEMA_VERSION}; use the version "
             "that wrote it"
         )
-    return Checkpoint(folder, Position(**position))
+    raise DamagedCheckpointError(f"{MANIFEST} is not what was written")
 
 
-def fetch_latest(run: WorkingFolder) -> None:
-    """Bring the newest checkpoint that is complete at home here; nothing to do where home is here."""
-    complete = _complete_at_home(run)
-    if complete:
-        run.fetch(*run.names_at_home(complete[-1]))
+def _write_manifest(folder: Path, manifest: _Manifest) -> None:
+    content = {_VERSION: _SCHEMA_VERSION, **as_json(manifest)}
+    (folder / MANIFEST).write_text(json.dumps(content | {_SEAL: sum_content(content)}, indent=1))
 
 
 def write_checkpoint(
     run: WorkingFolder,
     position: Position,
     leader: bool,
-    save_engine: Callable[[Path], None],
+    save_engine: Callable[[Path], Iterable[Path]],
     learned: Callable[[], LearnedState],
     keep: int,
     retry: StorageRetry,
@@ -182,11 +224,11 @@ def write_checkpoint(
     leader
         Whether this is the rank that writes what all share.
     save_engine
-        Writes the engine's state into a folder; called on every rank.
+        Writes the engine's state into a folder, and says which files this rank wrote; called on every rank.
     learned
         Called on the leader, which writes it.
     keep
-        How many checkpoints stay.
+        How many checkpoints stay; of those of later steps none, for the work that led to them was lost.
     retry
         Waits for all ranks, and for storage that is full or away.
 
@@ -200,11 +242,12 @@ def write_checkpoint(
         retry.run(writing.clear)
         retry.run(writing.engine, collective=True)
         retry.run(writing.rest)
+        writing.gather_sums()
         retry.run(writing.appear)
     except CheckpointNotWrittenError:
         writing.give_up()
         raise
-    retry.run(lambda: _keep_newest(run, keep) if leader else None)
+    retry.run(lambda: _keep_newest(run, writing.name, keep) if leader else None)
     return writing.final
 
 
@@ -215,8 +258,9 @@ class _Writing:
     run: WorkingFolder
     position: Position
     leader: bool
-    save_engine: Callable[[Path], None]
+    save_engine: Callable[[Path], Iterable[Path]]
     learned: Callable[[], LearnedState]
+    sums: dict[str, FileSum] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -243,8 +287,7 @@ class _Writing:
             self.partial.mkdir()
 
     def engine(self) -> None:
-        self.save_engine(self.partial / CHECKPOINT_ENGINE)
-        self._deliver(self.partial.joinpath(CHECKPOINT_ENGINE).rglob("*"))
+        self._deliver(self.save_engine(self.partial / CHECKPOINT_ENGINE))
 
     def rest(self) -> None:
         if not self.leader:
@@ -255,26 +298,29 @@ class _Writing:
             torch.save(state, path)
         self._deliver(paths)
 
+    def gather_sums(self) -> None:
+        for sums in gather_objects(self.sums):
+            self.sums.update(sums)
+
     def appear(self) -> None:
         if self.leader:
-            manifest = {
-                "schema_version": _SCHEMA_VERSION,
-                "position": asdict(self.position),
-                "torch": torch.__version__,
-            }
-            (self.partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-            self._deliver([self.partial / MANIFEST])
+            _write_manifest(self.partial, _Manifest(self.position, torch.__version__, self.sums))
+            self._send(self.partial / MANIFEST)
             if not self.run.is_copy:
                 remove_folder(self.final, first=MANIFEST)
                 self.partial.rename(self.final)
         self.run.forget(self.name)
 
     def _deliver(self, paths: Iterable[Path]) -> None:
-        """See that files are at home: on a network's file system some errors are not told before."""
+        """See that files are at home, and note what they are: all that is read of them later must be just that."""
         for path in sorted(paths):
-            if path.is_file():
-                synchronise(path)
-                self.run.send(path.relative_to(self.run.folder).as_posix())
+            self.sums[path.relative_to(self.partial).as_posix()] = sum_file(path)
+            self._send(path)
+
+    def _send(self, path: Path) -> None:
+        # On a network's file system some errors are not told before.
+        synchronise(path)
+        self.run.send(path.relative_to(self.run.folder).as_posix())
 
     def give_up(self) -> None:
         """Leave nothing half-written, as far as storage lets us."""
@@ -301,35 +347,39 @@ def adopt_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
             remove_folder(other.folder, first=MANIFEST)
 
 
-def _complete_at_home(run: WorkingFolder) -> list[str]:
-    """Folders of the complete checkpoints in an object store, oldest first."""
-    names = run.names_at_home(CHECKPOINTS)
-    complete = f"{CHECKPOINTS}/step-*/{MANIFEST}"
-    return sorted(name.removesuffix(f"/{MANIFEST}") for name in names if fnmatch(name, complete))
-
-
-def _keep_newest(run: WorkingFolder, keep: int) -> None:
-    for name in _complete_at_home(run)[:-keep]:
-        remove_folder(run.home / name, first=MANIFEST)
-    for old in checkpoints(run.folder)[:-keep]:
-        remove_folder(old.folder, first=MANIFEST)
+def _keep_newest(run: WorkingFolder, newest: str, keep: int) -> None:
+    complete = complete_checkpoints(run)
+    # Later ones are there when training went on before a damaged one.
+    kept = [name for name in complete if name <= newest][-keep:]
+    for name in complete:
+        if name not in kept:
+            remove_folder(run.home / name, first=MANIFEST)
+            run.forget(name)
     for left_over in _incomplete(run):
         remove_folder(left_over)
 
 
 def _incomplete(run: WorkingFolder) -> list[Place]:
     """What a kill left in the middle of being written or removed; nobody writes checkpoints when this is asked."""
+    complete = set(complete_checkpoints(run))
     if run.is_copy:
         names = {"/".join(name.split("/")[:2]) for name in run.names_at_home(CHECKPOINTS)}
-        return [run.home / name for name in sorted(names - set(_complete_at_home(run)))]
-    complete = {checkpoint.folder for checkpoint in checkpoints(run.folder)}
-    return [folder for folder in sorted((run.folder / CHECKPOINTS).iterdir()) if folder not in complete]
+    else:
+        names = {f"{CHECKPOINTS}/{folder.name}" for folder in (run.folder / CHECKPOINTS).iterdir()}
+    return [run.home / name for name in sorted(names - complete)]
 
 
-def _load(path: Path) -> Any:
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
+    """What ``torch.save`` wrote, without unpickling.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error}); delete its folder to use an older checkpoint"
-        ) from error
+        # What torch says of a file that is no archive of its own advises to run whatever is in it.
+        reason = "not a file of tensors" if isinstance(error, pickle.UnpicklingError) else str(error).split("\n")[0]
+        raise CheckpointError(f"{path}: cannot be read ({reason}); delete its folder to use an older one") from error

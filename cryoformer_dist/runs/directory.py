@@ -18,7 +18,7 @@ from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.selection import ParticleFile, read_selection, write_selection
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import SelectionError, StorageError, StoreError, StoreNotFoundError
+from cryoformer_dist.errors import ConfigError, SelectionError, StorageError, StoreError, StoreNotFoundError
 from cryoformer_dist.initialization.consensus import Consensus
 from cryoformer_dist.initialization.pose_search import PoseSearchResult
 from cryoformer_dist.io.mrc import read_volume, write_volume
@@ -43,6 +43,7 @@ from cryoformer_dist.runs.layout import (
     STAGE_PROGRESS,
 )
 from cryoformer_dist.runs.manifest import RunManifest, read_manifest, write_manifest
+from cryoformer_dist.storage.array_files import read_array, read_arrays
 from cryoformer_dist.storage.places import Place, place_at, replaced, write_whole
 from cryoformer_dist.storage.working_folder import WorkingFolder, open_working_folder
 
@@ -166,6 +167,12 @@ def open_run_store(manifest: RunManifest) -> ParticleStore:
             f"{manifest.store}: another store than that of run {manifest.name!r} (fingerprint "
             f"{store.fingerprint[:12]}, the run's {manifest.store_fingerprint[:12]}); if its own was moved, {moved}"
         )
+    if (manifest.box_size, manifest.pixel_size_angstrom) != (store.box_size, store.pixel_size_angstrom):
+        raise ConfigError(
+            f"run {manifest.name!r}: its {MANIFEST} is damaged: it says box {manifest.box_size} at "
+            f"{manifest.pixel_size_angstrom:g} A, its store has {store.box_size} at {store.pixel_size_angstrom:g} A; "
+            "start the run anew under another name"
+        )
     return store
 
 
@@ -188,12 +195,13 @@ def load_consensus(run: Path) -> Volume:
 
 def write_shell_weight(run: Path, weight: Float[Tensor, " shells"]) -> None:
     """Keep what each Fourier shell of a run's maps counts for."""
-    np.save(run / SHELL_WEIGHT, weight.numpy())
+    with replaced(run / SHELL_WEIGHT) as beside, beside.open("wb") as stream:
+        np.save(stream, weight.numpy())
 
 
 def load_shell_weight(run: Path) -> Float[Tensor, " shells"]:
     """What each Fourier shell of a run's maps counts for, at the poses that training starts from."""
-    return torch.from_numpy(np.load(run / SHELL_WEIGHT, allow_pickle=False))
+    return torch.from_numpy(read_array(run / SHELL_WEIGHT, _made_again(OCCUPANCY)))
 
 
 def load_lattice(config: RunConfig, run: Path) -> Lattice:
@@ -221,12 +229,17 @@ def load_spectrum(config: RunConfig, run: Path) -> Tensor | None:
 def load_first_latents(run: Path) -> Tensor | None:
     """First latents of a prepared run, if it was prepared with any."""
     path = run / FIRST_LATENTS
-    return torch.from_numpy(np.load(path, allow_pickle=False)) if path.is_file() else None
+    return torch.from_numpy(read_array(path, _made_again(FIRST_LATENTS))) if path.is_file() else None
 
 
 def load_first_maps(run: Path) -> Float[Tensor, "maps coarse coarse coarse"]:
     """How the map changes with each latent of the linear model, as a prepared run has it."""
-    return torch.from_numpy(np.load(run / FIRST_MAPS, allow_pickle=False))
+    return torch.from_numpy(read_array(run / FIRST_MAPS, _made_again(FIRST_LATENTS)))
+
+
+def _made_again(last: str) -> str:
+    """What to do about a damaged first estimate; ``last`` is the file that says that it was made."""
+    return f"remove {last} from the run directory, and --resume makes it again"
 
 
 def store_at_first_poses(run: Path, store: ParticleStore) -> ParticleStore:
@@ -234,9 +247,9 @@ def store_at_first_poses(run: Path, store: ParticleStore) -> ParticleStore:
     path = run / FIRST_POSES
     if not path.is_file():
         return store
-    with np.load(path, allow_pickle=False) as found:
-        pose = Pose(torch.from_numpy(found["rotation"]), torch.from_numpy(found["shift_angstrom"]))
-        return store.with_pose(found["rows"], pose)
+    found = read_arrays(path, _made_again(FIRST_POSES))
+    pose = Pose(torch.from_numpy(found["rotation"]), torch.from_numpy(found["shift_angstrom"]))
+    return store.with_pose(found["rows"], pose)
 
 
 def write_config(run: Path, config: RunConfig) -> None:

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cryoformer_dist.config.schema import RunConfig
@@ -11,6 +11,7 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.runs.layout import MANIFEST
 from cryoformer_dist.storage.places import write_whole
+from cryoformer_dist.storage.records import from_json
 from cryoformer_dist.versions import decisive_versions
 
 SCHEMA_VERSION = 2
@@ -88,17 +89,16 @@ def read_manifest(run: Path) -> RunManifest:
     if not path.is_file():
         raise ConfigError(f"{run}: not a run directory (no {MANIFEST})")
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
         version = values["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
+        if version == SCHEMA_VERSION:
+            manifest: RunManifest = from_json(RunManifest, values)
+            return manifest
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
-            f"{path}: not the manifest of a run ({error}); start the run anew under another name"
+            f"{path}: damaged, or not the manifest of a run ({error}); start the run anew under another name"
         ) from error
-    if version != SCHEMA_VERSION:
-        raise ConfigError(
-            f"{path}: schema {version}, this version of cryoformer-dist reads {SCHEMA_VERSION}; use the version that "
-            "wrote it, or start the run anew under another name"
-        )
-    if set(values) != {field.name for field in fields(RunManifest)}:
-        raise ConfigError(f"{path}: keys are missing or unknown; start the run anew under another name")
-    return RunManifest(**values)
+    raise ConfigError(
+        f"{path}: schema {version}, this version of cryoformer-dist reads {SCHEMA_VERSION}; use the version that "
+        "wrote it, or start the run anew under another name"
+    )

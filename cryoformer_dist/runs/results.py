@@ -9,6 +9,7 @@ import numpy as np
 from cryoformer_dist.ranks import rank_and_world, take_from_leader
 from cryoformer_dist.runs.layout import LATENTS, RESULTS
 from cryoformer_dist.runs.manifest import SCHEMA_VERSION
+from cryoformer_dist.storage.array_files import read_arrays
 from cryoformer_dist.storage.places import replaced
 from cryoformer_dist.storage.records import read_record, write_record
 
@@ -62,10 +63,8 @@ def read_of_checkpoint(run: Path, name: str, step: int) -> dict[str, np.ndarray]
     """Arrays that `write_of_checkpoint` kept; ``None`` where there are none of this checkpoint."""
     if not (run / name).is_file():
         return None
-    with np.load(run / name, allow_pickle=False) as kept:
-        if int(kept[_STEP]) != step:
-            return None
-        return {key: kept[key] for key in kept.files if key != _STEP}
+    kept = read_arrays(run / name, f"remove it and run `cryoformer-dist reconstruct {run}` again")
+    return {key: kept[key] for key in kept if key != _STEP} if int(kept[_STEP]) == step else None
 
 
 def find_of_checkpoint(run: Path, name: str, step: int) -> dict[str, np.ndarray] | None:
@@ -85,5 +84,4 @@ def read_latent_table(run: Path) -> dict[str, np.ndarray]:
     """Arrays of latent.npz; none before they were written."""
     if not (run / LATENTS).is_file():
         return {}
-    with np.load(run / LATENTS, allow_pickle=False) as table:
-        return {name: table[name] for name in table.files}
+    return read_arrays(run / LATENTS, f"run `cryoformer-dist reconstruct {run}` again")

@@ -12,7 +12,7 @@ from cryoformer_dist.config.sweep import Scalar, SweepConfig
 from cryoformer_dist.errors import ConfigError
 from cryoformer_dist.runs.layout import SWEEP
 from cryoformer_dist.runs.scores import Scores, ScoresAgainstTruth, read_scores
-from cryoformer_dist.runs.training_log import read_training_log
+from cryoformer_dist.runs.training_log import read_records_so_far
 from cryoformer_dist.runs.trial import epochs_done, read_epochs, read_outcome, read_trial, trial_folders
 
 State = Literal["finished", "stopped", "failed", "unfinished"]
@@ -130,7 +130,7 @@ def read_trials(folder: Path) -> list[TrialResult]:
 def read_result(folder: Path) -> TrialResult:
     """What a trial's own files tell of it."""
     trial, outcome = read_trial(folder), read_outcome(folder)
-    records, lines = read_training_log(folder), read_epochs(folder)
+    records, lines = read_records_so_far(folder), read_epochs(folder)
     done = epochs_done(records)
     curve = [{"epoch": float(epoch.number), "loss": epoch.loss} for epoch in done]
     of_epoch = {float(line["epoch"]): line for line in lines}

@@ -6,13 +6,15 @@ import math
 import os
 import re
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from cryoformer_dist.errors import CryoFormerError
+from cryoformer_dist.errors import CryoFormerError, TornLogWarning
 from cryoformer_dist.runs.layout import TRAINING_LOG
 from cryoformer_dist.storage.places import write_whole
+from cryoformer_dist.storage.records import from_json
 from cryoformer_dist.storage.working_folder import WorkingFolder
 
 # An object store takes the whole file each time.
@@ -159,26 +161,64 @@ class TrainingLog:
 
 
 def read_training_log(run: Path) -> list[TrainingRecord]:
-    """All complete records of a run; a last line cut by a crash is left out.
+    """All records of a run.
+
+    Warns
+    -----
+    TornLogWarning
+        Of a last line that a crash has cut; it is left out.
 
     Raises
     ------
     CryoFormerError
-        If a record cannot be read, by its line number.
+        If an earlier record cannot be read, by its line number.
     """
-    path = run / TRAINING_LOG
-    if not path.is_file():
-        return []
-    records = []
-    for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CryoFormerError(f"{path}, line {number}: not a JSON record ({error.msg}); remove the line") from error
-        if not isinstance(values, dict) or set(values) != _KEYS:
-            raise CryoFormerError(f"{path}, line {number}: not a training record of this version; remove the line")
-        records.append(TrainingRecord(**values))
+    records, torn = _read_log(run / TRAINING_LOG)
+    if torn is not None:
+        warnings.warn(f"{run / TRAINING_LOG}: {torn}; it is left out", TornLogWarning, stacklevel=2)
     return records
+
+
+def read_records_so_far(run: Path) -> list[TrainingRecord]:
+    """As `read_training_log`, of a log that is being written: that its last line is not whole yet is no matter."""
+    return _read_log(run / TRAINING_LOG)[0]
+
+
+def _read_log(path: Path) -> tuple[list[TrainingRecord], str | None]:
+    """Records, and what is wrong with the last line."""
+    if not path.is_file():
+        return [], None
+    *lines, tail = path.read_bytes().split(b"\n")
+    records: list[TrainingRecord] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(_read_record(line))
+        except _NotJSONError as error:
+            # A crash may leave a whole line of what was never written.
+            if number == len(lines) and not tail:
+                return records, f"line {number}, the last, is {error}"
+            raise CryoFormerError(f"{path}, line {number}: {error}; remove the line") from error
+        except ValueError as error:
+            raise CryoFormerError(f"{path}, line {number}: {error}; remove the line") from error
+    return records, f"line {len(lines) + 1}, the last, was cut" if tail else None
+
+
+class _NotJSONError(Exception):
+    """A line that no program of ours writes to its end."""
+
+
+def _read_record(line: bytes) -> TrainingRecord:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _NotJSONError(f"not a JSON record ({error})") from error
+    if not isinstance(values, dict) or set(values) != _KEYS:
+        raise ValueError("not a training record of this version")
+    try:
+        record: TrainingRecord = from_json(TrainingRecord, values)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(str(error)) from error
+    return record
 
 
 def find_search(records: Sequence[TrainingRecord]) -> SearchFindings | None:

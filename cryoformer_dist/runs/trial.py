@@ -12,12 +12,14 @@ from typing import Any, Literal
 from cryoformer_dist.config.loading import dump_config, parse_config, set_value
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.trials import Trial
-from cryoformer_dist.errors import CheckpointError
-from cryoformer_dist.runs.checkpoint import adopt_checkpoint, latest_checkpoint
+from cryoformer_dist.errors import CheckpointError, CryoFormerError
+from cryoformer_dist.runs.checkpoint import adopt_checkpoint
+from cryoformer_dist.runs.checkpoint_choice import latest_checkpoint
 from cryoformer_dist.runs.directory import load_run
 from cryoformer_dist.runs.layout import CONFIG, SWEEP_TRIALS, TRIAL, TRIAL_EPOCHS, TRIAL_OUTCOME, TRIAL_TAKEOVERS
 from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log, write_training_log
 from cryoformer_dist.storage.places import write_whole
+from cryoformer_dist.storage.records import from_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,10 @@ def write_trial(folder: Path, trial: Trial) -> None:
 
 def read_trial(folder: Path) -> Trial:
     """The trial of a folder that `trial_folders` found."""
-    content = json.loads((folder / TRIAL).read_text())
-    config = parse_config(content.pop("config"), RunConfig, str(folder / TRIAL))
-    return Trial(**content, config=config)
+    with _damage_named(folder / TRIAL):
+        content = json.loads((folder / TRIAL).read_text(encoding="utf-8"))
+        config = parse_config(content.pop("config"), RunConfig, str(folder / TRIAL))
+        return Trial(**content, config=config)
 
 
 def trial_folders(sweep: Path) -> list[Path]:
@@ -94,7 +97,11 @@ def write_outcome(folder: Path, outcome: TrialOutcome) -> None:
 def read_outcome(folder: Path) -> TrialOutcome | None:
     """How a trial ended; None while it has not."""
     path = folder / TRIAL_OUTCOME
-    return TrialOutcome(**json.loads(path.read_text())) if path.is_file() else None
+    if not path.is_file():
+        return None
+    with _damage_named(path):
+        outcome: TrialOutcome = from_json(TrialOutcome, json.loads(path.read_text(encoding="utf-8")))
+        return outcome
 
 
 def forget_outcome(folder: Path) -> None:
@@ -132,8 +139,20 @@ def read_epochs(folder: Path) -> list[dict[str, float]]:
     path = folder / TRIAL_EPOCHS
     if not path.is_file():
         return []
-    lines = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return sorted({line["epoch"]: line for line in lines}.values(), key=lambda line: int(line["epoch"]))
+    with _damage_named(path):
+        whole = path.read_bytes().split(b"\n")[:-1]
+        lines = [json.loads(line) for line in whole]
+        return sorted({line["epoch"]: line for line in lines}.values(), key=lambda line: int(line["epoch"]))
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CryoFormerError(
+            f"{path}: damaged, or of another program ({error}); remove its trial's folder, and --resume the sweep"
+        ) from error
 
 
 def take_over(run: Path, donor: Path, values: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from cryoformer_dist.config.simulation import MicroscopeConfig, PosesConfig, SimulationConfig, StatesConfig
-from cryoformer_dist.errors import ConfigError, ParticleFormatError
+from cryoformer_dist.errors import ConfigError, CryoFormerError, ParticleFormatError
 from cryoformer_dist.io.particles import ParticleTable
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.physics.ctf import CTFParams
@@ -23,6 +23,7 @@ from cryoformer_dist.physics.pose import (
     rotation_from_axis_angle,
     rotation_from_relion_euler,
 )
+from cryoformer_dist.storage.array_files import read_arrays
 
 _IDEAL_PHASE_PLATE_DEG = 90.0
 
@@ -310,12 +311,10 @@ def _read_npz_columns(
     key: str, path: Path, required: tuple[str, ...], optional: tuple[str, ...]
 ) -> dict[str, NDArray[np.float64]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            columns = {
-                name: np.asarray(file[name], np.float64) for name in (*required, *optional) if name in file.files
-            }
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{key}: {path} cannot be read as npz ({error}); write it with numpy.savez") from error
+        arrays = read_arrays(path, "write it with numpy.savez")
+        columns = {name: np.asarray(arrays[name], np.float64) for name in (*required, *optional) if name in arrays}
+    except (CryoFormerError, ValueError) as error:
+        raise ConfigError(f"{key}: {error}") from error
     missing = [name for name in required if name not in columns]
     if missing:
         raise ConfigError(f"{key}: {path} lacks {', '.join(missing)}; store one row per particle")

@@ -6,6 +6,7 @@ the noise-free image.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,9 +88,15 @@ def simulate(
             raise ConfigError(f"{star}: a particle set is already there; choose another folder, or overwrite it")
         _clear(output)
         stacks = _plan_stacks(config, scene, output)
-        scales = _write_stacks(config, scene, stacks, progress)
-        truth = _write_truth(config, scene, scales, output / TRUTH_FOLDER)
-        _write_particles(config, scene, stacks, star)
+        try:
+            scales = _write_stacks(config, scene, stacks, progress)
+            truth = _write_truth(config, scene, scales, output / TRUTH_FOLDER)
+            _write_particles(config, scene, stacks, star)
+        except OSError:
+            # Half of a set on a full disk is of no use, and in the way.
+            with suppress(OSError):
+                _clear(output)
+            raise
     paths = tuple(stack.path for stack in stacks)
     return SimulatedSet(star, paths, truth, config.pixel_size_angstrom, config.box_size)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from cryoformer_dist.errors import InUseError, StorageError
 from cryoformer_dist.storage.places import Place, client_errors, in_reach, make_folder, write_whole
+from cryoformer_dist.storage.retry import explain_refusal
 
 RENEWED_SECONDS = 10.0
 DEAD_SECONDS, WATCHED_SECONDS = 120.0, 30.0
@@ -90,7 +91,7 @@ def sole_writer(place: Place, pause: Callable[[float], None] = time.sleep) -> It
     InUseError
         If somebody else writes there: who, where and since when.
     StorageError
-        If nobody can: the file system is full, or for reading only.
+        If nobody can, now or later in the block: the file system is full, or for reading only.
     """
     folder, mine = place.parent / f".{place.name}.lock", _Lease.of_this_process()
     with in_reach(place):
@@ -107,6 +108,10 @@ def sole_writer(place: Place, pause: Callable[[float], None] = time.sleep) -> It
     renewal.start()
     try:
         yield
+    except (OSError, RuntimeError) as error:
+        if explain_refusal(error) is None:
+            raise
+        raise StorageError(f"{place}: cannot be written ({error}); make room there, or write elsewhere") from error
     finally:
         ended.set()
         renewal.join()

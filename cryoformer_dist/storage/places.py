@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -92,13 +92,24 @@ def make_folder(place: Place) -> None:
         place.mkdir(parents=True, exist_ok=True)
 
 
+def read_pieces(place: Place, starts: Sequence[int], length: int) -> list[bytes]:
+    """Pieces of a file, all of one length in bytes, each from its start."""
+    if not isinstance(place, Path):
+        pieces: list[bytes] = place.fs.cat_ranges(
+            [place.path] * len(starts), list(starts), [start + length for start in starts], on_error="raise"
+        )
+        return pieces
+    with place.open("rb") as handle:
+        return [os.pread(handle.fileno(), length, start) for start in starts]
+
+
 def write_whole(place: Place, text: str) -> None:
     """Write a small file so that after a crash it is there whole or not at all."""
     if not isinstance(place, Path):
-        place.write_text(text)
+        place.write_text(text, encoding="utf-8")
         return
     with replaced(place) as beside:
-        beside.write_text(text)
+        beside.write_text(text, encoding="utf-8")
         synchronise(beside)
     synchronise(place.parent)
 

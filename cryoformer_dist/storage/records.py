@@ -66,7 +66,7 @@ def read_record(path: Path, kind: type[Record] | UnionType, schema_version: int,
         if version == schema_version:
             record: Record = from_json(kind, content)
             return record
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CryoFormerError(f"{path}: damaged, or of another program ({error}); {remedy}") from error
     raise CryoFormerError(
         f"{path}: schema {version}, and this version of cryoformer-dist reads schema {schema_version}; {remedy}"

@@ -19,6 +19,7 @@ _PASSING = {
     )
     if hasattr(errno, name)
 }
+_REFUSALS = _PASSING | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 # How torch.save words a write that the system refused.
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
@@ -59,6 +60,14 @@ def storage_trouble(error: Exception) -> Attempt | None:
     if isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH_WRITER):
         return Attempt(f"a file was not written whole, as on a full disk ({_one_line(error)})")
     return None
+
+
+def explain_refusal(error: Exception) -> str | None:
+    """What an error says about storage that refuses, with what to do; ``None`` for one that is no such thing."""
+    trouble = storage_trouble(error)
+    if trouble is None or (isinstance(error, OSError) and error.filename is None and error.errno not in _REFUSALS):
+        return None
+    return f"{trouble.trouble}: see that there is room and that this user may write there, then repeat the command"
 
 
 def exchange_alone(attempt: Attempt) -> list[Attempt]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.errors import BackendUnavailableError, CheckpointError
 from cryoformer_dist.ranks import rank_and_world
+from cryoformer_dist.runs.checkpoint import read_tensors
 
 _WHOLE = "torch.pt"
 _CHECKPOINT_TAG = "engine"
@@ -49,8 +50,11 @@ class Engine(Protocol):
             stay as they are, whatever the gradients. It is told the norm of this rank's gradients.
         """
 
-    def save(self, folder: Path) -> None:
-        """Write weights and optimiser state below a folder that is there; every rank calls it, again if one failed."""
+    def save(self, folder: Path) -> list[Path]:
+        """Write weights and optimiser state below a folder that is there; every rank calls it, again if one failed.
+
+        Returns the files that this rank wrote.
+        """
 
     def load(self, folder: Path) -> None:
         """Read back what `save` wrote."""
@@ -114,12 +118,13 @@ def learning_rate_factor(training: TrainingConfig, stage_step: int, progress: fl
     return warmup * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
-def _save_whole(folder: Path, module: nn.Module, optimizer: Any) -> None:
+def _save_whole(folder: Path, module: nn.Module, optimizer: Any) -> list[Path]:
     """State that every rank holds whole: any engine may go on with it, on any number of ranks."""
     # Not those above it: where storage is away, they would be made in its place.
     folder.mkdir(exist_ok=True)
     state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(state, folder / _WHOLE)
+    return [folder / _WHOLE]
 
 
 def _load_whole(folder: Path, module: nn.Module, optimizer: Any, device: torch.device) -> None:
@@ -128,7 +133,7 @@ def _load_whole(folder: Path, module: nn.Module, optimizer: Any, device: torch.d
         raise CheckpointError(
             f"{path}: missing; the run was trained with a training.zero_stage above 0: resume with that"
         )
-    state = torch.load(path, map_location=device, weights_only=True)
+    state = read_tensors(path, device)
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
 
@@ -185,10 +190,9 @@ class TorchEngine:
         for gradient, part in zip(gradients, together.split([each.numel() for each in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> list[Path]:
         """See `Engine`."""
-        if self.rank == 0:
-            _save_whole(folder, self._module, self._optimizer)
+        return _save_whole(folder, self._module, self._optimizer) if self.rank == 0 else []
 
     def load(self, folder: Path) -> None:
         """See `Engine`."""
@@ -247,7 +251,9 @@ class DeepSpeedEngine:
         )
         self._held_back: list[Exception] = []
         writer = self._engine.checkpoint_engine
-        writer.save, writer.makedirs = self._hold_back(writer.save), self._hold_back(_make_one_folder)
+        self._written: list[Path] = []
+        writer.save = self._hold_back(self._noting_files(writer.save))
+        writer.makedirs = self._hold_back(_make_one_folder)
         # A script that joins ZeRO's files: DeepSpeed has it installed, and copies it where no error is caught.
         self._engine._copy_recovery_script = lambda folder: None
         self.rank, self.world = rank_and_world()
@@ -273,18 +279,18 @@ class DeepSpeedEngine:
     def _takes_part(self, group: int, gradient: Tensor) -> None:
         self._taking_part.setdefault(group, []).append(torch.linalg.vector_norm(gradient))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> list[Path]:
         """See `Engine`."""
         if not self._sharded:
-            if self.rank == 0:
-                _save_whole(folder, self._engine.module, self._engine.optimizer)
-            return
+            return _save_whole(folder, self._engine.module, self._engine.optimizer) if self.rank == 0 else []
         self._held_back.clear()
+        self._written.clear()
         # DeepSpeed lets the first rank make it, for all; each rank may have a folder of its own.
         self._hold_back(_make_one_folder)(str(folder), exist_ok=True)
         self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG, save_latest=False)
         if self._held_back:
             raise self._held_back[0]
+        return [*self._written]
 
     def _hold_back(self, write: Callable[..., Any]) -> Callable[..., None]:
         """An error inside DeepSpeed's own barriers would leave the other ranks waiting: it is raised after them."""
@@ -296,6 +302,13 @@ class DeepSpeedEngine:
                 self._held_back.append(error)
 
         return attempt
+
+    def _noting_files(self, save: Callable[..., Any]) -> Callable[..., None]:
+        def save_and_note(state_dict: Any, path: str) -> None:
+            save(state_dict, path)
+            self._written.append(Path(path))
+
+        return save_and_note
 
     def load(self, folder: Path) -> None:
         """See `Engine`."""

@@ -1,9 +1,7 @@
 """One rank's part of a run, from its files to trained weights; the same with Ray and without."""
 
 import os
-import platform
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,10 +12,9 @@ import torch.distributed
 from cryoformer_dist.config.schema import RunConfig, TrainingConfig
 from cryoformer_dist.data.batch import BatchSource, local_batches
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import CheckpointError
 from cryoformer_dist.machine import WorkerMemory
-from cryoformer_dist.ranks import gather_objects, rank_and_world
-from cryoformer_dist.runs.checkpoint import Checkpoint, fetch_latest, latest_checkpoint
+from cryoformer_dist.ranks import rank_and_world
+from cryoformer_dist.runs.checkpoint_choice import agree_on_checkpoint
 from cryoformer_dist.runs.directory import selected_rows
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine
@@ -28,8 +25,6 @@ from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.particles import RankParticles
 from cryoformer_dist.training.reporting import Reporter, tell_stages
 from cryoformer_dist.training.trainer import Trainer, particles_per_rank
-
-_LOOK_AGAIN_SECONDS = 1.0
 
 
 def train_rank(
@@ -62,7 +57,6 @@ def train_rank(
     """
     rank, world = rank_and_world()
     config = make_first_estimates(working, config, store, memory, tell_stages(working, reporter), device)
-    fetch_latest(working)
     rows = selected_rows(config, store)
     batch_size = particles_per_rank(config.training, world, len(rows))
     learner = Learner.from_run(config, store, working.folder, device)
@@ -75,33 +69,6 @@ def train_rank(
     samples = batches if config.dataset.loader == "resident" else local_batches(store, device)
     particles = RankParticles(rows, store.shard_size, batches, samples, batch_size, rank, world, reporter.alive)
     Trainer(learner, engine, particles, reporter, working, memory).train(checkpoint)
-
-
-def agree_on_checkpoint(working: WorkingFolder, patience_seconds: float) -> Checkpoint | None:
-    """The newest checkpoint that any rank sees, once this one does: network file systems show a node new files late.
-
-    Raises
-    ------
-    CheckpointError
-        If this rank does not come to see it.
-    """
-    mine = latest_checkpoint(working.folder)
-    wanted = max(gather_objects(_name(mine)))
-    give_up = time.monotonic() + patience_seconds
-    while _name(mine) != wanted:
-        if time.monotonic() >= give_up:
-            raise CheckpointError(
-                f"{working.home}: holds {wanted} for another worker, but not for this one on {platform.node()}, not "
-                f"after {patience_seconds:g} s; storage must be one that all nodes see"
-            )
-        time.sleep(_LOOK_AGAIN_SECONDS)
-        fetch_latest(working)
-        mine = latest_checkpoint(working.folder)
-    return mine
-
-
-def _name(checkpoint: Checkpoint | None) -> str:
-    return checkpoint.folder.name if checkpoint else ""
 
 
 def build_engine(module: Objectives, training: TrainingConfig, device: torch.device, batch_size: int) -> Engine:

@@ -1,3 +1,5 @@
+import errno
+import os
 import re
 import warnings
 from pathlib import Path
@@ -241,3 +243,38 @@ def test_what_is_wrong_with_a_store_makes_check_fail_after_it_was_told(
     said = capsys.readouterr().out
     assert "LOOK BEFORE TRAINING" in said
     assert said.splitlines()[-1] == f"next: look at {tmp_path / 'check' / 'check.png'} and mend what is named above"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_storage_that_refuses_is_one_message_and_leaves_no_half_of_a_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, number: int
+) -> None:
+    def refuse(path: Path, *_: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("cryoformer_dist.simulation.particle_set.write_star", refuse)
+    small = [word for setting in ("particles=4", "box_size=16") for word in ("--set", setting)]
+    message = _refused(monkeypatch, capsys, "simulate", "-o", tmp_path / "set", *small)
+    assert os.strerror(number) in message
+    assert "particles.star" in message
+    assert f"{tmp_path / 'set'}: cannot be written" in message
+    assert [path.name for path in (tmp_path / "set").rglob("*") if path.is_file()] == []
+
+
+def test_storage_that_refuses_outside_of_what_is_written_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cli, "app", refuse)
+    assert "No space left on device: see that there is room" in _refused(monkeypatch, capsys)
+
+
+def test_an_error_that_has_nothing_to_do_with_storage_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        cli.main()

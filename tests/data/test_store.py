@@ -7,49 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.small_store import BOX, CHUNK, PART, ROWS, SHARD, small_columns, small_images, write_small_store
 from support.store_attributes import store_attributes
 
-from cryoformer_dist.data import store as store_module
 from cryoformer_dist.data.store import ParticleStore, complete_store, create_store, write_shard
 from cryoformer_dist.data.stored_particles import COLUMNS, PACKED_ROW, StoreLayout
 from cryoformer_dist.errors import StoreError, StoreNotFoundError
 from cryoformer_dist.physics.pose import Pose
 
-ROWS, BOX, SHARD, CHUNK = 21, 6, 8, 4
-
-
-# Rows per checksum of the metadata.
-PART = 9
-
-
-def _images() -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(ROWS, BOX, BOX)).astype(np.float16)
-
-
-def _columns() -> dict[str, np.ndarray]:
-    random = np.random.default_rng(1)
-    columns = {name: (random.random((ROWS, *shape)) * 2).astype(dtype) for name, (dtype, shape) in COLUMNS.items()}
-    # What equals the fill value everywhere must still be on disk.
-    columns["half_set"][:] = 0
-    return columns
-
 
 @pytest.fixture(scope="module")
 def whole_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("whole") / "particles.zarr"
-    with pytest.MonkeyPatch.context() as changes:
-        changes.setattr(store_module, "_PARTICLE_ROWS", PART)
-        _write_whole(path)
-    return path
-
-
-def _write_whole(path: Path) -> None:
-    layout = StoreLayout(ROWS, BOX, SHARD, CHUNK)
-    create_store(path, layout)
-    for shard in reversed(range(layout.shards)):
-        start, stop = layout.shard_range(shard)
-        write_shard(path, shard, _images()[start:stop])
-    complete_store(path, store_attributes(BOX), _columns())
+    return write_small_store(tmp_path_factory.mktemp("whole") / "particles.zarr")
 
 
 @pytest.fixture
@@ -65,10 +34,10 @@ def _flip_byte(file: Path, position: int) -> None:
 
 def test_what_is_written_is_read(store_path: Path) -> None:
     store = ParticleStore.open(store_path)
-    columns = _columns()
+    columns = small_columns()
     assert (len(store), store.box_size, store.shard_size, store.chunk_size) == (ROWS, BOX, SHARD, CHUNK)
     assert store.pixel_size_angstrom == 1.5
-    np.testing.assert_array_equal(store.read_images(np.arange(ROWS)), _images())
+    np.testing.assert_array_equal(store.read_images(np.arange(ROWS)), small_images())
     particles = store.particles()
     for name in COLUMNS:
         np.testing.assert_array_equal(getattr(particles, name), columns[name])
@@ -79,7 +48,7 @@ def test_what_is_written_is_read(store_path: Path) -> None:
 
 def test_rows_come_in_the_order_asked_for_across_shards_and_with_repeats(store_path: Path) -> None:
     rows = np.array([20, 3, 3, 9, 0, 15, 16, 8])
-    np.testing.assert_array_equal(ParticleStore.open(store_path).read_images(rows), _images()[rows])
+    np.testing.assert_array_equal(ParticleStore.open(store_path).read_images(rows), small_images()[rows])
 
 
 def test_no_rows_give_no_images(store_path: Path) -> None:
@@ -141,7 +110,7 @@ def test_every_byte_of_a_shard_file_is_guarded(store_path: Path) -> None:
 def test_a_damaged_chunk_is_named_while_training_reads_too(store_path: Path) -> None:
     _flip_byte(store_path / "images" / "c" / "1" / "0" / "0", 3)
     store = ParticleStore.open(store_path)
-    np.testing.assert_array_equal(store.read_images(np.array([0])), _images()[:1])
+    np.testing.assert_array_equal(store.read_images(np.array([0])), small_images()[:1])
     with pytest.raises(StoreError, match="array 'images', chunk 2"):
         store.read_images(np.array([9]))
 
@@ -180,7 +149,7 @@ def test_changed_attributes_are_found(store_path: Path) -> None:
     file = store_path / "zarr.json"
     file.write_text(file.read_text().replace('"pixel_size_angstrom": 1.5', '"pixel_size_angstrom": 1.3'))
     with pytest.raises(StoreError, match="attributes are not those that were written"):
-        ParticleStore.open(store_path).verify()
+        ParticleStore.open(store_path)
 
 
 def test_an_unfinished_store_is_refused_with_the_remedy(tmp_path: Path) -> None:
@@ -192,9 +161,9 @@ def test_an_unfinished_store_is_refused_with_the_remedy(tmp_path: Path) -> None:
 def test_a_store_with_a_missing_shard_cannot_be_completed(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     create_store(path, StoreLayout(ROWS, BOX, SHARD, CHUNK))
-    write_shard(path, 0, _images()[:SHARD])
+    write_shard(path, 0, small_images()[:SHARD])
     with pytest.raises(StoreError, match="shard 1"):
-        complete_store(path, store_attributes(BOX), _columns())
+        complete_store(path, store_attributes(BOX), small_columns())
     with pytest.raises(StoreError, match="unfinished"):
         ParticleStore.open(path)
 
@@ -204,7 +173,7 @@ def test_another_schema_is_refused_by_number(store_path: Path) -> None:
     content = json.loads(file.read_text())
     content["attributes"]["schema_version"] = 99
     file.write_text(json.dumps(content))
-    with pytest.raises(StoreError, match=r"\.zarr: store schema 99, this program reads 5: convert the particles"):
+    with pytest.raises(StoreError, match=r"\.zarr: store schema 99, this program reads 6: convert the particles"):
         ParticleStore.open(store_path)
 
 
@@ -223,7 +192,7 @@ def test_a_missing_array_is_named(store_path: Path) -> None:
 
 
 def test_a_store_without_poses_gives_none(store_path: Path) -> None:
-    complete_store(store_path, replace(store_attributes(BOX), has_poses=False), _columns())
+    complete_store(store_path, replace(store_attributes(BOX), has_poses=False), small_columns())
     store = ParticleStore.open(store_path)
     assert not store.has_poses
     with pytest.raises(StoreError, match="no poses"):
@@ -286,7 +255,7 @@ def test_what_the_store_says_of_its_particles_is_read_once_and_cannot_be_changed
 
 def test_a_store_can_be_sent_to_another_process(store_path: Path) -> None:
     store = pickle.loads(pickle.dumps(ParticleStore.open(store_path)))
-    np.testing.assert_array_equal(store.read_images(np.array([4])), _images()[[4]])
+    np.testing.assert_array_equal(store.read_images(np.array([4])), small_images()[[4]])
 
 
 def test_a_shard_may_be_written_again(store_path: Path) -> None:
@@ -294,7 +263,7 @@ def test_a_shard_may_be_written_again(store_path: Path) -> None:
     whole = file.read_bytes()
     # What a killed writer leaves: a truncated file must not be merged with the new rows.
     file.write_bytes(whole[:50])
-    write_shard(store_path, 0, _images()[:SHARD])
+    write_shard(store_path, 0, small_images()[:SHARD])
     assert file.read_bytes() == whole
 
 

@@ -38,7 +38,7 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.ranks import rank_and_world
-from cryoformer_dist.runs.checkpoint import fetch_latest, latest_checkpoint
+from cryoformer_dist.runs.checkpoint_choice import fetch_latest, latest_checkpoint
 from cryoformer_dist.runs.directory import load_run, open_run_directory, send_run
 from cryoformer_dist.runs.results import read_made_results
 from cryoformer_dist.training.preparation import prepare_run

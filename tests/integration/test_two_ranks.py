@@ -17,7 +17,7 @@ from cryoformer_dist.errors import StepLeftOutWarning
 from cryoformer_dist.physics.grids import radius_grid
 from cryoformer_dist.physics.pose import rotation_angle_deg, rotation_from_6d
 from cryoformer_dist.ranks import rank_and_world
-from cryoformer_dist.runs.checkpoint import latest_checkpoint
+from cryoformer_dist.runs.checkpoint_choice import latest_checkpoint
 from cryoformer_dist.runs.training_log import read_training_log
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training import train_rank as worker

@@ -133,7 +133,7 @@ def test_trajectory_keeps_frames_and_weighs_by_element(tmp_path):
         ({"coords": np.full((2, 2, 3), np.nan)}, "frame 0 are not finite"),
         ({"coords": np.zeros((2, 2, 3)), "element": np.asarray(["C"])}, "one per atom"),
         ({"coords": np.zeros((2, 2, 3)), "element": np.asarray(["C", "Qq"])}, "unknown element 'Qq'"),
-        ({"coords": np.asarray([{"a": 1}], dtype=object)}, "not an npz of plain arrays"),
+        ({"coords": np.asarray([{"a": 1}], dtype=object)}, "damaged or of another kind"),
     ],
 )
 def test_unfit_trajectory_is_refused_by_name(tmp_path, arrays, message):

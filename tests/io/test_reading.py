@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.simulated_particles import write_particles
 
 from cryoformer_dist.errors import ParticleFormatError, PixelSizeConflictWarning
 from cryoformer_dist.io.particles import OpticsGroup
@@ -294,3 +295,64 @@ def test_a_shift_beyond_the_box_is_refused(star, particle_table):
     write_star(star, far, [f"{index + 1:06d}@stack.mrcs" for index in far.stack_index])
     with pytest.raises(ParticleFormatError, match=r"rlnOriginX, rlnOriginY .* puts the centre outside the image"):
         read_particles(star)
+
+
+CISTEM = """# Written by cisTEM Version 1.0.0-beta
+data_
+
+loop_
+_cisTEMPositionInStack #1
+_cisTEMAnglePsi #2
+_cisTEMPixelSize #3
+#    POS     PSI   PSIZE
+        1  189.29 1.50000
+"""
+TILT_SERIES = """data_optics
+
+loop_
+_rlnOpticsGroup #1
+_rlnVoltage #2
+_rlnTomoTiltSeriesPixelSize #3
+1 300 1.35
+
+data_particles
+
+loop_
+_rlnTomoName #1
+_rlnTomoParticleName #2
+_rlnOpticsGroup #3
+_rlnImageName #4
+_rlnTomoVisibleFrames #5
+TS_01 TS_01/1 1 Subtomograms/TS_01/1_stack2d.mrcs [1,1,1]
+"""
+ALL_TILTS = """data_global
+
+loop_
+_rlnTomoName #1
+_rlnVoltage #2
+_rlnTomoTiltSeriesStarFile #3
+TS_01 300 tilt_series/TS_01.star
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (CISTEM, "a cisTEM file; export the refinement package from cisTEM as RELION"),
+        (TILT_SERIES, "tilt-series particles .*single-particle files only"),
+        (ALL_TILTS, "tomo"),
+    ],
+)
+def test_what_is_near_a_particle_file_is_named_for_what_it_is(tmp_path, text, words):
+    path = tmp_path / "near.star"
+    path.write_text(text)
+    with pytest.raises(ParticleFormatError, match=words):
+        read_particles(path)
+
+
+def test_a_stack_with_its_format_after_a_colon_is_read(tmp_path):
+    table = write_particles(tmp_path, particles=4, box=16)
+    path = tmp_path / "colon.star"
+    stack = table.stack_paths[0]
+    write_star(path, table, [f"{index + 1}@{stack.name}:mrcs" for index in table.stack_index])
+    assert [found.resolve() for found in read_particles(path).stack_paths] == [stack.resolve()]

@@ -33,6 +33,12 @@ def test_path_beside_the_metadata_file_is_found(star):
     assert resolve_stacks(["a.mrcs"], star) == (star.parent / "a.mrcs",)
 
 
+@pytest.mark.parametrize("written", ["a.mrc:mrcs", "a.mrc:mrc", ">a.mrc:mrcs"])
+def test_a_format_after_a_colon_is_no_part_of_the_path(star, written):
+    stack = touch(star.parent / "a.mrc")
+    assert resolve_stacks([written], star) == (stack,)
+
+
 @pytest.mark.parametrize("written", ["Extract/job007/a.mrcs", ">Extract/job007/a.mrcs"])
 def test_project_relative_path_is_found_by_walking_up(tmp_path, star, written):
     stack = touch(tmp_path / "project" / "Extract" / "job007" / "a.mrcs")

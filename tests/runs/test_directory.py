@@ -10,11 +10,21 @@ from support.tiny_runs import tiny_config, write_set
 
 from cryoformer_dist.data import convert
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import ConfigError, CryoFormerWarning, StoreError, StoreNotFoundError
+from cryoformer_dist.errors import ConfigError, CryoFormerError, CryoFormerWarning, StoreError, StoreNotFoundError
 from cryoformer_dist.initialization.occupancy import sphere
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.fourier import spectrum
-from cryoformer_dist.runs.directory import load_lattice, load_run, load_spectrum, open_run_store, selected_rows
+from cryoformer_dist.runs.directory import (
+    load_first_latents,
+    load_first_maps,
+    load_lattice,
+    load_run,
+    load_shell_weight,
+    load_spectrum,
+    open_run_store,
+    selected_rows,
+    store_at_first_poses,
+)
 from cryoformer_dist.training.preparation import prepare_run
 
 
@@ -99,3 +109,33 @@ def test_the_manifest_is_plain_json(store: ParticleStore, tmp_path: Path) -> Non
     manifest = json.loads((_prepared(store, tmp_path / "run") / "manifest.json").read_text())
     assert manifest["schema_version"] == 2
     assert np.isfinite(manifest["pixel_size_angstrom"])
+
+
+def test_a_manifest_that_contradicts_its_store_is_damaged(store: ParticleStore, tmp_path: Path) -> None:
+    run = _prepared(store, tmp_path / "run")
+    path = run / "manifest.json"
+    path.write_text(path.read_text().replace('"box_size": 16', '"box_size": 18'))
+    with pytest.raises(ConfigError, match=r"run 'tiny': its manifest\.json is damaged: it says box 18 .* has 16"):
+        open_run_store(load_run(run)[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "load", "last"),
+    [
+        ("first_latents.npy", load_first_latents, "first_latents.npy"),
+        ("first_maps.npy", load_first_maps, "first_latents.npy"),
+        ("shell_weight.npy", load_shell_weight, "occupancy.mrc"),
+    ],
+)
+def test_a_cut_first_estimate_is_named_with_how_to_make_it_again(tmp_path: Path, name, load, last) -> None:  # type: ignore[no-untyped-def]
+    np.save(tmp_path / name, np.ones((9, 2), np.float32))
+    assert load(tmp_path).shape == (9, 2)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-3])
+    with pytest.raises(CryoFormerError, match=rf"{name}: cut, damaged.*remove {last} from the run directory"):
+        load(tmp_path)
+
+
+def test_cut_first_poses_are_named(store: ParticleStore, tmp_path: Path) -> None:
+    (tmp_path / "first_poses.npz").write_bytes(b"PK\3\4")
+    with pytest.raises(CryoFormerError, match=r"first_poses\.npz: cut, damaged.*--resume makes it again"):
+        store_at_first_poses(tmp_path, store)

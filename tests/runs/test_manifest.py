@@ -40,6 +40,21 @@ def test_a_damaged_manifest_is_named_with_the_way_out(tmp_path: Path, text: str)
         read_manifest(tmp_path)
 
 
+@pytest.mark.usefixtures("manifest")
+@pytest.mark.parametrize("value", [None, "x", 1.5, True, [], {}, {"a": 1}])
+def test_a_value_of_another_type_is_refused_wherever_it_stands(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "manifest.json"
+    whole = json.loads(path.read_text())
+    for key, right in whole.items():
+        if type(value) is type(right) and not isinstance(value, dict):
+            continue
+        path.write_text(json.dumps(whole | {key: value}))
+        if key == "versions" and value == {}:
+            continue
+        with pytest.raises(ConfigError, match=r"manifest\.json: .*under another name"):
+            read_manifest(tmp_path)
+
+
 def test_a_folder_without_a_manifest_is_no_run_directory(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"not a run directory \(no manifest\.json\)"):
         read_manifest(tmp_path)

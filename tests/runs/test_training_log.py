@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from support.training_records import training_record
 
-from cryoformer_dist.errors import CryoFormerError
+from cryoformer_dist.errors import CryoFormerError, TornLogWarning
 from cryoformer_dist.runs.training_log import (
     SearchFindings,
     TrainingLog,
@@ -13,6 +13,7 @@ from cryoformer_dist.runs.training_log import (
     find_search,
     format_duration,
     is_described,
+    read_records_so_far,
     read_training_log,
 )
 from cryoformer_dist.storage.working_folder import WorkingFolder
@@ -88,10 +89,38 @@ def test_a_last_line_cut_by_a_crash_is_left_out_and_does_not_spoil_the_next(tmp_
     whole = path.read_text()
     for cut in ('{"step": 6, "sec', '{"step": 6, "seconds": 3}'):
         path.write_text(whole + cut)
-        assert _records(tmp_path) == [2, 4]
-        TrainingLog(WorkingFolder.on_disk(tmp_path), 99).append(training_record(step=6, seconds=3.0))
+        assert [record.step for record in read_records_so_far(tmp_path)] == [2, 4]
+        with pytest.warns(TornLogWarning, match=r"metrics\.jsonl: line 3, the last, was cut; it is left out"):
+            assert _records(tmp_path) == [2, 4]
+        with pytest.warns(TornLogWarning):
+            metrics = TrainingLog(WorkingFolder.on_disk(tmp_path), 99)
+        metrics.append(training_record(step=6, seconds=3.0))
         assert _records(tmp_path) == [2, 4, 6]
         assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 40, b"\0" * 40 + b"\n", b'{"step": 6, "sec\n', b"\xff\xfe\n"])
+def test_a_last_line_of_what_was_never_written_is_left_out_with_a_word(tmp_path: Path, tail: bytes) -> None:
+    _fill(tmp_path, 2, 4)
+    with (tmp_path / "metrics.jsonl").open("ab") as stream:
+        stream.write(tail)
+    with pytest.warns(TornLogWarning, match="line 3, the last, "):
+        assert _records(tmp_path) == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes"), [('"loss": ', '"loss": "a"'), ('"step": ', '"step": 1.5'), ("{", "\udcff")]
+)
+def test_damage_before_the_last_line_is_named_by_its_line(tmp_path: Path, was: str, becomes: str) -> None:
+    _fill(tmp_path, 2, 4, 6)
+    path = tmp_path / "metrics.jsonl"
+    first, second, *rest = path.read_text().split("\n")
+    start = second.index(was)
+    end = second.index(",", start) if was != "{" else 1
+    text = "\n".join([first, second[:start] + becomes + second[end:], *rest])
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(CryoFormerError, match=r"metrics\.jsonl, line 2: .*remove the line"):
+        read_training_log(tmp_path)
 
 
 def test_a_broken_record_is_named_by_its_line(tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ from cryoformer_dist.runs.checkpoint import (
     LearnedState,
     OccupancyState,
     Position,
-    fetch_latest,
-    latest_checkpoint,
     write_checkpoint,
 )
+from cryoformer_dist.runs.checkpoint_choice import fetch_latest, latest_checkpoint
 from cryoformer_dist.storage.retry import StorageRetry
 from cryoformer_dist.storage.working_folder import WorkingFolder, open_working_folder
 
@@ -81,9 +80,10 @@ def test_errors_name_home_and_not_the_working_copy(home: UPath) -> None:
 
 
 def _write(run: WorkingFolder, step: int, keep: int = 9) -> None:
-    def save_engine(folder: Path) -> None:
+    def save_engine(folder: Path) -> list[Path]:
         folder.mkdir(exist_ok=True)
         (folder / "state").write_text(str(step))
+        return [folder / "state"]
 
     occupancy: OccupancyState = {"flat_index": torch.arange(3), "residual_outside": None}
     learned = LearnedState({"w": torch.tensor([float(step)])}, {}, occupancy)

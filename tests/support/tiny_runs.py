@@ -18,7 +18,7 @@ from cryoformer_dist.data.convert import ConversionOptions, convert_serially, pl
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.machine import WorkerMemory, measure_worker_memory
-from cryoformer_dist.runs.checkpoint import latest_checkpoint
+from cryoformer_dist.runs.checkpoint_choice import latest_checkpoint
 from cryoformer_dist.runs.directory import is_prepared, load_run, write_occupancy
 from cryoformer_dist.runs.stage_progress import StageProgress
 from cryoformer_dist.runs.training_log import TrainingRecord, read_training_log

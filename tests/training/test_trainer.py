@@ -30,7 +30,8 @@ from cryoformer_dist.initialization.occupancy import sphere
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.physics.grids import radius_grid
 from cryoformer_dist.physics.lattice import Lattice
-from cryoformer_dist.runs.checkpoint import Position, checkpoints, latest_checkpoint
+from cryoformer_dist.runs.checkpoint import Position, checkpoints
+from cryoformer_dist.runs.checkpoint_choice import latest_checkpoint
 from cryoformer_dist.runs.stop_request import StopRequest
 from cryoformer_dist.runs.training_log import read_training_log
 from cryoformer_dist.training import trainer as module
