@@ -161,7 +161,9 @@ def check_store(
     pixel_size = store.pixel_size_angstrom * store.box_size / maps.shape[-1]
     fsc = _correlate_in_sphere(maps, pixel_size)
     findings = (*problems, *notes, *background, _describe_resolution(len(rows), len(store), half_sets, fsc))
-    picture = CheckPicture(shown, store.pixel_size_angstrom, findings, Volume(maps.mean(0), pixel_size), fsc)
+    picture = CheckPicture(
+        shown, store.pixel_size_angstrom, findings, not problems, Volume(maps.mean(0), pixel_size), fsc
+    )
     picture = replace(picture, noise=_noise_curves(store))
     return CheckReport(
         particles=len(store),

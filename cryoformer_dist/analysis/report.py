@@ -13,6 +13,7 @@ from cryoformer_dist.analysis.report_sections import (
     PICTURED_BOX,
     ClusterSection,
     FlexibilitySection,
+    list_mean_map,
     show_clusters,
     show_flexibility,
     show_particles,
@@ -38,6 +39,8 @@ from cryoformer_dist.figures.pictures import (
     make_row,
     pick_evenly,
 )
+from cryoformer_dist.figures.slides import compose_slide
+from cryoformer_dist.figures.style import Chart
 from cryoformer_dist.figures.surfaces import (
     BODY_COLOUR,
     Colour,
@@ -46,17 +49,17 @@ from cryoformer_dist.figures.surfaces import (
     crop_alike,
     find_best_view,
     find_common_level,
+    widen_view,
 )
 from cryoformer_dist.runs.directory import holds_run, load_consensus
 from cryoformer_dist.runs.layout import (
     CONFIG,
     CONSENSUS,
-    FLEXIBILITY_SCRIPT,
-    REFINED_POSES,
     REPORT,
-    VOLUMES,
 )
 from cryoformer_dist.runs.manifest import RunManifest, read_manifest
+from cryoformer_dist.runs.next_steps import find_suspicions, suggest_handing_on, suggest_looking
+from cryoformer_dist.runs.report_files import write_report_files
 from cryoformer_dist.runs.results import read_latent_table
 from cryoformer_dist.runs.scores import Scores, ScoresAgainstTruth, read_scores
 from cryoformer_dist.runs.training_log import TrainingRecord, find_search, read_training_log
@@ -67,12 +70,12 @@ _MOST_PICTURES = 12
 _HEADINGS = {
     "state": ("States", "Maps decoded at each state, coloured along its coordinate where they change."),
     "pc1": (
-        "Along the first latent axis",
-        "From the 5th to the 95th percentile of the particles, evenly spaced.",
+        "Along the first axis of the motion",
+        "From the 5th to the 95th percentile of the particles along PC1, evenly spaced.",
     ),
     "kmeans": (
-        "Cluster centres",
-        "Each is the map of a real particle; the numbers are those in the latent map.",
+        "Groups of like particles",
+        "Each is the map of a real particle; the numbers are those in the map of the latents.",
     ),
 }
 _LARGE, _SMALL = 272, 168
@@ -121,8 +124,9 @@ class ReportInputs:
 
 @dataclass(frozen=True, slots=True)
 class PictureGroup:
-    """Rows of pictures under a heading."""
+    """Rows of pictures under a heading; ``name`` is that of the series."""
 
+    name: str
     title: str
     note: str
     rows: list[PictureRow]
@@ -143,19 +147,11 @@ class Pictures:
 class Curves:
     """The curves of the page, None where there is nothing to draw."""
 
-    loss: str | None
-    throughput: str | None
-    fsc: str | None
-    latents: str | None
-    poses: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class NextStep:
-    """A command that opens results elsewhere."""
-
-    text: str
-    command: str
+    loss: Chart | None
+    throughput: Chart | None
+    fsc: Chart | None
+    latents: Chart | None
+    poses: Chart | None
 
 
 def read_run(path: Path) -> ReportInputs:
@@ -184,8 +180,8 @@ def read_run(path: Path) -> ReportInputs:
     )
 
 
-def write_report(run: Path, truth: Path | None = None) -> Path:
-    """Write ``report.html`` into a run directory from the files found there.
+def write_report(run: Path, truth: Path | None = None, source_suffix: str = ".star") -> Path:
+    """Write ``report.html`` into a run directory from the files found there, and what it shows as files beside it.
 
     Parts whose files are missing are left out; nothing is shown that was not measured.
 
@@ -195,6 +191,8 @@ def write_report(run: Path, truth: Path | None = None) -> Path:
         Run directory.
     truth
         Truth folder of a simulation: true maps beside ours, latents coloured by the true coordinate.
+    source_suffix
+        Of the file that the particles came from.
 
     Returns
     -------
@@ -203,26 +201,69 @@ def write_report(run: Path, truth: Path | None = None) -> Path:
     """
     found = read_run(run)
     known = read_truth(truth) if truth is not None else None
+    pictures, curves, search = _draw_pictures(found, known), _draw_curves(found, known), find_search(found.records)
+    particles = show_particles(found.latent, search, found.scores)
+    levels = {name: find_common_level(maps) for name, maps in found.volumes.items() if name in ("pc1", "state")}
+    tables = {
+        "measures": list_measures(found.scores),
+        "states": found.scores.states if isinstance(found.scores, ScoresAgainstTruth) else (),
+        "poses": list_pose_errors(found.scores),
+        "particles": particles.facts if particles else (),
+        "other_causes": particles.causes if particles else (),
+        "stages": list_stages(found.records),
+    }
     page = fill_template(
         "report_template.html",
         title=run.resolve().name,
         facts=_list_facts(found),
         verdict=put_in_words(found.scores),
-        tiles=list_key_figures(found.scores, found.records),
-        measures=list_measures(found.scores),
-        poses=list_pose_errors(found.scores),
-        states=found.scores.states if isinstance(found.scores, ScoresAgainstTruth) else (),
-        stages=list_stages(found.records),
+        tiles=list_key_figures(found.scores),
+        tables=tables,
         config=found.config,
         manifest=_flatten(asdict(found.manifest)) if found.manifest else [],
-        steps=_suggest_steps(found),
-        particles=show_particles(found.latent, find_search(found.records), found.scores),
-        pictures=_draw_pictures(found, known),
-        curves=_draw_curves(found, known),
+        suspicions=find_suspicions(particles.advice if particles else (), search),
+        steps=[*suggest_handing_on(found.latent, source_suffix), *suggest_looking(run, levels)],
+        particles=particles,
+        pictures=pictures,
+        curves=curves,
     )
     output = run / REPORT
+    charts = {"particles": particles.distributions if particles else None} | _list_charts(pictures, curves)
+    slides = {name: chart.draw_slide() for name, chart in charts.items() if chart is not None}
+    write_report_files(run, slides | _compose_slides(pictures), tables | {"training": found.records})
+    # Last: a page that is there is whole, and so is what lies beside it.
     write_whole(output, page)
     return output
+
+
+def _list_charts(pictures: Pictures, curves: Curves) -> dict[str, Chart | None]:
+    """Charts by the names of their slides."""
+    return {
+        "latents": curves.latents,
+        "latents_by_group": pictures.clusters.scatter if pictures.clusters else None,
+        "resolution": curves.fsc,
+        "poses": curves.poses,
+        "loss": curves.loss,
+        "throughput": curves.throughput,
+    }
+
+
+def _compose_slides(pictures: Pictures) -> dict[str, bytes]:
+    """Rows of pictures as slides, by name."""
+    slides = {group.name: group.rows for group in pictures.groups}
+    if pictures.clusters:
+        slides["groups"] = [PictureRow("", pictures.clusters.tiles)]
+    if pictures.flexible:
+        captions = pictures.flexible.captions
+        slides["flexible_regions"] = [
+            PictureRow(row.name, list(zip(row.images, captions, strict=True))) for row in pictures.flexible.rows
+        ]
+    if pictures.slices:
+        slides["slices"] = [
+            PictureRow(plane, [(column.images[number], column.name) for column in pictures.slices])
+            for number, plane in enumerate("zyx")
+        ]
+    return {name: compose_slide(rows) for name, rows in slides.items()}
 
 
 def _list_facts(run: ReportInputs) -> list[str]:
@@ -247,26 +288,6 @@ def _flatten(tree: Mapping[str, object], prefix: str = "") -> list[tuple[str, st
     return rows
 
 
-def _suggest_steps(run: ReportInputs) -> list[NextStep]:
-    """Commands that open the results elsewhere."""
-    steps = []
-    for name, text in (("pc1", "Play the first latent axis"), ("state", "Play the evaluated states")):
-        if name in run.volumes:
-            level = find_common_level(run.volumes[name])
-            play = f"open {VOLUMES}/{name}_*.mrc vseries true; volume #1 level {level:.4g}; "
-            play += "vseries play #1 direction oscillate"
-            steps.append(NextStep(f"{text} in ChimeraX (run in this folder)", f"chimerax --cmd '{play}'"))
-    if (run.path / FLEXIBILITY_SCRIPT).is_file():
-        steps.append(NextStep("Colour the mean map by flexibility", f"chimerax {FLEXIBILITY_SCRIPT}"))
-    if "kmeans" in run.volumes:
-        steps.append(NextStep("Open the cluster maps side by side", f"chimerax {VOLUMES}/kmeans_*.mrc"))
-    poses = REFINED_POSES.format(suffix=".star")
-    if (run.path / poses).is_file():
-        command = f"relion_reconstruct --i {poses} --o refined.mrc --ctf"
-        steps.append(NextStep("Back-project with the refined poses in RELION", command))
-    return steps
-
-
 def _name_states(scores: Scores | None, count: int) -> list[str]:
     if not isinstance(scores, ScoresAgainstTruth) or len(scores.states) != count:
         return [str(index) for index in range(count)]
@@ -281,7 +302,7 @@ def _draw_pictures(found: ReportInputs, truth: Truth | None) -> Pictures:
     if kind is None:
         return Pictures()
     shown = found.volumes[kind]
-    view = find_best_view(shown, find_common_level(shown))
+    view = widen_view(find_best_view(shown, find_common_level(shown)), _list_drawn(found))
     are_states, periodic = kind == "state", found.period > 0
     names = _name_states(found.scores if are_states else None, len(shown))
     pick = pick_evenly(len(shown), _MOST_PICTURES)
@@ -300,11 +321,18 @@ def _draw_pictures(found: ReportInputs, truth: Truth | None) -> Pictures:
     columns += [(names[i], shown[i]) for i in pick_evenly(len(shown), _SLICES_SHOWN)]
     return Pictures(
         film=make_film(frames, periodic),
-        groups=(PictureGroup(*_HEADINGS[kind], rows), *_draw_other_series(found, kind, view)),
+        groups=(PictureGroup(kind, *_HEADINGS[kind], rows), *_draw_other_series(found, kind, view)),
         slices=tuple(draw_slices(columns)),
         flexible=show_flexibility(found.path, found.volumes.get("kmeans", shown), view, _SMALL),
         clusters=show_clusters(found.latent, found.volumes.get("kmeans", shown[:1]), view, _SMALL),
     )
+
+
+def _list_drawn(found: ReportInputs) -> list[tuple[np.ndarray, float]]:
+    """All maps of which surfaces are drawn, with the level of each."""
+    drawn = [(maps, find_common_level(maps)) for maps in found.volumes.values()]
+    drawn += [(each[None], find_common_level(each[None])) for each in (found.consensus,) if each is not None]
+    return drawn + list_mean_map(found.path)
 
 
 def _draw_frames(
@@ -328,7 +356,7 @@ def _draw_other_series(found: ReportInputs, shown: str, view: View) -> list[Pict
             pick = pick_evenly(len(found.volumes[name]), _MOST_PICTURES)
             colours = [_SERIES_COLOUR] * len(pick)
             images = crop_alike(draw_surfaces(found.volumes[name][pick], view, colours, _SMALL))
-            groups.append(PictureGroup(title, note, [make_row("", images, [str(i) for i in pick])]))
+            groups.append(PictureGroup(name, title, note, [make_row("", images, [str(i) for i in pick])]))
     return groups
 
 
@@ -350,5 +378,12 @@ def _draw_curves(found: ReportInputs, truth: Truth | None) -> Curves:
         throughput=run_plots.draw_throughput(records) if records else None,
         fsc=fsc,
         latents=latents,
-        poses=run_plots.draw_pose_errors(found.scores.pose) if isinstance(found.scores, ScoresAgainstTruth) else None,
+        poses=_draw_poses(found.scores),
     )
+
+
+def _draw_poses(scores: Scores | None) -> Chart | None:
+    """Errors of poses that were refined; of others there is nothing to see."""
+    if not isinstance(scores, ScoresAgainstTruth) or scores.pose.after is None:
+        return None
+    return run_plots.draw_pose_errors(scores.pose)

@@ -11,9 +11,12 @@ from cryoformer_dist.analysis.flexibility import QueryRank
 from cryoformer_dist.analysis.flexibility_files import FlexibilitySummary, Range, TruthDetectors, read_flexibility
 from cryoformer_dist.analysis.map_scores import fit_box
 from cryoformer_dist.analysis.particle_scores import put_cause_in_words, stands_out
+from cryoformer_dist.analysis.report_tables import DetectorRow, list_detectors
 from cryoformer_dist.figures.particle_plots import Distribution, draw_distributions
-from cryoformer_dist.figures.pictures import draw_surfaces, encode_png, pick_evenly
+from cryoformer_dist.figures.pictures import Picture, draw_surfaces, pick_evenly
 from cryoformer_dist.figures.run_plots import draw_clusters
+from cryoformer_dist.figures.slides import fill_rows
+from cryoformer_dist.figures.style import Chart
 from cryoformer_dist.figures.surfaces import (
     VALUE_STOPS,
     View,
@@ -32,7 +35,9 @@ PICTURED_BOX = 128
 """No picture has more detail, and drawing a map takes as long as it has voxels."""
 _STATES_SHOWN = 3
 _QUERIES_LISTED = 5
-_MOST_CLUSTERS = 12
+# Numbers that differ by no more are all the same.
+_ALIKE = 1e-3
+_MOST_CLUSTERS, _MOST_COLUMNS = 12, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +59,7 @@ class ValueRow:
     file: str
     low: float
     high: float
-    images: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class DetectorRow:
-    """How well a map finds what moves in truth."""
-
-    name: str
-    meaning: str
-    value: str
+    images: list[Picture]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +94,9 @@ class FlexibilitySection:
 class ClusterSection:
     """What the report shows of clusters: the latents, and pictures of the centres with their captions."""
 
-    scatter: str
-    tiles: list[tuple[str, str]]
+    scatter: Chart
+    tiles: list[tuple[Picture, str]]
+    columns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +143,7 @@ class ParticleSection:
     """
 
     facts: list[Fact]
-    distributions: str | None
+    distributions: Chart | None
     causes: list[CauseRow]
     advice: list[str]
 
@@ -174,14 +171,20 @@ def show_flexibility(
     surfaces += [(states[index], level) for index in chosen]
     return FlexibilitySection(
         rows=_draw_rows(run, summary, surfaces, view, size),
-        captions=["mean map", *(f"cluster {index}" for index in chosen)],
+        captions=["mean map", *(f"group {index}" for index in chosen)],
         gradient=", ".join(VALUE_STOPS),
         text=_describe(summary),
-        detectors=_list_detectors(summary),
+        detectors=list_detectors(summary),
         truth=summary.truth,
         queries=summary.queries[:_QUERIES_LISTED],
         query_count=len(summary.queries),
     )
+
+
+def list_mean_map(run: Path) -> list[tuple[Float[np.ndarray, "1 box box box"], float]]:
+    """The mean map and its level, if the section shows it."""
+    summary = read_flexibility(run)
+    return [] if summary is None else [(_read_voxels(run / MEAN_MAP)[None], summary.mean_level)]
 
 
 def _draw_rows(
@@ -209,7 +212,7 @@ def _draw_rows(
     cropped = iter(crop_alike([picture for pictures in drawn for picture in pictures]))
     drawn = [[next(cropped) for _ in pictures] for pictures in drawn]
     return [
-        ValueRow(name, unit, file, low, high, [encode_png(pictures[index]) for pictures in drawn])
+        ValueRow(name, unit, file, low, high, [Picture(pictures[index]) for pictures in drawn])
         for index, (name, unit, file, (low, high)) in enumerate(sources)
     ]
 
@@ -231,20 +234,6 @@ def _describe(summary: FlexibilitySummary) -> str:
     )
 
 
-def _list_detectors(summary: FlexibilitySummary) -> list[DetectorRow]:
-    """Rows of the table against the truth."""
-    truth = summary.truth
-    if truth is None or truth.roc_auc is None:
-        return []
-    named = (
-        (truth.roc_auc, "Flexibility map", "Standard deviation of our maps over states."),
-        (truth.attention_variation_roc_auc, "Change of attention", "Over states, all channels together."),
-        (truth.attention_roc_auc, f"Attention to query {summary.best_query}", "Picked by our flexibility map."),
-        (truth.weak_density_roc_auc, "Weak mean density", "What anyone would call flexible in a rigid map: the floor."),
-    )
-    return [DetectorRow(name, meaning, f"{value:.3f}") for value, name, meaning in named]
-
-
 def show_clusters(
     latent: Mapping[str, np.ndarray], volumes: Float[np.ndarray, "clusters box box box"], view: View, size: int
 ) -> ClusterSection | None:
@@ -259,7 +248,8 @@ def show_clusters(
     captions = [f"{number} · {share[number]:.0%}" for number in shown]
     return ClusterSection(
         scatter=draw_clusters(latent["pca"], latent["explained_variance"], latent["kmeans_pca"], label),
-        tiles=list(zip(map(encode_png, images), captions, strict=True)),
+        tiles=list(zip(map(Picture, images), captions, strict=True)),
+        columns=fill_rows(len(shown), _MOST_COLUMNS),
     )
 
 
@@ -372,10 +362,10 @@ def _list_judgements(scores: Scores | None) -> Iterator[Fact]:
 
 
 def _list_distributions(latent: Mapping[str, np.ndarray]) -> Iterator[Distribution]:
-    """What there is of each particle."""
-    if "amplitude" in latent:
+    """What there is of each particle and differs from one to another."""
+    if "amplitude" in latent and np.ptp(latent["amplitude"]) > _ALIKE:
         yield Distribution("amplitude", latent["amplitude"].astype(np.float64))
-    if "weight" in latent:
+    if "weight" in latent and np.ptp(latent["weight"]) > _ALIKE:
         weight = latent["weight"].astype(np.float64)
         yield Distribution("probability of a particle", weight, low=0.0, high=1.0, logarithmic=True)
     if "latent_deviation" in latent:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from cryoformer_dist.analysis.flexibility_files import FlexibilitySummary
 from cryoformer_dist.runs.image_scores import OracleScores
 from cryoformer_dist.runs.pose_scores import PoseScores
 from cryoformer_dist.runs.scores import Scores, ScoresAgainstTruth, ScoresAlone
@@ -18,34 +19,34 @@ from cryoformer_dist.storage.records import as_json
 MEASURES = (
     (
         "difference_map_correlation",
-        "Difference-map correlation",
-        "Do the maps change where and as the truth changes? A map that does not move scores 0.",
+        "Motion as in truth",
+        "Difference-map correlation: do maps change where and as the truth changes? One that does not move scores 0.",
     ),
     (
         "difference_map_amplitude",
-        "Amplitude of the motion",
-        "Size of the change against the true one: 1 is right, below 1 is damped.",
+        "Size of the motion",
+        "Difference-map amplitude: the change against the true one. 1 is right, below 1 is damped.",
     ),
     (
         "auc_gap",
-        "FSC gap, own − distant",
-        "How much better each map fits its own state than one half the range away.",
+        "States told apart",
+        "FSC gap: how much better, in FSC area, each map fits its own state than one half the range away.",
     ),
     (
         "fsc_area_own",
-        "FSC area, own state",
-        "Mean FSC over all shells. High even without motion: read it with the gap.",
+        "Each map against its own state",
+        "FSC area: the mean FSC over all shells. High even without motion: read it with the gap.",
     ),
-    ("fsc_area_distant", "FSC area, distant state", "The same against the state half the range away."),
+    ("fsc_area_distant", "Each map against a distant state", "FSC area against the state half the range away."),
     (
         "map_correlation",
-        "Map correlation",
-        "Voxel correlation with the true state. High even without motion.",
+        "Likeness to the true maps",
+        "Correlation of voxels with the true state. High even without motion.",
     ),
     (
         "latent_rank_correlation",
-        "Order of the latents",
-        "Cross-validated linear prediction of the true state, ranked.",
+        "Particles in the right order",
+        "Rank correlation of the true state with its linear prediction from the latents, cross-validated.",
     ),
 )
 """Of `BoundedScores`: name, heading, meaning."""
@@ -117,6 +118,15 @@ class StageRow:
     memory: str
     seconds: str
     workers: str
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorRow:
+    """How well a map finds what moves in truth."""
+
+    name: str
+    meaning: str
+    value: str
 
 
 def put_in_words(scores: Scores | None) -> Verdict:
@@ -194,20 +204,17 @@ def _judge_without_truth(scores: ScoresAlone) -> Verdict:
     return Verdict("unknown", "Look, compare, then believe", text)
 
 
-def list_key_figures(scores: Scores | None, records: Sequence[TrainingRecord]) -> list[Tile]:
+def list_key_figures(scores: Scores | None) -> list[Tile]:
     """Tiles of the report."""
     tiles: list[Tile] = []
     if isinstance(scores, ScoresAgainstTruth):
         tiles = list(_compare_with_bounds(scores))
     elif scores is not None:
         tiles = [
-            Tile("Change between clusters", f"{scores.map_variation:.1%}", "rms of the mean map"),
+            Tile("Change between groups", f"{scores.map_variation:.1%}", "of the mean map, root mean square"),
             Tile("Agreement with the consensus", f"{scores.consensus_map_correlation:.2f}", "voxel correlation"),
-            Tile("First latent axis", f"{scores.explained_variance[0]:.0%}", "of the latent variance"),
+            Tile("First axis of the motion", f"{scores.explained_variance[0]:.0%}", "of how the latents vary"),
         ]
-    if records:
-        rate = np.median([record.particles_per_second for record in records])
-        tiles.append(Tile("Particles per second", f"{rate:,.0f}", "median of reports"))
     return tiles
 
 
@@ -237,8 +244,8 @@ def _list_local_measures(scores: ScoresAgainstTruth) -> Iterator[MeasureRow]:
     """Single particles' maps, and the moving region."""
     per_image, region = scores.per_image_fsc_auc, scores.moving_region
     yield MeasureRow(
-        name="Per-image FSC area, masked",
-        meaning="CryoBench's: the maps of single particles. Its perfect score is (box / 2 − 1) / box.",
+        name="Maps of single particles",
+        meaning="CryoBench's per-image FSC area, masked. A perfect score is (box / 2 − 1) / box.",
         ours=f"{per_image.masked_mean:.3f} ± {per_image.masked_std:.3f}",
         floor=f"{per_image.consensus_masked_mean:.3f}",
         ceiling=f"{per_image.perfect:.3f}",
@@ -247,8 +254,8 @@ def _list_local_measures(scores: ScoresAgainstTruth) -> Iterator[MeasureRow]:
         where = "in the given mask" if region.mask == "given" else "where the truth moves"
         bounds = (region.scores, region.consensus, region.ceiling)
         yield MeasureRow(
-            "Difference-map correlation, moving region",
-            f"The same only {where}: {region.share_of_box:.1%} of the box.",
+            "Motion as in truth, moving region",
+            f"Difference-map correlation only {where}: {region.share_of_box:.1%} of the box.",
             *(f"{each.difference_map_correlation:.3f}" for each in bounds),
         )
 
@@ -329,6 +336,20 @@ def list_pose_errors(scores: Scores | None) -> list[PoseRow]:
         PoseRow(name, form.format(getattr(before, key)), None if after is None else form.format(getattr(after, key)))
         for key, name, form in named
     ]
+
+
+def list_detectors(summary: FlexibilitySummary) -> list[DetectorRow]:
+    """Rows of how well maps find what moves in truth; none where that is not known."""
+    truth = summary.truth
+    if truth is None or truth.roc_auc is None:
+        return []
+    named = (
+        (truth.roc_auc, "Flexibility map", "Standard deviation of our maps over states."),
+        (truth.attention_variation_roc_auc, "Change of attention", "Over states, all channels together."),
+        (truth.attention_roc_auc, f"Attention to query {summary.best_query}", "Picked by our flexibility map."),
+        (truth.weak_density_roc_auc, "Weak mean density", "What anyone would call flexible in a rigid map: the floor."),
+    )
+    return [DetectorRow(name, meaning, f"{value:.3f}") for value, name, meaning in named]
 
 
 def list_stages(records: Sequence[TrainingRecord]) -> list[StageRow]:

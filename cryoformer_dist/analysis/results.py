@@ -333,7 +333,8 @@ def report_run(run: Path) -> Path:
     if is_sweep(run):
         return write_sweep_report(run)
     store = open_run_store(load_run(run)[1])
-    return write_report(run, find_truth_beside(Path(store.attributes.source.path)))
+    source = Path(store.attributes.source.path)
+    return write_report(run, find_truth_beside(source), source.suffix)
 
 
 def find_truth_beside(source: Path) -> Path | None:

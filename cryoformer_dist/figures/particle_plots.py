@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from cryoformer_dist.figures.style import ACCENT, MUTED, STYLE, to_svg
+from cryoformer_dist.figures.style import ACCENT, MUTED, STYLE, Chart
 
 _BINS = 50
-_PANEL_WIDTH = 3.6
+_SIZE = (10.8, 2.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class Distribution:
     logarithmic: bool = False
 
 
-def draw_distributions(distributions: tuple[Distribution, ...]) -> str:
+def draw_distributions(distributions: tuple[Distribution, ...]) -> Chart:
     """A histogram of each, side by side; the median is marked."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(_PANEL_WIDTH * len(distributions), 2.5), layout="constrained")
+        figure = Figure(figsize=_SIZE, layout="constrained")
         panels = figure.subplots(1, len(distributions), squeeze=False)[0]
         for panel, shown in zip(panels, distributions, strict=True):
             low, high = np.percentile(shown.values, (0.05, 99.95))
@@ -54,7 +54,7 @@ def draw_distributions(distributions: tuple[Distribution, ...]) -> str:
             panel.set_ylim(0, (3 if shown.logarithmic else 1.35) * max(int(counts.max()), 1))
             panel.legend()
         panels[0].set_ylabel("particles")
-        return to_svg(figure, "Distributions over the particles: " + ", ".join(each.name for each in distributions))
+        return Chart(figure, "Distributions over the particles: " + ", ".join(each.name for each in distributions))
 
 
 def _cut(low: float, high: float) -> Float[np.ndarray, " edges"]:

@@ -65,12 +65,24 @@ class Film:
     strips: list[Strip]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """An image with values in [0, 1], grey or red-green-blue with or without opacity."""
+
+    pixels: Real[np.ndarray, "height width *channels"]
+
+    @property
+    def uri(self) -> str:
+        """As a page carries it in itself."""
+        return encode_png(self.pixels)
+
+
 @dataclass(frozen=True, slots=True)
 class PictureRow:
     """Pictures with captions; ``captions`` says whether these are shown."""
 
     name: str
-    tiles: list[tuple[str, str]]
+    tiles: list[tuple[Picture, str]]
     captions: bool = True
 
     @property
@@ -84,7 +96,7 @@ class SliceColumn:
     """The three central slices of a map."""
 
     name: str
-    images: list[str]
+    images: list[Picture]
 
 
 def encode_png(image: Real[np.ndarray, "height width *channels"]) -> str:
@@ -135,7 +147,7 @@ def join_frames(pictures: Sequence[np.ndarray]) -> str:
 
 def make_row(name: str, images: Sequence[np.ndarray], captions: Sequence[str], show: bool = True) -> PictureRow:
     """A row of pictures; ``show`` says whether captions are written below them."""
-    return PictureRow(name, list(zip(map(encode_png, images), captions, strict=True)), show)
+    return PictureRow(name, list(zip(map(Picture, images), captions, strict=True)), show)
 
 
 def draw_slices(maps: Sequence[tuple[str, Float[np.ndarray, "box box box"]]], size: int = 150) -> list[SliceColumn]:
@@ -143,5 +155,5 @@ def draw_slices(maps: Sequence[tuple[str, Float[np.ndarray, "box box box"]]], si
     columns = []
     for name, voxels in maps:
         low, high = (float(np.percentile(voxels, share)) for share in (2.0, 99.9))
-        columns.append(SliceColumn(name, [encode_png(cut) for cut in cut_slices(voxels, (low, high), size)]))
+        columns.append(SliceColumn(name, [Picture(cut) for cut in cut_slices(voxels, (low, high), size)]))
     return columns

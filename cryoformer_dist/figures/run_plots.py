@@ -16,13 +16,13 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 
 from cryoformer_dist.figures.fsc import frame_fsc
-from cryoformer_dist.figures.style import ACCENT, FLOOR, MUTED, STYLE, to_svg
+from cryoformer_dist.figures.style import ACCENT, FLOOR, MUTED, STYLE, Chart
 from cryoformer_dist.figures.surfaces import cluster_colour, colour_at, colour_states
 from cryoformer_dist.runs.pose_scores import PoseScores
 from cryoformer_dist.runs.training_log import TrainingRecord
 
 
-def draw_loss(records: Sequence[TrainingRecord]) -> str:
+def draw_loss(records: Sequence[TrainingRecord]) -> Chart:
     """Loss against step, one panel per stage, in the order of the records."""
     stages = list(dict.fromkeys(record.stage for record in records))
     with mpl.rc_context(STYLE):
@@ -40,7 +40,7 @@ def draw_loss(records: Sequence[TrainingRecord]) -> str:
             panel.set_title(stage.replace("_", " "))
             panel.set_xlabel("step")
         panels[0].set_ylabel("loss")
-        return to_svg(figure, "Loss against step, by stage")
+        return Chart(figure, "Loss against step, by stage")
 
 
 def draw_latents(
@@ -49,7 +49,7 @@ def draw_latents(
     centres: Float[np.ndarray, "clusters axes"],
     coordinate: Float[np.ndarray, " particles"] | None = None,
     period: float = 0.0,
-) -> str:
+) -> Chart:
     """Latents on their first two axes, coloured by the true coordinate or by density; centres numbered."""
     points, marks = _take_plane(pca), _take_plane(centres)
     with mpl.rc_context(STYLE):
@@ -67,7 +67,7 @@ def draw_latents(
         bar = figure.colorbar(drawn, ax=axes, shrink=0.75, aspect=28, pad=0.02, label=name)
         bar.outline.set_visible(False)
         _mark_centres(axes, marks, explained_variance)
-        return to_svg(figure, "Latents on their first two principal axes")
+        return Chart(figure, "Latents on their first two principal axes")
 
 
 def draw_clusters(
@@ -75,7 +75,7 @@ def draw_clusters(
     explained_variance: Float[np.ndarray, " axes"],
     centres: Float[np.ndarray, "clusters axes"],
     label: Int[np.ndarray, " particles"],
-) -> str:
+) -> Chart:
     """Latents on their first two axes, coloured by their k-means cluster; centres numbered (paper, fig. E)."""
     points = _take_plane(pca)
     with mpl.rc_context(STYLE):
@@ -84,7 +84,7 @@ def draw_clusters(
         colours = np.array([cluster_colour(number) for number in range(int(label.max()) + 1)])
         _scatter(axes, points, colours[label], alpha=0.7)
         _mark_centres(axes, _take_plane(centres), explained_variance)
-        return to_svg(figure, "Latents on their first two principal axes by cluster")
+        return Chart(figure, "Latents on their first two principal axes by cluster")
 
 
 def _scatter(axes: Axes, points: np.ndarray, colours: np.ndarray, **style: Any) -> PathCollection:
@@ -136,10 +136,10 @@ def draw_state_fsc(
     own: Float[np.ndarray, "states shells"],
     consensus: Float[np.ndarray, "states shells"],
     periodic: bool = False,
-) -> str:
+) -> Chart:
     """FSC of each state's map with the true state, over the consensus map as the dashed floor."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.4, 4.4), layout="constrained")
+        figure = Figure(figsize=(10.8, 3.6), layout="constrained")
         axes = figure.subplots()
         shells = slice(1, None)
         low, high = consensus.min(axis=0)[shells], consensus.max(axis=0)[shells]
@@ -159,10 +159,10 @@ def draw_state_fsc(
         frame_fsc(axes, float(frequency_per_angstrom[-1]), MUTED)
         axes.set_ylabel("FSC with the true state")
         axes.legend(loc="lower left")
-        return to_svg(figure, "Fourier shell correlation of each state with the truth")
+        return Chart(figure, "Fourier shell correlation of each state with the truth")
 
 
-def draw_pose_errors(pose: PoseScores) -> str:
+def draw_pose_errors(pose: PoseScores) -> Chart:
     """Errors of the rotation and the shift before and after the refinement."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 2.5), layout="constrained")
@@ -183,10 +183,10 @@ def draw_pose_errors(pose: PoseScores) -> str:
             panel.set_yticks([])
             panel.legend()
         panels[0].set_ylabel("particles")
-        return to_svg(figure, "Pose errors before and after refinement")
+        return Chart(figure, "Pose errors before and after refinement")
 
 
-def draw_throughput(records: Sequence[TrainingRecord]) -> str:
+def draw_throughput(records: Sequence[TrainingRecord]) -> Chart:
     """Particles per second and the share of time spent waiting for data, report by report."""
     rate = np.array([record.particles_per_second for record in records])
     wait = 100 * np.array([record.data_wait_share for record in records])
@@ -200,4 +200,4 @@ def draw_throughput(records: Sequence[TrainingRecord]) -> str:
             panel.set_ylim(0, max(1.15 * float(values.max()), 1.0))
             panel.set_title(label)
             panel.set_xlabel("report")
-        return to_svg(figure, "Throughput and data wait")
+        return Chart(figure, "Throughput and data wait")

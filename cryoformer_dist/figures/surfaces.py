@@ -24,6 +24,7 @@ _CIRCLE_STOPS = ("#d0342c", "#f0952b", "#b9c23c", "#35b384", "#2f9bd6", "#5a56c8
 _FINE_BOX = (112, 160)
 # The slab that rays cross, as a multiple of the picture's width.
 _THICKNESS = 1.3
+_SHAPE = np.array([1.0, 1.0, _THICKNESS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,20 @@ def find_best_view(volumes: Float[np.ndarray, "states box box box"], level: floa
     return View(rotation, half_width, ((low + high) / 2) @ rotation / box)
 
 
+def widen_view(view: View, surfaces: Sequence[tuple[Float[np.ndarray, "states box box box"], float]]) -> View:
+    """The same view from so far back that nothing of these maps, each above its level, is cut off."""
+    seen = [np.stack([-np.ones(3), np.ones(3)]) * view.half_width * _SHAPE + view.rotation @ view.centre]
+    for volumes, level in surfaces:
+        box, inside = volumes.shape[-1], np.asarray((volumes > level).any(axis=0))
+        points = np.argwhere(inside & ~_find_dust(inside))[:, ::-1] - box // 2
+        if len(points):
+            places = points @ view.rotation.T / box
+            # A voxel and a half more, for the slope beyond the outermost points.
+            seen.append(np.stack([places.min(axis=0) - 1.5 / box, places.max(axis=0) + 1.5 / box]))
+    low, high = np.min(seen, axis=(0, 1)), np.max(seen, axis=(0, 1))
+    return View(view.rotation, float(((high - low) / 2 / _SHAPE).max()), (low + high) / 2 @ view.rotation)
+
+
 def draw_surface(
     voxels: Float[np.ndarray, "box box box"],
     level: float,
@@ -205,13 +220,18 @@ def _trace(voxels: np.ndarray, level: float, view: View, size: int) -> _Surface:
 
 def _sink_dust(voxels: np.ndarray, level: float) -> np.ndarray:
     """Sink islands much smaller than the largest one below the contour, as ChimeraX's `hide dust` does."""
-    islands, count = label(voxels > level)
+    dust = _find_dust(voxels > level)
+    return np.where(dust, float(np.median(voxels)), voxels) if dust.any() else voxels
+
+
+def _find_dust(inside: np.ndarray) -> np.ndarray:
+    """Islands much smaller than the largest one."""
+    islands, count = label(inside)
     if count < 2:
-        return voxels
+        return np.zeros_like(inside)
     sizes = np.bincount(islands.ravel())
     sizes[0] = 0
-    dust = np.isin(islands, np.flatnonzero(sizes < 0.02 * sizes.max())) & (islands > 0)
-    return np.where(dust, float(np.median(voxels)), voxels)
+    return np.asarray(np.isin(islands, np.flatnonzero(sizes < 0.02 * sizes.max())) & inside)
 
 
 def _refine(voxels: np.ndarray) -> np.ndarray:

@@ -1,3 +1,5 @@
+import csv
+import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,6 +11,7 @@ from support.rotating_blobs import write_run, write_truth
 from cryoformer_dist.analysis import report
 from cryoformer_dist.analysis.report import read_run, write_report
 from cryoformer_dist.errors import StoreNotFoundError
+from cryoformer_dist.figures import style
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 
@@ -37,6 +40,7 @@ def small_pictures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "_LARGE", 56)
         patch.setattr(report, "_SMALL", 40)
+        patch.setattr(style, "_SLIDE_DPI", 20)
         yield
 
 
@@ -72,8 +76,8 @@ def test_page_says_which_version_trained_the_run(page):
 
 
 def test_page_shows_every_measure_picture_and_file(page):
-    expected = """The motion was recovered|Difference-map correlation|Fourier shell correlation|Latent map
-        |Cluster centres|Central slices|State by state|refined|Throughput|pose settling|Resolved configuration
+    expected = """The motion was recovered|Difference-map correlation|Fourier shell correlation|Where the particles lie
+        |Groups of like particles|Central slices|State by state|refined|Throughput|pose settling|Resolved configuration
         |store_fingerprint|Single particles
         |probability of a particle|chimerax --cmd|prefers-color-scheme|@media print"""
     for words in (part.strip() for part in expected.split("|")):
@@ -86,7 +90,7 @@ def test_page_without_truth_or_refinement_claims_nothing(truth, tmp_path):
     assert "No truth is known" in text
     for words in ("Difference-map correlation", "State by state", "Poses</h2>", "true coordinate"):
         assert words not in text, words
-    assert "Cluster centres" in text
+    assert "Groups of like particles" in text
 
 
 def test_page_of_unrefined_poses_says_so(truth, tmp_path):
@@ -95,6 +99,7 @@ def test_page_of_unrefined_poses_says_so(truth, tmp_path):
         stale.unlink()
     text = write_report(run, truth).read_text()
     assert "they were not refined" in text
+    assert "Pose errors before and after" not in text
     assert "The motion</h2>" not in text
 
 
@@ -102,6 +107,36 @@ def test_page_of_an_empty_run_says_what_is_missing(tmp_path):
     text = write_report(tmp_path).read_text()
     assert "Not evaluated yet" in text
     assert tmp_path.name in text
+
+
+def test_every_picture_is_a_slide_too_and_every_number_a_table(truth, tmp_path):
+    run = write_run(tmp_path / "run", truth)
+    (run / "report").mkdir()
+    (run / "report" / "stale.png").touch()
+    write_report(run, truth)
+    files = {path.name for path in (run / "report").iterdir()}
+    assert {path.removesuffix(".png") for path in files if path.endswith(".png")} == {
+        *("state", "pc1", "groups", "slices", "particles"),
+        *("latents", "latents_by_group", "resolution", "poses", "loss", "throughput"),
+    }
+    assert {"measures.csv", "states.csv", "poses.csv", "particles.csv", "stages.csv", "training.csv"} <= files
+    measures = list(csv.DictReader((run / "report" / "measures.csv").read_text().splitlines()))
+    assert measures[0]["name"] == "Motion as in truth"
+    assert set(measures[0]) == {"name", "meaning", "ours", "floor", "ceiling"}
+    assert len(list(csv.DictReader((run / "report" / "training.csv").read_text().splitlines()))) == 12
+
+
+def test_what_is_told_comes_in_a_reader_s_order_and_throughput_last(page):
+    heads = re.findall(r"<h2>([^<]+)</h2>", page)
+    assert heads[:2] == ["The motion", "States"]
+    assert heads[-4:] == ["What to do next", "Training", "Throughput", "How this was made"]
+
+
+def test_the_next_steps_hand_particles_on_as_they_came(truth, tmp_path):
+    run = write_run(tmp_path / "run", truth)
+    text = html.unescape(write_report(run, truth, ".cs").read_text())
+    assert re.search(r"cryoformer-dist select \. --cluster \d --where 'junk < .5' -o group_\d\.cs", text)
+    assert "hand one group on to cryosparc" in text.lower()
 
 
 def test_a_missing_run_is_named(tmp_path):

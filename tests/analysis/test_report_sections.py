@@ -34,11 +34,11 @@ def run(tmp_path):
 
 def test_section_shows_the_mean_and_three_states_once_per_map(run):
     section = show_flexibility(run, TRUTH, VIEW, 32)
-    assert section.captions == ["mean map", "cluster 0", "cluster 6", "cluster 11"]
+    assert section.captions == ["mean map", "group 0", "group 6", "group 11"]
     assert [len(row.images) for row in section.rows] == [4, 4, 4]
     flexible, attention, _ = section.rows
-    assert len(set(flexible.images)) == 4
-    assert flexible.images != attention.images
+    assert len({image.uri for image in flexible.images}) == 4
+    assert [image.uri for image in flexible.images] != [image.uri for image in attention.images]
     assert all((run / row.file).is_file() for row in section.rows)
 
 
@@ -115,7 +115,9 @@ def test_what_was_found_of_single_particles_is_put_in_words():
     assert [row.stands_out for row in section.causes] == [True, False]
     assert len(section.advice) == 1
     assert "amplitude explains 30%" in section.advice[0]
-    assert "<svg" in section.distributions
+    assert "amplitude" in section.distributions.svg
+    # All weights are 1: there is nothing to see.
+    assert "probability" not in section.distributions.svg
 
 
 def test_of_a_run_that_looked_for_nothing_nothing_is_shown():

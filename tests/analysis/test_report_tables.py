@@ -56,23 +56,23 @@ def test_without_truth_nothing_is_claimed():
     assert "No truth" in said.text
     assert list_measures(ALONE) == []
     assert list_pose_errors(ALONE) == []
-    assert all(tile.share is None for tile in list_key_figures(ALONE, []))
+    assert all(tile.share is None for tile in list_key_figures(ALONE))
 
 
 def test_of_a_run_that_was_not_judged_just_that_is_said():
     assert put_in_words(None).headline == "Not evaluated yet"
-    assert list_measures(None) == list_pose_errors(None) == list_key_figures(None, []) == []
+    assert list_measures(None) == list_pose_errors(None) == list_key_figures(None) == []
 
 
 def test_gauges_run_from_floor_to_ceiling_and_too_much_motion_is_no_better():
-    shares = {tile.name: tile.share for tile in list_key_figures(judged(0.5, 0.15), [])}
-    assert shares["Difference-map correlation"] == pytest.approx(0.5)
-    assert shares["FSC gap, own − distant"] == pytest.approx(0.5)
-    assert shares["Map correlation"] == pytest.approx(0.5)
+    shares = {tile.name: tile.share for tile in list_key_figures(judged(0.5, 0.15))}
+    assert shares["Motion as in truth"] == pytest.approx(0.5)
+    assert shares["States told apart"] == pytest.approx(0.5)
+    assert shares["Likeness to the true maps"] == pytest.approx(0.5)
     quiet = judged(0.5, 0.1)
     loud = replace(quiet, maps=replace(quiet.maps, difference_map_amplitude=1.4))
-    tiles = {tile.name: tile for tile in list_key_figures(loud, [])}
-    assert tiles["Amplitude of the motion"].share == pytest.approx(0.6)
+    tiles = {tile.name: tile for tile in list_key_figures(loud)}
+    assert tiles["Size of the motion"].share == pytest.approx(0.6)
 
 
 def test_every_measure_stands_beside_its_floor_and_ceiling():
@@ -118,7 +118,7 @@ def test_single_images_and_the_moving_region_stand_beside_consensus_and_oracle()
         ("0.108", "0.250", "0.028"),
         ("0.055", "0.250", "0.028"),
     ]
-    assert "4.4% of the box" in rows["Difference-map correlation, moving region"].meaning
+    assert "4.4% of the box" in rows["Motion as in truth, moving region"].meaning
 
 
 @pytest.mark.parametrize(

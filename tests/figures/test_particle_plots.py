@@ -14,6 +14,6 @@ def test_every_distribution_is_drawn_with_its_name_and_median():
             Distribution("one value", np.full(500, 3.0)),
         )
     )
-    text = "".join(ElementTree.fromstring(page).itertext())
+    text = "".join(ElementTree.fromstring(page.svg).itertext())
     for words in ("amplitude", "probability", "one value", "median 3"):
         assert words in text, words

@@ -8,6 +8,7 @@ from support.judged_runs import HISTOGRAM, POSE_ERRORS
 from support.training_records import training_record
 
 from cryoformer_dist.figures import run_plots
+from cryoformer_dist.figures.style import MUTED, Chart
 from cryoformer_dist.figures.surfaces import cluster_colour
 from cryoformer_dist.runs.pose_scores import PoseScores
 
@@ -19,7 +20,7 @@ RECORDS = [
 
 
 @pytest.fixture(scope="module")
-def drawn() -> dict[str, str]:
+def drawn() -> dict[str, Chart]:
     rng = np.random.default_rng(0)
     frequency = np.arange(16) / 64
     fsc = np.exp(-np.outer([1.0, 1.2, 1.4], frequency * 4))
@@ -39,31 +40,32 @@ def drawn() -> dict[str, str]:
 
 
 def test_figures_are_well_formed_themed_and_load_nothing(drawn):
-    for name, svg in drawn.items():
+    for name, chart in drawn.items():
+        svg = chart.svg
         root = ElementTree.fromstring(svg)
         assert root.get("aria-label"), name
         assert "var(--muted" in svg, name
-        assert "#020202" not in svg, name
+        assert MUTED not in svg, name
         links = [value for node in root.iter() for key, value in node.attrib.items() if key.endswith("href")]
         assert all(link.startswith(("#", "data:")) for link in links), name
 
 
 def test_figures_are_the_same_twice():
-    assert run_plots.draw_loss(RECORDS) == run_plots.draw_loss(RECORDS)
+    assert run_plots.draw_loss(RECORDS).svg == run_plots.draw_loss(RECORDS).svg
 
 
 def test_figures_name_what_they_show(drawn):
-    assert "reconstruction" in drawn["loss"]
-    assert "consensus (floor)" in drawn["fsc"]
-    assert "60%" in drawn["scatter"]
-    assert "true coordinate" in drawn["scatter"]
-    assert "true coordinate" not in drawn["density"]
-    assert "median 4" in drawn["poses"]
+    assert "reconstruction" in drawn["loss"].svg
+    assert "consensus (floor)" in drawn["fsc"].svg
+    assert "60%" in drawn["scatter"].svg
+    assert "true coordinate" in drawn["scatter"].svg
+    assert "true coordinate" not in drawn["density"].svg
+    assert "median 4" in drawn["poses"].svg
 
 
 def test_a_large_cloud_stays_small():
     latents = np.random.default_rng(0).normal(size=(20_000, 2))
-    svg = run_plots.draw_latents(latents, np.array([0.5, 0.5]), latents[:3], latents[:, 0])
+    svg = run_plots.draw_latents(latents, np.array([0.5, 0.5]), latents[:3], latents[:, 0]).svg
     assert len(svg) < 300_000
 
 
@@ -73,7 +75,7 @@ def test_no_global_plotting_state_is_used():
 
 def test_every_cluster_is_drawn_in_its_colour_and_numbered(monkeypatch):
     texts, colours = [], []
-    monkeypatch.setattr(run_plots, "to_svg", lambda figure, title: collect(figure.axes[0]) or title)
+    monkeypatch.setattr(run_plots, "Chart", lambda figure, title: collect(figure.axes[0]) or title)
 
     def collect(axes):
         texts.extend(axes.texts)

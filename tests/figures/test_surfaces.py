@@ -15,6 +15,7 @@ from cryoformer_dist.figures.surfaces import (
     find_best_view,
     find_common_level,
     measure_variation,
+    widen_view,
 )
 
 FRONT = View(np.eye(3), 0.5, np.zeros(3))
@@ -132,6 +133,27 @@ def test_best_view_holds_every_state_in_the_picture():
         opacity = draw_surface(voxels, level, view, RED, size=72)[..., 3]
         assert opacity.any()
         assert not np.concatenate([opacity[0], opacity[-1], opacity[:, 0], opacity[:, -1]]).any()
+
+
+def test_a_widened_view_cuts_nothing_off_at_the_frame_and_never_comes_nearer():
+    states = blobs(np.arange(8) * 45.0)
+    level = find_common_level(states)
+    near = find_best_view(states[:1], level)
+    fuller = states[3:5]
+    low = 0.2 * level
+    assert any(_touches_frame(draw_surface(voxels, low, near, RED, size=72)) for voxels in fuller)
+    view = widen_view(near, [(states[:1], level), (fuller, low)])
+    assert not any(_touches_frame(draw_surface(voxels, low, view, RED, size=72)) for voxels in fuller)
+    np.testing.assert_array_equal(view.rotation, near.rotation)
+    assert view.half_width > near.half_width
+    same = widen_view(near, [(np.zeros((1, 8, 8, 8)), 1.0)])
+    assert same.half_width == pytest.approx(near.half_width)
+    np.testing.assert_allclose(same.centre, near.centre, atol=1e-12)
+
+
+def _touches_frame(picture: np.ndarray) -> bool:
+    opacity = picture[..., 3]
+    return bool(np.concatenate([opacity[0], opacity[-1], opacity[:, 0], opacity[:, -1]]).any())
 
 
 def test_colours_of_a_circle_close_and_of_a_line_do_not():

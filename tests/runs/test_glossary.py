@@ -1,6 +1,6 @@
 from support.training_records import training_record
 
-from cryoformer_dist.runs.glossary import GLOSSARY, Explainer
+from cryoformer_dist.runs.glossary import GLOSSARY, Explainer, find_words
 from cryoformer_dist.runs.training_log import describe
 
 
@@ -20,3 +20,11 @@ def test_a_nat_is_a_factor_of_e_in_the_conformations_left() -> None:
     assert abs(exp(-0.7) - 1 / 2) < 0.01
     assert "2.3 leave a tenth" in GLOSSARY["images say"]
     assert abs(exp(-2.3) - 1 / 10) < 0.01
+
+
+def test_words_are_found_whole_the_longest_first_and_once() -> None:
+    text = "Latents against the consensus map, latents again; latent.npz is a file, relatents no word."
+    assert [(text[start:end], word) for start, end, word in find_words(text)] == [
+        ("Latents", "latents"),
+        ("consensus map", "consensus map"),
+    ]
