@@ -35,6 +35,8 @@ MAY_IMPORT = {
     "analysis": GROUND
     | {"config", "physics", "io", "model", "data", "simulation", "initialization", "runs", "training", "figures"}
     | {"storage", "inference"},
+    "exploration": GROUND
+    | {"config", "physics", "io", "data", "initialization", "runs", "selection", "figures", "analysis", "storage"},
     "orchestration": GROUND
     | {"config", "physics", "io.reading", "model.kernels.encode_tinycudann", "data", "simulation", "runs", "training"}
     | {"analysis", "storage"},
@@ -67,6 +69,7 @@ DOORKEEPERS = {
     "optuna": ("orchestration.tuning",),
     "scipy": (
         "analysis",
+        "exploration",
         "figures.surfaces",
         "io",
         "simulation",

@@ -117,7 +117,7 @@ def reconstruct(
     labels: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Decode the chosen latents, write ``volumes/<series>_<number>.mrc``, scripts and ``latent.npz``, and send them home.
+    """Decode the chosen latents; write ``volumes/<series>_<number>.mrc``, scripts, ``latent.npz``; send them home.
 
     The leader chooses, each rank decodes and writes its share of the maps. Maps of an earlier call are replaced, so the
     folder always shows one state of the run.

@@ -1,4 +1,4 @@
-"""Scripts that show a series of maps in ChimeraX, which runs a script in its own folder: paths hold wherever that goes."""
+"""Scripts that show a series of maps in ChimeraX; it runs a script in its own folder, so paths hold anywhere."""
 
 from collections.abc import Sequence
 

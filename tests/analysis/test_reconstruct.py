@@ -59,7 +59,9 @@ def test_a_second_call_leaves_no_map_of_the_first(latents, tmp_path):
         plan = SeriesPlan(clusters=clusters, axes=2, points=clusters)
         reconstruct(WorkingFolder.on_disk(tmp_path), decode_circle, table_of(flat.astype(np.float32)), 4.0, plan)
     left = sorted(path.name for path in (tmp_path / "volumes").iterdir())
-    assert left == [f"{name}{end}" for name in ("kmeans", "pc1") for end in (".cxc", "_000.mrc", "_001.mrc", "_002.mrc")]
+    assert left == [
+        f"{name}{end}" for name in ("kmeans", "pc1") for end in (".cxc", "_000.mrc", "_001.mrc", "_002.mrc")
+    ]
 
 
 def test_latents_that_do_not_vary_give_one_cluster_and_no_axis():
