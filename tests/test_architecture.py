@@ -67,6 +67,7 @@ DOORKEEPERS = {
     "matplotlib": ("figures",),
     "jinja2": ("figures.page",),
     "optuna": ("orchestration.tuning",),
+    "umap": ("exploration.embedding",),
     "scipy": (
         "analysis",
         "exploration",

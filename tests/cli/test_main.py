@@ -33,6 +33,8 @@ COMMANDS = (
     "report",
     "select",
     "volumes",
+    "analyze",
+    "path",
 )
 ERRORS = [
     value
