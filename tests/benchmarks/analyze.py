@@ -1,6 +1,6 @@
 """Seconds and memory of `analyze` and `path` for many latents: python tests/benchmarks/analyze.py --particles 1000000.
 
-Latents are synthetic: three Gaussians and a bent bridge between two of them, in eight dimensions, with posterior widths.
+Latents are synthetic: three Gaussians and a bent bridge between two of them, in eight dimensions, with widths.
 """
 
 import argparse

@@ -12,34 +12,34 @@ from cryoformer_dist.selection.columns import ParticleColumns, read_columns
 
 
 @pytest.fixture(scope="module")
-def columns(run: Path) -> ParticleColumns:
-    return read_columns(run, str(run))
+def columns(finished_run: Path) -> ParticleColumns:
+    return read_columns(finished_run, str(finished_run))
 
 
 def with_table(columns: ParticleColumns, **arrays: np.ndarray) -> ParticleColumns:
     return replace(columns, table={**columns.table, **arrays})
 
 
-def test_what_is_found_lies_in_the_run_and_becomes_columns(run: Path, columns: ParticleColumns) -> None:
+def test_what_is_found_lies_in_the_run_and_becomes_columns(finished_run: Path, columns: ParticleColumns) -> None:
     found = analyze_latents(columns, 3, umap=False)
-    summary = write_findings(run, columns, found)
-    told = json.loads((run / "analysis" / "analysis.json").read_text())
+    summary = write_findings(finished_run, columns, found)
+    told = json.loads((finished_run / "analysis" / "analysis.json").read_text())
     assert told["particles"] == told["trusted"] == 64
     assert sum(group["particles"] for group in told["clusters"]) == 64
     assert sum(group["share"] for group in told["mixture"]) == pytest.approx(1)
     assert "embedded" not in told
-    assert image.imread(run / "analysis" / "landscape.png").shape[0] > 300
-    with np.load(run / "analysis" / "landscape.npz") as landscape:
+    assert image.imread(finished_run / "analysis" / "landscape.png").shape[0] > 300
+    with np.load(finished_run / "analysis" / "landscape.npz") as landscape:
         assert landscape["energy"].shape == landscape["error"].shape == (64, 64)
-    again = read_columns(run, str(run))
+    again = read_columns(finished_run, str(finished_run))
     np.testing.assert_array_equal(again.values("mixture"), found.label)
     assert any(line.startswith("mixture") for line in describe_findings(summary))
 
 
-def test_columns_of_an_earlier_checkpoint_are_forgotten(run: Path, columns: ParticleColumns) -> None:
+def test_columns_of_an_earlier_checkpoint_are_forgotten(finished_run: Path, columns: ParticleColumns) -> None:
     earlier = replace(columns, run=replace(columns.run, checkpoint_step=1))
-    write_findings(run, earlier, analyze_latents(earlier, 1, umap=False))
-    assert "mixture" not in read_columns(run, str(run)).columns
+    write_findings(finished_run, earlier, analyze_latents(earlier, 1, umap=False))
+    assert "mixture" not in read_columns(finished_run, str(finished_run)).columns
 
 
 def test_junk_is_not_counted_and_widths_are_turned_onto_the_axes(columns: ParticleColumns) -> None:
@@ -53,11 +53,11 @@ def test_junk_is_not_counted_and_widths_are_turned_onto_the_axes(columns: Partic
     assert found.blur == pytest.approx((0.4, 0.1), abs=0.02)
 
 
-def test_one_axis_has_a_profile_and_none_is_refused(run: Path, columns: ParticleColumns) -> None:
+def test_one_axis_has_a_profile_and_none_is_refused(finished_run: Path, columns: ParticleColumns) -> None:
     narrow = with_table(columns, explained_variance=np.array([1.0, 0.0]))
     found = analyze_latents(narrow, 1, umap=False)
     assert found.plane.energy.shape == (64,)
-    write_findings(run, narrow, found)
+    write_findings(finished_run, narrow, found)
     with pytest.raises(ExplorationError, match="do not vary"):
         analyze_latents(with_table(columns, explained_variance=np.zeros(2)), 1, umap=False)
 
