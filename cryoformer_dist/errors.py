@@ -29,6 +29,10 @@ class SelectionError(CryoFormerError, ValueError):
     """A selection of particles cannot be made, read, or written for another program."""
 
 
+class ExplorationError(CryoFormerError, ValueError):
+    """Latents, particles or a path that are to be shown are not of this run, or cannot be had."""
+
+
 class StorageError(CryoFormerError, OSError):
     """An object store cannot be reached, or refuses what is asked of it."""
 

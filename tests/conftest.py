@@ -99,6 +99,20 @@ def batch(store: "ParticleStore") -> "ParticleBatch":
 
 
 @pytest.fixture(scope="session")
+def finished_run(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny store's run, trained to its end, its maps and tables made."""
+    from support.tiny_runs import tiny_config, train
+
+    from cryoformer_dist.analysis.results import reconstruct_alone
+    from cryoformer_dist.storage.working_folder import WorkingFolder
+
+    folder = tmp_path_factory.mktemp("finished") / "tiny"
+    train(tiny_config(tiny_store), folder)
+    reconstruct_alone(WorkingFolder.on_disk(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def swinging(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The phantom whose arm swings through 120 degrees, at SNR 0.1."""
     from support.tiny_runs import write_set

@@ -35,6 +35,8 @@ MAY_IMPORT = {
     "analysis": GROUND
     | {"config", "physics", "io", "model", "data", "simulation", "initialization", "runs", "training", "figures"}
     | {"storage", "inference"},
+    "exploration": GROUND
+    | {"config", "physics", "io", "data", "initialization", "runs", "selection", "figures", "analysis", "storage"},
     "orchestration": GROUND
     | {"config", "physics", "io.reading", "model.kernels.encode_tinycudann", "data", "simulation", "runs", "training"}
     | {"analysis", "storage"},
@@ -65,8 +67,10 @@ DOORKEEPERS = {
     "matplotlib": ("figures",),
     "jinja2": ("figures.page",),
     "optuna": ("orchestration.tuning",),
+    "umap": ("exploration.embedding",),
     "scipy": (
         "analysis",
+        "exploration",
         "figures.surfaces",
         "io",
         "simulation",

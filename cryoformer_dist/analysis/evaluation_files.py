@@ -51,7 +51,8 @@ def write_evaluation(run: Path, evaluation: Evaluation, labels: Sequence[str] = 
         named = {"fsc_own": own, "fsc_distant": distant, "fsc_consensus": consensus}
         write_curves(run / FSC / STATE_FSC.format(index=index), named)
     if evaluation.own:
-        write_series(run / VOLUMES, _SERIES, evaluation.volumes, evaluation.voxel_size_angstrom, labels)
+        maps, captions = evaluation.volumes, [""] * len(evaluation.volumes)
+        write_series(run / VOLUMES, _SERIES, maps, evaluation.voxel_size_angstrom, captions, labels)
     else:
         remove_series(run / VOLUMES, _SERIES)
     return write_scores(run, evaluation.scores)

@@ -307,5 +307,5 @@ def write_half_maps(folder: Path, comparison: HalfSetComparison, runs: Sequence[
         draw_fsc(folder / HALF_MAPS_FIGURE.format(suffix=suffix), curves, title, faint)
     size = comparison.voxel_size_angstrom
     for name, maps in (("half1", comparison.matched.first), ("half2", comparison.matched.second)):
-        write_series(folder, name, maps, size, ["cryoformer-dist halves"])
+        write_series(folder, name, maps, size, [""] * len(maps), ["cryoformer-dist halves"])
     return write_record(folder / HALF_MAPS_SCORES, comparison.summarise(runs), SCHEMA_VERSION)

@@ -12,12 +12,15 @@ from cryoformer_dist.analysis.latent import Clusters, find_principal_axes, kmean
 from cryoformer_dist.analysis.map_scores import fit_box
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.errors import StoreError
+from cryoformer_dist.figures.chimerax import compose_series_script
+from cryoformer_dist.figures.surfaces import find_common_level
 from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.progress import Progress
-from cryoformer_dist.ranks import rank_and_world, take_from_leader, take_share
-from cryoformer_dist.runs.layout import SERIES_MAP, SERIES_MAPS, VOLUMES
+from cryoformer_dist.ranks import gather_objects, rank_and_world, take_from_leader, take_share
+from cryoformer_dist.runs.layout import SERIES_MAP, SERIES_MAPS, SERIES_SCRIPT, VOLUMES
 from cryoformer_dist.runs.results import write_latent_table
+from cryoformer_dist.storage.places import write_whole
 from cryoformer_dist.storage.working_folder import WorkingFolder
 
 CLUSTER_SERIES = "kmeans"
@@ -114,7 +117,7 @@ def reconstruct(
     labels: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Decode the chosen latents and write ``volumes/<series>_<number>.mrc`` and ``latent.npz``, and send them home.
+    """Decode the chosen latents; write ``volumes/<series>_<number>.mrc``, scripts, ``latent.npz``; send them home.
 
     The leader chooses, each rank decodes and writes its share of the maps. Maps of an earlier call are replaced, so the
     folder always shows one state of the run.
@@ -139,7 +142,7 @@ def reconstruct(
     Returns
     -------
     list[Path]
-        The maps of all ranks, in order.
+        The maps of all ranks, in order; then a ChimeraX script for each series.
     """
     latents = table["latent"]
     series = choose_latents(latents, table["source_row"], plan) if rank_and_world()[0] == 0 else None
@@ -147,64 +150,113 @@ def reconstruct(
     entries = [_Entry(name, index, len(each)) for name, each in chosen.items() for index in range(len(each))]
     mine = take_share(len(entries))
     vectors = np.concatenate(list(chosen.values())).astype(latents.dtype)[mine]
-    (working.folder / VOLUMES).mkdir(parents=True, exist_ok=True)
+    folder, levels = working.folder / VOLUMES, list[float]()
+    folder.mkdir(parents=True, exist_ok=True)
     for count, (entry, voxels) in enumerate(zip(entries[mine], decode_each(vectors), strict=True), start=1):
-        entry.write(working.folder / VOLUMES, voxels, voxel_size_angstrom, labels)
+        entry.write(folder, voxels, voxel_size_angstrom, labels)
+        levels.append(find_common_level(voxels[None]))
         working.send(f"{VOLUMES}/{entry.file}")
         if progress is not None:
             progress(count, len(vectors))
+    level = float(np.mean([each for share in gather_objects(levels) for each in share]))
+    scripts = [SERIES_SCRIPT.format(series=name) for name in chosen]
     if series is not None:
         names = [CLUSTER_SERIES, *(f"pc{number}" for number in range(1, plan.axes + 1))]
-        _remove_others(working, names, {entry.file for entry in entries})
+        _remove_others(working, names, {*scripts, *(entry.file for entry in entries)})
+        for name in chosen:
+            _write_script(folder, [each for each in entries if each.series == name], level, name != CLUSTER_SERIES)
+        working.send(*(f"{VOLUMES}/{name}" for name in scripts))
         working.send(write_latent_table(working.folder, {**table, **series.table}))
-    return [working.folder / VOLUMES / entry.file for entry in entries]
+    return [folder / name for name in (*(entry.file for entry in entries), *scripts)]
 
 
 def _remove_others(working: WorkingFolder, series: Sequence[str], keep: set[str]) -> None:
-    """Remove maps of series that are not among those to keep."""
-    found = [path.name for name in series for path in (working.folder / VOLUMES).glob(SERIES_MAPS.format(series=name))]
+    """Remove maps and scripts of series that are not among those to keep."""
+    found = [path.name for name in series for path in _find_series(working.folder / VOLUMES, name)]
     working.remove(*(f"{VOLUMES}/{name}" for name in found if name not in keep))
+
+
+def _find_series(folder: Path, name: str) -> list[Path]:
+    """Maps and script of a series, as far as there are any."""
+    return [*folder.glob(SERIES_MAPS.format(series=name)), *folder.glob(SERIES_SCRIPT.format(series=name))]
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One map of a series: its number from 0, and how many there are."""
+    """One map of a series: its number from 0, how many there are, and what it shows beyond that."""
 
     series: str
     index: int
     count: int
+    caption: str = ""
 
     @property
     def file(self) -> str:
         return SERIES_MAP.format(series=self.series, index=self.index)
 
+    @property
+    def what(self) -> str:
+        number = f"{self.series} {self.index + 1} of {self.count}"
+        return f"{number}: {self.caption}" if self.caption else number
+
     def write(
         self, folder: Path, voxels: Float[np.ndarray, "box box box"], voxel_size_angstrom: float, labels: Sequence[str]
     ) -> Path:
         volume = Volume(torch.from_numpy(np.ascontiguousarray(voxels, dtype=np.float32)), voxel_size_angstrom)
-        write_volume(folder / self.file, volume, [*labels, f"{self.series} {self.index + 1} of {self.count}"])
+        write_volume(folder / self.file, volume, [*labels, self.what])
         return folder / self.file
 
 
 def write_series(
     folder: Path,
     name: str,
-    volumes: Float[np.ndarray, "maps box box box"],
+    volumes: Iterable[Float[np.ndarray, "box box box"]],
     voxel_size_angstrom: float,
+    captions: Sequence[str],
     labels: Sequence[str] = (),
+    ordered: bool = True,
 ) -> list[Path]:
-    """Write ``name_000.mrc`` ..., replacing every earlier map of that series."""
+    """Write ``name_000.mrc`` ... and a ChimeraX script, replacing every earlier map of that series.
+
+    Parameters
+    ----------
+    folder, name
+        Where, and of what name.
+    volumes
+        One after the other.
+    voxel_size_angstrom
+        Of the maps.
+    captions
+        What each map shows, beyond its number.
+    labels
+        Provenance of all of them.
+    ordered
+        Whether each leads to the next.
+
+    Returns
+    -------
+    list[Path]
+        The maps.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     remove_series(folder, name)
-    entries = [_Entry(name, index, len(volumes)) for index in range(len(volumes))]
-    return [
-        entry.write(folder, voxels, voxel_size_angstrom, labels) for entry, voxels in zip(entries, volumes, strict=True)
-    ]
+    entries = [_Entry(name, index, len(captions), caption) for index, caption in enumerate(captions)]
+    levels = []
+    for entry, voxels in zip(entries, volumes, strict=True):
+        entry.write(folder, voxels, voxel_size_angstrom, labels)
+        levels.append(find_common_level(voxels[None]))
+    _write_script(folder, entries, float(np.mean(levels)), ordered)
+    return [folder / entry.file for entry in entries]
+
+
+def _write_script(folder: Path, entries: Sequence[_Entry], level: float, ordered: bool) -> None:
+    script, maps = SERIES_SCRIPT.format(series=entries[0].series), [(entry.file, entry.what) for entry in entries]
+    write_whole(folder / script, compose_series_script(script, maps, level, ordered))
 
 
 def remove_series(folder: Path, name: str) -> None:
-    """Remove every map of a series."""
-    for stale in folder.glob(SERIES_MAPS.format(series=name)):
+    """Remove every map of a series, and its script."""
+    for stale in _find_series(folder, name):
         stale.unlink()
 
 

@@ -115,7 +115,7 @@ def reconstruct_run(working: WorkingFolder, trained: TrainedRun, progress: Stage
         working.remove(RESULTS)
     keep_encoded_particles(working, trained)
     trained = with_weight_at_refined_poses(working, trained, progress)
-    labels, voxel_size = _label_maps(run, trained), trained.manifest.pixel_size_angstrom
+    labels, voxel_size = label_maps(run, trained), trained.manifest.pixel_size_angstrom
     plan, report = SeriesPlan.of(trained.config), partial(progress, "maps")
     written = reconstruct(working, trained.decode_each, trained.table, voxel_size, plan, labels, report)
     if trained.has_attention:
@@ -223,13 +223,13 @@ def evaluate_run(
     if known is None:
         verdict = evaluate_alone(_take_cluster_maps(run, trained), estimate, consensus)
         verdict = replace(verdict, scores=_score_particles(verdict.scores, run, trained, None))
-        return write_evaluation(run, verdict, _label_maps(run, trained))
+        return write_evaluation(run, verdict, label_maps(run, trained))
     verdict = evaluate(trained.decode, estimate, consensus, known, fitted)
     if len(known.volumes) > 1 and isinstance(verdict.scores, ScoresAgainstTruth):
         verdict = replace(verdict, scores=_score_single_images(verdict.scores, trained, known))
     verdict = replace(verdict, scores=_score_particles(verdict.scores, run, trained, known))
     judge_flexibility(run, known.volumes)
-    return write_evaluation(run, verdict, _label_maps(run, trained))
+    return write_evaluation(run, verdict, label_maps(run, trained))
 
 
 def _take_cluster_maps(run: Path, trained: TrainedRun) -> Float[np.ndarray, "clusters box box box"]:
@@ -380,7 +380,8 @@ def _write_poses_of_stack(path: Path, trained: TrainedRun) -> Path:
     return path
 
 
-def _label_maps(run: Path, trained: TrainedRun) -> list[str]:
+def label_maps(run: Path, trained: TrainedRun) -> list[str]:
+    """Provenance of a run's maps, for their headers."""
     step = trained.checkpoint.position.step
     return [
         f"cryoformer-dist run {run.name} step {step}",

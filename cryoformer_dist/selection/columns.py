@@ -15,9 +15,9 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.stored_particles import StoredParticles
 from cryoformer_dist.errors import SelectionError
 from cryoformer_dist.physics.pose import Pose, relion_euler_from_rotation, rotation_angle_deg
-from cryoformer_dist.runs.layout import LATENTS
+from cryoformer_dist.runs.layout import LATENTS, PARTICLE_ANALYSIS
 from cryoformer_dist.runs.manifest import read_manifest
-from cryoformer_dist.runs.results import read_latent_table, read_made_results
+from cryoformer_dist.runs.results import read_latent_table, read_made_results, read_of_checkpoint
 
 Scale = Literal["number", "category", "angle"]
 
@@ -101,13 +101,15 @@ _SEARCHED = {
     "alone": "neighbours are looked for with model.junk: weighed",
     "width": "latents have a width with model.latent.refinement: search",
     "confidence": "latents have a width with model.latent.refinement: search",
+    "mixture": "`cryoformer-dist analyze` makes it",
+    "umap1": "`cryoformer-dist analyze --umap` makes it",
     "pose_change_deg": "this run kept the given poses",
     "pose_change_angstrom": "this run kept the given poses",
 }
 
 
 def read_columns(run: Path, home: str) -> ParticleColumns:
-    """The columns of a run that was trained to its end, from its latent.npz and its store.
+    """The columns of a run that was trained to its end, from its latent.npz, its store and, where it was, its analysis.
 
     Parameters
     ----------
@@ -127,7 +129,8 @@ def read_columns(run: Path, home: str) -> ParticleColumns:
     store = ParticleStore.open(manifest.store)
     if store.fingerprint != manifest.store_fingerprint:
         raise SelectionError(f"{store.path}: is not the store that {home} was trained on; put that one there")
-    return columns_of(table, store, RunState(home, made.checkpoint_step))
+    analysed = read_of_checkpoint(run, PARTICLE_ANALYSIS, made.checkpoint_step)
+    return columns_of(table | (analysed or {}), store, RunState(home, made.checkpoint_step))
 
 
 def columns_of(table: Mapping[str, np.ndarray], store: ParticleStore, run: RunState) -> ParticleColumns:
@@ -137,7 +140,8 @@ def columns_of(table: Mapping[str, np.ndarray], store: ParticleStore, run: RunSt
     ----------
     table
         ``source_row`` and, as far as they are known, ``latent``, ``pca``, ``kmeans_label``, ``latent_deviation``,
-        ``amplitude``, ``weight``, ``alone``, ``rotation`` and ``shift_angstrom``.
+        ``amplitude``, ``weight``, ``alone``, ``rotation`` and ``shift_angstrom``, ``mixture_label`` and
+        ``mixture_probability``, ``umap``.
     store
         That the particles are in.
     run
@@ -187,6 +191,11 @@ def _describe_latents(table: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Co
         yield from _number_axes("z", table["latent"], "latent, dimension")
     if "kmeans_label" in table:
         yield "cluster", _category(table["kmeans_label"], "k-means cluster, numbered as its map volumes/kmeans_*.mrc")
+    if "mixture_label" in table:
+        yield "mixture", _category(table["mixture_label"], "Gaussian of the mixture that it is most probably of")
+        yield "mixture_probability", _number(table["mixture_probability"], "", "how probably it is of that Gaussian")
+    if "umap" in table:
+        yield from _number_axes("umap", table["umap"], "coordinate by UMAP")
 
 
 def _number_axes(prefix: str, values: np.ndarray, meaning: str) -> Iterator[tuple[str, Column]]:

@@ -1,3 +1,4 @@
+import mrcfile
 import numpy as np
 import pytest
 from support.rotating_blobs import VOXEL_SIZE_ANGSTROM, blobs, decode_circle
@@ -25,9 +26,11 @@ def test_every_map_is_the_decoded_latent_with_its_voxel_size(latents, tmp_path):
         WorkingFolder.on_disk(tmp_path), decode_circle, table_of(latents), VOXEL_SIZE_ANGSTROM, plan, ["test"]
     )
     names = [f"kmeans_{i:03d}" for i in range(5)] + [f"pc{k}_{i:03d}" for k in (1, 2) for i in range(4)]
-    assert [path.stem for path in written] == names
+    maps, scripts = written[:-3], written[-3:]
+    assert [path.stem for path in maps] == names
+    assert [path.name for path in scripts] == ["kmeans.cxc", "pc1.cxc", "pc2.cxc"]
     with np.load(tmp_path / "latent.npz") as table:
-        for path in written:
+        for path in maps:
             name, number = path.stem.split("_")
             volume = read_volume(path)
             expected = decode_circle(table[f"{name}_latent"][int(number)][None])[0]
@@ -55,8 +58,10 @@ def test_a_second_call_leaves_no_map_of_the_first(latents, tmp_path):
         flat = latents * [1, axes - 1]
         plan = SeriesPlan(clusters=clusters, axes=2, points=clusters)
         reconstruct(WorkingFolder.on_disk(tmp_path), decode_circle, table_of(flat.astype(np.float32)), 4.0, plan)
-    left = sorted(path.stem for path in (tmp_path / "volumes").iterdir())
-    assert left == [f"{name}_{i:03d}" for name in ("kmeans", "pc1") for i in range(3)]
+    left = sorted(path.name for path in (tmp_path / "volumes").iterdir())
+    assert left == [
+        f"{name}{end}" for name in ("kmeans", "pc1") for end in (".cxc", "_000.mrc", "_001.mrc", "_002.mrc")
+    ]
 
 
 def test_latents_that_do_not_vary_give_one_cluster_and_no_axis():
@@ -71,10 +76,19 @@ def test_rows_of_another_run_are_refused(latents):
 
 
 def test_series_replaces_only_its_own_name(tmp_path):
-    write_series(tmp_path, "state", blobs(np.arange(3.0)), 4.0)
-    write_series(tmp_path, "pc1", blobs(np.arange(2.0)), 4.0)
-    write_series(tmp_path, "state", blobs(np.arange(1.0)), 4.0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pc1_000.mrc", "pc1_001.mrc", "state_000.mrc"]
+    for name, count in (("state", 3), ("pc1", 2), ("state", 1)):
+        write_series(tmp_path, name, iter(blobs(np.arange(1.0 * count))), 4.0, ["angle"] * count)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["pc1.cxc", "pc1_000.mrc", "pc1_001.mrc", "state.cxc", "state_000.mrc"]
+
+
+def test_a_script_names_the_maps_beside_it_and_what_they_show(tmp_path):
+    write_series(tmp_path, "pc1", blobs(np.arange(2.0)), 4.0, ["3 particles", "5 particles"])
+    lines = (tmp_path / "pc1.cxc").read_text().splitlines()
+    assert "# pc1_001.mrc: pc1 2 of 2: 5 particles" in lines
+    opened = next(line.split() for line in lines if line.startswith("open"))
+    assert all((tmp_path / name).is_file() for name in opened[1:3])
+    assert "pc1 2 of 2: 5 particles" in mrcfile.open(tmp_path / "pc1_001.mrc").get_labels()
 
 
 def test_series_are_read_as_written_and_no_finer_than_asked(latents, tmp_path):
@@ -82,7 +96,7 @@ def test_series_are_read_as_written_and_no_finer_than_asked(latents, tmp_path):
     written = reconstruct(WorkingFolder.on_disk(tmp_path), decode_circle, table_of(latents), 4.0, plan)
     series = read_all_series(tmp_path)
     assert {name: maps.shape[0] for name, maps in series.items()} == {"kmeans": 3, "pc1": 2}
-    np.testing.assert_array_equal(series["pc1"][1], read_volume(written[-1]).voxels.numpy())
+    np.testing.assert_array_equal(series["pc1"][1], read_volume(written[4]).voxels.numpy())
     coarse = read_all_series(tmp_path, "kmeans", finest_box=8)
     assert list(coarse) == ["kmeans"]
     np.testing.assert_array_equal(coarse["kmeans"][2], fit_box(series["kmeans"][2], 8))

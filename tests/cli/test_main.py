@@ -12,7 +12,7 @@ from support.tiny_runs import tiny_settings
 from typer.testing import CliRunner
 
 from cryoformer_dist import errors
-from cryoformer_dist.cli import launches, maps, selections
+from cryoformer_dist.cli import explorations, launches, maps, selections
 from cryoformer_dist.cli import main as cli
 
 COMMANDS = (
@@ -34,6 +34,9 @@ COMMANDS = (
     "halves",
     "report",
     "select",
+    "volumes",
+    "analyze",
+    "path",
 )
 ERRORS = [
     value
@@ -52,7 +55,7 @@ def test_the_commands_are_those_documented() -> None:
     text = _help()
     visible = [
         info
-        for app in (cli.app, launches.app, selections.app, maps.app)
+        for app in (cli.app, launches.app, selections.app, maps.app, explorations.app)
         for info in app.registered_commands
         if not info.hidden
     ]

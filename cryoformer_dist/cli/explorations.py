@@ -1,0 +1,98 @@
+"""What a trained run's latents show: maps of chosen states, groups and landscape, paths."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cryoformer_dist.cli import terminal
+from cryoformer_dist.cli.options import RunDirectory
+
+app = typer.Typer()
+
+Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder for maps and ChimeraX scripts.")]
+Particles = Annotated[
+    list[int] | None, typer.Option("--particle", help="Row of the particle file, from 0. May be repeated.")
+]
+LatentFile = Annotated[Path | None, typer.Option("--latent", help="Text file of latents, one a line.")]
+SelectionFile = Annotated[Path | None, typer.Option("--selection", help="Chosen particles (.json), by `select`.")]
+Form = Annotated[
+    Literal["mean", "centre", "each"],
+    typer.Option(help="Of a selection: mean of its maps, the particle in its midst, or all of them."),
+]
+Gaussians = Annotated[int, typer.Option("--gaussians", min=1, help="Try mixtures of up to so many.")]
+Umap = Annotated[bool, typer.Option("--umap", help="Embed the latents by UMAP too; needs cryoformer-dist[umap].")]
+Place = "Row of the particle file, from 0, or cluster:3 for the centre of that cluster."
+Along = Annotated[
+    Literal["straight", "neighbours", "barrier"],
+    typer.Option(help="Straight on, the shortest way among particles, or the way that stays among the most."),
+]
+Points = Annotated[int, typer.Option(min=2, help="Maps along the path.")]
+PathFile = Annotated[Path | None, typer.Option("--path", help="Path through the latents (.json).")]
+
+
+@app.command(epilog="Example: `cryoformer-dist volumes runs/demo --particle 17 -o maps`")
+def volumes(
+    home: RunDirectory,
+    output: Folder,
+    particle: Particles = None,
+    latent: LatentFile = None,
+    selection: SelectionFile = None,
+    form: Form = "mean",
+    path: PathFile = None,
+) -> None:
+    """Decode the maps of particles, of given latents, of a selection or along a path."""
+    from cryoformer_dist.analysis.results import open_results
+    from cryoformer_dist.exploration.decoding import Request, write_requested
+
+    request = Request(tuple(particle or ()), latent, selection, form, path)
+    with open_results(home) as working, terminal.progress("decoding maps") as progress:
+        written = write_requested(working, request, output, progress)
+    for map_file in written:
+        terminal.say(f"written   {map_file}")
+    scripts = sorted({str(map_file.with_name(map_file.stem.rpartition("_")[0] + ".cxc")) for map_file in written})
+    terminal.say(f"next: chimerax {' '.join(scripts)}")
+
+
+@app.command(epilog="Example: `cryoformer-dist analyze runs/demo`")
+def analyze(home: RunDirectory, gaussians: Gaussians = 8, umap: Umap = False) -> None:
+    """Find groups among the latents, how crowded each conformation is and the wells between; no network is needed."""
+    from cryoformer_dist.analysis.results import open_results_alone
+    from cryoformer_dist.exploration.analysis import analyze_latents, describe_findings, write_findings
+    from cryoformer_dist.runs.layout import ANALYSIS, LANDSCAPE_FIGURE
+    from cryoformer_dist.selection.columns import read_columns
+
+    with open_results_alone(home) as working:
+        columns = read_columns(working.folder, str(working.home))
+        with terminal.staged_progress() as progress:
+            findings = analyze_latents(columns, gaussians, umap, progress)
+        summary = write_findings(working.folder, columns, findings)
+        written, picture = (working.at_home(working.folder / name) for name in (ANALYSIS, LANDSCAPE_FIGURE))
+    for line in describe_findings(summary):
+        terminal.say(line)
+    terminal.say(f"written     {written}")
+    terminal.say(f"next: look at {picture}, then cryoformer-dist path {home} cluster:0 cluster:1 -o path.json")
+
+
+@app.command(epilog="Example: `cryoformer-dist path runs/demo 17 cluster:3 -o path.json`")
+def path(
+    home: RunDirectory,
+    start: Annotated[str, typer.Argument(help=Place)],
+    end: Annotated[str, typer.Argument(help=Place)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Path to write (.json), for `volumes --path`.")],
+    along: Along = "barrier",
+    points: Points = 9,
+) -> None:
+    """Find a way through the latents between two particles or clusters, and how many particles lie along it."""
+    from cryoformer_dist.exploration.path import write_path
+    from cryoformer_dist.exploration.pathfinding import find_path
+    from cryoformer_dist.runs.directory import open_run_directory
+    from cryoformer_dist.selection.columns import read_columns
+
+    with open_run_directory(home) as working:
+        found = find_path(read_columns(working.folder, str(working.home)), start, end, along, points)
+    write_path(output, found)
+    terminal.say(f"path      from {found.start} to {found.end}, {along}: barrier {found.barrier:.2f} kT")
+    terminal.say(f"particles {' '.join(map(str, found.particles))}")
+    terminal.say(f"written   {output}")
+    terminal.say(f"next: cryoformer-dist volumes {home} --path {output} -o {output.with_suffix('')}")
