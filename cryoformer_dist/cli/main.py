@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cryoformer_dist.cli import launches as launches
-from cryoformer_dist.cli import selections, sweeps, terminal
+from cryoformer_dist.cli import selections, sweeps, terminal, viewing
 from cryoformer_dist.cli.options import (
     AllowDuplicates,
     ClassNumber,
@@ -226,6 +226,7 @@ def train(
 app.add_typer(launches.app)
 app.add_typer(sweeps.app)
 app.add_typer(selections.app)
+app.add_typer(viewing.app)
 
 
 @app.command(epilog="Example: `cryoformer-dist reconstruct runs/demo`")
