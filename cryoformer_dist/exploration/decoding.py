@@ -16,7 +16,7 @@ from cryoformer_dist.errors import ExplorationError
 from cryoformer_dist.exploration.path import LatentPath, read_path
 from cryoformer_dist.exploration.places import find_particles
 from cryoformer_dist.progress import Progress
-from cryoformer_dist.runs.checkpoint import latest_checkpoint
+from cryoformer_dist.runs.checkpoint_choice import latest_checkpoint
 from cryoformer_dist.selection.columns import ParticleColumns, read_columns
 from cryoformer_dist.storage.working_folder import WorkingFolder
 

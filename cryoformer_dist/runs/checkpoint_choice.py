@@ -25,6 +25,12 @@ def fetch_latest(run: WorkingFolder) -> None:
         agree_on_checkpoint(run)
 
 
+def newest_step(run: WorkingFolder) -> int | None:
+    """Step of the newest complete checkpoint, which is not brought here; ``None`` before one."""
+    names = complete_checkpoints(run)
+    return int(names[-1].rpartition("-")[2]) if names else None
+
+
 def agree_on_checkpoint(run: WorkingFolder, patience_seconds: float = 0.0) -> Checkpoint | None:
     """The newest checkpoint that any rank sees and that is whole; every rank calls it, and reads its part of the files.
 
