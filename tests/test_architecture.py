@@ -41,6 +41,7 @@ MAY_IMPORT = {
     | {"config", "physics", "io.reading", "model.kernels.encode_tinycudann", "data", "simulation", "runs", "training"}
     | {"analysis", "storage"},
 }
+MAY_IMPORT["viewer"] = GROUND | {"physics", "io.mrc", "data", "storage", "runs", "selection", "figures", "analysis"}
 # The command line stands above all rooms.
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 
@@ -59,6 +60,7 @@ DOORKEEPERS = {
     "yaml": ("config.loading", "config.yaml_text"),
     "pydantic": ("config",),
     "typer": ("cli",),
+    "aiohttp": ("viewer",),
     "rich": ("cli.terminal",),
     "psutil": ("orchestration.cluster", "orchestration.providers.process"),
     # What Ray's cluster launcher raises.

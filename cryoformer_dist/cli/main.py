@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cryoformer_dist.cli import configuration, explorations, maps, project, selections, sweeps, terminal
+from cryoformer_dist.cli import configuration, explorations, maps, project, selections, sweeps, terminal, viewing
 from cryoformer_dist.cli import launches as launches
 from cryoformer_dist.cli.options import (
     CTF,
@@ -253,6 +253,7 @@ app.add_typer(selections.app)
 app.add_typer(maps.app)
 app.add_typer(configuration.app, name="config")
 app.add_typer(explorations.app)
+app.add_typer(viewing.app)
 
 
 @app.command(epilog="Example: `cryoformer-dist reconstruct runs/demo`")

@@ -201,6 +201,12 @@ def _write_manifest(folder: Path, manifest: _Manifest) -> None:
     (folder / MANIFEST).write_text(json.dumps(content | {_SEAL: sum_content(content)}, indent=1))
 
 
+def newest_step(run: WorkingFolder) -> int | None:
+    """Step of the newest checkpoint that is complete at home, which is not brought here; ``None`` before one."""
+    names = _complete_at_home(run) if run.is_copy else [each.folder.name for each in checkpoints(run.folder)]
+    return int(names[-1].rpartition("-")[2]) if names else None
+
+
 def write_checkpoint(
     run: WorkingFolder,
     position: Position,

@@ -1,0 +1,39 @@
+// Bundles the page into ../static: one script, one style sheet, one document, and the licences of what it holds.
+import { build } from "esbuild";
+import { copyFileSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const here = dirname(fileURLToPath(import.meta.url));
+const out = process.argv[2] ?? join(here, "..", "static");
+mkdirSync(out, { recursive: true });
+
+const result = await build({
+  absWorkingDir: here,
+  entryPoints: ["src/main.ts"],
+  outfile: join(out, "viewer.js"),
+  bundle: true,
+  minify: true,
+  format: "esm",
+  target: "es2022",
+  legalComments: "none",
+  // vtk.js times itself aloud.
+  drop: ["console"],
+  metafile: true,
+  write: true,
+});
+for (const file of ["index.html", "viewer.css"]) copyFileSync(join(here, "src", file), join(out, file));
+
+// regl-scatterplot's file holds these already.
+const packages = new Set(["@flekschas/utils", "camera-2d-simple", "dom-2d-camera", "earcut", "regl-line"].map((name) => `node_modules/${name}`));
+for (const input of Object.keys(result.metafile.inputs)) {
+  const found = [...input.matchAll(/node_modules\/((?:@[^/]+\/)?[^/]+)/g)].pop();
+  if (found) packages.add(found[0].startsWith("node_modules") ? input.slice(0, found.index + found[0].length) : found[1]);
+}
+const licences = [...packages].sort().map((folder) => {
+  const about = JSON.parse(readFileSync(join(here, folder, "package.json"), "utf8"));
+  const file = readdirSync(join(here, folder)).find((name) => /^(licen[cs]e|copying)/i.test(name));
+  const text = file ? readFileSync(join(here, folder, file), "utf8").trim() : "(no text in the package)";
+  return `${about.name} ${about.version} (${about.license})\n\n${text}\n`;
+});
+writeFileSync(join(out, "LICENSES.txt"), `viewer.js holds the following packages.\n\n${licences.join(`\n${"-".repeat(78)}\n\n`)}`);

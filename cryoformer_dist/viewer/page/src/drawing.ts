@@ -1,0 +1,131 @@
+// What is drawn over the latent map: axes, lassos and paths; and the drawing of them, which redraws no point.
+import { findTicks, format } from "./scale";
+import type { Scatter } from "./scatter";
+
+export type Mode = "pan" | "lasso" | "path";
+export type Point = [number, number];
+
+export interface Overlay {
+  setMode(mode: Mode): void;
+  draw(): void;
+  labels: [string, string];
+  polygons: Point[][];
+  path: Point[];
+  /** Stop that is shown. */
+  stop: number;
+  /** Particles picked as ends of a path. */
+  picked: Point[];
+}
+
+const INK = "#1d2433";
+const MUTED = "#667085";
+const ACCENT = "#2563c9";
+const PATH = "#d55e00";
+// A lasso of more corners is no finer to the eye.
+const MOST_CORNERS = 400;
+
+export function makeOverlay(canvas: HTMLCanvasElement, scatter: Scatter, drawn: (mode: Mode, line: Point[]) => void): Overlay {
+  const context = canvas.getContext("2d")!;
+  let mode: Mode = "pan";
+  let line: Point[] = [];
+  const overlay: Overlay = {
+    labels: ["", ""], polygons: [], path: [], stop: 0, picked: [],
+    setMode(next) {
+      mode = next;
+      canvas.style.pointerEvents = mode === "pan" ? "none" : "auto";
+      canvas.style.cursor = mode === "pan" ? "" : "crosshair";
+    },
+    draw: () => requestAnimationFrame(paint),
+  };
+  const toPixels = (points: Point[]) => points.map(([x, y]): Point => [scatter.x.toPixel(x), scatter.y.toPixel(y)]);
+
+  canvas.addEventListener("pointerdown", (event) => {
+    canvas.setPointerCapture(event.pointerId);
+    line = [[event.offsetX, event.offsetY]];
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    if (!line.length) return;
+    const [x, y] = line[line.length - 1];
+    if (Math.hypot(event.offsetX - x, event.offsetY - y) < 2) return;
+    line.push([event.offsetX, event.offsetY]);
+    paint();
+  });
+  canvas.addEventListener("pointerup", () => {
+    const points = thin(line).map(([x, y]): Point => [scatter.x.toValue(x), scatter.y.toValue(y)]);
+    line = [];
+    if (points.length > 2) drawn(mode, points);
+    else overlay.draw();
+  });
+  // Zooming works in every mode.
+  canvas.addEventListener("wheel", (event) => {
+    event.preventDefault();
+    canvas.parentElement!.querySelector("canvas")!.dispatchEvent(new WheelEvent("wheel", event));
+  });
+
+  function paint(): void {
+    const ratio = window.devicePixelRatio || 1;
+    const { width, height } = canvas.getBoundingClientRect();
+    canvas.width = width * ratio;
+    canvas.height = height * ratio;
+    context.scale(ratio, ratio);
+    paintAxes(width, height);
+    for (const polygon of overlay.polygons) stroke(toPixels(polygon), ACCENT, true);
+    if (line.length) stroke(line, mode === "path" ? PATH : ACCENT, mode === "lasso");
+    if (overlay.path.length) stroke(toPixels(overlay.path), PATH, false);
+    overlay.path.forEach((point, i) => dot(toPixels([point])[0], i === overlay.stop ? 6 : 2.5, PATH));
+    for (const point of toPixels(overlay.picked)) dot(point, 5, PATH);
+  }
+
+  function paintAxes(width: number, height: number): void {
+    context.font = "11px system-ui, sans-serif";
+    context.fillStyle = MUTED;
+    context.textAlign = "center";
+    for (const tick of findTicks(...(scatter.x.domain() as Point), 6)) {
+      const x = scatter.x.toPixel(tick);
+      if (x > 40 && x < width - 60) context.fillText(format(tick), x, height - 6);
+    }
+    context.textAlign = "left";
+    for (const tick of findTicks(...(scatter.y.domain() as Point), 6)) {
+      const y = scatter.y.toPixel(tick);
+      if (y > 24 && y < height - 30) context.fillText(format(tick), 6, y + 4);
+    }
+    context.font = "600 12px system-ui, sans-serif";
+    context.fillStyle = INK;
+    context.fillText(overlay.labels[1], 6, 16);
+    context.textAlign = "right";
+    context.fillText(overlay.labels[0], width - 8, height - 6);
+  }
+
+  function stroke(points: Point[], colour: string, closed: boolean): void {
+    context.beginPath();
+    points.forEach(([x, y], i) => (i ? context.lineTo(x, y) : context.moveTo(x, y)));
+    if (closed) {
+      context.closePath();
+      context.globalAlpha = 0.08;
+      context.fillStyle = colour;
+      context.fill();
+      context.globalAlpha = 1;
+    }
+    context.strokeStyle = colour;
+    context.lineWidth = 2;
+    context.stroke();
+  }
+
+  function dot([x, y]: Point, radius: number, colour: string): void {
+    context.beginPath();
+    context.arc(x, y, radius, 0, 2 * Math.PI);
+    context.fillStyle = colour;
+    context.fill();
+    context.lineWidth = 1.5;
+    context.strokeStyle = "#ffffff";
+    context.stroke();
+  }
+
+  overlay.setMode("pan");
+  return overlay;
+}
+
+function thin(line: Point[]): Point[] {
+  const every = Math.ceil(line.length / MOST_CORNERS);
+  return line.filter((_, i) => i % every === 0 || i === line.length - 1);
+}
