@@ -137,7 +137,7 @@ class Desk:
         snapshot = self._snapshot
         places = find_places(snapshot.columns, choose(snapshot.columns, asked.chosen))
         montage = make_montage(snapshot, self._maps, draw_sample(places, asked.count, asked.seed))
-        rows = {name: getattr(montage, name).astype(np.float16) for name in ("images", "weighted", "projected")}
+        rows = {name: getattr(montage, name).astype(np.float16) for name in ("images", "filtered", "projected")}
         return answer_arrays({"particles": montage.particles.astype(np.uint32), **rows})
 
     def tell_progress(self) -> web.Response:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
 
 from cryoformer_dist.data.batch import ImageBlock, make_batch
 from cryoformer_dist.errors import SelectionError
@@ -29,15 +30,15 @@ class Montage:
         ``(images,)``: places in the columns.
     images
         ``(images, box, box)``: as stored, noise whitened.
-    weighted
-        ``(images, box, box)``: times what the microscope transfers at each frequency; what back-projection adds up.
+    filtered
+        ``(images, box, box)``: weighted by their CTF, and by how strong projections are against noise (Wiener's way).
     projected
         ``(images, box, box)``: projections of each particle's own map at its pose, weighted in the same way.
     """
 
     particles: Int[np.ndarray, " images"]
     images: Float[np.ndarray, "images box box"]
-    weighted: Float[np.ndarray, "images box box"]
+    filtered: Float[np.ndarray, "images box box"]
     projected: Float[np.ndarray, "images box box"]
 
 
@@ -72,9 +73,22 @@ def make_montage(snapshot: Snapshot, maps: DecodedMaps, places: Int[np.ndarray, 
         here = slice(number, number + 1)
         projections.append(slices.project(rotation[here], shift[here])[0, 0])
     box = store.box_size
-    weighted = fourier_to_image(image_to_fourier(batch.images) * transfer, box)
-    projected = fourier_to_image(torch.stack(projections) * transfer.square(), box)
-    return Montage(places, *(_standardise(each.float().numpy()) for each in (batch.images, weighted, projected)))
+    projected = torch.stack(projections)
+    filter_ = transfer / (transfer.square() + 1 / _signal_to_noise(projected))
+    filtered = fourier_to_image(image_to_fourier(batch.images) * filter_, box)
+    shown = (batch.images, filtered, fourier_to_image(projected * transfer * filter_, box))
+    return Montage(places, *(_standardise(each.float().numpy()) for each in shown))
+
+
+def _signal_to_noise(projections: Complex[Tensor, "images box half"]) -> Float[Tensor, "box half"]:
+    """Power of projections over that of white noise of unit variance, mean over images and over each ring."""
+    box = projections.shape[-2]
+    ring = (frequency_grid(box) * box).norm(dim=-1).round().long()
+    power = projections.abs().square().mean(0) / box**2
+    total = torch.zeros(int(ring.max()) + 1).index_add_(0, ring.ravel(), power.ravel())
+    # Corners, beyond Nyquist, hold nothing.
+    mean: Tensor = (total / ring.ravel().bincount())[ring]
+    return mean.clamp_min(1e-6)
 
 
 def _standardise(images: Float[np.ndarray, "images box box"]) -> Float[np.ndarray, "images box box"]:

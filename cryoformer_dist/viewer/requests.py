@@ -26,11 +26,11 @@ class DrawnLasso:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Lowest and highest value of a column."""
+    """Lowest and highest value of a column, where there is one."""
 
     column: str
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from cryoformer_dist.runs.results import read_made_results
 from cryoformer_dist.selection.choice import choose_all, choose_inside, choose_where
 from cryoformer_dist.selection.columns import ParticleColumns, columns_of, read_columns
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.viewer.requests import Chosen
+from cryoformer_dist.viewer.requests import Chosen, Gate
 
 _OF_CHECKPOINTS = (RESULTS, LATENTS, ENCODED_PARTICLES, REFINED_SHELL_WEIGHT)
 
@@ -84,9 +84,16 @@ def choose(columns: ParticleColumns, chosen: Chosen) -> Selection:
             selection = (choose_all(columns) if selection is None else selection) - inside
         else:
             selection = inside if selection is None else selection | inside
-    gates = [choose_where(columns, f"{gate.low!r} <= {gate.column} <= {gate.high!r}") for gate in chosen.gates]
+    gates = [choose_where(columns, _word(gate)) for gate in chosen.gates]
     parts = gates if selection is None else [selection, *gates]
     return reduce(lambda one, other: one & other, parts) if parts else choose_all(columns)
+
+
+def _word(gate: Gate) -> str:
+    """A gate as a condition of `select --where`."""
+    above = "" if gate.low is None else f"{gate.low:.7g} <= "
+    below = "" if gate.high is None else f" <= {gate.high:.7g}"
+    return f"{above}{gate.column}{below}" if above or below else f"{gate.column} == {gate.column}"
 
 
 def find_places(columns: ParticleColumns, selection: Selection) -> NDArray[np.int64]:

@@ -45,7 +45,7 @@ export function drawLines(canvas: HTMLCanvasElement, lines: Line[], axes: Axes =
     context.fillText(format(tick), left - 6, toY(tick) + 4);
   }
   context.textAlign = "center";
-  for (const tick of findTicks(x0, x1, width > 400 ? 6 : 3)) {
+  for (const tick of findTicks(x0, x1, width > 400 ? 6 : 4)) {
     context.fillText(axes.labelX ? axes.labelX(tick) : format(tick), Math.min(toX(tick), width - 18), height - 5);
   }
   context.setLineDash([4, 3]);

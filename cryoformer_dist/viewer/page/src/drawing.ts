@@ -53,8 +53,8 @@ export function makeOverlay(canvas: HTMLCanvasElement, scatter: Scatter, drawn: 
   canvas.addEventListener("pointerup", () => {
     const points = thin(line).map(([x, y]): Point => [scatter.x.toValue(x), scatter.y.toValue(y)]);
     line = [];
-    if (points.length > 2) drawn(mode, points);
-    else overlay.draw();
+    overlay.draw();
+    if (points.length) drawn(mode, points);
   });
   // Zooming works in every mode.
   canvas.addEventListener("wheel", (event) => {

@@ -2,7 +2,7 @@
 import { countBins, drawHistogram } from "./charts";
 import { fillSelect, find, make } from "./page";
 import type { Particles } from "./particles";
-import { format } from "./scale";
+import { roundLike } from "./scale";
 
 const BINS = 60;
 const STEPS = 400;
@@ -54,17 +54,14 @@ export class Gates {
     gate.dataset.column = name;
     find("gates").append(gate);
 
-    const valueAt = (input: HTMLInputElement) => {
-      const at = Number(input.value);
-      // The ends exactly: they are values of particles.
-      return at === 0 ? low : at === STEPS ? high : low + ((high - low) * at) / STEPS;
-    };
+    // What is shown is what counts: no more digits than that.
+    const valueAt = (input: HTMLInputElement) => roundLike(low + ((high - low) * Number(input.value)) / STEPS, high - low);
     const read = () => {
       if (Number(lower.value) > Number(upper.value)) upper.value = lower.value;
-      const passes = { low: valueAt(lower), high: valueAt(upper) };
-      range.textContent = `${format(passes.low)} to ${format(passes.high)} ${unit}`;
-      if (passes.low === low && passes.high === high) this.particles.gates.delete(name);
-      else this.particles.gates.set(name, passes);
+      range.textContent = `${valueAt(lower)} to ${valueAt(upper)} ${unit}`;
+      const [least, most] = [lower.value !== "0", upper.value !== String(STEPS)];
+      if (!least && !most) this.particles.gates.delete(name);
+      else this.particles.gates.set(name, { low: least ? valueAt(lower) : null, high: most ? valueAt(upper) : null });
     };
     for (const input of [lower, upper]) input.oninput = () => (read(), this.changed());
     close.onclick = () => {

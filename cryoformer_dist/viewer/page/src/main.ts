@@ -30,7 +30,7 @@ class Viewer {
     this.axes = particles.has("pc2") ? ["pc1", "pc2"] : [names[0], names[Math.min(1, names.length - 1)]];
     this.scatter = makeScatter(find<HTMLCanvasElement>("points"), particles.run.particles, {
       view: () => this.overlay?.draw(),
-      click: (particle) => this.showParticle(particle),
+      click: (particle) => void this.showParticle(particle),
       hover: (particle) => void this.showHover(particle),
     });
     this.overlay = makeOverlay(find<HTMLCanvasElement>("overlay"), this.scatter, (mode, line) => this.takeLine(mode, line));
@@ -39,7 +39,7 @@ class Viewer {
       this.overlay.draw();
     });
     this.gates = new Gates(particles, debounced(() => void this.chooseAnew(), 120));
-    this.panels = new Panels(particles, (particle) => this.showParticle(particle));
+    this.panels = new Panels(particles, (particle) => void this.showParticle(particle));
     this.fillSelects();
     this.listen();
   }
@@ -185,9 +185,9 @@ class Viewer {
     void following.finally(() => clearInterval(look));
   }
 
-  private showParticle(particle: number): void {
+  private async showParticle(particle: number): Promise<void> {
     this.scatter.mark([particle]);
-    void this.volume.ask({ kind: "particle", particle }, `particle ${particle}`);
+    await this.volume.ask({ kind: "particle", particle }, await this.particles.name(particle));
   }
 
   private async showHover(particle: number | null): Promise<void> {
@@ -195,7 +195,7 @@ class Viewer {
     find("hover").hidden = particle === null;
     if (particle === null) return;
     const value = name ? ` · ${name} ${format((await this.particles.read(name))[particle])}` : "";
-    find("hover").textContent = `particle ${particle}${value}`;
+    find("hover").textContent = `${await this.particles.name(particle)}${value}`;
   }
 
   private showMean(): void {

@@ -14,6 +14,7 @@ export function make<Name extends keyof HTMLElementTagNameMap>(
 }
 
 let waiting = 0;
+let fading = 0;
 
 /** Do something that takes a while; what goes wrong is told, and ends it. */
 export async function busily(work: () => Promise<void>): Promise<void> {
@@ -32,6 +33,8 @@ export function tell(message: string, good = false): void {
   box.textContent = message;
   box.className = good ? "good" : "";
   box.hidden = false;
+  clearTimeout(fading);
+  if (good) fading = window.setTimeout(() => (box.hidden = true), 4000);
 }
 
 /** Do something once nobody has asked for it for a moment. */

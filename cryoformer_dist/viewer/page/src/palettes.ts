@@ -75,6 +75,7 @@ export function gradient(colours: string[]): string {
   return `linear-gradient(to right, ${colours.join(",")})`;
 }
 
+/** As the ChimeraX script of a run paints it. */
 export function flexibilityColour(at: number): number[] {
-  return parse(between(["#b9c6d6", "#9fb4cf", "#e8b96a", "#d55e00"], Math.min(1, Math.max(0, at))));
+  return parse(between(["#ccd4df", "#d9d6c8", "#f0c763", "#ea7f35", "#c62f3b", "#7a1236"], Math.min(1, Math.max(0, at))));
 }

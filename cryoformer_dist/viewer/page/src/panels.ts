@@ -8,8 +8,8 @@ import * as server from "./server";
 const IMAGES = 14;
 const ROWS: [keyof server.Images["rows"], string, string][] = [
   ["images", "image", "as stored: noise whitened, protein bright"],
-  ["weighted", "× CTF", "times what the microscope transfers at each frequency"],
-  ["projected", "model", "projection of this particle's own map at its pose, × CTF²"],
+  ["filtered", "CTF-weighted", "weighted at each frequency by what the microscope transfers and the model expects to see"],
+  ["projected", "model", "projection of this particle's own map at its pose, weighted in the same way"],
 ];
 const CHARTS: [string, string][] = [
   ["loss", "loss"],
@@ -53,7 +53,7 @@ export class Panels {
   }
 
   private fill(note: string, tools: Node[], ...children: Node[]): void {
-    find("panelNote").textContent = note;
+    Object.assign(find("panelNote"), { textContent: note, title: note });
     find("panelTools").replaceChildren(...tools);
     find("panel").replaceChildren(...children);
   }
@@ -61,13 +61,14 @@ export class Panels {
   private async drawImages(current: () => boolean): Promise<void> {
     if (!this.particles.count) return this.fill("no particle is selected", []);
     const shown = await server.fetchImages(this.particles.describe(), IMAGES, this.seed);
+    const names = await Promise.all([...shown.particles].map((particle) => this.particles.name(particle)));
     if (!current()) return;
     const grid = make("div", { className: "montage" });
     grid.style.gridTemplateColumns = `auto repeat(${shown.particles.length}, 62px)`;
     for (const [row, label, meaning] of ROWS) {
       grid.append(make("span", { textContent: label, title: meaning }));
       shown.particles.forEach((particle, i) => {
-        const canvas = make("canvas", { title: `particle ${particle}: ${meaning}` });
+        const canvas = make("canvas", { title: `${names[i]}: ${meaning}` });
         const pixels = shown.box ** 2;
         drawImage(canvas, shown.rows[row].subarray(i * pixels, (i + 1) * pixels), shown.box);
         canvas.onclick = () => this.picked(particle);

@@ -4,7 +4,7 @@ import type { Chosen, Column, Lasso, Run } from "./server";
 
 export class Particles {
   lassos: Lasso[] = [];
-  readonly gates = new Map<string, { low: number; high: number }>();
+  readonly gates = new Map<string, { low: number | null; high: number | null }>();
   /** Places of the chosen ones; null while that is all of them. */
   chosen: Uint32Array | null = null;
   told = "";
@@ -37,6 +37,11 @@ export class Particles {
     return this.values.get(name)!;
   }
 
+  /** By its row in the file that the particles came from. */
+  async name(particle: number): Promise<string> {
+    return `particle of row ${(await this.read("source_row"))[particle]}`;
+  }
+
   describe(): Chosen {
     return { lassos: this.lassos, gates: [...this.gates].map(([column, range]) => ({ column, ...range })) };
   }
@@ -59,7 +64,8 @@ export class Particles {
     const shown = new Uint8Array(this.run.particles).fill(this.chosen && this.lassos.length ? 1 : 2);
     for (const [name, { low, high }] of this.gates) {
       const values = await this.read(name);
-      for (let i = 0; i < shown.length; i++) if (values[i] < low || values[i] > high) shown[i] = 0;
+      const [least, most] = [low ?? -Infinity, high ?? Infinity];
+      for (let i = 0; i < shown.length; i++) if (values[i] < least || values[i] > most) shown[i] = 0;
     }
     if (this.lassos.length) this.chosen?.forEach((place) => (shown[place] = 2));
     return shown;

@@ -34,6 +34,12 @@ export function format(value: number): string {
   return Number(value.toPrecision(size >= 1000 ? 6 : 3)).toString();
 }
 
+/** To a thousandth of a span. */
+export function roundLike(value: number, span: number): number {
+  const digits = Math.max(0, Math.min(12, 3 - Math.floor(Math.log10(span || 1))));
+  return Number(value.toFixed(digits));
+}
+
 export function extent(values: Float32Array): [number, number] {
   let [low, high] = [Infinity, -Infinity];
   for (const value of values) {

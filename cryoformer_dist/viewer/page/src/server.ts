@@ -31,8 +31,9 @@ export interface Lasso {
 
 export interface Gate {
   column: string;
-  low: number;
-  high: number;
+  /** Null: none. */
+  low: number | null;
+  high: number | null;
 }
 
 export interface Chosen {
@@ -49,6 +50,7 @@ export type AskedMap =
 export interface DensityMap {
   box: number;
   voxels: Float32Array;
+  /** As a share of where it is strongest. */
   flexibility: Float32Array | null;
   level: number;
   averaged: number;
@@ -64,7 +66,7 @@ export interface Path {
 export interface Images {
   particles: Uint32Array;
   box: number;
-  rows: { images: Float32Array; weighted: Float32Array; projected: Float32Array };
+  rows: { images: Float32Array; filtered: Float32Array; projected: Float32Array };
 }
 
 export interface Progress {
@@ -163,11 +165,11 @@ export async function save(
 export async function fetchMap(asked: AskedMap): Promise<DensityMap> {
   const answer = await fetchArrays("map", asked);
   const factors = answer.told.factors as Record<string, number>;
-  const scaled = (name: string) => floats(answer, name).map((value) => value * factors[name]);
+  const density = floats(answer, "voxels").map((value) => value * factors.voxels);
   return {
     box: answer.arrays.get("voxels")!.shape[0],
-    voxels: scaled("voxels"),
-    flexibility: answer.arrays.has("flexibility") ? scaled("flexibility") : null,
+    voxels: density,
+    flexibility: answer.arrays.has("flexibility") ? floats(answer, "flexibility") : null,
     level: Number(answer.told.level),
     averaged: Number(answer.told.averaged),
     voxelSizeAngstrom: Number(answer.told.voxel_size_angstrom),
@@ -197,7 +199,7 @@ export async function fetchImages(chosen: Chosen, count: number, seed: number): 
     box: answer.arrays.get("images")!.shape[1],
     rows: {
       images: floats(answer, "images"),
-      weighted: floats(answer, "weighted"),
+      filtered: floats(answer, "filtered"),
       projected: floats(answer, "projected"),
     },
   };

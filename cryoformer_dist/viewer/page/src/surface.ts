@@ -49,7 +49,6 @@ export function makeSurface(container: HTMLElement): Surface {
   actor.getProperty().setDiffuse(0.85);
   actor.getProperty().setSpecular(0.15);
   actor.getProperty().setSpecularPower(20);
-  renderer.addActor(actor);
   let shown: DensityMap | null = null;
   let level = 0;
   let coloured = true;
@@ -71,6 +70,7 @@ export function makeSurface(container: HTMLElement): Surface {
     mapper.setScalarVisibility(paint);
     if (paint) surface.getPointData().setScalars(colourVertices(surface.getPoints().getData() as Float32Array, shown));
     mapper.setInputData(surface);
+    renderer.addActor(actor);
     renderWindow.render();
   }
 
@@ -101,7 +101,7 @@ export function makeSurface(container: HTMLElement): Surface {
       renderer.getActiveCamera().setPosition(0, 0, 1);
       renderer.getActiveCamera().setFocalPoint(0, 0, 0);
       renderer.resetCamera();
-      renderer.getActiveCamera().zoom(1.3);
+      renderer.getActiveCamera().zoom(1.12);
       renderer.resetCameraClippingRange();
       renderWindow.render();
     },
