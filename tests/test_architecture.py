@@ -133,11 +133,13 @@ def module_name(path: Path) -> str:
 
 @cache
 def modules() -> dict[str, ast.Module]:
-    return {module_name(path): ast.parse(path.read_text(), str(path)) for path in sorted(ROOT.rglob("*.py"))}
+    return {module: ast.parse(path.read_text(), str(path)) for module, path in paths().items()}
 
 
 def paths() -> dict[str, Path]:
-    return {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+    # What npm brings for the viewer's page is not ours.
+    ours = (path for path in sorted(ROOT.rglob("*.py")) if "node_modules" not in path.parts)
+    return {module_name(path): path for path in ours}
 
 
 def imported(tree: ast.AST) -> Iterator[str]:

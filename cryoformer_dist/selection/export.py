@@ -93,8 +93,8 @@ def export_selection(selection: Selection, export: Export, columns: ParticleColu
     return [*(path for output in export.outputs for path in _write(selection, output, source, export, poses)), *pickled]
 
 
-def keep_selection(working: WorkingFolder, name: str, selection: Selection) -> Place:
-    """Write a selection beside the run it was made of, in place of an earlier one of that name; where it is kept.
+def refuse_name(name: str) -> None:
+    """See that a selection may be called so.
 
     Raises
     ------
@@ -103,6 +103,17 @@ def keep_selection(working: WorkingFolder, name: str, selection: Selection) -> P
     """
     if not _NAME.fullmatch(name):
         raise SelectionError(f"{name!r} cannot be the name of a selection: use letters, digits, dots, - and _")
+
+
+def keep_selection(working: WorkingFolder, name: str, selection: Selection) -> Place:
+    """Write a selection beside the run it was made of, in place of an earlier one of that name; where it is kept.
+
+    Raises
+    ------
+    SelectionError
+        If the name cannot be one of a file.
+    """
+    refuse_name(name)
     path = working.folder / SELECTIONS / SELECTION.format(name=name)
     working.send(write_selection(path, selection).relative_to(working.folder).as_posix())
     kept = working.at_home(path)

@@ -12,7 +12,7 @@ from cryoformer_dist.figures.surfaces import find_common_level
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.runs.layout import SELECTIONS
 from cryoformer_dist.selection.columns import Column
-from cryoformer_dist.selection.export import Export, export_selection, keep_selection
+from cryoformer_dist.selection.export import Export, export_selection, keep_selection, refuse_name
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.viewer.answers import answer_arrays
 from cryoformer_dist.viewer.files import list_maps, read_curves, read_flexibility, read_map, read_progress
@@ -92,6 +92,7 @@ class Desk:
     def save(self, text: str) -> web.Response:
         """Keep a selection in the run directory, with files for other programs beside it."""
         asked: Saved = parse(Saved, text)
+        refuse_name(asked.name)
         columns, working = self._snapshot.columns, self._working
         selection = choose(columns, asked.chosen)
         if not len(selection):

@@ -63,21 +63,31 @@ def make_montage(snapshot: Snapshot, maps: DecodedMaps, places: Int[np.ndarray, 
     particles = store.particles()
     batch = make_batch(ImageBlock(store.read_images(rows), rows, np.zeros_like(rows)), particles)
     transfer = transfer_at(batch.ctf, frequency_grid(store.box_size), batch.pixel_size_angstrom)
-    pose = snapshot.columns.refined or particles.pose(snapshot.columns.store_row)
-    scale = magnification(store.pixel_size_angstrom, batch.pixel_size_angstrom)
+    box, projected = store.box_size, project_maps(snapshot, maps, places, batch.pixel_size_angstrom)
+    filter_ = transfer / (transfer.square() + 1 / _signal_to_noise(projected))
+    filtered = fourier_to_image(image_to_fourier(batch.images) * filter_, box)
+    shown = (batch.images, filtered, fourier_to_image(projected * transfer * filter_, box))
+    return Montage(places, *(_standardise(each.float().numpy()) for each in shown))
+
+
+def project_maps(
+    snapshot: Snapshot,
+    maps: DecodedMaps,
+    places: Int[np.ndarray, " images"],
+    pixel_size_angstrom: Float[Tensor, " images"],
+) -> Complex[Tensor, "images box half"]:
+    """Half-plane transform of each particle's own map, projected at its pose as trained; before the CTF."""
+    columns = snapshot.columns
+    pose = columns.refined or columns.store.particles().pose(columns.store_row)
+    scale = magnification(columns.store.pixel_size_angstrom, pixel_size_angstrom)
     rotation = pose.rotation[places] * scale[:, None, None]
-    shift = -pose.shift_angstrom[places] / batch.pixel_size_angstrom[:, None]
+    shift = -pose.shift_angstrom[places] / pixel_size_angstrom[:, None]
     projections = []
     for number, place in enumerate(places):
         slices = SplineSlices(torch.from_numpy(maps.of(snapshot.latents[place]))[None])
         here = slice(number, number + 1)
         projections.append(slices.project(rotation[here], shift[here])[0, 0])
-    box = store.box_size
-    projected = torch.stack(projections)
-    filter_ = transfer / (transfer.square() + 1 / _signal_to_noise(projected))
-    filtered = fourier_to_image(image_to_fourier(batch.images) * filter_, box)
-    shown = (batch.images, filtered, fourier_to_image(projected * transfer * filter_, box))
-    return Montage(places, *(_standardise(each.float().numpy()) for each in shown))
+    return torch.stack(projections)
 
 
 def _signal_to_noise(projections: Complex[Tensor, "images box half"]) -> Float[Tensor, "box half"]:
