@@ -26,7 +26,7 @@ from cryoformer_dist.runs.layout import (
     VOLUMES,
 )
 from cryoformer_dist.runs.results import read_made_results
-from cryoformer_dist.runs.training_log import TrainingRecord, describe, read_training_log
+from cryoformer_dist.runs.training_log import TrainingRecord, describe, read_records_so_far
 from cryoformer_dist.storage.working_folder import WorkingFolder
 
 _MOST_RECORDS = 1000
@@ -58,7 +58,7 @@ class Progress:
 def read_progress(working: WorkingFolder) -> Progress:
     """What a run has written down so far."""
     working.fetch(TRAINING_LOG, RESULTS)
-    records, step = read_training_log(working.folder), newest_step(working)
+    records, step = read_records_so_far(working.folder), newest_step(working)
     made = read_made_results(working.folder)
     shown = records[:: max(1, len(records) // _MOST_RECORDS)]
     return Progress(
