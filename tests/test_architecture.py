@@ -142,15 +142,17 @@ def paths() -> dict[str, Path]:
     return {module_name(path): path for path in ours}
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
+@cache
+def imported(tree: ast.AST) -> tuple[str, ...]:
     """Full dotted name of everything imported, anywhere in the tree."""
+    found: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            for alias in node.names:
-                yield f"{node.module}.{alias.name}"
+            found += (f"{node.module}.{alias.name}" for alias in node.names)
+    return tuple(found)
 
 
 def own_imports(tree: ast.AST) -> set[str]:

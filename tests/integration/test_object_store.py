@@ -5,7 +5,7 @@ import pickle
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -83,17 +83,6 @@ def test_a_store_in_an_object_store_is_that_of_the_disk_byte_for_byte(
 ) -> None:
     files = {path.relative_to(tiny_store).as_posix(): path for path in tiny_store.rglob("*") if path.is_file()}
     assert _objects(bucket / "sets" / "x.zarr") == {name: path.read_bytes() for name, path in files.items()}
-
-
-@pytest.fixture
-def flushed_denormals() -> Iterator[None]:
-    """Numbers as the command line's own process has them."""
-    threads = torch.get_num_threads()
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(1)
-    yield
-    torch.set_flush_denormal(False)
-    torch.set_num_threads(threads)
 
 
 def _complete_steps(run: UPath) -> list[int]:

@@ -137,9 +137,9 @@ EVERYTHING = SEARCHED | {"model.pose.form": "posterior", "model.amplitude": "pos
 @undecided
 @pytest.mark.filterwarnings("ignore::cryoformer_dist.errors.MostlyJunkWarning")
 def test_a_search_of_poses_amplitudes_and_junk_is_resumed_bit_equal(tiny_store: Path, tmp_path: Path) -> None:
-    config = tiny_config(tiny_store, EVERYTHING)
+    # Searches at steps 6 and 11: the checkpoint between them has all that the first one found.
+    config = tiny_config(tiny_store, EVERYTHING | {"training.epochs": 2})
     train(config, tmp_path / "run")
-    # Between a search and its checkpoint.
     with pytest.raises(Stop):
         train(config, tmp_path / "interrupted", Listener(10))
     train(config, tmp_path / "interrupted")
@@ -161,7 +161,7 @@ def test_a_search_that_sees_no_particle_in_most_images_is_told_of_and_not_believ
     monkeypatch.setattr(latent_search, "search_particles", search)
     expected = nullcontext() if believed else pytest.warns(MostlyJunkWarning, match="so all were kept")
     with expected:
-        train(tiny_config(tiny_store, EVERYTHING), tmp_path / "run")
+        train(tiny_config(tiny_store, EVERYTHING | {"training.epochs": 1}), tmp_path / "run")
     found = final_state(tmp_path / "run")
     amplitude, weight = found["amplitude.values"], found["weight.values"]
     assert float(weight.min()) == (0.25 if believed else 1.0)
