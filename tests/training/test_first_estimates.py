@@ -157,13 +157,17 @@ class _Killed(BaseException):
     """What ends a process in the middle of a stage."""
 
 
+@pytest.fixture(scope="module")
+def whole(store: ParticleStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A preparation that was left in peace."""
+    return _prepared(store, tmp_path_factory.mktemp("whole") / "run", **SEARCHED)
+
+
 @pytest.mark.parametrize("stage", ["pose search", "consensus map", "first latents"])
 def test_a_run_killed_in_a_stage_goes_on_to_the_same_estimates(
-    store: ParticleStore, tmp_path: Path, stage: str
+    store: ParticleStore, whole: Path, tmp_path: Path, stage: str
 ) -> None:
-    config = tiny_config(store.path, SEARCHED)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    prepare_run(config, store, whole, resume=False)
+    config, killed = tiny_config(store.path, SEARCHED), tmp_path / "killed"
 
     def kill(under_way: str, done: int, total: int) -> None:
         # Maps are made amid the search of poses, too.
