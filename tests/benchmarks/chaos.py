@@ -29,6 +29,7 @@ from support.tiny_runs import tiny_settings, write_set
 
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.runs.checkpoint import checkpoints
+from cryoformer_dist.runs.layout import REPORT
 from cryoformer_dist.runs.stage_progress import read_stage_progress
 from cryoformer_dist.runs.training_log import read_training_log
 
@@ -88,7 +89,7 @@ class Run:
 
     def wait_until(self, reached: Callable[[], bool], what: str) -> None:
         start = time.monotonic()
-        while not reached() and not (self.folder / "report.html").is_file():
+        while not reached() and not (self.folder / REPORT).is_file():
             if time.monotonic() - start > RECOVERY_SECONDS:
                 raise SystemExit(f"{self.name}: no {what} for {RECOVERY_SECONDS} s")
             time.sleep(0.1)
@@ -151,6 +152,8 @@ def chaos(run: Run, cluster: RayNodes, kills: int, seed: int) -> list[Kill]:
     # The same share of each kind, in random order.
     kinds = [name for _ in range(-(-kills // len(KINDS))) for name in KINDS][:kills]
     chance.shuffle(kinds)
+    # Workers end with the maps: a verdict has only its driver.
+    kinds = [*kinds[: kills - after], *("driver" if name == "worker" else name for name in kinds[kills - after :])]
     found = []
     run.launch()
     for number, what in enumerate(kinds):
@@ -163,7 +166,7 @@ def chaos(run: Run, cluster: RayNodes, kills: int, seed: int) -> list[Kill]:
         else:
             run.wait_until(run.has_trained, "end of training")
             time.sleep(chance.uniform(0, RESULT_SECONDS))
-        if (run.folder / "report.html").is_file():
+        if (run.folder / REPORT).is_file():
             raise SystemExit(f"the run ended after {len(found)} kills; take more --epochs")
         found.append(kill(what, run, cluster, chance))
     run.wait_for_report()
