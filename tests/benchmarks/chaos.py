@@ -31,7 +31,7 @@ from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.runs.checkpoint import checkpoints
 from cryoformer_dist.runs.layout import REPORT
 from cryoformer_dist.runs.stage_progress import read_stage_progress
-from cryoformer_dist.runs.training_log import read_training_log
+from cryoformer_dist.runs.training_log import read_records_so_far
 
 NODES = 2
 # Until a replacement has joined, the workers are up and the first report has come.
@@ -75,17 +75,17 @@ class Run:
         return done.stdout
 
     def step(self) -> int:
-        return max((record.step for record in read_training_log(self.folder)), default=0)
+        return max((record.step for record in read_records_so_far(self.folder)), default=0)
 
     def stage(self) -> str:
         """The stage before or after training that was told of last, or training."""
-        stages, records = read_stage_progress(self.folder), read_training_log(self.folder)
+        stages, records = read_stage_progress(self.folder), read_records_so_far(self.folder)
         if records and records[-1].step < records[-1].steps:
             return "training"
         return stages[-1].stage if stages else "start"
 
     def has_trained(self) -> bool:
-        return any(record.step == record.steps for record in read_training_log(self.folder)[-1:])
+        return any(record.step == record.steps for record in read_records_so_far(self.folder)[-1:])
 
     def wait_until(self, reached: Callable[[], bool], what: str) -> None:
         start = time.monotonic()
@@ -190,7 +190,7 @@ def kill(what: str, run: Run, cluster: RayNodes, chance: random.Random) -> Kill:
 
 def differences(run: Path, other: Path) -> dict[str, float]:
     """Largest differences between two runs: in any record, and in any map relative to the map's largest value."""
-    records, others = read_training_log(run), read_training_log(other)
+    records, others = read_records_so_far(run), read_records_so_far(other)
     if [record.step for record in records] != [record.step for record in others]:
         raise SystemExit(f"{run.name} and {other.name} did not report the same steps")
     loss = max(abs(record.loss - twin.loss) for record, twin in zip(records, others, strict=True))

@@ -11,7 +11,7 @@ import yaml
 from support.command_line import run_command, running, train_command
 from support.tiny_runs import assert_same_end, tiny_config, tiny_settings, train
 
-from cryoformer_dist.runs.training_log import read_training_log
+from cryoformer_dist.runs.training_log import read_records_so_far
 
 # Long enough to be killed in: some seconds of steps, a report at each second one.
 CHANGES = {
@@ -29,7 +29,7 @@ def _wait_for_step(run: Path, step: int, process: subprocess.Popen[str], seconds
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert process.poll() is None, f"training ended before step {step}: {process.communicate()[0]}"
-        if any(record.step >= step for record in read_training_log(run)):
+        if any(record.step >= step for record in read_records_so_far(run)):
             return
         time.sleep(0.01)
     pytest.fail(f"no report of step {step} within {seconds} s")
@@ -52,10 +52,10 @@ def test_a_run_killed_outright_and_resumed_ends_as_if_nothing_had_happened(
         _wait_for_step(storage / "killed", 20, process)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert read_training_log(storage / "killed")[-1].step < 64
+    assert read_records_so_far(storage / "killed")[-1].step < 64
     run_command(train_command(run_file, storage, "killed", "--local", "--resume"))
     train(tiny_config(tiny_store, CHANGES), storage / "whole")
-    assert read_training_log(storage / "whole")[-1].step == 64
+    assert read_records_so_far(storage / "whole")[-1].step == 64
     assert_same_end(storage / "killed", storage / "whole")
     assert (storage / "killed" / "report.html").is_file()
 
@@ -106,6 +106,6 @@ def test_a_ray_worker_that_is_lost_is_replaced_and_the_run_ends_the_same(
         found = _training_workers(process.pid)
         assert len(found) == 2, log.read_text()
         os.kill(found[-1], fault)
-        assert read_training_log(storage / "disturbed")[-1].step < 40
+        assert read_records_so_far(storage / "disturbed")[-1].step < 40
         assert process.wait(timeout=280) == 0, log.read_text()
     assert_same_end(storage / "disturbed", storage / "whole")

@@ -13,7 +13,7 @@ import yaml
 from support.ray_nodes import RayNodes, ray_nodes
 from support.tiny_runs import tiny_settings
 
-from cryoformer_dist.runs.training_log import read_training_log
+from cryoformer_dist.runs.training_log import read_records_so_far
 
 pytestmark = pytest.mark.slow
 SECONDS = 600
@@ -54,7 +54,7 @@ def _wait(what: str, holds: Callable[[], bool]) -> None:
 
 def _workers(run: Path) -> list[int]:
     """World sizes in the order they trained."""
-    worlds = [record.workers for record in read_training_log(run)]
+    worlds = [record.workers for record in read_records_so_far(run)]
     return [world for world, before in zip(worlds, [0, *worlds], strict=False) if world != before]
 
 
@@ -75,7 +75,7 @@ def test_training_grows_with_the_cluster_and_shrinks_with_it(
 ) -> None:
     settings = tiny_settings(tiny_store, LONG | {"training.epochs": 600})
     run = _launch(cluster, tmp_path, settings, count="1..3", cpus=0.9)
-    _wait("a first report", lambda: bool(read_training_log(run)))
+    _wait("a first report", lambda: bool(read_records_so_far(run)))
     first = _workers(run)[-1]
     assert first in (1, 2)
     joined = cluster.start_node(1)
@@ -83,7 +83,7 @@ def test_training_grows_with_the_cluster_and_shrinks_with_it(
     grown = _workers(run)[-1]
     cluster.kill_node(joined)
     _wait("fewer workers", lambda: _workers(run)[-1] < grown)
-    steps = [record.step for record in read_training_log(run)]
+    steps = [record.step for record in read_records_so_far(run)]
     assert steps == sorted(set(steps))
     _command(tmp_path, "stop", "tiny")
     assert "stopped" in _command(tmp_path, "status", "tiny")
