@@ -37,9 +37,10 @@ def _both(command: list[str], folder: Path) -> dict[int, list[str]]:
 
 
 def _is_refused(lines: list[str]) -> bool:
-    """One message that names who is there already, and no traceback."""
+    """One message that says who is there already, and no traceback."""
     errors = [line for line in lines if line.startswith("error: ")]
-    return len(errors) == 1 and "Traceback" not in "".join(lines) and "process" in errors[0]
+    said = len(errors) == 1 and any(word in errors[0] for word in ("process", "was launched at"))
+    return said and "Traceback" not in "".join(lines)
 
 
 def test_of_two_trains_of_one_run_directory_one_trains_and_the_other_says_why(run_file: Path, tmp_path: Path) -> None:
