@@ -52,7 +52,9 @@ def test_of_two_trains_of_one_run_directory_one_trains_and_the_other_says_why(ru
 
 def test_of_two_launches_of_one_name_one_runs_and_the_other_says_why(run_file: Path, tmp_path: Path) -> None:
     cluster = tmp_path / "cluster.yaml"
-    cluster.write_text(yaml.safe_dump({"provider": "local", "storage": "runs", "run": "run.yaml", "workers": {"count": 1}}))
+    cluster.write_text(
+        yaml.safe_dump({"provider": "local", "storage": "runs", "run": "run.yaml", "workers": {"count": 1}})
+    )
     told = _both([sys.executable, "-m", "cryoformer_dist.cli", "launch", str(cluster), "--name", "one"], tmp_path)
     assert _is_refused(told[2]), told[2]
     assert read_training_log(tmp_path / "runs" / "one")[-1].step == STEPS
