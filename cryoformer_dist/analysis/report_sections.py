@@ -369,7 +369,7 @@ def _list_distributions(latent: Mapping[str, np.ndarray]) -> Iterator[Distributi
         weight = latent["weight"].astype(np.float64)
         yield Distribution("probability of a particle", weight, low=0.0, high=1.0, logarithmic=True)
     if "latent_deviation" in latent:
-        yield Distribution("width, share of the spread", _relative_width(latent))
+        yield Distribution("width of a latent, share of the spread", _relative_width(latent))
 
 
 def _describe_cause(cause: OtherCause) -> CauseRow:
