@@ -113,6 +113,8 @@ ACROSS_ROOMS = {"integration", "benchmarks"}
 # Nor do these.
 TESTS_OF_NO_MODULE = {
     "test_architecture.py",
+    # The commands that the docs tell, and their site.
+    "cli/test_docs.py",
     # The files of configs/ and cluster/.
     "config/test_shipped_configs.py",
     # Real files of other programs.

@@ -50,9 +50,18 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(truth: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def full(truth: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with everything, its report written in place of an older one."""
     run = write_run(tmp_path_factory.mktemp("full") / "Blobs & balls", truth)
-    return write_report(run, truth).read_text()
+    (run / "report").mkdir()
+    (run / "report" / "stale.png").touch()
+    write_report(run, truth, ".cs")
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(full: Path) -> str:
+    return (full / "report.html").read_text()
 
 
 def test_page_is_closed_loads_nothing_and_runs_nothing(page):
@@ -109,21 +118,17 @@ def test_page_of_an_empty_run_says_what_is_missing(tmp_path):
     assert tmp_path.name in text
 
 
-def test_every_picture_is_a_slide_too_and_every_number_a_table(truth, tmp_path):
-    run = write_run(tmp_path / "run", truth)
-    (run / "report").mkdir()
-    (run / "report" / "stale.png").touch()
-    write_report(run, truth)
-    files = {path.name for path in (run / "report").iterdir()}
+def test_every_picture_is_a_slide_too_and_every_number_a_table(full):
+    files = {path.name for path in (full / "report").iterdir()}
     assert {path.removesuffix(".png") for path in files if path.endswith(".png")} == {
         *("state", "pc1", "groups", "slices", "particles"),
         *("latents", "latents_by_group", "resolution", "poses", "loss", "throughput"),
     }
     assert {"measures.csv", "states.csv", "poses.csv", "particles.csv", "stages.csv", "training.csv"} <= files
-    measures = list(csv.DictReader((run / "report" / "measures.csv").read_text().splitlines()))
+    measures = list(csv.DictReader((full / "report" / "measures.csv").read_text().splitlines()))
     assert measures[0]["name"] == "Motion as in truth"
     assert set(measures[0]) == {"name", "meaning", "ours", "floor", "ceiling"}
-    assert len(list(csv.DictReader((run / "report" / "training.csv").read_text().splitlines()))) == 12
+    assert len(list(csv.DictReader((full / "report" / "training.csv").read_text().splitlines()))) == 12
 
 
 def test_what_is_told_comes_in_a_reader_s_order_and_throughput_last(page):
@@ -132,9 +137,8 @@ def test_what_is_told_comes_in_a_reader_s_order_and_throughput_last(page):
     assert heads[-4:] == ["What to do next", "Training", "Throughput", "How this was made"]
 
 
-def test_the_next_steps_hand_particles_on_as_they_came(truth, tmp_path):
-    run = write_run(tmp_path / "run", truth)
-    text = html.unescape(write_report(run, truth, ".cs").read_text())
+def test_the_next_steps_hand_particles_on_as_they_came(page):
+    text = html.unescape(page)
     assert re.search(r"cryoformer-dist select \. --cluster \d --where 'junk < .5' -o group_\d\.cs", text)
     assert "hand one group on to cryosparc" in text.lower()
 

@@ -257,7 +257,7 @@ def test_storage_that_refuses_is_one_message_and_leaves_no_half_of_a_set(
 
     monkeypatch.setattr("cryoformer_dist.simulation.particle_set.write_star", refuse)
     small = [word for setting in ("particles=4", "box_size=16") for word in ("--set", setting)]
-    message = _refused(monkeypatch, capsys, "simulate", "-o", tmp_path / "set", *small)
+    message = refused(monkeypatch, capsys, "simulate", "-o", tmp_path / "set", *small)
     assert os.strerror(number) in message
     assert "particles.star" in message
     assert f"{tmp_path / 'set'}: cannot be written" in message
@@ -271,7 +271,7 @@ def test_storage_that_refuses_outside_of_what_is_written_is_one_message(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(cli, "app", refuse)
-    assert "No space left on device: see that there is room" in _refused(monkeypatch, capsys)
+    assert "No space left on device: see that there is room" in refused(monkeypatch, capsys)
 
 
 def test_an_error_that_has_nothing_to_do_with_storage_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
