@@ -2,7 +2,6 @@
 
 import csv
 import io
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,9 +23,10 @@ def write_report_files(run: Path, pictures: Mapping[str, bytes], tables: Mapping
     tables
         Rows by name, instances of one dataclass each; empty ones are left out.
     """
-    if (run / REPORT_FILES).is_dir():
-        shutil.rmtree(run / REPORT_FILES)
-    (run / REPORT_FILES).mkdir()
+    (run / REPORT_FILES).mkdir(exist_ok=True)
+    for pattern in (REPORT_PICTURE, REPORT_TABLE):
+        for stale in run.glob(pattern.format(name="*")):
+            stale.unlink()
     written = []
     for name, png in pictures.items():
         written.append(run / REPORT_PICTURE.format(name=name))

@@ -55,6 +55,7 @@ def full(truth: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = write_run(tmp_path_factory.mktemp("full") / "Blobs & balls", truth)
     (run / "report").mkdir()
     (run / "report" / "stale.png").touch()
+    (run / "report" / "mine.txt").touch()
     write_report(run, truth, ".cs")
     return run
 
@@ -120,6 +121,7 @@ def test_page_of_an_empty_run_says_what_is_missing(tmp_path):
 
 def test_every_picture_is_a_slide_too_and_every_number_a_table(full):
     files = {path.name for path in (full / "report").iterdir()}
+    assert "mine.txt" in files
     assert {path.removesuffix(".png") for path in files if path.endswith(".png")} == {
         *("state", "pc1", "groups", "slices", "particles"),
         *("latents", "latents_by_group", "resolution", "poses", "loss", "throughput"),
