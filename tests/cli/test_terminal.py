@@ -29,3 +29,16 @@ def test_a_driver_speaks_to_the_terminal_through_one_display(capsys: pytest.Capt
     said = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in said[:3]] == ["[as it is]", "volumes", "consensus map"]
     assert said[3:] == [describe(record)]
+
+
+def test_words_of_ours_are_explained_once_where_they_first_come(capsys: pytest.CaptureFixture[str]) -> None:
+    display, record = make_display(), training_record(latent_information_nats=1.9, residual_outside=0.02)
+    for _ in range(2):
+        with display.stages() as stages:
+            stages("first latents", 1, 1)
+        display.record(record)
+    said = capsys.readouterr().out.splitlines()
+    explained = [line.split(":")[0].strip() for line in said if line.startswith("  (")]
+    assert explained == ["(first latents", "(residual outside", "(images say"]
+    assert said[0].startswith("  (first latents: ")
+    assert said.index(describe(record)) < next(i for i, line in enumerate(said) if line.startswith("  (images say"))
