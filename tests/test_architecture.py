@@ -42,6 +42,7 @@ MAY_IMPORT = {
     | {"analysis", "storage"},
 }
 MAY_IMPORT["viewer"] = GROUND | {"physics", "io.mrc", "data", "storage", "runs", "selection", "figures", "analysis"}
+MAY_IMPORT["viewer"] |= {"exploration"}
 # The command line stands above all rooms.
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 

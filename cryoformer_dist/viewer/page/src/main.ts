@@ -156,6 +156,7 @@ class Viewer {
     const points = this.ends.map((end): Point => [this.values[0][end], this.values[1][end]]);
     this.overlay.picked = points;
     this.overlay.path = [];
+    this.volume.forgetPath();
     this.overlay.draw();
     if (points.length === 2) this.followPath(points);
   }
@@ -174,7 +175,8 @@ class Viewer {
   private followPath(line: Point[]): void {
     const ends = this.ends.length === 2 ? this.ends : [];
     if (!ends.length) this.overlay.picked = [];
-    const following = this.volume.follow(this.axes, line, ends);
+    this.volume.forgetPath();
+    const following = this.volume.follow(this.axes, ends.length ? [] : line, ends);
     // The line as its stops lie on it, once these are known.
     const look = window.setInterval(() => {
       if (!this.volume.path) return;
