@@ -28,6 +28,7 @@ export function makeOverlay(canvas: HTMLCanvasElement, scatter: Scatter, drawn: 
   const context = canvas.getContext("2d")!;
   let mode: Mode = "pan";
   let line: Point[] = [];
+  let asked = false;
   const overlay: Overlay = {
     labels: ["", ""], polygons: [], path: [], stop: 0, picked: [],
     setMode(next) {
@@ -35,7 +36,10 @@ export function makeOverlay(canvas: HTMLCanvasElement, scatter: Scatter, drawn: 
       canvas.style.pointerEvents = mode === "pan" ? "none" : "auto";
       canvas.style.cursor = mode === "pan" ? "" : "crosshair";
     },
-    draw: () => requestAnimationFrame(paint),
+    draw() {
+      if (!asked) requestAnimationFrame(paint);
+      asked = true;
+    },
   };
   const toPixels = (points: Point[]) => points.map(([x, y]): Point => [scatter.x.toPixel(x), scatter.y.toPixel(y)]);
 
@@ -48,7 +52,7 @@ export function makeOverlay(canvas: HTMLCanvasElement, scatter: Scatter, drawn: 
     const [x, y] = line[line.length - 1];
     if (Math.hypot(event.offsetX - x, event.offsetY - y) < 2) return;
     line.push([event.offsetX, event.offsetY]);
-    paint();
+    overlay.draw();
   });
   canvas.addEventListener("pointerup", () => {
     const points = thin(line).map(([x, y]): Point => [scatter.x.toValue(x), scatter.y.toValue(y)]);
@@ -56,6 +60,8 @@ export function makeOverlay(canvas: HTMLCanvasElement, scatter: Scatter, drawn: 
     overlay.draw();
     if (points.length) drawn(mode, points);
   });
+  // The map would look, and show, which point is under the mouse.
+  canvas.addEventListener("mousemove", (event) => event.stopPropagation());
   // Zooming works in every mode.
   canvas.addEventListener("wheel", (event) => {
     event.preventDefault();
@@ -63,11 +69,14 @@ export function makeOverlay(canvas: HTMLCanvasElement, scatter: Scatter, drawn: 
   });
 
   function paint(): void {
+    asked = false;
     const ratio = window.devicePixelRatio || 1;
     const { width, height } = canvas.getBoundingClientRect();
-    canvas.width = width * ratio;
-    canvas.height = height * ratio;
-    context.scale(ratio, ratio);
+    const [across, down] = [Math.round(width * ratio), Math.round(height * ratio)];
+    // Setting its size makes a new canvas, which is slow.
+    if (canvas.width !== across || canvas.height !== down) Object.assign(canvas, { width: across, height: down });
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.clearRect(0, 0, width, height);
     paintAxes(width, height);
     for (const polygon of overlay.polygons) stroke(toPixels(polygon), ACCENT, true);
     if (line.length) stroke(line, mode === "path" ? PATH : ACCENT, mode === "lasso");

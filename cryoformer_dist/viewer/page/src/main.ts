@@ -46,9 +46,8 @@ class Viewer {
 
   private fillSelects(): void {
     const names = this.particles.run.columns.map((column) => column.name);
-    const first = FIRST_COLOURS.find((name) => names.includes(name)) ?? "";
     const colour = find<HTMLSelectElement>("colour");
-    const keep = names.includes(colour.value) ? colour.value : first;
+    const keep = names.includes(colour.value) ? colour.value : chooseColour(this.particles);
     fillSelect(find<HTMLSelectElement>("x"), names, this.axes[0]);
     fillSelect(find<HTMLSelectElement>("y"), names, this.axes[1]);
     fillSelect(colour, ["", ...names], keep);
@@ -308,6 +307,10 @@ class Viewer {
   }
 }
 
+function chooseColour(particles: Particles): string {
+  return FIRST_COLOURS.find((name) => particles.has(name)) ?? "";
+}
+
 function makeCheck(label: string, id: string, checked: boolean): HTMLElement {
   return make("label", {}, make("input", { type: "checkbox", id, checked }), ` ${label}`);
 }
@@ -334,6 +337,8 @@ function showLegend(colouring: Colouring, column: server.Column): void {
 }
 
 void busily(async () => {
-  const run = await server.fetchRun();
-  await new Viewer(new Particles(run)).start();
+  const particles = new Particles(await server.fetchRun());
+  // On their way while the page is made.
+  for (const name of ["pc1", "pc2", chooseColour(particles)]) if (particles.has(name)) void particles.read(name);
+  await new Viewer(particles).start();
 });

@@ -12,7 +12,7 @@ const PLAY_MILLISECONDS = 220;
 export class Volume {
   path: server.Path | null = null;
   stop = 0;
-  private surface: Surface;
+  private made: Surface | null = null;
   private maps: (DensityMap | null)[] = [];
   private turn = 0;
   private levelChosen = false;
@@ -22,7 +22,6 @@ export class Volume {
     private particles: Particles,
     private moved: () => void,
   ) {
-    this.surface = makeSurface(find("surface"));
     const level = find<HTMLInputElement>("level");
     const draw = debounced(() => this.surface.setLevel(Number(level.value)), 30);
     level.oninput = () => {
@@ -40,6 +39,11 @@ export class Volume {
       if (name) void this.ask({ kind: "file", name }, name);
     };
     this.listFiles();
+  }
+
+  /** Made when it is first needed: points come first. */
+  private get surface(): Surface {
+    return (this.made ??= makeSurface(find("surface")));
   }
 
   listFiles(): void {
