@@ -10,6 +10,8 @@ import { makeScatter, type Scatter } from "./scatter";
 import * as server from "./server";
 import { Volume } from "./volume";
 
+// A click means the particle nearest to it within this.
+const NEAR_PIXELS = 10;
 const POLL_MILLISECONDS = 4000;
 const FIRST_COLOURS = ["cluster", "confidence", "pc3", "defocus_angstrom"];
 
@@ -20,6 +22,7 @@ class Viewer {
   private gates: Gates;
   private panels: Panels;
   private values: [Float32Array, Float32Array] = [new Float32Array(), new Float32Array()];
+  private visible: Uint8Array = new Uint8Array();
   private colouring!: Colouring;
   private mode: Mode = "pan";
   private ends: number[] = [];
@@ -28,12 +31,11 @@ class Viewer {
   constructor(private particles: Particles) {
     const names = particles.run.columns.map((column) => column.name);
     this.axes = particles.has("pc2") ? ["pc1", "pc2"] : [names[0], names[Math.min(1, names.length - 1)]];
-    this.scatter = makeScatter(find<HTMLCanvasElement>("points"), particles.run.particles, {
-      view: () => this.overlay?.draw(),
-      click: (particle) => void this.showParticle(particle),
-      hover: (particle) => void this.showHover(particle),
+    this.scatter = makeScatter(find<HTMLCanvasElement>("points"), particles.run.particles, () => this.overlay?.draw());
+    this.overlay = makeOverlay(find<HTMLCanvasElement>("overlay"), this.scatter, {
+      drawn: (mode, line) => this.takeLine(mode, line),
+      rested: (at) => void this.showHover(at && this.findNearest(at, NEAR_PIXELS)),
     });
-    this.overlay = makeOverlay(find<HTMLCanvasElement>("overlay"), this.scatter, (mode, line) => this.takeLine(mode, line));
     this.volume = new Volume(particles, () => {
       this.overlay.stop = this.volume.stop;
       this.overlay.draw();
@@ -83,12 +85,12 @@ class Viewer {
 
   private async placePoints(): Promise<void> {
     this.values = await Promise.all([this.particles.read(this.axes[0]), this.particles.read(this.axes[1])]);
-    await this.scatter.place(...this.values);
+    this.scatter.place(...this.values);
     this.overlay.labels = this.axes.map((name) => {
       const unit = this.particles.column(name).unit;
       return unit ? `${name.replace(/_(deg|angstrom)$/, "")} (${unit})` : name;
     }) as [string, string];
-    this.overlay.polygons = [];
+    this.overlay.marked = null;
     this.drawLassos();
     await this.colour();
   }
@@ -114,7 +116,8 @@ class Viewer {
   }
 
   private async paint(): Promise<void> {
-    await this.scatter.paint(this.colouring, await this.particles.visible());
+    this.visible = await this.particles.visible();
+    await this.scatter.paint(this.colouring, this.visible);
   }
 
   private async chooseAnew(): Promise<void> {
@@ -136,6 +139,10 @@ class Viewer {
   }
 
   private takeLine(mode: Mode, line: Point[]): void {
+    if (mode === "pan") {
+      const particle = this.findNearest(line[0], NEAR_PIXELS);
+      return particle === null ? undefined : void this.showParticle(particle);
+    }
     if (mode === "path") {
       if (line.length < 3) return this.pickEnd(line[0]);
       this.ends = [];
@@ -150,7 +157,7 @@ class Viewer {
 
   /** The first click of two marks a particle, the second joins them. */
   private pickEnd(at: Point): void {
-    const particle = this.findNearest(at);
+    const particle = this.findNearest(at, Infinity)!;
     this.ends = this.ends.length === 1 ? [...this.ends, particle] : [particle];
     const points = this.ends.map((end): Point => [this.values[0][end], this.values[1][end]]);
     this.overlay.picked = points;
@@ -160,13 +167,14 @@ class Viewer {
     if (points.length === 2) this.followPath(points);
   }
 
-  private findNearest([x, y]: Point): number {
-    const [toX, toY] = [this.scatter.x.toPixel, this.scatter.y.toPixel];
-    const [px, py] = [toX(x), toY(y)];
-    let [nearest, least] = [0, Infinity];
-    for (let i = 0; i < this.values[0].length; i++) {
-      const distance = (toX(this.values[0][i]) - px) ** 2 + (toY(this.values[1][i]) - py) ** 2;
-      if (distance < least) [nearest, least] = [i, distance];
+  /** The particle nearest to a place, among those that gates let through, if one is as near as that. */
+  private findNearest([x, y]: Point, pixels: number): number | null {
+    const [across, up] = [this.scatter.x, this.scatter.y].map((scale) => scale.toPixel(1) - scale.toPixel(0));
+    const [xs, ys] = this.values;
+    let [nearest, least]: [number | null, number] = [null, pixels ** 2];
+    for (let i = 0; i < xs.length; i++) {
+      const distance = ((xs[i] - x) * across) ** 2 + ((ys[i] - y) * up) ** 2;
+      if (distance < least && this.visible[i]) [nearest, least] = [i, distance];
     }
     return nearest;
   }
@@ -187,7 +195,8 @@ class Viewer {
   }
 
   private async showParticle(particle: number): Promise<void> {
-    this.scatter.mark([particle]);
+    this.overlay.marked = [this.values[0][particle], this.values[1][particle]];
+    this.overlay.draw();
     await this.volume.ask({ kind: "particle", particle }, await this.particles.name(particle));
   }
 
