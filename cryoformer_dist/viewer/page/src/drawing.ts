@@ -56,6 +56,7 @@ export function makeOverlay(canvas: HTMLCanvasElement, scatter: Scatter, mouse: 
 
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
+    mouse.rested(null);
     line = [[event.offsetX, event.offsetY]];
   });
   canvas.addEventListener("pointermove", (event) => {

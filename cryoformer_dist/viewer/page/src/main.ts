@@ -36,7 +36,11 @@ class Viewer {
       drawn: (mode, line) => this.takeLine(mode, line),
       rested: (at) => void this.showHover(at && this.findNearest(at, NEAR_PIXELS)),
     });
-    this.volume = new Volume(particles, () => {
+    const mark = (particle: number | null) => {
+      this.overlay.marked = particle === null ? null : [this.values[0][particle], this.values[1][particle]];
+      this.overlay.draw();
+    };
+    this.volume = new Volume(particles, mark, () => {
       this.overlay.stop = this.volume.stop;
       this.overlay.draw();
     });
@@ -195,8 +199,6 @@ class Viewer {
   }
 
   private async showParticle(particle: number): Promise<void> {
-    this.overlay.marked = [this.values[0][particle], this.values[1][particle]];
-    this.overlay.draw();
     await this.volume.ask({ kind: "particle", particle }, await this.particles.name(particle));
   }
 

@@ -20,6 +20,8 @@ export class Volume {
 
   constructor(
     private particles: Particles,
+    /** Another map is asked for: of this particle, or of none. */
+    private asked: (particle: number | null) => void,
     private moved: () => void,
   ) {
     const level = find<HTMLInputElement>("level");
@@ -54,6 +56,7 @@ export class Volume {
   /** Ask for a map and show it, unless another was asked for meanwhile. */
   async ask(asked: AskedMap, title: string): Promise<void> {
     this.stopPlaying();
+    this.asked(asked.kind === "particle" ? asked.particle : null);
     const turn = ++this.turn;
     await busily(async () => {
       const map = await server.fetchMap(asked);
@@ -116,6 +119,7 @@ export class Volume {
     const path = this.path;
     if (!path) return;
     this.stop = Math.min(STOPS - 1, Math.max(0, stop));
+    this.asked(null);
     find<HTMLInputElement>("stop").value = String(this.stop);
     find("stopText").textContent = `${this.stop + 1} of ${STOPS} · ${path.particles[this.stop]} particles nearest`;
     this.moved();
