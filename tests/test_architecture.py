@@ -41,7 +41,9 @@ MAY_IMPORT = {
     | {"config", "physics", "io.reading", "model.kernels.encode_tinycudann", "data", "simulation", "runs", "training"}
     | {"analysis", "storage"},
 }
-MAY_IMPORT["viewer"] = GROUND | {"physics", "io.mrc", "data", "storage", "runs", "selection", "figures", "analysis"}
+MAY_IMPORT["viewer"] = (
+    GROUND | {"physics", "io.mrc", "data", "storage", "runs", "selection", "figures", "analysis"} | {"exploration"}
+)
 # The command line stands above all rooms.
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 

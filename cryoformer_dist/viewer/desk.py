@@ -103,7 +103,7 @@ class Desk:
             written = export_selection(selection, export, columns)
             kept = keep_selection(working, asked.name, selection)
             working.send(*(path.relative_to(working.folder).as_posix() for path in written))
-        places = [str(kept), *(str(working.at_home(path)) for path in written)]
+        places = [str(kept), *(str(kept.parent / path.name) for path in written)]
         return web.json_response({"written": places, "particles": len(selection), "told": str(selection)})
 
     def make_map(self, text: str) -> web.Response:

@@ -1,4 +1,4 @@
-"""Paths through the latent map: a line drawn over two columns, and what conformations lie along it."""
+"""Paths through the latent map: along a line drawn over two columns, or from particle to particle."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,17 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from cryoformer_dist.errors import SelectionError
+from cryoformer_dist.exploration.pathfinding import count_along
+from cryoformer_dist.exploration.pathfinding import find_path as join_particles
 from cryoformer_dist.viewer.requests import AskedPath
 from cryoformer_dist.viewer.snapshot import Snapshot
 
 MOST_STOPS = 60
 _NEIGHBOURS = 20
-_BLOCK = 2**16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LatentPath:
+class ShownPath:
     """Stops on the way.
 
     Attributes
@@ -24,7 +25,7 @@ class LatentPath:
     latents
         ``(stops, dimensions)``.
     points
-        ``(stops, 2)``: where they lie on the drawn line, in the units of the columns.
+        ``(stops, 2)``: where they lie in the plane of the two columns.
     particles
         ``(stops,)``: particles whose latents are nearer to a stop than to the others.
     """
@@ -34,37 +35,45 @@ class LatentPath:
     particles: Int[np.ndarray, " stops"]
 
 
-def find_path(snapshot: Snapshot, asked: AskedPath) -> LatentPath:
-    """Latents along a line: at each stop the mean over the particles that lie nearest to it in the plane drawn on.
+def find_path(snapshot: Snapshot, asked: AskedPath) -> ShownPath:
+    """A path that keeps to where particles are: in the dimensions, too, that the plane does not show.
 
-    So a path keeps to where particles are also in the dimensions that the plane does not show. Where it joins two
-    particles, it begins and ends with their own latents.
+    Between two particles it leads from neighbour to neighbour. Along a drawn line each stop is the mean over the
+    particles nearest to it in the plane.
 
     Raises
     ------
     SelectionError
         If the line has no length, a column or particle does not exist, or there are too few or too many stops.
+    ExplorationError
+        If no chain of neighbours joins the particles.
     """
     columns, latents = snapshot.columns, snapshot.latents
     _refuse_impossible(asked, len(latents))
     plane = np.stack([columns.values(axis).astype(np.float64) for axis in asked.axes], axis=1)
-    # A unit of one column may be a thousand of the other.
-    scale = plane.std(axis=0).clip(min=1e-30)
-    points = _walk(np.asarray(asked.corners, dtype=np.float64) / scale, asked.stops)
-    found = np.stack([latents[_find_nearest(plane / scale, point)].mean(axis=0) for point in points])
     if asked.ends:
-        found[[0, -1]] = latents[list(asked.ends)]
-    return LatentPath(found.astype(np.float32), points * scale, _count_nearest(latents, found))
+        start, end = (str(columns.source_row[place]) for place in asked.ends)
+        stops = np.array(join_particles(columns, start, end, "neighbours", asked.stops).latents)
+        points = _average_near(latents, stops, plane)
+        points[[0, -1]] = plane[list(asked.ends)]
+    else:
+        # A unit of one column may be a thousand of the other.
+        scale = plane.std(axis=0).clip(min=1e-30)
+        walked = _walk(np.asarray(asked.corners, dtype=np.float64) / scale, asked.stops)
+        stops, points = _average_near(plane / scale, walked, latents), walked * scale
+    return ShownPath(stops.astype(np.float32), points, count_along(latents, stops.astype(np.float64), np.inf))
 
 
 def _refuse_impossible(asked: AskedPath, particles: int) -> None:
     if not 2 <= asked.stops <= MOST_STOPS:
         raise SelectionError(f"a path has 2 to {MOST_STOPS} stops, not {asked.stops}")
+    if asked.ends:
+        if len(asked.ends) != 2 or not all(0 <= end < particles for end in asked.ends):
+            raise SelectionError(f"a path joins two of the particles 0 to {particles - 1}; pick them again")
+        return
     corners = np.asarray(asked.corners, dtype=np.float64)
     if len(corners) < 2 or not np.isfinite(corners).all() or not np.ptp(corners, axis=0).any():
         raise SelectionError("a path leads from one place to another; draw it again")
-    if asked.ends and (len(asked.ends) != 2 or not all(0 <= end < particles for end in asked.ends)):
-        raise SelectionError(f"a path joins two of the particles 0 to {particles - 1}; pick them again")
 
 
 def _walk(corners: Float[np.ndarray, "corners 2"], stops: int) -> Float[np.ndarray, "stops 2"]:
@@ -74,19 +83,8 @@ def _walk(corners: Float[np.ndarray, "corners 2"], stops: int) -> Float[np.ndarr
     return np.stack([np.interp(at, walked, corners[:, axis]) for axis in range(2)], axis=1)
 
 
-def _find_nearest(plane: Float[np.ndarray, "particles 2"], point: Float[np.ndarray, "2"]) -> NDArray[np.int64]:
-    distance = np.square(plane - point).sum(axis=1)
-    count = min(_NEIGHBOURS, len(plane))
-    return np.argpartition(distance, count - 1)[:count]
-
-
-def _count_nearest(
-    latents: Float[np.ndarray, "particles dimensions"], stops: Float[np.ndarray, "stops dimensions"]
-) -> Int[np.ndarray, " stops"]:
-    counts = np.zeros(len(stops), np.int64)
-    length = np.square(stops).sum(axis=1)
-    for start in range(0, len(latents), _BLOCK):
-        # The length of a latent is the same for all stops.
-        distance = length - 2 * latents[start : start + _BLOCK] @ stops.T
-        counts += np.bincount(distance.argmin(axis=1), minlength=len(stops))
-    return counts
+def _average_near(among: NDArray[np.floating], places: NDArray[np.floating], what: NDArray[np.floating]) -> np.ndarray:
+    """Of the particles nearest to each place, in one set of coordinates, the mean of another."""
+    count = min(_NEIGHBOURS, len(among))
+    nearest = (np.argpartition(np.square(among - place).sum(axis=1), count - 1)[:count] for place in places)
+    return np.stack([what[rows].mean(axis=0) for rows in nearest])

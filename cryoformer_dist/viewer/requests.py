@@ -94,14 +94,14 @@ AskedMap = MapOfParticle | MapOfLatent | MapOfSelection | MapOfFile
 
 @dataclass(frozen=True, slots=True)
 class AskedPath:
-    """A line drawn over two columns.
+    """A way through the latents, to be shown over two columns.
 
     Attributes
     ----------
     corners
-        In the units of the columns.
+        Of a drawn line, in the units of the columns; none where ends are given.
     ends
-        Two particles that it joins, or none.
+        Two particles that are to be joined from neighbour to neighbour, or none.
     stops
         Maps along it.
     """

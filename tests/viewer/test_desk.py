@@ -82,9 +82,8 @@ def test_maps_of_particles_latents_selections_and_files(ask: Ask, snapshot: Snap
 
 
 def test_a_path_and_its_images(ask: Ask, snapshot: Snapshot) -> None:
-    corners = [[float(snapshot.columns.values(axis)[i]) for axis in ("pc1", "pc2")] for i in (3, 9)]
-    path, _ = ask("find_path", axes=["pc1", "pc2"], corners=corners, ends=[3, 9], stops=5)
-    np.testing.assert_array_equal(path["latents"][[0, -1]], snapshot.latents[[3, 9]])
+    path, _ = ask("find_path", axes=["pc1", "pc2"], corners=[], ends=[3, 9], stops=5)
+    np.testing.assert_allclose(path["latents"][[0, -1]], snapshot.latents[[3, 9]], atol=1e-4)
     assert path["particles"].sum() == len(snapshot.columns)
     images, _ = ask("show_images", chosen=round_half(snapshot), count=4, seed=0)
     assert {images[name].shape for name in ("images", "filtered", "projected")} == {(4, 16, 16)}

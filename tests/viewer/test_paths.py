@@ -4,18 +4,25 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cryoformer_dist.data.selection import ParticleFile, RunState
+from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import SelectionError
+from cryoformer_dist.selection.columns import Column, ParticleColumns
 from cryoformer_dist.viewer.paths import find_path
 from cryoformer_dist.viewer.requests import AskedPath
 
 
 @pytest.fixture
-def ring() -> Any:
+def ring(store: ParticleStore) -> Any:
     """Particles on a ring in x and y, of which a third dimension follows the angle; y counts in thousandths."""
     angle = np.linspace(0, np.pi, 2000)
     latents = np.stack([np.cos(angle), np.sin(angle), angle], axis=1).astype(np.float32)
     values = {"x": latents[:, 0], "y": 1000 * latents[:, 1]}
-    return SimpleNamespace(latents=latents, columns=SimpleNamespace(values=values.__getitem__))
+    columns = {name: Column(each, "", name) for name, each in values.items()}
+    rows = np.arange(2000)[::-1].copy()
+    table, file = {"latent": latents}, ParticleFile("ring.star", "")
+    known = ParticleColumns(file, RunState("ring", 1), rows, rows, columns, table, store)
+    return SimpleNamespace(latents=latents, columns=known)
 
 
 def asked(**changes: Any) -> AskedPath:
@@ -41,9 +48,12 @@ def test_stops_are_as_far_apart_on_the_line_in_units_of_the_columns_spread(ring:
     np.testing.assert_allclose(points[[0, 4, -1]], [(1, 0), (0, 1000), (-1, 0)], atol=1e-6)
 
 
-def test_a_path_between_two_particles_begins_and_ends_with_them(ring: Any) -> None:
-    path = find_path(ring, asked(ends=(0, 1500)))
-    np.testing.assert_array_equal(path.latents[[0, -1]], ring.latents[[0, 1500]])
+def test_a_path_between_two_particles_leads_from_neighbour_to_neighbour(ring: Any) -> None:
+    path = find_path(ring, asked(corners=(), ends=(0, 1500)))
+    np.testing.assert_allclose(path.latents[[0, -1]], ring.latents[[0, 1500]], atol=1e-5)
+    np.testing.assert_allclose(np.hypot(*path.latents[:, :2].T), 1, atol=1e-2)
+    np.testing.assert_allclose(path.points, path.latents[:, :2] * [1, 1000], atol=30)
+    np.testing.assert_array_equal(path.points[0], [1, 0])
 
 
 @pytest.mark.parametrize(

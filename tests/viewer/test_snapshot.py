@@ -1,15 +1,24 @@
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from support.tiny_runs import Listener, Stop, tiny_config, train
 
 from cryoformer_dist.errors import CheckpointError, SelectionError
-from cryoformer_dist.runs.layout import CHECKPOINTS
+from cryoformer_dist.runs.directory import open_run_directory
+from cryoformer_dist.runs.layout import CHECKPOINTS, SELECTIONS
 from cryoformer_dist.storage.working_folder import WorkingFolder
+from cryoformer_dist.viewer.desk import Desk
+from cryoformer_dist.viewer.files import read_progress
 from cryoformer_dist.viewer.requests import Chosen, DrawnLasso, Gate
 from cryoformer_dist.viewer.snapshot import Snapshot, choose, find_places, take_snapshot
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 AXES = ("pc1", "pc2")
 
@@ -71,3 +80,23 @@ def test_what_training_has_reached_is_shown_before_results_are_made(tiny_store: 
         checkpoint.rename(tmp_path / checkpoint.name)
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
         take_snapshot(working)
+
+
+@pytest.mark.slow
+def test_a_run_in_an_object_store_is_shown_and_its_selections_are_kept_there(
+    run: Path, object_store: Callable[[], "UPath"]
+) -> None:
+    home = object_store() / "run"
+    for path in run.rglob("*"):
+        if path.is_file():
+            (home / path.relative_to(run).as_posix()).write_bytes(path.read_bytes())
+    with open_run_directory(home) as working:
+        snapshot = take_snapshot(working)
+        desk = Desk(working, snapshot, take_snapshot)
+        asked = {"name": "all", "chosen": {"lassos": [], "gates": []}, "files": [".star"], "refined_poses": False}
+        desk.save(json.dumps(asked))
+        assert json.loads(desk.show_newest().body)["step"] == snapshot.step  # type: ignore[arg-type]
+        assert read_progress(working).finished
+    source = Path(snapshot.columns.source.path)
+    assert (home / SELECTIONS / "all.star").read_bytes() == source.read_bytes()
+    assert (home / SELECTIONS / "all.json").exists()

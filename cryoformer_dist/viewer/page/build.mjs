@@ -30,8 +30,9 @@ for (const input of Object.keys(result.metafile.inputs)) {
   const found = [...input.matchAll(/node_modules\/((?:@[^/]+\/)?[^/]+)/g)].pop();
   if (found) packages.add(found[0].startsWith("node_modules") ? input.slice(0, found.index + found[0].length) : found[1]);
 }
-const licences = [...packages].sort().map((folder) => {
-  const about = JSON.parse(readFileSync(join(here, folder, "package.json"), "utf8"));
+const described = [...packages].map((folder) => [folder, JSON.parse(readFileSync(join(here, folder, "package.json"), "utf8"))]);
+described.sort(([, one], [, other]) => (one.name < other.name ? -1 : 1));
+const licences = described.map(([folder, about]) => {
   const file = readdirSync(join(here, folder)).find((name) => /^(licen[cs]e|copying)/i.test(name));
   const text = file ? readFileSync(join(here, folder, file), "utf8").trim() : "(no text in the package)";
   return `${about.name} ${about.version} (${about.license})\n\n${text}\n`;

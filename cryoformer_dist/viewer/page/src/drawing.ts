@@ -15,6 +15,8 @@ export interface Overlay {
   stop: number;
   /** Particles picked as ends of a path. */
   picked: Point[];
+  /** The particle whose map is shown. */
+  marked: Point | null;
 }
 
 const INK = "#1d2433";
@@ -23,57 +25,84 @@ const ACCENT = "#2563c9";
 const PATH = "#d55e00";
 // A lasso of more corners is no finer to the eye.
 const MOST_CORNERS = 400;
+const REST_MILLISECONDS = 60;
 
-export function makeOverlay(canvas: HTMLCanvasElement, scatter: Scatter, drawn: (mode: Mode, line: Point[]) => void): Overlay {
+export interface Mouse {
+  /** A line was drawn, or only a place clicked at. */
+  drawn(mode: Mode, line: Point[]): void;
+  /** The mouse rests at a place, or is gone. */
+  rested(at: Point | null): void;
+}
+
+export function makeOverlay(canvas: HTMLCanvasElement, scatter: Scatter, mouse: Mouse): Overlay {
   const context = canvas.getContext("2d")!;
   let mode: Mode = "pan";
   let line: Point[] = [];
+  let asked = false;
+  let rest = 0;
   const overlay: Overlay = {
-    labels: ["", ""], polygons: [], path: [], stop: 0, picked: [],
+    labels: ["", ""], polygons: [], path: [], stop: 0, picked: [], marked: null,
     setMode(next) {
       mode = next;
-      canvas.style.pointerEvents = mode === "pan" ? "none" : "auto";
-      canvas.style.cursor = mode === "pan" ? "" : "crosshair";
+      canvas.style.cursor = mode === "pan" ? "grab" : "crosshair";
     },
-    draw: () => requestAnimationFrame(paint),
+    draw() {
+      if (!asked) requestAnimationFrame(paint);
+      asked = true;
+    },
   };
   const toPixels = (points: Point[]) => points.map(([x, y]): Point => [scatter.x.toPixel(x), scatter.y.toPixel(y)]);
+  const toValues = ([x, y]: Point): Point => [scatter.x.toValue(x), scatter.y.toValue(y)];
 
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
+    mouse.rested(null);
     line = [[event.offsetX, event.offsetY]];
   });
   canvas.addEventListener("pointermove", (event) => {
-    if (!line.length) return;
+    clearTimeout(rest);
+    const here: Point = [event.offsetX, event.offsetY];
+    if (!line.length) {
+      rest = window.setTimeout(() => mouse.rested(toValues(here)), REST_MILLISECONDS);
+      return;
+    }
     const [x, y] = line[line.length - 1];
-    if (Math.hypot(event.offsetX - x, event.offsetY - y) < 2) return;
-    line.push([event.offsetX, event.offsetY]);
-    paint();
+    if (Math.hypot(here[0] - x, here[1] - y) < 2) return;
+    line.push(here);
+    if (mode === "pan") scatter.move(here[0] - x, here[1] - y);
+    else overlay.draw();
   });
   canvas.addEventListener("pointerup", () => {
-    const points = thin(line).map(([x, y]): Point => [scatter.x.toValue(x), scatter.y.toValue(y)]);
+    const points = thin(line).map(toValues);
     line = [];
     overlay.draw();
-    if (points.length) drawn(mode, points);
+    if (points.length && (mode !== "pan" || points.length === 1)) mouse.drawn(mode, points);
   });
-  // Zooming works in every mode.
+  canvas.addEventListener("pointerleave", () => {
+    clearTimeout(rest);
+    mouse.rested(null);
+  });
   canvas.addEventListener("wheel", (event) => {
     event.preventDefault();
-    canvas.parentElement!.querySelector("canvas")!.dispatchEvent(new WheelEvent("wheel", event));
+    scatter.zoom(Math.exp(-0.002 * event.deltaY), event.offsetX, event.offsetY);
   });
 
   function paint(): void {
+    asked = false;
     const ratio = window.devicePixelRatio || 1;
     const { width, height } = canvas.getBoundingClientRect();
-    canvas.width = width * ratio;
-    canvas.height = height * ratio;
-    context.scale(ratio, ratio);
+    const [across, down] = [Math.round(width * ratio), Math.round(height * ratio)];
+    // Setting its size makes a new canvas, which is slow.
+    if (canvas.width !== across || canvas.height !== down) Object.assign(canvas, { width: across, height: down });
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.clearRect(0, 0, width, height);
     paintAxes(width, height);
     for (const polygon of overlay.polygons) stroke(toPixels(polygon), ACCENT, true);
     if (line.length) stroke(line, mode === "path" ? PATH : ACCENT, mode === "lasso");
     if (overlay.path.length) stroke(toPixels(overlay.path), PATH, false);
     overlay.path.forEach((point, i) => dot(toPixels([point])[0], i === overlay.stop ? 6 : 2.5, PATH));
     for (const point of toPixels(overlay.picked)) dot(point, 5, PATH);
+    if (overlay.marked) ring(toPixels([overlay.marked])[0]);
   }
 
   function paintAxes(width: number, height: number): void {
@@ -119,6 +148,16 @@ export function makeOverlay(canvas: HTMLCanvasElement, scatter: Scatter, drawn: 
     context.lineWidth = 1.5;
     context.strokeStyle = "#ffffff";
     context.stroke();
+  }
+
+  function ring([x, y]: Point): void {
+    for (const [colour, width] of [["#ffffff", 5], [INK, 2]] as const) {
+      context.beginPath();
+      context.arc(x, y, 7, 0, 2 * Math.PI);
+      context.lineWidth = width;
+      context.strokeStyle = colour;
+      context.stroke();
+    }
   }
 
   overlay.setMode("pan");

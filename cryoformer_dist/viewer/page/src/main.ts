@@ -10,6 +10,8 @@ import { makeScatter, type Scatter } from "./scatter";
 import * as server from "./server";
 import { Volume } from "./volume";
 
+// A click means the particle nearest to it within this.
+const NEAR_PIXELS = 10;
 const POLL_MILLISECONDS = 4000;
 const FIRST_COLOURS = ["cluster", "confidence", "pc3", "defocus_angstrom"];
 
@@ -20,6 +22,7 @@ class Viewer {
   private gates: Gates;
   private panels: Panels;
   private values: [Float32Array, Float32Array] = [new Float32Array(), new Float32Array()];
+  private visible: Uint8Array = new Uint8Array();
   private colouring!: Colouring;
   private mode: Mode = "pan";
   private ends: number[] = [];
@@ -28,13 +31,16 @@ class Viewer {
   constructor(private particles: Particles) {
     const names = particles.run.columns.map((column) => column.name);
     this.axes = particles.has("pc2") ? ["pc1", "pc2"] : [names[0], names[Math.min(1, names.length - 1)]];
-    this.scatter = makeScatter(find<HTMLCanvasElement>("points"), particles.run.particles, {
-      view: () => this.overlay?.draw(),
-      click: (particle) => void this.showParticle(particle),
-      hover: (particle) => void this.showHover(particle),
+    this.scatter = makeScatter(find<HTMLCanvasElement>("points"), particles.run.particles, () => this.overlay?.draw());
+    this.overlay = makeOverlay(find<HTMLCanvasElement>("overlay"), this.scatter, {
+      drawn: (mode, line) => this.takeLine(mode, line),
+      rested: (at) => void this.showHover(at && this.findNearest(at, NEAR_PIXELS)),
     });
-    this.overlay = makeOverlay(find<HTMLCanvasElement>("overlay"), this.scatter, (mode, line) => this.takeLine(mode, line));
-    this.volume = new Volume(particles, () => {
+    const mark = (particle: number | null) => {
+      this.overlay.marked = particle === null ? null : [this.values[0][particle], this.values[1][particle]];
+      this.overlay.draw();
+    };
+    this.volume = new Volume(particles, mark, () => {
       this.overlay.stop = this.volume.stop;
       this.overlay.draw();
     });
@@ -46,9 +52,8 @@ class Viewer {
 
   private fillSelects(): void {
     const names = this.particles.run.columns.map((column) => column.name);
-    const first = FIRST_COLOURS.find((name) => names.includes(name)) ?? "";
     const colour = find<HTMLSelectElement>("colour");
-    const keep = names.includes(colour.value) ? colour.value : first;
+    const keep = names.includes(colour.value) ? colour.value : chooseColour(this.particles);
     fillSelect(find<HTMLSelectElement>("x"), names, this.axes[0]);
     fillSelect(find<HTMLSelectElement>("y"), names, this.axes[1]);
     fillSelect(colour, ["", ...names], keep);
@@ -84,12 +89,12 @@ class Viewer {
 
   private async placePoints(): Promise<void> {
     this.values = await Promise.all([this.particles.read(this.axes[0]), this.particles.read(this.axes[1])]);
-    await this.scatter.place(...this.values);
+    this.scatter.place(...this.values);
     this.overlay.labels = this.axes.map((name) => {
       const unit = this.particles.column(name).unit;
       return unit ? `${name.replace(/_(deg|angstrom)$/, "")} (${unit})` : name;
     }) as [string, string];
-    this.overlay.polygons = [];
+    this.overlay.marked = null;
     this.drawLassos();
     await this.colour();
   }
@@ -115,7 +120,8 @@ class Viewer {
   }
 
   private async paint(): Promise<void> {
-    await this.scatter.paint(this.colouring, await this.particles.visible());
+    this.visible = await this.particles.visible();
+    await this.scatter.paint(this.colouring, this.visible);
   }
 
   private async chooseAnew(): Promise<void> {
@@ -137,6 +143,10 @@ class Viewer {
   }
 
   private takeLine(mode: Mode, line: Point[]): void {
+    if (mode === "pan") {
+      const particle = this.findNearest(line[0], NEAR_PIXELS);
+      return particle === null ? undefined : void this.showParticle(particle);
+    }
     if (mode === "path") {
       if (line.length < 3) return this.pickEnd(line[0]);
       this.ends = [];
@@ -151,22 +161,24 @@ class Viewer {
 
   /** The first click of two marks a particle, the second joins them. */
   private pickEnd(at: Point): void {
-    const particle = this.findNearest(at);
+    const particle = this.findNearest(at, Infinity)!;
     this.ends = this.ends.length === 1 ? [...this.ends, particle] : [particle];
     const points = this.ends.map((end): Point => [this.values[0][end], this.values[1][end]]);
     this.overlay.picked = points;
     this.overlay.path = [];
+    this.volume.forgetPath();
     this.overlay.draw();
     if (points.length === 2) this.followPath(points);
   }
 
-  private findNearest([x, y]: Point): number {
-    const [toX, toY] = [this.scatter.x.toPixel, this.scatter.y.toPixel];
-    const [px, py] = [toX(x), toY(y)];
-    let [nearest, least] = [0, Infinity];
-    for (let i = 0; i < this.values[0].length; i++) {
-      const distance = (toX(this.values[0][i]) - px) ** 2 + (toY(this.values[1][i]) - py) ** 2;
-      if (distance < least) [nearest, least] = [i, distance];
+  /** The particle nearest to a place, among those that gates let through, if one is as near as that. */
+  private findNearest([x, y]: Point, pixels: number): number | null {
+    const [across, up] = [this.scatter.x, this.scatter.y].map((scale) => scale.toPixel(1) - scale.toPixel(0));
+    const [xs, ys] = this.values;
+    let [nearest, least]: [number | null, number] = [null, pixels ** 2];
+    for (let i = 0; i < xs.length; i++) {
+      const distance = ((xs[i] - x) * across) ** 2 + ((ys[i] - y) * up) ** 2;
+      if (distance < least && this.visible[i]) [nearest, least] = [i, distance];
     }
     return nearest;
   }
@@ -174,7 +186,8 @@ class Viewer {
   private followPath(line: Point[]): void {
     const ends = this.ends.length === 2 ? this.ends : [];
     if (!ends.length) this.overlay.picked = [];
-    const following = this.volume.follow(this.axes, line, ends);
+    this.volume.forgetPath();
+    const following = this.volume.follow(this.axes, ends.length ? [] : line, ends);
     // The line as its stops lie on it, once these are known.
     const look = window.setInterval(() => {
       if (!this.volume.path) return;
@@ -186,7 +199,6 @@ class Viewer {
   }
 
   private async showParticle(particle: number): Promise<void> {
-    this.scatter.mark([particle]);
     await this.volume.ask({ kind: "particle", particle }, await this.particles.name(particle));
   }
 
@@ -306,6 +318,10 @@ class Viewer {
   }
 }
 
+function chooseColour(particles: Particles): string {
+  return FIRST_COLOURS.find((name) => particles.has(name)) ?? "";
+}
+
 function makeCheck(label: string, id: string, checked: boolean): HTMLElement {
   return make("label", {}, make("input", { type: "checkbox", id, checked }), ` ${label}`);
 }
@@ -332,6 +348,8 @@ function showLegend(colouring: Colouring, column: server.Column): void {
 }
 
 void busily(async () => {
-  const run = await server.fetchRun();
-  await new Viewer(new Particles(run)).start();
+  const particles = new Particles(await server.fetchRun());
+  // On their way while the page is made.
+  for (const name of ["pc1", "pc2", chooseColour(particles)]) if (particles.has(name)) void particles.read(name);
+  await new Viewer(particles).start();
 });

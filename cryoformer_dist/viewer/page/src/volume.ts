@@ -12,7 +12,7 @@ const PLAY_MILLISECONDS = 220;
 export class Volume {
   path: server.Path | null = null;
   stop = 0;
-  private surface: Surface;
+  private made: Surface | null = null;
   private maps: (DensityMap | null)[] = [];
   private turn = 0;
   private levelChosen = false;
@@ -20,9 +20,10 @@ export class Volume {
 
   constructor(
     private particles: Particles,
+    /** Another map is asked for: of this particle, or of none. */
+    private asked: (particle: number | null) => void,
     private moved: () => void,
   ) {
-    this.surface = makeSurface(find("surface"));
     const level = find<HTMLInputElement>("level");
     const draw = debounced(() => this.surface.setLevel(Number(level.value)), 30);
     level.oninput = () => {
@@ -42,6 +43,11 @@ export class Volume {
     this.listFiles();
   }
 
+  /** Made when it is first needed: points come first. */
+  private get surface(): Surface {
+    return (this.made ??= makeSurface(find("surface")));
+  }
+
   listFiles(): void {
     fillSelect(find<HTMLSelectElement>("files"), ["", ...this.particles.run.maps], "");
     find<HTMLSelectElement>("files").options[0].textContent = "map of the run …";
@@ -50,6 +56,7 @@ export class Volume {
   /** Ask for a map and show it, unless another was asked for meanwhile. */
   async ask(asked: AskedMap, title: string): Promise<void> {
     this.stopPlaying();
+    this.asked(asked.kind === "particle" ? asked.particle : null);
     const turn = ++this.turn;
     await busily(async () => {
       const map = await server.fetchMap(asked);
@@ -112,6 +119,7 @@ export class Volume {
     const path = this.path;
     if (!path) return;
     this.stop = Math.min(STOPS - 1, Math.max(0, stop));
+    this.asked(null);
     find<HTMLInputElement>("stop").value = String(this.stop);
     find("stopText").textContent = `${this.stop + 1} of ${STOPS} · ${path.particles[this.stop]} particles nearest`;
     this.moved();
