@@ -37,6 +37,7 @@ COMMANDS = (
     "volumes",
     "analyze",
     "path",
+    "motion",
 )
 ERRORS = [
     value
