@@ -70,9 +70,12 @@ DOORKEEPERS = {
     "jinja2": ("figures.page",),
     "optuna": ("orchestration.tuning",),
     "umap": ("exploration.embedding",),
+    "PIL": ("figures.movies",),
+    "imageio_ffmpeg": ("figures.movies",),
     "scipy": (
         "analysis",
         "exploration",
+        "figures.movies",
         "figures.surfaces",
         "io",
         "simulation",

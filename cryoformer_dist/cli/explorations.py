@@ -1,4 +1,4 @@
-"""What a trained run's latents show: maps of chosen states, groups and landscape, paths, motion."""
+"""What a trained run's latents show: maps of chosen states, groups and landscape, paths, motion, films."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,6 +7,7 @@ import typer
 
 from cryoformer_dist.cli import terminal
 from cryoformer_dist.cli.options import RunDirectory
+from cryoformer_dist.errors import ExplorationError
 
 app = typer.Typer()
 
@@ -96,6 +97,8 @@ def motion(
     from cryoformer_dist.exploration.motion import describe_motion, tell_motion
     from cryoformer_dist.exploration.series import read_series
 
+    if len(maps) < 2:
+        raise ExplorationError("give two maps or more: the first, those between, the last")
     volumes, voxel_size_angstrom = read_series(maps)
     for line in tell_motion(describe_motion(volumes, voxel_size_angstrom)):
         terminal.say(line)
@@ -123,3 +126,20 @@ def path(
     terminal.say(f"particles {' '.join(map(str, found.particles))}")
     terminal.say(f"written   {output}")
     terminal.say(f"next: cryoformer-dist volumes {home} --path {output} -o {output.with_suffix('')}")
+
+
+@app.command(epilog="Example: `cryoformer-dist movie runs/demo pc1 -o pc1.gif`")
+def movie(
+    home: Annotated[str, typer.Argument(metavar="RUN", help="Run directory, or a folder that `volumes` wrote.")],
+    series: Annotated[str, typer.Argument(help="Series of maps: pc1, kmeans, path.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Film to write: .gif, or .mp4.")],
+    height: Annotated[int, typer.Option(min=120, max=2160, help="Of the picture, pixels: 1080 is full HD.")] = 480,
+    turntable: Annotated[bool, typer.Option("--turntable", help="Let the molecule turn once meanwhile.")] = False,
+) -> None:
+    """Film a series of maps as a surface that morphs forth and back, with scale bar and contour named."""
+    from cryoformer_dist.exploration.filming import film_series
+    from cryoformer_dist.runs.directory import open_run_directory
+
+    with open_run_directory(home) as working:
+        written = film_series(working.folder, series, output, height - height % 2, turntable)
+    terminal.say(f"written   {written}")

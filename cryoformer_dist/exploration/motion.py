@@ -130,7 +130,8 @@ def _divide(scene: _Scene) -> _Parts:
     left = _find_left(scene)
     if left.sum() < _LEAST_SHARE * scene.molecule.sum():
         return best
-    starts = [_seek(scene, left), _follow(scene, left)]
+    largest = _take_largest(left)
+    starts = [_seek(scene, largest), _follow(scene, largest)]
     tried = [_settle(scene, [STILL, start]) for start in starts]
     whole = min(tried, key=lambda each: each.mismatch)
     if whole.mismatch < _EXPLAINED * best.mismatch:
@@ -144,18 +145,21 @@ def _divide(scene: _Scene) -> _Parts:
             itertools.combinations(range(len(pool)), count),
             key=lambda some: np.min([mismatch[0], *(mismatch[1 + each] for each in some)], axis=0).mean(),
         )
-        tried = _settle(scene, [STILL, *(pool[each] for each in chosen)])
-        if tried.mismatch < _WORTH * best.mismatch:
-            best = tried
+        more = _settle(scene, [STILL, *(pool[each] for each in chosen)])
+        if more.mismatch < _WORTH * best.mismatch:
+            best = more
     return best
 
 
 def _find_left(scene: _Scene) -> Bool[np.ndarray, "box box box"]:
-    """The largest connected density of the first map that is not in the last one."""
-    left, count = label(scene.molecule & (scene.first - scene.last > _LEFT * scene.level))
-    if not count:
-        return np.zeros(scene.first.shape, dtype=bool)
-    return np.asarray(left == 1 + np.bincount(left.ravel())[1:].argmax())
+    """Density of the first map that is not in the last one."""
+    return np.asarray(scene.molecule & (scene.first - scene.last > _LEFT * scene.level))
+
+
+def _take_largest(region: np.ndarray) -> np.ndarray:
+    """The largest connected piece of a region."""
+    pieces, _ = label(region)
+    return np.asarray(pieces == 1 + np.bincount(pieces.ravel())[1:].argmax())
 
 
 def _cut(seed: np.ndarray) -> list[np.ndarray]:

@@ -8,10 +8,11 @@ from scipy.ndimage import map_coordinates
 from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
-_ROTATIONS = 2000
-"""Tried all over the sphere: neighbours are some 15 degrees apart."""
-_REFINED = 12
+# Tried all over the sphere: neighbours are some 20 degrees apart.
+_ROTATIONS = 1000
+_REFINED = 8
 _POINTS = 800
+_LINES = 8
 # A turn by less has no axis that could be told.
 _LEAST_TURN_DEG = 2.0
 
@@ -82,9 +83,7 @@ class Density:
 
     def agree(self, target: Float[np.ndarray, "box box box"], movement: Movement) -> float:
         """Correlation, about zero, of the weights with a map at the points moved: 1 where they are proportional."""
-        there = sample(target, movement.apply(self.points))
-        scale = np.sqrt(np.square(self.weight).sum() * np.square(there).sum())
-        return float(self.weight @ there / scale) if scale > 0 else 0.0
+        return _agree(self.points, self.weight, target, movement.rotation, movement.shift)
 
 
 def take_density(weight: Float[np.ndarray, "box box box"]) -> Density:
@@ -102,8 +101,20 @@ def sample(
     voxels: Float[np.ndarray, "box box box"], points: Float[np.ndarray, "*some 3"]
 ) -> Float[np.ndarray, "*some"]:
     """Values of a map at points, 0 beyond it."""
+    return _sample(voxels, points)
+
+
+def _sample(voxels: np.ndarray, points: np.ndarray) -> np.ndarray:
     place = np.moveaxis(points, -1, 0)[::-1] + voxels.shape[-1] // 2
     return np.asarray(map_coordinates(voxels, place, order=1, mode="constant"))
+
+
+def _agree(
+    points: np.ndarray, weight: np.ndarray, target: np.ndarray, rotation: np.ndarray, shift: np.ndarray
+) -> float:
+    there = _sample(target, points @ rotation.T + shift)
+    scale = np.sqrt(np.square(weight).sum() * np.square(there).sum())
+    return float(weight @ there / scale) if scale > 0 else 0.0
 
 
 def refine(part: Density, target: Float[np.ndarray, "box box box"], start: Movement) -> Movement:
@@ -112,14 +123,18 @@ def refine(part: Density, target: Float[np.ndarray, "box box box"], start: Movem
     there = start.apply(centre[None])[0]
     size = max(float(np.sqrt(np.square(part.points - centre).sum(axis=1).mean())), 1.0)
 
-    def movement(change: np.ndarray) -> Movement:
+    def move(change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # Turns are counted by how far they carry the part's outskirts, so that all six numbers are lengths.
         rotation = Rotation.from_rotvec(change[:3] / size).as_matrix() @ start.rotation
-        return Movement(rotation, there + change[3:] - rotation @ centre)
+        return rotation, there + change[3:] - rotation @ centre
 
-    found = minimize(lambda change: -part.agree(target, movement(change)), np.zeros(6), method="Powell",
-                     options={"xtol": 0.02, "ftol": 1e-5, "maxiter": 12})  # fmt: skip
-    return movement(found.x)
+    def disagree(change: np.ndarray) -> float:
+        return -_agree(part.points, part.weight, target, *move(change))
+
+    # Until a step is a twentieth of a voxel.
+    options: dict[str, float] = {"xtol": 0.05, "ftol": 1e-4, "maxiter": _LINES}
+    found = minimize(disagree, np.zeros(6), method="Powell", options=options)  # type: ignore[call-overload]
+    return Movement(*move(found.x))
 
 
 def search(part: Density, target: Float[np.ndarray, "box box box"], seed: int = 0) -> Movement:

@@ -24,15 +24,13 @@ class MotionAlong:
 
 
 def read_series(files: Sequence[Path]) -> tuple[Float[np.ndarray, "maps box box box"], float]:
-    """Maps in the order given, and their voxel size in angstrom.
+    """At least one map, in the order given, and their voxel size in angstrom.
 
     Raises
     ------
     ExplorationError
-        If there are fewer than two, or they differ in box or voxel size.
+        If they differ in box or voxel size.
     """
-    if len(files) < 2:
-        raise ExplorationError("give two maps or more: the first, those between, the last")
     volumes = [read_volume(file) for file in files]
     first = volumes[0]
     for file, volume in zip(files, volumes, strict=True):

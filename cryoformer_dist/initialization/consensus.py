@@ -95,10 +95,10 @@ def back_project(
     for batch in BatchMaker(store.particles(), device).batches(_read_blocks(store, rows[share]), images_as_read):
         for half, accumulator in enumerate(halves):
             # Every other particle, whoever inserts it; a rank may have none of a half.
-            first = (half - int(share[done])) % 2
-            part = batch[first::2]
+            every_other = slice((half - int(share[done])) % 2, None, 2)
+            part = batch[every_other]
             if len(part):
-                counts = None if weight is None else _pick(weight, share[done : done + len(batch)][first::2], device)
+                counts = None if weight is None else _pick(weight, share[done : done + len(batch)][every_other], device)
                 accumulator.add(part.images, part.pose, part.ctf, part.pixel_size_angstrom, counts)
         done += len(batch)
         if progress is not None:

@@ -38,6 +38,7 @@ COMMANDS = (
     "analyze",
     "path",
     "motion",
+    "movie",
 )
 ERRORS = [
     value
