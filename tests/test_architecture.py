@@ -72,9 +72,12 @@ DOORKEEPERS = {
     "jinja2": ("figures.page",),
     "optuna": ("orchestration.tuning",),
     "umap": ("exploration.embedding",),
+    "PIL": ("figures.movies",),
+    "imageio_ffmpeg": ("figures.movies",),
     "scipy": (
         "analysis",
         "exploration",
+        "figures.movies",
         "figures.surfaces",
         "io",
         "simulation",

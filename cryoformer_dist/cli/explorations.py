@@ -1,4 +1,4 @@
-"""What a trained run's latents show: maps of chosen states, groups and landscape, paths."""
+"""What a trained run's latents show: maps of chosen states, groups and landscape, paths, motion, films."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,6 +7,7 @@ import typer
 
 from cryoformer_dist.cli import terminal
 from cryoformer_dist.cli.options import RunDirectory
+from cryoformer_dist.errors import ExplorationError
 
 app = typer.Typer()
 
@@ -22,6 +23,9 @@ Form = Annotated[
 ]
 Gaussians = Annotated[int, typer.Option("--gaussians", min=1, help="Try mixtures of up to so many.")]
 Umap = Annotated[bool, typer.Option("--umap", help="Embed the latents by UMAP too; needs cryoformer-dist[umap].")]
+HalfMaps = Annotated[
+    bool, typer.Option("--half-maps", help="Back-project the images of each cluster too, with half maps.")
+]
 Place = "Row of the particle file, from 0, or cluster:3 for the centre of that cluster."
 Along = Annotated[
     Literal["straight", "neighbours", "barrier"],
@@ -55,10 +59,13 @@ def volumes(
 
 
 @app.command(epilog="Example: `cryoformer-dist analyze runs/demo`")
-def analyze(home: RunDirectory, gaussians: Gaussians = 8, umap: Umap = False) -> None:
-    """Find groups among the latents, how crowded each conformation is and the wells between; no network is needed."""
+def analyze(home: RunDirectory, gaussians: Gaussians = 8, umap: Umap = False, half_maps: HalfMaps = False) -> None:
+    """Find groups among the latents, how crowded each conformation is, wells, and how the molecule moves."""
     from cryoformer_dist.analysis.results import open_results_alone
     from cryoformer_dist.exploration.analysis import analyze_latents, describe_findings, write_findings
+    from cryoformer_dist.exploration.cluster_maps import back_project_clusters, tell_evidence
+    from cryoformer_dist.exploration.motion import tell_motion
+    from cryoformer_dist.exploration.series import describe_axes
     from cryoformer_dist.runs.layout import ANALYSIS, LANDSCAPE_FIGURE
     from cryoformer_dist.selection.columns import read_columns
 
@@ -66,12 +73,35 @@ def analyze(home: RunDirectory, gaussians: Gaussians = 8, umap: Umap = False) ->
         columns = read_columns(working.folder, str(working.home))
         with terminal.staged_progress() as progress:
             findings = analyze_latents(columns, gaussians, umap, progress)
-        summary = write_findings(working.folder, columns, findings)
+            evidence = back_project_clusters(working.folder, columns, progress) if half_maps else ()
+        motions = describe_axes(working.folder)
+        summary = write_findings(working.folder, columns, findings, motions, evidence)
         written, picture = (working.at_home(working.folder / name) for name in (ANALYSIS, LANDSCAPE_FIGURE))
     for line in describe_findings(summary):
         terminal.say(line)
+    for axis in motions:
+        terminal.say(f"along {axis.series}, from its first map to its last:")
+        for line in tell_motion(axis.parts):
+            terminal.say(f"  {line}")
+    for line in tell_evidence(evidence):
+        terminal.say(line)
     terminal.say(f"written     {written}")
     terminal.say(f"next: look at {picture}, then cryoformer-dist path {home} cluster:0 cluster:1 -o path.json")
+
+
+@app.command(epilog="Example: `cryoformer-dist motion runs/demo/volumes/pc1_*.mrc`")
+def motion(
+    maps: Annotated[list[Path], typer.Argument(help="Maps (.mrc) of any program: first, those between, last.")],
+) -> None:
+    """Tell how a molecule moves from the first map to the last: which part, how far, about which hinge."""
+    from cryoformer_dist.exploration.motion import describe_motion, tell_motion
+    from cryoformer_dist.exploration.series import read_series
+
+    if len(maps) < 2:
+        raise ExplorationError("give two maps or more: the first, those between, the last")
+    volumes, voxel_size_angstrom = read_series(maps)
+    for line in tell_motion(describe_motion(volumes, voxel_size_angstrom)):
+        terminal.say(line)
 
 
 @app.command(epilog="Example: `cryoformer-dist path runs/demo 17 cluster:3 -o path.json`")
@@ -96,3 +126,20 @@ def path(
     terminal.say(f"particles {' '.join(map(str, found.particles))}")
     terminal.say(f"written   {output}")
     terminal.say(f"next: cryoformer-dist volumes {home} --path {output} -o {output.with_suffix('')}")
+
+
+@app.command(epilog="Example: `cryoformer-dist movie runs/demo pc1 -o pc1.gif`")
+def movie(
+    home: Annotated[str, typer.Argument(metavar="RUN", help="Run directory, or a folder that `volumes` wrote.")],
+    series: Annotated[str, typer.Argument(help="Series of maps: pc1, kmeans, path.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Film to write: .gif, or .mp4.")],
+    height: Annotated[int, typer.Option(min=120, max=2160, help="Of the picture, pixels: 1080 is full HD.")] = 480,
+    turntable: Annotated[bool, typer.Option("--turntable", help="Let the molecule turn once meanwhile.")] = False,
+) -> None:
+    """Film a series of maps as a surface that morphs forth and back, with scale bar and contour named."""
+    from cryoformer_dist.exploration.filming import film_series
+    from cryoformer_dist.runs.directory import open_run_directory
+
+    with open_run_directory(home) as working:
+        written = film_series(working.folder, series, output, height - height % 2, turntable)
+    terminal.say(f"written   {written}")

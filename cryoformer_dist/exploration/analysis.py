@@ -9,9 +9,11 @@ from jaxtyping import Bool, Float, Int
 
 from cryoformer_dist.analysis.latent import find_principal_axes
 from cryoformer_dist.errors import ExplorationError
+from cryoformer_dist.exploration.cluster_maps import ClusterEvidence
 from cryoformer_dist.exploration.embedding import FITTED, embed
 from cryoformer_dist.exploration.landscape import Landscape, Well, measure_landscape
 from cryoformer_dist.exploration.mixture import MixtureChoice, choose_mixture
+from cryoformer_dist.exploration.series import MotionAlong
 from cryoformer_dist.figures.landscapes import draw_landscape
 from cryoformer_dist.progress import StagedProgress, silent
 from cryoformer_dist.runs.layout import ANALYSIS, ANALYSIS_SUMMARY, LANDSCAPE, LANDSCAPE_FIGURE, PARTICLE_ANALYSIS
@@ -68,6 +70,10 @@ class AnalysisSummary:
         How wide one particle's posterior typically is along these axes; ``None`` where that is not known.
     embedded
         Particles that UMAP was fitted to; ``None`` where it was not asked for.
+    motion
+        Along each principal axis, as the run's maps show it.
+    evidence
+        What the images of each cluster say by themselves; none where that was not asked for.
     """
 
     checkpoint_step: int
@@ -80,6 +86,8 @@ class AnalysisSummary:
     wells: tuple[Well, ...]
     blur: tuple[float, ...] | None
     embedded: int | None
+    motion: tuple[MotionAlong, ...]
+    evidence: tuple[ClusterEvidence, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +117,12 @@ class Findings:
     embedding: Float[np.ndarray, "particles 2"] | None
     trusted: Bool[np.ndarray, " particles"]
 
-    def summarise(self, columns: ParticleColumns) -> AnalysisSummary:
+    def summarise(
+        self,
+        columns: ParticleColumns,
+        motions: tuple[MotionAlong, ...] = (),
+        evidence: tuple[ClusterEvidence, ...] = (),
+    ) -> AnalysisSummary:
         """The numbers."""
         return AnalysisSummary(
             checkpoint_step=columns.run.checkpoint_step,
@@ -122,6 +135,8 @@ class Findings:
             wells=self.plane.wells,
             blur=self.blur,
             embedded=None if self.embedding is None else min(len(columns), FITTED),
+            motion=motions,
+            evidence=evidence,
         )
 
 
@@ -168,7 +183,13 @@ def analyze_latents(
     return Findings(mixture, label, probability, plane, profile, blur, embedding, trusted)
 
 
-def write_findings(run: Path, columns: ParticleColumns, findings: Findings) -> AnalysisSummary:
+def write_findings(
+    run: Path,
+    columns: ParticleColumns,
+    findings: Findings,
+    motions: tuple[MotionAlong, ...] = (),
+    evidence: tuple[ClusterEvidence, ...] = (),
+) -> AnalysisSummary:
     """Write ``analysis.json``, ``landscape.npz`` and ``.png`` into a run's ``analysis`` folder, and ``particles.npz``.
 
     The arrays of the latter are columns of `select` from then on.
@@ -179,7 +200,7 @@ def write_findings(run: Path, columns: ParticleColumns, findings: Findings) -> A
         particles["umap"] = findings.embedding
     write_of_checkpoint(run, PARTICLE_ANALYSIS, columns.run.checkpoint_step, **particles)
     _write_landscape(run, findings)
-    summary = findings.summarise(columns)
+    summary = findings.summarise(columns, motions, evidence)
     write_record(run / ANALYSIS_SUMMARY, summary, SCHEMA_VERSION)
     return summary
 

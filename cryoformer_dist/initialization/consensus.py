@@ -68,6 +68,7 @@ def back_project(
     rows: Rows,
     progress: Progress | None = None,
     device: torch.device | None = None,
+    weight: Float[np.ndarray, " rows"] | None = None,
 ) -> Consensus:
     """Homogeneous reconstruction of the given particles at the store's poses, by all ranks together.
 
@@ -84,6 +85,8 @@ def back_project(
         Called with images done and in all, of this rank's share.
     device
         Where images are inserted and maps are solved; the CPU when ``None``.
+    weight
+        How many images each row counts for; one when ``None``.
     """
     device = device or torch.device("cpu")
     share = np.arange(len(rows))[take_share(len(rows))]
@@ -92,9 +95,11 @@ def back_project(
     for batch in BatchMaker(store.particles(), device).batches(_read_blocks(store, rows[share]), images_as_read):
         for half, accumulator in enumerate(halves):
             # Every other particle, whoever inserts it; a rank may have none of a half.
-            part = batch[(half - int(share[done])) % 2 :: 2]
+            every_other = slice((half - int(share[done])) % 2, None, 2)
+            part = batch[every_other]
             if len(part):
-                accumulator.add(part.images, part.pose, part.ctf, part.pixel_size_angstrom)
+                counts = None if weight is None else _pick(weight, share[done : done + len(batch)][every_other], device)
+                accumulator.add(part.images, part.pose, part.ctf, part.pixel_size_angstrom, counts)
         done += len(batch)
         if progress is not None:
             progress(done, len(share))
@@ -104,6 +109,10 @@ def back_project(
     maps = first.solve(wiener=_WIENER), second.solve(wiener=_WIENER)
     first.sums += second.sums
     return Consensus(first.solve(wiener=_WIENER), maps)
+
+
+def _pick(weight: np.ndarray, places: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(weight[places].astype(np.float32)).to(device)
 
 
 def _read_blocks(store: ParticleStore, rows: Rows) -> Iterator[ImageBlock]:

@@ -53,6 +53,7 @@ class FourierAccumulator:
         pose: Pose,
         ctf: CTFParams,
         pixel_size_angstrom: Float[Tensor, " particles"] | None = None,
+        weight: Float[Tensor, " particles"] | None = None,
     ) -> None:
         """Insert a block of images.
 
@@ -64,6 +65,8 @@ class FourierAccumulator:
             One entry per image.
         pixel_size_angstrom
             Of each image; the accumulator's own when ``None``.
+        weight
+            How many images each counts for; one when ``None``.
         """
         pixel = torch.full((len(images),), self.pixel_size_angstrom, device=images.device)
         pixel = pixel if pixel_size_angstrom is None else pixel_size_angstrom.float()
@@ -72,6 +75,10 @@ class FourierAccumulator:
         # The stored shift centres the image.
         centred = coefficients * phase_ramp(self.frequency, pose.shift_angstrom.float() / pixel[:, None])
         transfer = transfer_at(ctf, self.frequency, pixel) * scale
+        if weight is not None:
+            # It enters signal and squared CTF once, as products of two of these.
+            root = weight.sqrt()[:, None]
+            centred, transfer = centred * root, transfer * root
         self.insert(centred, transfer, pose.rotation.float() * scale[..., None])
 
     def insert(

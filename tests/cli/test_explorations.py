@@ -59,3 +59,12 @@ def test_nothing_is_written_for_what_is_refused(finished_run: Path, tmp_path: Pa
     assert "no cluster 9" in command("path", finished_run, "cluster:9", "17", "-o", tmp_path / "p.json")
     assert not (tmp_path / "m").exists()
     assert not (tmp_path / "p.json").exists()
+
+
+def test_motion_is_told_of_any_maps_and_a_series_is_filmed(finished_run: Path, tmp_path: Path, command) -> None:
+    first, last = (finished_run / "volumes" / f"pc1_{number:03d}.mrc" for number in range(2))
+    assert "part" in command("motion", first, last)
+    assert "two maps or more" in command("motion", first)
+    said = command("movie", finished_run, "pc1", "-o", tmp_path / "pc1.gif", "--height", 120)
+    assert f"written   {tmp_path / 'pc1.gif'}" in said
+    assert "there are kmeans, pc1" in command("movie", finished_run, "pc7", "-o", tmp_path / "b.gif")

@@ -37,6 +37,8 @@ COMMANDS = (
     "volumes",
     "analyze",
     "path",
+    "motion",
+    "movie",
 )
 ERRORS = [
     value
