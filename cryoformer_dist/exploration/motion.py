@@ -25,6 +25,8 @@ _LEAST_SHARE = 0.02
 _ROUNDS = 5
 # One part that leaves so little of the mismatch is all there is.
 _EXPLAINED = 0.2
+# Movements that leave as little are not told apart by what they leave.
+_AS_LITTLE = 1.05
 # A further part leaves at most so much of the mismatch.
 _WORTH = 0.8
 # What has left may be of two parts that touch: movements are also begun with pieces of it.
@@ -141,14 +143,22 @@ def _divide(scene: _Scene) -> _Parts:
     pool = [*starts, *(each.movements[1] for each in tried)]
     mismatch = [_compare(scene, each)[scene.molecule] for each in (STILL, *pool)]
     for count in range(1, MOST_PARTS + 1):
-        chosen = min(
-            itertools.combinations(range(len(pool)), count),
-            key=lambda some: np.min([mismatch[0], *(mismatch[1 + each] for each in some)], axis=0).mean(),
-        )
-        more = _settle(scene, [STILL, *(pool[each] for each in chosen)])
+        chosen = _choose(pool, mismatch, count)
+        more = _settle(scene, [STILL, *chosen])
         if more.mismatch < _WORTH * best.mismatch:
             best = more
     return best
+
+
+def _choose(pool: list[Movement], mismatch: list[np.ndarray], count: int) -> list[Movement]:
+    """So many movements that leave least unexplained; of those that leave about as little, the smallest turns."""
+    some = list(itertools.combinations(range(len(pool)), count))
+    unexplained = np.array(
+        [np.min([mismatch[0], *(mismatch[1 + each] for each in numbers)], axis=0).mean() for numbers in some]
+    )
+    turned = np.array([sum(pool[each].angle_deg for each in numbers) for numbers in some])
+    best = int(np.where(unexplained <= _AS_LITTLE * unexplained.min(), turned, np.inf).argmin())
+    return [pool[each] for each in some[best]]
 
 
 def _find_left(scene: _Scene) -> Bool[np.ndarray, "box box box"]:
