@@ -133,7 +133,7 @@ def movie(
     home: Annotated[str, typer.Argument(metavar="RUN", help="Run directory, or a folder that `volumes` wrote.")],
     series: Annotated[str, typer.Argument(help="Series of maps: pc1, kmeans, path.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Film to write: .gif, or .mp4.")],
-    height: Annotated[int, typer.Option(min=120, max=2160, help="Of the picture, pixels: 1080 is full HD.")] = 480,
+    height: Annotated[int, typer.Option(min=120, max=2160, help="Of the picture, pixels.")] = 480,
     turntable: Annotated[bool, typer.Option("--turntable", help="Let the molecule turn once meanwhile.")] = False,
 ) -> None:
     """Film a series of maps as a surface that morphs forth and back, with scale bar and contour named."""

@@ -158,13 +158,14 @@ def _prepared() -> "tempfile.TemporaryDirectory[str]":
 def prepare(config: RunConfig, store: ParticleStore, run: Path) -> None:
     """Prepare a run, or go on with it."""
     memory = measure_worker_memory(on_gpu=torch.cuda.is_available())
-    like = Path(_prepared().name) / preparation_key(config, store)
-    if like.is_dir() and not is_prepared(run):
-        prepare_like(config, store, run, like, memory)
+    if is_prepared(run):
+        prepare_run(config, store, run, resume=True, memory=memory)
         return
-    resume = is_prepared(run)
-    prepare_run(config, store, run, resume, memory=memory)
-    if not resume:
+    like = Path(_prepared().name) / preparation_key(config, store)
+    if like.is_dir():
+        prepare_like(config, store, run, like, memory)
+    else:
+        prepare_run(config, store, run, resume=False, memory=memory)
         shutil.copytree(run, like)
 
 
