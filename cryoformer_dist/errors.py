@@ -109,6 +109,10 @@ class RayStartsAgainWarning(CryoFormerWarning):
     """Ray did not come up in time on a busy machine; it is tried once more."""
 
 
+class RayProcessLostWarning(CryoFormerWarning):
+    """A process of Ray's own was lost, with its node perhaps: training is begun again from its newest checkpoint."""
+
+
 class ClusterUnreachableWarning(CryoFormerWarning):
     """The cluster of an earlier launch does not answer; it is taken to be gone."""
 

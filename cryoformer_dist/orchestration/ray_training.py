@@ -3,18 +3,20 @@
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
 import pyarrow.fs
+import ray.exceptions
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cryoformer_dist.config.cluster import ClusterConfig, WorkersConfig
 from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.errors import ClusterError, CryoFormerError, TrainingError
+from cryoformer_dist.errors import ClusterError, CryoFormerError, RayProcessLostWarning, TrainingError
 from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.orchestration.failing_nodes import LeaveOutFailingNodes
 from cryoformer_dist.orchestration.following import OnRecord, follow_run
@@ -66,20 +68,46 @@ def train_with_ray(
     # One that does not even answer (a stopped process, a node without network) is lost after the same time.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(silence)
     arguments = WorkerArguments(str(working.home), config.training.threads_for(cluster.workers.cpus), silence, memory)
-    trainer = TorchTrainer(
-        partial(run_worker, arguments),
-        # Ranks that wait for one that hangs give up a little later than that one itself.
-        torch_config=TorchConfig(timeout_s=round(silence) + 60),
-        scaling_config=_scale_workers(cluster.workers),
-        run_config=_configure_attempt(working.home, cluster, config.training.keep_checkpoints),
-    )
+
+    def attempt() -> ray.train.Result:
+        return _fit(
+            TorchTrainer(
+                partial(run_worker, arguments),
+                # Ranks that wait for one that hangs give up a little later than that one itself.
+                torch_config=TorchConfig(timeout_s=round(silence) + 60),
+                scaling_config=_scale_workers(cluster.workers),
+                run_config=_configure_attempt(working.home, cluster, config.training.keep_checkpoints),
+            )
+        )
+
     with follow_run(working, on_record, on_stage, elsewhere=True, on_notice=on_notice):
         try:
-            result = _fit(trainer)
+            result = _repeat_when_ray_is_hit(attempt, cluster.max_failures)
         except ray.train.TrainingFailedError as error:
             raise _explain(error, working.home) from error
     if isinstance(result.return_value, CryoFormerError):
         raise result.return_value
+
+
+def _repeat_when_ray_is_hit(attempt: Callable[[], ray.train.Result], losses: int) -> ray.train.Result:
+    """Make attempts until one ends by itself.
+
+    Ray Train goes on by itself when it loses a worker, but not when it asks one something just as that is lost, as the
+    workers come or go. Workers find the newest checkpoint in any attempt.
+    """
+    for _ in range(losses):
+        try:
+            return attempt()
+        except ray.train.ControllerError as error:
+            if not isinstance(error.controller_failure, ray.exceptions.RayActorError):
+                raise
+            told = str(error.controller_failure).splitlines()[0]
+            warnings.warn(
+                f"Ray lost one of its own processes ({told}): training goes on from the newest checkpoint",
+                RayProcessLostWarning,
+                stacklevel=2,
+            )
+    return attempt()
 
 
 def _fit(trainer: TorchTrainer) -> ray.train.Result:

@@ -1,8 +1,11 @@
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import ray.exceptions
 import ray.train
 
-from cryoformer_dist.errors import ClusterError, StoreError, TrainingError
+from cryoformer_dist.errors import ClusterError, RayProcessLostWarning, StoreError, TrainingError
 from cryoformer_dist.orchestration import ray_training
 
 
@@ -24,3 +27,29 @@ def test_any_other_loss_of_a_worker_says_how_to_go_on(tmp_path: Path) -> None:
     controller = ray_training._explain(ray.train.ControllerError(RuntimeError("no node")), tmp_path)
     assert isinstance(controller, ClusterError)
     assert "--resume" in str(controller)
+
+
+def _failing(times: int, cause: Exception) -> Callable[[], str]:
+    """An attempt that fails so many times; then it says how many there were."""
+    made = []
+
+    def attempt() -> str:
+        made.append(None)
+        if len(made) <= times:
+            raise ray.train.ControllerError(cause)
+        return f"attempt {len(made)}"
+
+    return attempt
+
+
+def test_training_goes_on_when_ray_loses_a_process_of_its_own() -> None:
+    lost = ray.exceptions.ActorUnavailableError("Socket closed", None)
+    with pytest.warns(RayProcessLostWarning, match="Socket closed"):
+        assert ray_training._repeat_when_ray_is_hit(_failing(2, lost), 2) == "attempt 3"
+    with pytest.warns(RayProcessLostWarning), pytest.raises(ray.train.ControllerError):
+        ray_training._repeat_when_ray_is_hit(_failing(2, lost), 1)
+
+
+def test_what_else_stops_ray_is_not_tried_again() -> None:
+    with pytest.raises(ray.train.ControllerError, match="no room"):
+        ray_training._repeat_when_ray_is_hit(_failing(1, RuntimeError("no room")), 3)
