@@ -71,8 +71,9 @@ def read_structure(path: Path) -> list[AtomicModel]:
         structure.remove_waters()
         structure.remove_alternative_conformations()
         models = [_list_atoms(model) for model in structure]
-    # Names that are no text (UnicodeDecodeError is a ValueError) come to light when they are listed.
-    except (RuntimeError, ValueError, IndexError, OverflowError, MemoryError) as error:
+    # Names that are no text (UnicodeDecodeError is a ValueError), and residues without a number (TypeError), come to
+    # light when they are listed.
+    except (RuntimeError, ValueError, TypeError, IndexError, OverflowError, MemoryError) as error:
         raise ConfigError(f"{path}: not an atomic model: {str(error)[:200]}; give a .pdb or .cif file") from error
     for model in models:
         _refuse_impossible(path, model)

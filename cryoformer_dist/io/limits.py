@@ -129,6 +129,8 @@ def check_rotations(source: Path, column: str, rotation: np.ndarray) -> None:
         If one is not finite, not orthonormal, or mirrors; names the row.
     """
     check_column(source, column, rotation)
+    # Squares of what float32 holds are no numbers of float32.
+    rotation = rotation.astype(np.float64)
     error = np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2))
     wrong = ~(error <= _ORTHONORMAL_TOLERANCE) | (np.linalg.det(rotation) < 0)
     if wrong.any():

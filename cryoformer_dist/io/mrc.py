@@ -286,7 +286,7 @@ def _quietly(path: Path) -> Iterator[None]:
         raise ParticleFormatError(f"{path}: no such file; check the path or give --datadir") from None
     except ParticleFormatError:
         raise
-    except (OSError, ValueError, EOFError, zlib.error) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zlib.error) as error:
         raise ParticleFormatError(f"{path}: cannot be read as MRC ({error}); check or copy the file again") from error
 
 

@@ -86,16 +86,22 @@ def refuse_other_kinds(path: Path) -> None:
     Raises
     ------
     ParticleFormatError
-        If the mode is none that MRC knows, in either byte order.
+        If the mode is none that MRC knows, in either byte order, or the extended header is longer than the file.
     """
     if compression_module(path) is not None:
         return
     with path.open("rb") as handle:
         start = handle.read(HEADER_BYTES)
     orders: tuple[Literal["little", "big"], ...] = ("little", "big")
-    modes = [int.from_bytes(start[12:16], order) for order in orders]
-    if len(start) < HEADER_BYTES or not any(mode in (*IMAGE_MODES, *OTHER_MODES) for mode in modes):
+    known = [order for order in orders if int.from_bytes(start[12:16], order) in (*IMAGE_MODES, *OTHER_MODES)]
+    if len(start) < HEADER_BYTES or not known:
         raise ParticleFormatError(f"{path}: not an MRC file (no valid header); check the file")
+    extended, room = int.from_bytes(start[92:96], known[0], signed=True), path.stat().st_size - HEADER_BYTES
+    if extended > room:
+        raise ParticleFormatError(
+            f"{path}: its header promises an extended header of {extended} bytes, and {room} bytes follow; copy the "
+            "file again"
+        )
 
 
 def compression_module(path: Path) -> Any:

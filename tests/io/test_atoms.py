@@ -169,8 +169,9 @@ def test_an_atom_that_is_nowhere_is_named(tmp_path, damage):
         read_structure(tmp_path / "a.pdb")
 
 
-def test_names_that_are_no_text_are_refused(tmp_path):
-    line = b"ATOM      1  CA  ALA \xff   1      11.000  12.000  13.000  1.00  0.00           C  \nEND\n"
+@pytest.mark.parametrize("residue", [b"\xff   1", b"A    "])
+def test_residues_whose_name_is_no_text_or_without_a_number_are_refused(tmp_path, residue):
+    line = b"ATOM      1  CA  ALA " + residue + b"      11.000  12.000  13.000  1.00  0.00           C  \nEND\n"
     (tmp_path / "a.pdb").write_bytes(line)
     with pytest.raises(ConfigError, match=r"a\.pdb: not an atomic model"):
         read_structure(tmp_path / "a.pdb")

@@ -77,11 +77,11 @@ def test_only_images_of_a_phase_plate_may_all_be_in_focus():
             check_defocus(SOURCE, "rlnDefocusU", np.zeros(3), phase_shift)
 
 
-@pytest.mark.parametrize("wrong", [2 * TURN, -TURN, TURN * np.nan, TURN * 0])
+@pytest.mark.parametrize("wrong", [2 * TURN, -TURN, TURN * np.nan, TURN * 0, np.float32(1e38) * np.float32(TURN)])
 def test_what_is_no_rotation_is_refused(wrong):
     check_rotations(SOURCE, "rotation", np.stack([TURN, np.eye(3)]))
     with pytest.raises(ParticleFormatError, match=r"row 2 .*column rotation"):
-        check_rotations(SOURCE, "rotation", np.stack([TURN, wrong]))
+        check_rotations(SOURCE, "rotation", np.stack([TURN, wrong], dtype=np.float32, casting="same_kind"))
 
 
 def test_a_shift_may_not_leave_the_image_where_its_box_is_known():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cryoformer_dist.errors import ParticleFormatError
-from cryoformer_dist.io.mrc_header import MRCHeader, check_length, compression_module, refuse_other_kinds
+from cryoformer_dist.io.mrc_header import HEADER_BYTES, MRCHeader, check_length, compression_module, refuse_other_kinds
 
 
 def header(path: Path, **changes: object) -> MRCHeader:
@@ -73,6 +73,14 @@ def test_other_kinds_are_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ParticleFormatError, match="not an MRC file"):
         refuse_other_kinds(path)
+
+
+def test_an_extended_header_longer_than_the_file_takes_no_memory(tmp_path):
+    header = bytearray(HEADER_BYTES)
+    header[12:16], header[92:96] = (2).to_bytes(4, "little"), (2**31 - 1).to_bytes(4, "little")
+    (tmp_path / "a.mrc").write_bytes(header)
+    with pytest.raises(ParticleFormatError, match="extended header of 2147483647 bytes, and 0 bytes follow"):
+        refuse_other_kinds(tmp_path / "a.mrc")
 
 
 def test_a_promised_extended_header_that_is_absent_is_named(tmp_path):
