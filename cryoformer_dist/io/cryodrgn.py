@@ -3,6 +3,7 @@
 import io
 import pickle
 import pickletools
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -171,20 +172,31 @@ class _RefusedGlobal(Exception):
     """A pickle named something that is not a plain numpy array."""
 
 
+_MEMO = ("PUT", "BINPUT", "LONG_BINPUT")
+# How a pickle ends what it says of an array of numbers: no parts, no fixed size, no flags.
+_OF_NUMBERS = (None, None, None, -1, -1, 0)
+
+
 def _refuse_false_lengths(content: bytes) -> None:
     """Refuse a pickle that asks for memory that its bytes do not justify: seven can ask for gigabytes.
 
     Walking over the instructions checks the length of each against the bytes that are there; the memo, a table that
-    grows to the number that is asked for, is checked here.
+    grows to the number that is asked for, is checked here. So is what arrays are said to be of: numpy believes it that
+    numbers are objects, and frees what is no object.
 
     Raises
     ------
     ValueError
         If it does.
     """
+    said: deque[Any] = deque(maxlen=len(_OF_NUMBERS))
     for count, (instruction, argument, _) in enumerate(pickletools.genops(content), start=1):
-        if instruction.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
+        if instruction.name in _MEMO and int(argument or 0) > count:
             raise ValueError(f"a memo of {argument} entries after {count} instructions")
+        if instruction.name == "TUPLE" and tuple(said)[:3] == _OF_NUMBERS[:3] and tuple(said) != _OF_NUMBERS:
+            raise ValueError("an array of something else than numbers")
+        if instruction.name not in (*_MEMO, "MEMOIZE"):
+            said.append(argument if instruction.name != "NONE" else None)
 
 
 class _NumpyUnpickler(pickle.Unpickler):

@@ -215,3 +215,15 @@ def test_lists_that_hold_each_other_are_not_unfolded(tmp_path):
     for read in (read_ctf_pkl, read_indices_pkl):
         with pytest.raises(ParticleFormatError, match="expected"):
             read(save(tmp_path / "alias.pkl", nested))
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_numbers_that_are_said_to_be_objects_are_refused_before_numpy_believes_it(
+    tmp_path: Path, protocol: int
+) -> None:
+    content, path = pickle.dumps(np.zeros((2, 9)), protocol), tmp_path / "a.pkl"
+    plain = b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t"
+    assert plain in content
+    path.write_bytes(content.replace(plain, plain[:-2] + b"\x3ft"))
+    with pytest.raises(ParticleFormatError, match="something else than numbers"):
+        load_numpy_pickle(path)
