@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cryoformer_dist.runs.layout import REPORT_FILES, REPORT_PICTURE, REPORT_TABLE
-from cryoformer_dist.storage.places import write_whole
+from cryoformer_dist.storage.places import replaced, write_whole
 
 
 def write_report_files(run: Path, pictures: Mapping[str, bytes], tables: Mapping[str, Sequence[Any]]) -> list[Path]:
@@ -30,7 +30,8 @@ def write_report_files(run: Path, pictures: Mapping[str, bytes], tables: Mapping
     written = []
     for name, png in pictures.items():
         written.append(run / REPORT_PICTURE.format(name=name))
-        written[-1].write_bytes(png)
+        with replaced(written[-1]) as beside:
+            beside.write_bytes(png)
     for name, rows in tables.items():
         if rows:
             written.append(run / REPORT_TABLE.format(name=name))

@@ -122,6 +122,11 @@ def replaced(path: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.replace(path)
+    except OSError as error:
+        # The system names a file that cannot be opened, not one that cannot be written to.
+        if error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

@@ -1,3 +1,5 @@
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -92,3 +94,14 @@ def test_an_object_store_that_cannot_be_reached_says_what_to_look_at() -> None:
     place = place_at("s3://bucket/x")
     with pytest.raises(StorageError, match=r"s3://bucket/x: .*http://nowhere.*AWS_ENDPOINT_URL"), in_reach(place):
         raise EndpointConnectionError(endpoint_url="http://nowhere")
+
+
+def test_a_file_that_cannot_be_written_to_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    def write_half() -> None:
+        with replaced(tmp_path / "map.png") as beside:
+            beside.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=r"No space left on device: .*map\.png"):
+        write_half()
+    assert list(tmp_path.iterdir()) == []
