@@ -45,6 +45,11 @@ def measure_worker_memory(on_gpu: bool, workers_per_device: int = 1, workers: in
     return WorkerMemory(int(_SHARE * free / workers_per_device), workers, on_gpu)
 
 
+def gib(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.1f} GiB"
+
+
 def usable_cores() -> int:
     """CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed
+from jaxtyping import Float
 from torch import Tensor
 
 T = TypeVar("T")
@@ -32,12 +33,13 @@ def _gather(values: Tensor) -> list[Tensor]:
     return [each.to(values.device) for each in gathered]
 
 
-def gather_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and values of all ranks, in rank order; each rank brings equally many."""
-    world = rank_and_world()[1]
-    if world == 1:
+def gather_rows(rows: Tensor, values: Float[Tensor, "rows width"]) -> tuple[Tensor, Tensor]:
+    """Rows and their float32 values of all ranks, in rank order, as one message; each rank brings equally many."""
+    if rank_and_world()[1] == 1:
         return rows, values
-    return torch.cat(_gather(rows)), torch.cat(_gather(values))
+    # As integers: the bits of a small row number, read as a float, are one that a processor may flush to zero.
+    told = torch.cat(_gather(torch.cat([rows[:, None].int(), values.contiguous().view(torch.int32)], 1)))
+    return told[:, 0].to(rows.dtype), told[:, 1:].contiguous().view(torch.float32)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -103,57 +105,38 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return total / rank_and_world()[1]
 
 
-class SumUnderWay:
-    """Element-wise sum over ranks, begun now and asked for later; a GPU is not waited for even then.
-
-    Parameters
-    ----------
-    values
-        Of this rank.
-    """
-
-    def __init__(self, values: Tensor) -> None:
-        self._values, self._work = values.clone(), None
-        if rank_and_world()[1] > 1:
-            self._work = torch.distributed.all_reduce(self._values, async_op=True)
-
-    def result(self) -> Tensor:
-        """The sum, the same on every rank."""
-        if self._work is not None:
-            self._work.wait()
-        return self._values
-
-
 class Vote:
-    """Whether any rank wants something: all ranks hear of it at the same step, and no step waits for a GPU to say so.
+    """Whether any rank wants something: all hear of it at the same step, and no step waits for a GPU to say so.
 
     Parameters
     ----------
     device
-        Where ranks exchange values.
+        Where votes are counted.
     """
 
     # A GPU is asked what it said so many steps ago: it is never so far behind.
     _STEPS_LATE = 8
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._cast: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+        self._late = self._STEPS_LATE if device.type == "cuda" else 0
+        self._counts: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
 
-    def hold(self, wanted: bool) -> bool:
-        """Say what this rank wants, and hear whether any does; every rank asks equally often."""
-        if rank_and_world()[1] == 1:
-            return wanted
-        total = SumUnderWay(torch.full((), float(wanted), device=self._device)).result()
-        if self._device.type != "cuda":
-            return bool(total)
-        said, event = total.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+    def count(self, votes: Float[Tensor, ""]) -> None:
+        """Take the sum of all ranks' votes, 0 or 1 each, of one step."""
+        if not self._late:
+            self._counts.append((votes, None))
+            return
+        said, event = votes.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
-        self._cast.append((said, event))
-        if len(self._cast) <= self._STEPS_LATE:
+        self._counts.append((said, event))
+
+    def passed(self) -> bool:
+        """Whether any rank wanted it; asked after every step."""
+        if len(self._counts) <= self._late:
             return False
-        said, event = self._cast.popleft()
-        event.synchronize()
+        said, event = self._counts.popleft()
+        if event is not None:
+            event.synchronize()
         return bool(said)
 
 

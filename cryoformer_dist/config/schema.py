@@ -31,10 +31,11 @@ class DatasetConfig(Section):
         description="train on these particles only: a selection (.json) that `select` has written; relative paths "
         "start at this file's folder",
     )
-    loader: Literal["ray", "local", "resident"] = Field(
-        "ray",
+    loader: Literal["auto", "ray", "local", "resident"] = Field(
+        "auto",
         description="who reads the store: Ray Data, a thread of the worker, or nobody: the images of a worker's share "
-        "stay on its device, or in main memory where a GPU has no room",
+        "stay on its device, or in main memory where a GPU has no room (resident); auto is resident where memory is "
+        "planned to suffice, else ray",
     )
 
 

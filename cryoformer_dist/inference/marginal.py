@@ -45,14 +45,15 @@ def mix_maps(
     changes = (maps - mean).flatten(1)
     principal = find_principal_mixture(changes)
     voxels = torch.cat([mean[None], (principal.T @ changes).reshape(-1, *mean.shape)])
+    slices = TrilinearSlices(voxels, compared // 2 - 1)
     return ConformationMixture(
         latent=torch.arange(len(mixing), dtype=torch.float32)[:, None],
         log_share=share.log(),
         mixture=torch.cat([torch.ones(len(mixing), 1), mixing @ principal], dim=1),
         # What is true of them is no matter of contrast.
         strength=torch.ones(len(mixing)),
-        slices=TrilinearSlices(voxels, compared // 2 - 1),
-        leading_slices=TrilinearSlices(voxels[:MOVING_MAPS], compared // 2 - 1),
+        slices=slices,
+        leading_slices=slices.leading(MOVING_MAPS),
         map_pixel_angstrom=pixel_size_angstrom,
         box=box,
         compared_box=compared,

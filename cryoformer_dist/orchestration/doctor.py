@@ -15,9 +15,8 @@ import torch
 
 from cryoformer_dist.config.schema import DatasetConfig, RunConfig, TrainingConfig
 from cryoformer_dist.errors import CryoFormerError
-from cryoformer_dist.machine import free_bytes, usable_cores
+from cryoformer_dist.machine import free_bytes, gib, usable_cores
 from cryoformer_dist.orchestration.step_benchmark import StepBenchmark, ball
-from cryoformer_dist.training.memory import gib
 from cryoformer_dist.versions import DECISIVE_PACKAGES, installed_version
 
 _STORAGE_BYTES = 32 * 2**20

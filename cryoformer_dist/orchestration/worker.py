@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import ray.train
@@ -30,7 +29,7 @@ from cryoformer_dist.errors import (
     RunStopped,
     TrainingError,
 )
-from cryoformer_dist.machine import WorkerMemory, measure_worker_memory, set_threads
+from cryoformer_dist.machine import WorkerMemory, gib, measure_worker_memory, set_threads
 from cryoformer_dist.orchestration.prometheus import Publish, publishing
 from cryoformer_dist.ranks import gather_objects, rank_and_world
 from cryoformer_dist.runs.checkpoint import checkpoints
@@ -40,9 +39,9 @@ from cryoformer_dist.runs.layout import RAY_POINTER
 from cryoformer_dist.runs.stage_progress import StageProgress
 from cryoformer_dist.runs.training_log import TrainingRecord
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.training.memory import gib, leaves_room
+from cryoformer_dist.training.memory import leaves_room
 from cryoformer_dist.training.reporting import Reporter, tell_stages
-from cryoformer_dist.training.train_rank import join_world_of_one, train_rank
+from cryoformer_dist.training.train_rank import Loader, join_world_of_one, train_rank
 
 _SECONDS_BETWEEN_POINTERS = 10.0
 
@@ -147,7 +146,7 @@ def run_worker(arguments: WorkerArguments) -> CryoFormerError | None:
             config, manifest = load_run(working.folder)
             store = open_run_store(manifest)
             reporter = RayReporter(working.folder, arguments.silence_seconds, publish)
-            loader = choose_loader(config, device, reporter.alive)
+            loader = choose_loader(device, reporter.alive)
             train_rank(working, config, store, arguments.memory, reporter, loader, device)
             written = checkpoints(working.folder)
             if written:
@@ -182,7 +181,7 @@ def train_alone(
     set_threads(threads)
     device = torch.device("cuda" if on_gpu else "cpu")
     join_world_of_one(device)
-    loader = choose_loader(config, device, reporter.alive, with_ray=False)
+    loader = choose_loader(device, reporter.alive, with_ray=False)
     train_rank(working, config, store, measure_worker_memory(on_gpu), reporter, loader, device)
     _make_maps(working, config, reporter, device)
 
@@ -198,10 +197,8 @@ def _make_maps(working: WorkingFolder, config: RunConfig, reporter: Reporter, de
     reconstruct_once(working, config, device, tell_stages(working, reporter), checkpoint)
 
 
-def choose_loader(
-    config: RunConfig, device: torch.device, alive: Callable[[], None], with_ray: bool = True
-) -> Callable[[ParticleStore], BatchSource]:
-    """The configuration's ``dataset.loader``, onto a device.
+def choose_loader(device: torch.device, alive: Callable[[], None], with_ray: bool = True) -> Loader:
+    """What makes batches of a store as ``dataset.loader`` of a configuration says, ``auto`` settled, onto a device.
 
     Where there is no Ray, ``local`` takes the place of ``ray``, and where there is no room, that of ``resident``.
 
@@ -210,10 +207,14 @@ def choose_loader(
     alive
         Called while images are read that stay.
     """
-    name = config.dataset.loader
-    if name == "resident":
-        return lambda store: _share_batches(store, config, device, alive)
-    return partial(ray_batches if name == "ray" and with_ray else local_batches, device=device)
+
+    def load(config: RunConfig, store: ParticleStore) -> BatchSource:
+        name = config.dataset.loader
+        if name == "resident":
+            return _share_batches(store, config, device, alive)
+        return (ray_batches if name == "ray" and with_ray else local_batches)(store, device)
+
+    return load
 
 
 def _share_batches(

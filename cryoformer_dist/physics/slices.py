@@ -4,7 +4,7 @@
 costs the same for any molecule. The tests hold them together.
 """
 
-from collections.abc import Iterator
+import copy
 
 import torch
 from jaxtyping import Complex, Float
@@ -15,6 +15,8 @@ from cryoformer_dist.physics.grids import frequency_grid, half_disc, interpolati
 from cryoformer_dist.physics.splat import TAPS, bspline
 
 PADDING = 2
+# Maps that are transformed at once.
+_TOGETHER = 4
 
 
 class TrilinearSlices:
@@ -43,10 +45,20 @@ class TrilinearSlices:
         self.flat_index, self.frequency = (each[1:].to(voxels.device) for each in half_disc(box, float(shell)))
         self._size = box * PADDING
         # Of all maps, the numbers of one frequency lie side by side: a slice gathers them together.
-        self._transform = voxels.new_empty(self._size, self._size, self._size, 2 * self.maps)
-        for index, transform in enumerate(_padded_transforms(voxels, degree=1)):
-            centred = torch.fft.fftshift(transform)
-            self._transform[..., 2 * index], self._transform[..., 2 * index + 1] = centred.real, centred.imag
+        self._transform = voxels.new_empty(self._size, self._size, self._size, self.maps, 2)
+        # With alternating signs zero frequency comes to the middle: to roll transforms takes longer than to make them.
+        sign = (-1.0) ** (torch.arange(box, device=voxels.device) - box // 2)
+        signs = sign[:, None, None] * sign[:, None] * sign
+        # Several maps fill a line of a processor's cache, which one alone would write in pieces.
+        for kept, some in zip(self._transform.split(_TOGETHER, dim=-2), voxels.split(_TOGETHER), strict=True):
+            kept.copy_(torch.view_as_real(_padded_transforms(some * signs, degree=1)).movedim(0, -2))
+
+    def leading(self, maps: int) -> "TrilinearSlices":
+        """The same of the first so many maps alone."""
+        slices = copy.copy(self)
+        slices._transform = self._transform[..., :maps, :].contiguous()
+        slices.maps = slices._transform.shape[-2]
+        return slices
 
     def at(self, rotation: Float[Tensor, "*poses 3 3"]) -> Complex[Tensor, "maps *poses k"]:
         """Slices: the projection along z of a map turned by A is its transform at ``A^T (kx, ky, 0)``."""
@@ -59,7 +71,7 @@ class TrilinearSlices:
         middle = rotation.new_full((1, 1, 1), 1 / self._size)
         plane = 2 * rotation.reshape(-1, 3, 3)[:, :2]
         position = torch.baddbmm(middle, self.frequency.expand(len(plane), -1, 2), plane)
-        channels = self._transform.permute(3, 0, 1, 2)[None]
+        channels = self._transform.flatten(-2).permute(3, 0, 1, 2)[None]
         found = torch.nn.functional.grid_sample(channels, position.reshape(1, 1, 1, -1, 3), align_corners=False)
         return found[0].reshape(-1, 2, *rotation.shape[:-2], len(self.frequency))
 
@@ -77,8 +89,8 @@ class SplineSlices:
         maps, box = voxels.shape[0], voxels.shape[-1]
         self._box, self._size = box, box * PADDING
         self._table = voxels.new_empty(self._size**3, 2 * maps)
-        for index, transform in enumerate(_padded_transforms(voxels, degree=3)):
-            self._table[:, 2 * index : 2 * index + 2] = torch.view_as_real(transform).reshape(-1, 2)
+        for index, one in enumerate(voxels.split(1)):
+            self._table[:, 2 * index : 2 * index + 2] = torch.view_as_real(_padded_transforms(one, 3)).reshape(-1, 2)
         frequency = frequency_grid(box).reshape(-1, 2)
         # Beyond the sphere of the maps' own box a slice would leave their lattice.
         self._inside = torch.nonzero(frequency.norm(dim=-1) < 0.5).ravel()
@@ -113,10 +125,11 @@ class SplineSlices:
         return torch.bmm(weight.reshape(len(index), 1, -1), corners)[:, 0]
 
 
-def _padded_transforms(voxels: Tensor, degree: int) -> Iterator[Tensor]:
-    """Transform of each map on the padded lattice, interpolation's envelope divided out first; zero frequency first."""
+def _padded_transforms(
+    voxels: Float[Tensor, "maps box box box"], degree: int
+) -> Complex[Tensor, "maps size size size"]:
+    """Transforms of maps on the padded lattice, interpolation's envelope divided out first; zero frequency first."""
     box = voxels.shape[-1]
     envelope = interpolation_envelope(box, box * PADDING, degree, voxels.device)
     margin = (box * PADDING - box) // 2
-    for one in voxels:
-        yield volume_to_fourier(torch.nn.functional.pad(one / envelope, (margin,) * 6))
+    return volume_to_fourier(torch.nn.functional.pad(voxels / envelope, (margin,) * 6))

@@ -15,15 +15,29 @@ from torch import Tensor, nn
 
 from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.errors import BackendUnavailableError, CheckpointError
-from cryoformer_dist.ranks import rank_and_world
+from cryoformer_dist.ranks import rank_and_world, sum_over_ranks
 from cryoformer_dist.runs.checkpoint import read_tensors
 
 _WHOLE = "torch.pt"
 _CHECKPOINT_TAG = "engine"
 T = TypeVar("T")
 
-Stopped = Callable[[Tensor], Tensor]
-"""Norm of this rank's gradients to whether the step is to change nothing; both stay on the device."""
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What ranks tell one another at a step: it travels with the gradients where it can, not as a message of its own.
+
+    Attributes
+    ----------
+    say
+        Norm of this rank's gradients, all of which are known then, to a few numbers on the device.
+    hear
+        Their sums over ranks to whether the step is to change nothing: at 1, on the device, weights and optimiser stay
+        as they are, whatever the gradients.
+    """
+
+    say: Callable[[Tensor], Tensor]
+    hear: Callable[[Tensor], Tensor]
 
 
 class Engine(Protocol):
@@ -36,7 +50,7 @@ class Engine(Protocol):
     def forward(self, *arguments: Any) -> Any:
         """Call the module."""
 
-    def step(self, loss: Tensor, learning_rate_factor: float, stopped: Stopped | None = None) -> None:
+    def step(self, loss: Tensor, learning_rate_factor: float, word: Word | None = None) -> None:
         """Backward, average gradients over ranks, and update with every peak rate times the factor.
 
         Parameters
@@ -45,9 +59,8 @@ class Engine(Protocol):
             Of this rank.
         learning_rate_factor
             Share of the peak rates.
-        stopped
-            Asked before the update: a number on the device that is the same on all ranks; at 1 weights and optimiser
-            stay as they are, whatever the gradients. It is told the norm of this rank's gradients.
+        word
+            Said before gradients are averaged and heard before the update.
         """
 
     def save(self, folder: Path) -> list[Path]:
@@ -163,32 +176,34 @@ class TorchEngine:
         """Call the module."""
         return self._module(*arguments)
 
-    def step(self, loss: Tensor, learning_rate_factor: float, stopped: Stopped | None = None) -> None:
+    def step(self, loss: Tensor, learning_rate_factor: float, word: Word | None = None) -> None:
         """See `Engine`."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        stop = None if stopped is None else stopped(self._norm())
-        if self.world > 1:
-            self._average_gradients()
+        heard = self._average_gradients(loss.new_empty(0) if word is None else word.say(self._norm()))
         if self._clipping:
             torch.nn.utils.clip_grad_norm_(self._module.parameters(), self._clipping)
         self._rates.set(self._optimizer, learning_rate_factor)
-        _stop_if(self._optimizer, stop)
+        _stop_if(self._optimizer, None if word is None else word.hear(heard))
         self._optimizer.step()
 
     def _norm(self) -> Tensor:
         gradients = [parameter.grad for parameter in self._module.parameters() if parameter.grad is not None]
         return torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm()
 
-    def _average_gradients(self) -> None:
+    def _average_gradients(self, said: Tensor) -> Tensor:
+        """Gradients become their means over ranks; what ranks say beside them is summed and returned."""
+        if self.world == 1:
+            return said
         # A part that takes no part in the stage has none, on every rank: zeros would let weight decay act on it.
         gradients = [parameter.grad for parameter in self._module.parameters() if parameter.grad is not None]
         # One message a step: each costs a round trip, whatever its size.
-        together = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        together = torch.cat([*(gradient.reshape(-1) for gradient in gradients), said])
         torch.distributed.all_reduce(together)
-        together /= self.world
-        for gradient, part in zip(gradients, together.split([each.numel() for each in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        *parts, heard = together.split([*(each.numel() for each in gradients), len(said)])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient) / self.world)
+        return heard
 
     def save(self, folder: Path) -> list[Path]:
         """See `Engine`."""
@@ -263,14 +278,15 @@ class DeepSpeedEngine:
         """Call the module."""
         return self._engine(*arguments)
 
-    def step(self, loss: Tensor, learning_rate_factor: float, stopped: Stopped | None = None) -> None:
+    def step(self, loss: Tensor, learning_rate_factor: float, word: Word | None = None) -> None:
         """See `Engine`."""
         self._taking_part.clear()
         self._engine.backward(loss)
         stop = None
-        if stopped is not None:
+        if word is not None:
             norms = [norm for group in self._taking_part.values() for norm in group]
-            stop = stopped(torch.stack(norms).norm())
+            # DeepSpeed has sent the gradients already.
+            stop = word.hear(sum_over_ranks(word.say(torch.stack(norms).norm())))
         # It makes zeros of absent gradients: only a rate of zero keeps momentum and weight decay off what has none.
         self._rates.set(self._engine.optimizer, learning_rate_factor, self._taking_part)
         _stop_if(self._optimizer, stop)

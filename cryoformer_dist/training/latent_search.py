@@ -342,13 +342,14 @@ def build_conformations(
     learned = objectives.coarse.box if coarse and objectives.coarse is not None else box
     compared = min(learned, LARGEST_BOX)
     mixture, voxels = _principal_maps(objectives, latent, share, compared)
+    slices = TrilinearSlices(voxels, compared // 2 - 1)
     return ConformationMixture(
         latent=latent,
         log_share=share.log(),
         mixture=torch.cat([torch.ones_like(share)[:, None], mixture], dim=1),
         strength=1 + mixture @ _along_first(voxels),
-        slices=TrilinearSlices(voxels, compared // 2 - 1),
-        leading_slices=TrilinearSlices(voxels[:MOVING_MAPS], compared // 2 - 1),
+        slices=slices,
+        leading_slices=slices.leading(MOVING_MAPS),
         map_pixel_angstrom=objectives.pixel_size_angstrom,
         box=box,
         compared_box=compared,

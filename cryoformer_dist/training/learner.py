@@ -232,10 +232,13 @@ class Learner:
         self, batch: ParticleBatch, leaves: dict[str, Tensor], factor: float, stopped: Tensor | None = None
     ) -> None:
         """Move the rows of a batch, on every rank those of all ranks; none where ``stopped`` is 1, as `Engine.step`."""
-        for name, leaf in leaves.items():
-            assert leaf.grad is not None
-            # The loss is a mean over the rank's batch; a row's step must not depend on who shared the batch.
-            rows, gradient = gather_rows(batch.row, leaf.grad * len(batch))
+        if not leaves:
+            return
+        # The loss is a mean over the rank's batch; a row's step must not depend on who shared the batch.
+        here = [len(batch) * leaf.grad for leaf in leaves.values() if leaf.grad is not None]
+        rows, gradients = gather_rows(batch.row, torch.cat(here, 1))
+        parts = torch.split(gradients, [part.shape[1] for part in here], 1)
+        for name, gradient in zip(leaves, parts, strict=True):
             rate = table_rate(name, self.config.training.learning_rates)
             self.tables[name].update(rows, gradient, rate * factor, stopped)
 

@@ -15,7 +15,7 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ConfigError, SlowEncodingWarning
 from cryoformer_dist.inference.comparison import DIRECTIONS
 from cryoformer_dist.inference.conformations import MOST_PRINCIPAL_MAPS, MOVING_MAPS
-from cryoformer_dist.machine import WorkerMemory
+from cryoformer_dist.machine import WorkerMemory, gib
 from cryoformer_dist.model.cryoformer import CryoFormer
 from cryoformer_dist.model.feature_volume import TILE_POINTS, TILE_POINTS_CUDA
 from cryoformer_dist.model.hash_grid import operator_bytes_per_point
@@ -33,8 +33,6 @@ _CONTEXT_BYTES = 600 * 2**20
 _NCCL_BYTES = 768 * 2**20
 # Weight, gradient and two moments, float32.
 _BYTES_PER_PARAMETER = 16
-# Half maps on twofold grids and their transforms: 7.1 GiB at 256 pixels, measured, the program included.
-_PREPARATION_BYTES_PER_VOXEL = 450
 # What is known of a particle beside its image.
 _METADATA_BYTES = 120
 # The part of it that batches are made of, on the device.
@@ -234,34 +232,6 @@ def explain_misfit(config: RunConfig, work: Workload, memory: WorkerMemory) -> s
     return None
 
 
-def refuse_preparation(box: int, free: int) -> None:
-    """See that a worker can make the maps that a run begins with.
-
-    Parameters
-    ----------
-    box
-        Side of the images in pixels.
-    free
-        Memory of a worker in bytes.
-
-    Raises
-    ------
-    ConfigError
-        If not, with the remedy.
-    """
-    needed = _PREPARATION_BYTES_PER_VOXEL * box**3
-    if needed > free:
-        raise ConfigError(
-            f"at {box} pixels the maps that a run begins with take about {gib(needed)} of a worker's memory, and it "
-            f"has {gib(free)}; start fewer workers on a machine, or convert the particles with a smaller --box"
-        )
-
-
-def gib(size: float) -> str:
-    """Bytes for people."""
-    return f"{size / 2**30:.1f} GiB"
-
-
 def _largest_that_fits(config: RunConfig, work: Workload, memory: WorkerMemory, largest: int) -> int | None:
     """Power of two per worker, at most ``largest``."""
     batch = largest
@@ -295,9 +265,21 @@ def _too_large(config: RunConfig, work: Workload, memory: WorkerMemory, batch: i
     )
 
 
+def settle_loader(config: RunConfig, work: Workload, memory: WorkerMemory) -> RunConfig:
+    """The same with a loader for ``dataset.loader: auto``: images stay in memory if, its batch settled, all fits."""
+    if config.dataset.loader != "auto":
+        return config
+    settled = _changed(config, "dataset", loader="resident")
+    return settled if explain_misfit(settled, work, memory) is None else _changed(config, "dataset", loader="ray")
+
+
 def with_batch_size(config: RunConfig, size: int | Literal["auto"]) -> RunConfig:
     """The same configuration with another ``training.global_batch_size``."""
-    return config.model_copy(update={"training": config.training.model_copy(update={"global_batch_size": size})})
+    return _changed(config, "training", global_batch_size=size)
+
+
+def _changed(config: RunConfig, section: str, **values: object) -> RunConfig:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
 
 
 def _resident_bytes(config: RunConfig, work: Workload, memory: WorkerMemory) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cryoformer_dist.data.batch import ParticleBatch
 from cryoformer_dist.progress import StagedProgress
-from cryoformer_dist.ranks import SumUnderWay, gather_rows, gather_shares, rank_and_world
+from cryoformer_dist.ranks import gather_rows, gather_shares, rank_and_world
 from cryoformer_dist.runs.stage_progress import StageClock, StageProgress, StageProgressFile
 from cryoformer_dist.runs.training_log import SearchFindings, TrainingRecord
 from cryoformer_dist.storage.working_folder import WorkingFolder
@@ -126,7 +126,6 @@ class _TakenStep:
     rows: Tensor
     finite: Tensor
     bad_here: Tensor
-    bad: Tensor
 
 
 class StepFaults:
@@ -146,16 +145,17 @@ class StepFaults:
     def __init__(self, device: torch.device) -> None:
         self.stopped = torch.zeros((), device=device)
         self._steps: list[_TakenStep] = []
+        self._bad: list[Tensor] = []
 
-    def settle(
+    def look(
         self,
         moment: Moment,
         batch: ParticleBatch,
         losses: Float[Tensor, " particles"],
         leaves: Collection[Tensor],
         norm: Float[Tensor, ""],
-    ) -> Tensor:
-        """Look at a step after its gradients are known and before it changes anything; returns ``stopped``.
+    ) -> Float[Tensor, ""]:
+        """1 if a step, its gradients known and nothing changed yet, is not finite on this rank, else 0.
 
         Parameters
         ----------
@@ -169,22 +169,25 @@ class StepFaults:
         gradients = [leaf.grad.square().sum(-1) for leaf in leaves if leaf.grad is not None]
         each = torch.stack([losses.detach(), *gradients])
         bad_here = (~torch.isfinite(each.sum() + norm)).float()
-        bad = SumUnderWay(bad_here).result()
+        self._steps.append(_TakenStep(moment, batch.epoch, batch.row, torch.isfinite(each).all(0), bad_here))
+        return bad_here
+
+    def settle(self, bad: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Take on how many ranks the step looked at last is not finite; returns ``stopped``."""
+        self._bad.append(bad)
         self.stopped = torch.maximum(self.stopped, bad.clamp(max=1))
-        finite = torch.isfinite(each).all(0)
-        self._steps.append(_TakenStep(moment, batch.epoch, batch.row, finite, bad_here, bad))
         return self.stopped
 
     def find(self) -> Fault | None:
         """Wait for the device: the first fault since the last time, the same on all ranks; then steps go on."""
-        steps, self._steps = self._steps, []
+        (steps, self._steps), (bad, self._bad) = (self._steps, []), (self._bad, [])
         if not float(self.stopped):
             return None
         self.stopped = torch.zeros_like(self.stopped)
-        step = next(each for each in steps if float(each.bad))
+        step, ranks = next((step, int(count)) for step, count in zip(steps, bad, strict=True) if int(count))
         here = ~step.finite if not bool(step.finite.all()) else (step.bad_here > 0).expand_as(step.finite)
-        rows, blamed = gather_rows(step.rows, here.contiguous())
-        return Fault(step.moment, step.epoch, int(step.bad), tuple(sorted(set(rows[blamed].tolist()))))
+        rows, blamed = gather_rows(step.rows, here[:, None].float())
+        return Fault(step.moment, step.epoch, ranks, tuple(sorted(set(rows[blamed[:, 0] > 0].tolist()))))
 
 
 class Stopwatch:

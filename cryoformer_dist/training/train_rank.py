@@ -15,16 +15,20 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.ranks import rank_and_world
 from cryoformer_dist.runs.checkpoint_choice import agree_on_checkpoint
-from cryoformer_dist.runs.directory import selected_rows
+from cryoformer_dist.runs.directory import load_mask, selected_rows
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine
 from cryoformer_dist.training.first_estimates import make_first_estimates
 from cryoformer_dist.training.imitation import LinearMaps, imitate, imitates
 from cryoformer_dist.training.learner import Learner
+from cryoformer_dist.training.memory import Workload, settle_loader
 from cryoformer_dist.training.objectives import Objectives
 from cryoformer_dist.training.particles import RankParticles
 from cryoformer_dist.training.reporting import Reporter, tell_stages
 from cryoformer_dist.training.trainer import Trainer, particles_per_rank
+
+Loader = Callable[[RunConfig, ParticleStore], BatchSource]
+"""What makes batches of a store, as ``dataset.loader`` says."""
 
 
 def train_rank(
@@ -33,7 +37,7 @@ def train_rank(
     store: ParticleStore,
     memory: WorkerMemory,
     reporter: Reporter,
-    batches_of: Callable[[ParticleStore], BatchSource],
+    load: Loader,
     device: torch.device,
 ) -> None:
     """Go through this rank's part of a run: first estimates that are not there yet, then training, from where it was.
@@ -50,8 +54,8 @@ def train_rank(
         Of a worker.
     reporter
         Told of every report.
-    batches_of
-        Loader: `local_batches`, or Ray's.
+    load
+        Told a configuration whose ``dataset.loader`` is settled.
     device
         Where the network lives.
     """
@@ -59,13 +63,16 @@ def train_rank(
     config = make_first_estimates(working, config, store, memory, tell_stages(working, reporter), device)
     rows = selected_rows(config, store)
     batch_size = particles_per_rank(config.training, world, len(rows))
+    # Settled at every start and not written down: it is the memory of these workers that counts.
+    work = Workload.of(store, len(rows), int(load_mask(working.folder).sum()))
+    config = settle_loader(config, work, memory)
     learner = Learner.from_run(config, store, working.folder, device)
     checkpoint = agree_on_checkpoint(working, config.training.storage_patience_seconds)
     if checkpoint is None and imitates(config):
         progress = partial(tell_stages(working, reporter), "first network")
         imitate(learner, LinearMaps.of_run(working.folder, device), rows, batch_size, progress)
     engine = build_engine(learner.objectives, config.training, device, batch_size)
-    batches = batches_of(store)
+    batches = load(config, store)
     samples = batches if config.dataset.loader == "resident" else local_batches(store, device)
     particles = RankParticles(rows, store.shard_size, batches, samples, batch_size, rank, world, reporter.alive)
     Trainer(learner, engine, particles, reporter, working, memory).train(checkpoint)

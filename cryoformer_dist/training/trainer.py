@@ -4,7 +4,7 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.data.batch import ParticleBatch
@@ -28,7 +29,7 @@ from cryoformer_dist.runs.training_log import TrainingLog, TrainingRecord
 from cryoformer_dist.storage.places import client_errors
 from cryoformer_dist.storage.retry import StorageRetry
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.training.engine import Engine, learning_rate_factor
+from cryoformer_dist.training.engine import Engine, Word, learning_rate_factor
 from cryoformer_dist.training.latent_search import LatentSearch
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.occupancy_refresh import OccupancyRefresh
@@ -156,7 +157,7 @@ class Trainer:
             moment = self._next_moment(stage, steps, order.after(world, taken))
             self._step(moment, batch)
             self.position = moment.position
-            due, stopping = self._is_due(moment), self.stop_vote.hold(self.leads and self.stop_request.seen())
+            due, stopping = self._is_due(moment), self.stop_vote.passed()
             if due or stopping:
                 fault = self.faults.find()
                 if fault is not None:
@@ -252,10 +253,21 @@ class Trainer:
         loss, prior = learner.loss(errors, latent, batch.weight)
         factor = learning_rate_factor(self.config, moment.before.stage_step, moment.progress)
         leaves = inputs.leaves.values()
-        self.engine.step(loss, factor, partial(self.faults.settle, moment, batch, errors + prior, leaves))
+        look = partial(self.faults.look, moment, batch, errors + prior, leaves)
+        self.engine.step(loss, factor, Word(partial(self._say, look), self._hear))
         learner.update_tables(batch, inputs.leaves, factor, self.faults.stopped)
         self.interval.add(errors, prior, self.faults.stopped)
         self.stopwatch.trained(len(batch) * self.engine.world)
+
+    def _say(self, look: Callable[[Tensor], Tensor], norm: Tensor) -> Tensor:
+        """Whether the step is not finite here, and whether the run is to end."""
+        wish = torch.full_like(norm, float(self.leads and self.stop_request.seen()))
+        return torch.stack([look(norm), wish])
+
+    def _hear(self, sums: Tensor) -> Tensor:
+        bad, votes = sums
+        self.stop_vote.count(votes)
+        return self.faults.settle(bad)
 
     def _report(self, moment: Moment, epoch: int) -> None:
         """Tell of the interval that ends here, and begin another; of one whose steps were all left out is no word."""

@@ -23,7 +23,7 @@ from cryoformer_dist.initialization.occupancy import sphere
 from cryoformer_dist.physics.grids import radius_grid
 from cryoformer_dist.physics.lattice import Lattice
 from cryoformer_dist.physics.pose import random_rotations
-from cryoformer_dist.training.engine import TorchEngine
+from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.stages import Stage
 
@@ -32,6 +32,7 @@ PIXEL_ANGSTROM = 3.0
 _RATE_FACTOR = 1e-3
 
 Filling = Literal["sphere", "10 %", "5 %"]
+EngineName = Literal["torch", "deepspeed"]
 SHARES = {"10 %": 0.1, "5 %": 0.05}
 
 
@@ -94,13 +95,21 @@ class TrainingStep:
         Share of the box where density is evaluated; ``None`` is the ray path, which asks everywhere.
     device
         Where.
+    engine
+        What averages gradients and updates weights; DeepSpeed's needs a process group, of one rank too.
     """
 
     def __init__(
-        self, network: Network, box: int, particles: int, filling: Filling | None, device: torch.device
+        self,
+        network: Network,
+        box: int,
+        particles: int,
+        filling: Filling | None,
+        device: torch.device,
+        engine: EngineName = "torch",
     ) -> None:
         training = TrainingConfig(
-            engine="torch", occupancy="sphere", projection="rays" if filling is None else "lattice"
+            engine=engine, occupancy="sphere", projection="rays" if filling is None else "lattice"
         )
         config = RunConfig(dataset=DatasetConfig(store="none"), model=network.on(device), training=training)
         # Rays do not look at the lattice: one point stands for it.
@@ -109,7 +118,11 @@ class TrainingStep:
         lattice = Lattice.of(mask, copies=1, seed=0)
         stored = random_particles(particles)
         self._learner = Learner(config, stored, box, PIXEL_ANGSTROM, lattice, device)
-        self._engine = TorchEngine(self._learner.objectives, training, device)
+        module = self._learner.objectives
+        if engine == "deepspeed":
+            self._engine: Engine = DeepSpeedEngine(module, training, device, particles)
+        else:
+            self._engine = TorchEngine(module, training, device)
         images = np.random.default_rng(0).standard_normal((particles, box, box)).astype(np.float16)
         rows = np.arange(particles)
         self._batch = make_batch(ImageBlock(images, rows, np.zeros_like(rows)), stored).to(device)

@@ -1,4 +1,4 @@
-"""Two workers of one thread against one, through `TorchEngine` and gloo. Wall time: the machine must be quiet.
+"""Two workers of one thread against one, through gloo and either engine. Wall time: the machine must be quiet.
 
 Beside them two that train apart and exchange nothing: what the machine gives two programs at once is the limit. Two
 virtual processors may be two threads of one core.
@@ -15,7 +15,7 @@ import torch.distributed
 import torch.multiprocessing
 from gauges import interleaved
 from speed_report import Table
-from training_step import PAPER, SMALL, Network, TrainingStep
+from training_step import PAPER, SMALL, EngineName, Network, TrainingStep
 
 _NETWORKS = {network.name: network for network in (SMALL, PAPER)}
 
@@ -26,18 +26,22 @@ def workers_table(device: torch.device, quick: bool) -> Table:
     if device.type == "cuda":
         table.notes.append("Skipped: for CPUs only.")
         return table
-    for network in (SMALL,) if quick else (SMALL, PAPER):
-        table.rows += _compared(network, *((16, 2, 1, 1) if quick else (64, 16, 2, 3)))
+    engines: tuple[EngineName, ...] = ("torch", "deepspeed")
+    for engine in engines[:1] if quick else engines:
+        for network in (SMALL,) if quick else (SMALL, PAPER):
+            table.rows += _compared(engine, network, *((16, 2, 1, 1) if quick else (64, 16, 2, 3)))
     table.notes.append("Wall time: two workers need two idle cores. CPU ms is per image and worker, waiting left out.")
     return table
 
 
-def _compared(network: Network, box: int, particles: int, steps: int, rounds: int) -> list[dict[str, Any]]:
+def _compared(
+    engine: EngineName, network: Network, box: int, particles: int, steps: int, rounds: int
+) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         crews = {
-            "1": _Crew(1, True, network.name, box, particles, Path(scratch) / "one"),
-            "2": _Crew(2, True, network.name, box, particles, Path(scratch) / "two"),
-            "2 apart": _Crew(2, False, network.name, box, particles, Path(scratch)),
+            "1": _Crew(1, True, engine, network.name, box, particles, Path(scratch) / "one"),
+            "2": _Crew(2, True, engine, network.name, box, particles, Path(scratch) / "two"),
+            "2 apart": _Crew(2, False, engine, network.name, box, particles, Path(scratch) / "apart"),
         }
         cpu: dict[str, list[float]] = {name: [] for name in crews}
 
@@ -53,6 +57,7 @@ def _compared(network: Network, box: int, particles: int, steps: int, rounds: in
     rates = {name: crew.size * images / seconds[name] for name, crew in crews.items()}
     return [
         {
+            "engine": engine,
             "network": network.name,
             "workers": name,
             "images/s": rates[name],
@@ -67,13 +72,25 @@ def _compared(network: Network, box: int, particles: int, steps: int, rounds: in
 class _Crew:
     """Workers that train one network together, or one each, whenever they are asked to."""
 
-    def __init__(self, count: int, together: bool, network: str, box: int, particles: int, meeting_point: Path) -> None:
+    def __init__(
+        self,
+        count: int,
+        together: bool,
+        engine: EngineName,
+        network: str,
+        box: int,
+        particles: int,
+        meeting_point: Path,
+    ) -> None:
         self.size = count
         context = torch.multiprocessing.get_context("spawn")
         pipes = [context.Pipe() for _ in range(count)]
         self._pipes = [ours for ours, _ in pipes]
-        group = count if together else 0
-        arguments = [(rank, group, str(meeting_point), network, box, particles) for rank in range(count)]
+        meetings = [
+            (rank, count, str(meeting_point)) if together else (0, 1, f"{meeting_point}-{rank}")
+            for rank in range(count)
+        ]
+        arguments = [(*meeting, engine, network, box, particles) for meeting in meetings]
         self._workers = [
             context.Process(target=_work, args=(pipe, *rest), daemon=True)
             for (_, pipe), rest in zip(pipes, arguments, strict=True)
@@ -97,19 +114,24 @@ class _Crew:
             worker.join()
 
 
-def _work(pipe: Connection, rank: int, group: int, meeting_point: str, network: str, box: int, particles: int) -> None:
+def _work(
+    pipe: Connection,
+    rank: int,
+    world: int,
+    meeting_point: str,
+    engine: EngineName,
+    network: str,
+    box: int,
+    particles: int,
+) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    if group:
-        method = f"file://{meeting_point}"
-        torch.distributed.init_process_group("gloo", init_method=method, rank=rank, world_size=group)
-    step = TrainingStep(_NETWORKS[network], box, particles, "10 %", torch.device("cpu"))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=world)
+    step = TrainingStep(_NETWORKS[network], box, particles, "10 %", torch.device("cpu"), engine)
     while number := pipe.recv():
-        if group:
-            torch.distributed.barrier()
+        torch.distributed.barrier()
         start, busy = time.perf_counter(), time.process_time()
         for _ in range(number):
             step()
         pipe.send((time.perf_counter() - start, time.process_time() - busy))
-    if group:
-        torch.distributed.destroy_process_group()
+    torch.distributed.destroy_process_group()

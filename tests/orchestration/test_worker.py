@@ -1,6 +1,6 @@
 import json
+from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +15,7 @@ from support.training_records import training_record
 
 from cryoformer_dist.config.loading import load_config
 from cryoformer_dist.config.schema import RunConfig
-from cryoformer_dist.data.batch import local_batches
-from cryoformer_dist.data.dataset import ray_batches
+from cryoformer_dist.data.batch import BatchSource, ParticleBatch
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import ImagesElsewhereWarning, StoreError, TrainingError
 from cryoformer_dist.machine import WorkerMemory
@@ -78,16 +77,26 @@ def test_resident_images_train_to_the_same_losses(tiny_store: Path, tmp_path: Pa
     assert losses[0] == losses[1]
 
 
-def test_the_loader_is_the_configuration_s_and_needs_ray_only_where_there_is_ray() -> None:
-    def choose(name: str, with_ray: bool) -> object:
-        config = tiny_config(Path("s.zarr"), {"dataset.loader": name})
-        loader = choose_loader(config, torch.device("cpu"), lambda: None, with_ray)
-        assert isinstance(loader, partial)
-        assert loader.keywords == {"device": torch.device("cpu")}
-        return loader.func
+def test_the_loader_is_the_configuration_s_and_needs_ray_only_where_there_is_ray(
+    store: ParticleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_by(name: str) -> BatchSource:
+        def batches(order: object, rank: int, world: int, size: int) -> Iterator[ParticleBatch]:
+            raise AssertionError(name)
 
-    assert choose("ray", with_ray=True) is ray_batches
-    assert choose("ray", with_ray=False) is choose("local", with_ray=True) is local_batches
+        return batches
+
+    sources = {name: read_by(name) for name in ("ray_batches", "local_batches", "resident_batches")}
+    for name, source in sources.items():
+        monkeypatch.setattr(worker, name, lambda *_, source=source: source)
+
+    def choose(name: str, with_ray: bool) -> BatchSource:
+        load = choose_loader(torch.device("cpu"), lambda: None, with_ray)
+        return load(tiny_config(store.path, {"dataset.loader": name}), store)
+
+    assert choose("ray", with_ray=True) is sources["ray_batches"]
+    assert choose("ray", with_ray=False) is choose("local", with_ray=True) is sources["local_batches"]
+    assert choose("resident", with_ray=True) is choose("resident", with_ray=False) is sources["resident_batches"]
 
 
 @pytest.mark.parametrize(
@@ -118,9 +127,9 @@ def test_images_that_stay_elsewhere_than_on_the_gpu_are_told_of(
         monkeypatch.setattr(worker, source, lambda *_: iter)
     config = tiny_config(store.path, {"dataset.loader": "resident"})
     with pytest.warns(ImagesElsewhereWarning, match=rf"images, .* GiB, leave no room on its GPU and {where}"):
-        choose_loader(config, torch.device("cuda"), lambda: None)(store)
+        choose_loader(torch.device("cuda"), lambda: None)(config, store)
     monkeypatch.setattr(worker, "choose_home", lambda *_: torch.device("cuda"))
-    choose_loader(config, torch.device("cuda"), lambda: None)(store)
+    choose_loader(torch.device("cuda"), lambda: None)(config, store)
 
 
 @pytest.fixture

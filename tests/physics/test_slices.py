@@ -20,6 +20,17 @@ def test_a_slice_is_the_transform_of_the_projected_map() -> None:
         assert relative_error(one.roll(1, 0), expected) > 0.3
 
 
+def test_a_map_is_cut_alike_whatever_others_are_there() -> None:
+    maps, rotation = torch.stack([(1 + index) * blobs(float(index)).voxels(16) for index in range(7)]), rotations()[:3]
+    together = TrilinearSlices(maps, shell=7)
+    alone = torch.cat([TrilinearSlices(one[None], shell=7).at(rotation) for one in maps])
+    torch.testing.assert_close(together.at(rotation), alone)
+    for count in (1, 5, 9):
+        leading = together.leading(count)
+        assert leading.maps == min(count, 7)
+        torch.testing.assert_close(leading.at(rotation), alone[:count])
+
+
 def test_poses_may_come_in_any_arrangement() -> None:
     slices, rotation = TrilinearSlices(blobs().voxels(16)[None], shell=7), rotations()[:6]
     assert torch.equal(slices.at(rotation.reshape(2, 3, 3, 3)).reshape(1, 6, -1), slices.at(rotation))

@@ -177,7 +177,15 @@ def train_prepared(
 ) -> None:
     """This rank's share of a run directory as it stands."""
     config, manifest = load_run(working.folder)
-    train_rank(working, config, ParticleStore.open(manifest.store), MEMORY, listener, batches_of, device)
+    train_rank(
+        working,
+        config,
+        ParticleStore.open(manifest.store),
+        MEMORY,
+        listener,
+        lambda _, store: batches_of(store),
+        device,
+    )
 
 
 def train_from_mask(config: RunConfig, run: Path, mask: torch.Tensor, listener: Listener | None = None) -> Listener:

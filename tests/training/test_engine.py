@@ -14,7 +14,14 @@ from cryoformer_dist.config.schema import TrainingConfig
 from cryoformer_dist.errors import BackendUnavailableError, CheckpointError
 from cryoformer_dist.ranks import gather_rows, rank_and_world, sum_over_ranks
 from cryoformer_dist.training import engine as engine_module
-from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine, learning_rate_factor, parameter_groups
+from cryoformer_dist.training.engine import (
+    DeepSpeedEngine,
+    Engine,
+    TorchEngine,
+    Word,
+    learning_rate_factor,
+    parameter_groups,
+)
 from cryoformer_dist.training.train_rank import join_world_of_one
 
 CPU = torch.device("cpu")
@@ -71,6 +78,11 @@ def _train(engine: Engine, steps: int, factor: float = 1.0) -> list[float]:
     return losses
 
 
+def _word(stopped: float) -> Word:
+    """That every rank says the norm of its gradients, and that all hear so."""
+    return Word(lambda norm: norm[None], lambda heard: torch.full_like(heard[0], stopped))
+
+
 def _copy(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
@@ -105,13 +117,13 @@ class TestEngineContract:
         (module, engine), (other, undisturbed) = make(weight_decay=0.5), make(weight_decay=0.5)
         _train(engine, 2)
         before = _copy(module)
-        engine.step(engine.forward(torch.tensor(torch.nan)), 1.0, lambda _: torch.ones(()))
+        engine.step(engine.forward(torch.tensor(torch.nan)), 1.0, _word(1.0))
         for name, value in module.state_dict().items():
             assert torch.equal(value, before[name]), name
         # What comes after shows that momentum and the number of steps have not changed either.
         _train(undisturbed, 2)
         for one in (engine, undisturbed):
-            one.step(one.forward(torch.tensor(0.3)), 1.0, lambda _: torch.zeros(()))
+            one.step(one.forward(torch.tensor(0.3)), 1.0, _word(0.0))
         for name, value in module.state_dict().items():
             assert torch.equal(value, other.state_dict()[name]), name
             assert not torch.equal(value, before[name]), name
@@ -321,6 +333,33 @@ def test_deepspeed_is_held_to_the_device_that_the_worker_was_given(monkeypatch: 
     assert placed is not None
     assert placed.device_rank == 1
     assert engine_module._placed_on(CPU) is None
+
+
+@pytest.mark.parametrize("kind", ["torch", "deepspeed"])
+def test_what_ranks_say_at_a_step_is_summed_and_heard_by_all(kind: str) -> None:
+    ranks = run_on_ranks(2, _tell_one_another, kind)
+    for found in ranks:
+        assert found["heard"].tolist() == pytest.approx([3, 30, sum(float(rank["norm"]) for rank in ranks)])
+        assert torch.equal(found["weight"], ranks[0]["weight"])
+
+
+def _tell_one_another(kind: str) -> dict[str, Tensor]:
+    rank = rank_and_world()[0]
+    module, config = _Quadratic(), TrainingConfig(global_batch_size=16)
+    engine = TorchEngine(module, config, CPU) if kind == "torch" else DeepSpeedEngine(module, config, CPU, 8)
+    told: dict[str, Tensor] = {}
+
+    def say(norm: Tensor) -> Tensor:
+        told["norm"] = norm
+        return torch.stack([torch.tensor(1.0 + rank), torch.tensor(10.0 + 10 * rank), norm])
+
+    def hear(heard: Tensor) -> Tensor:
+        told["heard"] = heard
+        return torch.zeros(())
+
+    engine.step(engine.forward(torch.tensor(0.5 + rank)), 1.0, Word(say, hear))
+    told["weight"] = torch.cat([value.detach().reshape(-1) for value in module.state_dict().values()])
+    return told
 
 
 def test_alone_gathering_and_summing_change_nothing() -> None:

@@ -17,6 +17,7 @@ from cryoformer_dist.training.memory import (
     plan_memory,
     refuse_too_large,
     settle_batch_size,
+    settle_loader,
 )
 
 GIB = 2**30
@@ -120,6 +121,16 @@ def test_images_that_a_gpu_has_no_room_for_stay_in_main_memory() -> None:
         for size in (2 * images, 2 * images - 1)
     ]
     assert kept == [images, 0]
+
+
+@pytest.mark.parametrize(
+    ("loader", "room", "settled"), [("auto", 1, "resident"), ("auto", -1, "ray"), ("local", 1, "local")]
+)
+def test_images_stay_where_a_run_and_they_fit_together(loader: Any, room: int, settled: str) -> None:
+    config = _config(global_batch_size=8).model_copy(update={"dataset": DatasetConfig(store="s", loader=loader)})
+    kept = config.model_copy(update={"dataset": DatasetConfig(store="s", loader="resident")})
+    needed = plan_memory(kept, WORK, 8, WorkerMemory(10**15)).peak
+    assert settle_loader(config, WORK, WorkerMemory(needed + room)).dataset.loader == settled
 
 
 def _on_gpu(config: RunConfig, workers: int = 1, batch: int = 64) -> MemoryPlan:

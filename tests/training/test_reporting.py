@@ -103,7 +103,7 @@ def settle(store: ParticleStore) -> Settle:
         batch = make_batch(block, store.particles())
         moment = Moment(Stage("reconstruction", 1), Position(step=step), Position(step=step + 1), 9)
         leaves = [] if leaf is None else [leaf]
-        return float(faults.settle(moment, batch, torch.tensor(errors), leaves, torch.tensor(norm)))
+        return float(faults.settle(faults.look(moment, batch, torch.tensor(errors), leaves, torch.tensor(norm))))
 
     return look
 
