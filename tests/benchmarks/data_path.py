@@ -2,6 +2,7 @@
 the training step's own thread computes."""
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,8 @@ from statistics import median
 
 import numpy as np
 from speed_report import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 _BATCH = 64
 # Pixels and particles: 268 MB each, of which Ray Data's worker reads the first 64 by itself.

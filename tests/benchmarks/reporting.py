@@ -29,10 +29,10 @@ from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.orchestration.prometheus import publishing
 from cryoformer_dist.orchestration.worker import RayReporter, SilentReporter
-from cryoformer_dist.ranks import rank_and_world
+from cryoformer_dist.ranks import rank_and_world, sum_over_ranks
 from cryoformer_dist.runs.directory import load_run, selected_rows
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.training.engine import Stopped, TorchEngine
+from cryoformer_dist.training.engine import TorchEngine, Word
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.particles import RankParticles
 from cryoformer_dist.training.preparation import prepare_run
@@ -53,9 +53,9 @@ class SleepingEngine(TorchEngine):
         time.sleep(self.step_seconds)
         return batch.images.new_ones(len(batch)), latent
 
-    def step(self, loss: Tensor, learning_rate_factor: float, stopped: Stopped | None = None) -> None:
-        if stopped is not None:
-            stopped(torch.zeros(()))
+    def step(self, loss: Tensor, learning_rate_factor: float, word: Word | None = None) -> None:
+        if word is not None:
+            word.hear(sum_over_ranks(word.say(torch.zeros(()))))
 
 
 def train(run: Path, step_seconds: float, reporter: Reporter) -> float:

@@ -4,6 +4,7 @@ Beside them two that train apart and exchange nothing: what the machine gives tw
 virtual processors may be two threads of one core.
 """
 
+import os
 import tempfile
 import time
 from multiprocessing.connection import Connection
@@ -126,6 +127,8 @@ def _work(
 ) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    # DeepSpeed asks for it.
+    os.environ["LOCAL_RANK"] = str(rank)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=world)
     step = TrainingStep(_NETWORKS[network], box, particles, "10 %", torch.device("cpu"), engine)
     while number := pipe.recv():
