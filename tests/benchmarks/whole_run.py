@@ -27,9 +27,9 @@ from cryoformer_dist.data.thinning import stride_for
 from cryoformer_dist.initialization.search_rounds import ROUNDS, ROUNDS_BY_CONFORMATION
 from cryoformer_dist.training.latent_search import REPRESENTATIVES
 
-RunsOn = Literal["driver", "leader", "ranks", "tasks", "storage"]
-"""One process; one core of the leader while the others wait or do the same; all ranks, shared out; Ray's tasks on all
-cores, shared out; the storage that all of them read or write at once."""
+RunsOn = Literal["driver", "leader", "ranks", "everyone", "tasks", "storage"]
+"""One process; one core of the leader while the others wait or do the same; all ranks, shared out; every rank the
+same for itself; Ray's tasks on all cores, shared out; the storage that all of them read or write at once."""
 ALONE = ("driver", "leader")
 
 # Counted: training steps a second and GPU, in images (a roofline of kernels, encoders, transforms and optimiser at
@@ -44,7 +44,9 @@ GPU_DECODED = {128: 0.2 / 256 + 4 * 128**3 / 1e10, 256: 0.8 / 256 + 4 * 256**3 /
 STACK_IMAGES = 100
 STORAGE_BYTES_PER_SECOND = 3e9
 NETWORK_BYTES_PER_SECOND = 5e9
-START_SECONDS = 45.0
+# Of a launch on two cores (docs/performance.md): until the run is prepared the driver works alone, then every worker
+# imports, builds and compiles for itself.
+DRIVER_START_SECONDS, WORKERS_START_SECONDS = 16.0, 29.0
 BATCH_PER_RANK = 64
 EPOCHS, REFRESHES, REFRESHED_IMAGES = 20, 9, 10_000
 STEPS_PER_CHECKPOINT, CHECKPOINT_BYTES_A_PARTICLE = 250, 204
@@ -155,7 +157,8 @@ class WholeRun:
         yield Phase("convert: storage", "storage", moved, "counted", "float32 in, float16 out / storage")
         columns = count * (general.row_written + 3 * general.row_opened)
         yield _alone("columns of the store", columns, "N rows written once, opened by driver, rank, driver")
-        yield Phase("start", "driver", START_SECONDS, "counted", "Ray, imports, compilation: assumed")
+        yield Phase("start: driver", "driver", DRIVER_START_SECONDS, "counted", "imports, Ray up, run begun")
+        yield Phase("start: workers", "everyone", WORKERS_START_SECONDS, "counted", "imports, networks, compilation")
 
     def _first_estimates(self) -> Iterator[Phase]:
         work, general, costs = self._work, self._general, self._costs
