@@ -23,7 +23,7 @@ from cryoformer_dist.analysis.flexibility import (
 from cryoformer_dist.analysis.latent import correlation
 from cryoformer_dist.analysis.map_scores import fit_box
 from cryoformer_dist.analysis.trained import DecodedState, TrainedRun
-from cryoformer_dist.figures.surfaces import VALUE_STOPS
+from cryoformer_dist.figures.chimerax import compose_palette
 from cryoformer_dist.io.mrc import read_volume, write_volume
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.progress import StagedProgress, silent
@@ -287,7 +287,7 @@ def compose_script(summary: FlexibilitySummary) -> str:
 
     ChimeraX runs a script in the script's own folder, so the paths hold wherever the run directory goes.
     """
-    best, moving = summary.best_query, _compose_palette(summary.flexibility_range)
+    best, moving = summary.best_query, compose_palette(*summary.flexibility_range)
     return f"""\
 # Flexible regions of this run. Open in an empty session: chimerax {FLEXIBILITY_SCRIPT}
 open {MEAN_MAP} id 1
@@ -301,17 +301,10 @@ view
 # By the attention to query {best}, which follows the flexibility best:
 #   open {ATTENTION_MAP.format(query=best)} id 3
 #   hide #3 models
-#   color sample #1 map #3 palette {_compose_palette(summary.best_attention_range)} key true
+#   color sample #1 map #3 palette {compose_palette(*summary.best_attention_range)} key true
 
 # One state instead of the mean, coloured by flexibility:
 #   open {VOLUMES}/{SERIES_MAP.format(series="kmeans", index=0)} id 4
 #   hide #1 models
 #   color sample #4 map #2 palette {moving} key true
 """
-
-
-def _compose_palette(limits: Range) -> str:
-    low, high = limits
-    # A map without any spread still needs a palette whose values rise.
-    values = np.linspace(low, max(high, low + 1e-6), len(VALUE_STOPS))
-    return ":".join(f"{value:.4g},{colour}" for value, colour in zip(values, VALUE_STOPS, strict=True))

@@ -32,6 +32,10 @@ Along = Annotated[
     typer.Option(help="Straight on, the shortest way among particles, or the way that stays among the most."),
 ]
 Points = Annotated[int, typer.Option(min=2, help="Maps along the path.")]
+Resolutions = Annotated[
+    Path | None,
+    typer.Option(help="Map of resolutions (.mrc), by `local-resolution`: no place shows more than is resolved there."),
+]
 PathFile = Annotated[Path | None, typer.Option("--path", help="Path through the latents (.json).")]
 
 
@@ -44,12 +48,13 @@ def volumes(
     selection: SelectionFile = None,
     form: Form = "mean",
     path: PathFile = None,
+    local_resolution: Resolutions = None,
 ) -> None:
     """Decode the maps of particles, of given latents, of a selection or along a path."""
     from cryoformer_dist.analysis.results import open_results
     from cryoformer_dist.exploration.decoding import Request, write_requested
 
-    request = Request(tuple(particle or ()), latent, selection, form, path)
+    request = Request(tuple(particle or ()), latent, selection, form, path, local_resolution)
     with open_results(home) as working, terminal.progress("decoding maps") as progress:
         written = write_requested(working, request, output, progress)
     for map_file in written:

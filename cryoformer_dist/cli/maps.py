@@ -55,6 +55,27 @@ def mask(
     terminal.say(f"next: cryoformer-dist train RUN.yaml --set training.mask={output.resolve()}")
 
 
+@app.command(epilog="Example: `cryoformer-dist local-resolution half1.mrc half2.mrc -o resolution.mrc`")
+def local_resolution(
+    first: Annotated[Path, typer.Argument(metavar="HALF1", help="Half map (.mrc) of any program, without a mask.")],
+    second: Annotated[Path, typer.Argument(metavar="HALF2", help="The other one.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Map of resolutions in angstrom (.mrc).")],
+    mask: Annotated[
+        Path | None, typer.Option(help="Mask (.mrc) of what is told; made from the maps when left out.")
+    ] = None,
+) -> None:
+    """Measure how finely each place of a map is resolved, by its half maps."""
+    from cryoformer_dist.exploration.local_resolution import measure_files
+    from cryoformer_dist.io.mrc import write_volume
+
+    with terminal.progress("local resolution") as progress:
+        measured, told = measure_files(first, second, mask, progress)
+    write_volume(output, measured, [f"cryoformer-dist local resolution of {first.name}, {second.name}, angstrom"])
+    terminal.say(f"resolution  {told}")
+    terminal.say(f"written     {output}")
+    terminal.say(f"next: cryoformer-dist volumes RUN --particle 0 --local-resolution {output} -o maps")
+
+
 @app.command(epilog="Example: `cryoformer-dist halves runs/half1 runs/half2`")
 def halves(
     first: Annotated[str, typer.Argument(help="Run trained with --set dataset.half=1.")],

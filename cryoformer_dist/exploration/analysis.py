@@ -22,7 +22,7 @@ from cryoformer_dist.selection.columns import ParticleColumns
 from cryoformer_dist.storage.places import replaced
 from cryoformer_dist.storage.records import write_record
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _AXES = 2
 _LEAST_VARIANCE = 1e-6
 _TRUSTED = 0.5

@@ -2,17 +2,21 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from cryoformer_dist.analysis.reconstruct import DecodeEach, write_series
 from cryoformer_dist.analysis.results import label_maps
 from cryoformer_dist.analysis.trained import load_trained, with_weight_at_refined_poses
 from cryoformer_dist.data.selection import Selection, read_selection
 from cryoformer_dist.errors import ExplorationError
+from cryoformer_dist.exploration.local_resolution import filter_locally, read_resolution
 from cryoformer_dist.exploration.path import LatentPath, read_path
 from cryoformer_dist.exploration.places import find_particles
 from cryoformer_dist.progress import Progress
@@ -43,6 +47,8 @@ class Request:
         Of the selection: the mean of its particles' maps, the particle in its midst, or each of them.
     path
         As `write_path` keeps it.
+    resolution
+        Map of resolutions in angstrom that maps are filtered to, place by place.
     """
 
     particles: tuple[int, ...] = ()
@@ -50,6 +56,7 @@ class Request:
     selection: Path | None = None
     form: Form = "mean"
     path: Path | None = None
+    resolution: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +211,7 @@ def _refuse_other_width(file: Path, latents: np.ndarray, dimensions: int) -> Non
 def write_requested(working: WorkingFolder, request: Request, folder: Path, progress: Progress) -> list[Path]:
     """Decode what is asked for of a run and write it, with a ChimeraX script for each series.
 
-    Maps are filtered as those that the run itself writes.
+    Maps are filtered as those that the run itself writes, and to a map of resolutions, if one is given.
 
     Parameters
     ----------
@@ -227,14 +234,34 @@ def write_requested(working: WorkingFolder, request: Request, folder: Path, prog
     ExplorationError, SelectionError
         As `choose_series`.
     """
-    series = choose_series(working.folder, read_columns(working.folder, str(working.home)), request)
+    columns = read_columns(working.folder, str(working.home))
+    series, resolution = choose_series(working.folder, columns, request), _read_resolution(columns, request)
     trained = with_weight_at_refined_poses(working, load_trained(working.folder))
-    size, labels = trained.manifest.pixel_size_angstrom, label_maps(working.folder, trained)
+    size, labels = trained.manifest.pixel_size_angstrom, list(label_maps(working.folder, trained))
+    finish = partial(_filter_to, resolution, size)
+    if request.resolution is not None:
+        labels.append(f"filtered to the resolutions of {request.resolution.name}")
     written: list[Path] = []
     for each in series:
-        maps = each.decode(trained.decode_each, progress)
+        maps = map(finish, each.decode(trained.decode_each, progress))
         written += write_series(folder, each.name, maps, size, each.captions, labels, each.ordered)
     return written
+
+
+def _read_resolution(columns: ParticleColumns, request: Request) -> Tensor | None:
+    if request.resolution is None:
+        return None
+    box = columns.store.box_size
+    return read_resolution(request.resolution, box, box * columns.store.pixel_size_angstrom)
+
+
+def _filter_to(
+    resolution: Tensor | None, voxel_size_angstrom: float, voxels: Float[np.ndarray, "box box box"]
+) -> Float[np.ndarray, "box box box"]:
+    if resolution is None:
+        return voxels
+    filtered: np.ndarray = filter_locally(torch.from_numpy(voxels), resolution, voxel_size_angstrom).numpy()
+    return filtered
 
 
 def _count(maps: Iterable[np.ndarray], total: int, progress: Progress) -> Iterator[np.ndarray]:

@@ -34,3 +34,28 @@ def test_fsc_speaks_of_two_maps_and_writes_table_and_picture_and_mask_of_one(
     assert 0 < read_volume(Path("own.mrc")).voxels.mean() < 1
     assert run_main(monkeypatch, "fsc", "one.mrc", "two.mrc") == 0
     assert "masked" not in capsys.readouterr().out.replace("unmasked", "")
+
+
+def test_local_resolution_is_measured_told_and_filtered_to(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from cryoformer_dist.io.mrc import read_volume, write_volume
+    from cryoformer_dist.physics.volume import Volume
+
+    monkeypatch.chdir(tmp_path)
+    shown = read_volume(finished_run / "volumes" / "mean.mrc")
+    for seed, name in enumerate(("one", "two")):
+        noise = torch.randn(shown.voxels.shape, generator=torch.Generator().manual_seed(seed))
+        noisy = shown.voxels + 0.05 * shown.voxels.max() * noise
+        write_volume(Path(f"{name}.mrc"), Volume(noisy, shown.voxel_size_angstrom))
+    assert run_main(monkeypatch, "local-resolution", "one.mrc", "two.mrc", "-o", "resolution.mrc") == 0
+    assert "A in the middle" in capsys.readouterr().out
+    measured = read_volume(Path("resolution.mrc")).voxels
+    assert float(measured.min()) >= 2 * shown.voxel_size_angstrom - 1e-3
+    for options, folder in (((), "plain"), (("--local-resolution", "resolution.mrc"), "filtered")):
+        assert run_main(monkeypatch, "volumes", finished_run, "--particle", 3, *options, "-o", folder) == 0
+    plain, filtered = (read_volume(Path(name) / "particle_000.mrc").voxels for name in ("plain", "filtered"))
+    assert float(filtered.std()) < float(plain.std())
+    assert float(torch.corrcoef(torch.stack([plain.ravel(), filtered.ravel()]))[0, 1]) > 0.8

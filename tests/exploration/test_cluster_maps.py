@@ -26,7 +26,12 @@ def test_a_cluster_s_map_is_made_of_its_images_alone(finished_run: Path, columns
         np.testing.assert_allclose(written, alone.voxels, rtol=1e-5, atol=1e-6)
         half = read_volume(finished_run / "analysis" / f"images_half2_{number:03d}.mrc").voxels
         np.testing.assert_allclose(half, alone.halves[1], rtol=1e-5, atol=1e-6)
+        resolution = read_volume(finished_run / "analysis" / f"images_resolution_{number:03d}.mrc")
+        told, size = evidence[number].local_resolution, resolution.voxel_size_angstrom
+        assert 2 * size - 1e-4 <= told.finest <= told.median <= told.coarsest <= 16 * size / 4 + 1e-4
     assert len(tell_evidence(evidence)) == len(evidence)
+    script = (finished_run / "analysis" / "images_resolution.cxc").read_text()
+    assert "color sample #1 map #3 palette" in script
 
 
 def test_images_that_show_no_particle_do_not_count(finished_run: Path, columns: ParticleColumns) -> None:

@@ -1,4 +1,4 @@
-from cryoformer_dist.figures.chimerax import compose_series_script
+from cryoformer_dist.figures.chimerax import compose_resolution_script, compose_series_script
 
 MAPS = [(f"m_{number:03d}.mrc", f"map {number}") for number in range(3)]
 
@@ -32,3 +32,13 @@ def test_of_many_unordered_maps_the_first_is_shown():
 
 def test_a_single_map_is_no_series():
     assert not [line for line in commands(MAPS[:1], ordered=True) if "vseries" in line or line == "tile"]
+
+
+def test_maps_are_coloured_by_resolutions_that_are_not_shown_themselves():
+    lines = compose_resolution_script("r.cxc", [("a.mrc", "ra.mrc"), ("b.mrc", "rb.mrc")], 0.25, (6, 16)).splitlines()
+    assert lines[1:4] == ["open a.mrc id 1", "open ra.mrc id 3", "hide #3 models"]
+    coloured = [line for line in lines if line.startswith("color sample")]
+    assert [line.split()[2:5] for line in coloured] == [["#1", "map", "#3"], ["#2", "map", "#4"]]
+    values = [float(stop.split(",")[0]) for stop in coloured[0].split()[6].split(":")]
+    assert (values[0], values[-1]) == (6, 16)
+    assert "tile" in lines
