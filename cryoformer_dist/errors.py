@@ -33,6 +33,10 @@ class ExplorationError(CryoFormerError, ValueError):
     """Latents, particles or a path that are to be shown are not of this run, or cannot be had."""
 
 
+class NoPathError(ExplorationError):
+    """No chain of neighbours leads from one latent to another."""
+
+
 class StorageError(CryoFormerError, OSError):
     """An object store cannot be reached, or refuses what is asked of it."""
 

@@ -7,7 +7,7 @@ import typer
 
 from cryoformer_dist.cli import terminal
 from cryoformer_dist.cli.options import RunDirectory
-from cryoformer_dist.errors import ExplorationError
+from cryoformer_dist.errors import ExplorationError, NoPathError
 
 app = typer.Typer()
 
@@ -125,7 +125,11 @@ def path(
     from cryoformer_dist.selection.columns import read_columns
 
     with open_run_directory(home) as working:
-        found = find_path(read_columns(working.folder, str(working.home)), start, end, along, points)
+        columns = read_columns(working.folder, str(working.home))
+        try:
+            found = find_path(columns, start, end, along, points)
+        except NoPathError as error:
+            raise NoPathError(f"{error}; `--along straight` goes through the void") from error
     write_path(output, found)
     terminal.say(f"path      from {found.start} to {found.end}, {along}: barrier {found.barrier:.2f} kT")
     terminal.say(f"particles {' '.join(map(str, found.particles))}")

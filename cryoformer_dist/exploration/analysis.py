@@ -17,7 +17,7 @@ from cryoformer_dist.exploration.series import MotionAlong
 from cryoformer_dist.figures.landscapes import draw_landscape
 from cryoformer_dist.progress import StagedProgress, silent
 from cryoformer_dist.runs.layout import ANALYSIS, ANALYSIS_SUMMARY, LANDSCAPE, LANDSCAPE_FIGURE, PARTICLE_ANALYSIS
-from cryoformer_dist.runs.results import write_of_checkpoint
+from cryoformer_dist.runs.results import read_of_checkpoint, write_of_checkpoint
 from cryoformer_dist.selection.columns import ParticleColumns
 from cryoformer_dist.storage.places import replaced
 from cryoformer_dist.storage.records import write_record
@@ -194,15 +194,32 @@ def write_findings(
 
     The arrays of the latter are columns of `select` from then on.
     """
-    (run / ANALYSIS).mkdir(exist_ok=True)
     particles = {"mixture_label": findings.label, "mixture_probability": findings.probability}
     if findings.embedding is not None:
         particles["umap"] = findings.embedding
-    write_of_checkpoint(run, PARTICLE_ANALYSIS, columns.run.checkpoint_step, **particles)
+    _keep(run, columns.run.checkpoint_step, particles)
     _write_landscape(run, findings)
     summary = findings.summarise(columns, motions, evidence)
     write_record(run / ANALYSIS_SUMMARY, summary, SCHEMA_VERSION)
     return summary
+
+
+def keep_embedding(run: Path, columns: ParticleColumns) -> str:
+    """Embed a run's latents by UMAP, and keep that with what else was found of each particle; the file's name.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If umap-learn is not installed.
+    """
+    return _keep(run, columns.run.checkpoint_step, {"umap": embed(columns.table["latent"])})
+
+
+def _keep(run: Path, step: int, particles: dict[str, np.ndarray]) -> str:
+    """What was found of the same checkpoint before stays."""
+    (run / ANALYSIS).mkdir(exist_ok=True)
+    known = read_of_checkpoint(run, PARTICLE_ANALYSIS, step) or {}
+    return write_of_checkpoint(run, PARTICLE_ANALYSIS, step, **(known | particles))
 
 
 def describe_findings(summary: AnalysisSummary) -> list[str]:

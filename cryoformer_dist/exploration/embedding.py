@@ -29,7 +29,7 @@ def embed(latents: Float[np.ndarray, "particles latent"], seed: int = 0) -> Floa
             import umap
     except ImportError as error:
         raise BackendUnavailableError(
-            f"UMAP needs umap-learn: pip install 'cryoformer-dist[umap]' ({error}); or leave --umap out"
+            f"UMAP needs umap-learn: pip install 'cryoformer-dist[umap]' ({error})"
         ) from error
     drawn = np.sort(np.random.default_rng(seed).permutation(len(latents))[:FITTED])
     with warnings.catch_warnings():

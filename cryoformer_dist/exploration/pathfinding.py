@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, dijkstra, minimum_spanning_tree
 
-from cryoformer_dist.errors import ExplorationError
+from cryoformer_dist.errors import ExplorationError, NoPathError
 from cryoformer_dist.exploration.neighbours import Ground, find_ground
 from cryoformer_dist.exploration.path import LatentPath, PathKind
 from cryoformer_dist.exploration.places import find_place
@@ -31,7 +31,9 @@ def find_path(columns: ParticleColumns, start: str, end: str, kind: PathKind, po
     Raises
     ------
     ExplorationError
-        If a place is not of this run, both are one, or no chain of neighbours joins them.
+        If a place is not of this run, or both are one.
+    NoPathError
+        If no chain of neighbours joins them.
     """
     (first, first_name), (last, last_name) = (find_place(columns, text) for text in (start, end))
     latents = columns.table["latent"]
@@ -43,10 +45,7 @@ def find_path(columns: ParticleColumns, start: str, end: str, kind: PathKind, po
         ends = (int(np.searchsorted(ground.row, first)), int(np.searchsorted(ground.row, last)))
         stations = walk_neighbours(ground, *ends) if kind == "neighbours" else walk_over_barrier(ground, *ends)
         if not len(stations):
-            raise ExplorationError(
-                f"no chain of neighbours joins {first_name} and {last_name}: nothing lies between; `--along straight` "
-                "goes through the void"
-            )
+            raise NoPathError(f"no chain of neighbours joins {first_name} and {last_name}: nothing lies between")
         course = soften(ground, stations)
     places = space_evenly(course, points)
     step = float(np.linalg.norm(np.diff(places, axis=0), axis=1).mean())

@@ -50,6 +50,8 @@ class Film:
         Of the picture in pixels; it is 16 to 9.
     turntable
         Whether the molecule turns once while it morphs.
+    level
+        Contour; one that encloses the molecule in all maps when ``None``.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Film:
     voxel_size_angstrom: float
     height: int
     turntable: bool
+    level: float | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -72,7 +75,8 @@ class Film:
 
 def draw_frames(film: Film) -> Iterator[Image.Image]:
     """The frames, one after the other; without a turntable those on the way back are those of the way there."""
-    level, moving = find_common_level(film.maps, _ENCLOSED), measure_variation(film.maps)
+    level = find_common_level(film.maps, _ENCLOSED) if film.level is None else film.level
+    moving = measure_variation(film.maps)
     view, positions = find_best_view(film.maps, level), film.positions()
     if film.turntable:
         # Nothing leaves the picture as it turns.

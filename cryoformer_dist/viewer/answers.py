@@ -26,5 +26,10 @@ def answer_arrays(arrays: Mapping[str, np.ndarray], **told: Any) -> web.Response
         data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
         shapes.append({"name": name, "dtype": values.dtype.name, "shape": values.shape})
         parts.append(data + bytes(-len(data) % 4))
-    about = json.dumps({"arrays": shapes, **told}, allow_nan=False)
-    return web.Response(body=b"".join(parts), headers={ABOUT: about}, content_type="application/octet-stream")
+    return answer_bytes(b"".join(parts), arrays=shapes, **told)
+
+
+def answer_bytes(content: bytes, **told: Any) -> web.Response:
+    """Bytes, and what there is to say of them."""
+    about = json.dumps(told, allow_nan=False)
+    return web.Response(body=content, headers={ABOUT: about}, content_type="application/octet-stream")

@@ -2,24 +2,31 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from aiohttp import web
 
 from cryoformer_dist.errors import SelectionError
+from cryoformer_dist.exploration.analysis import keep_embedding
+from cryoformer_dist.figures.movies import Film
 from cryoformer_dist.figures.surfaces import find_common_level
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.runs.layout import SELECTIONS
-from cryoformer_dist.selection.columns import Column
+from cryoformer_dist.runs.results import read_made_results
+from cryoformer_dist.selection.columns import Column, read_columns
 from cryoformer_dist.selection.export import Export, export_selection, keep_selection, refuse_name
 from cryoformer_dist.storage.working_folder import WorkingFolder
-from cryoformer_dist.viewer.answers import answer_arrays
+from cryoformer_dist.viewer.answers import answer_arrays, answer_bytes
 from cryoformer_dist.viewer.files import list_maps, read_curves, read_flexibility, read_map, read_progress
+from cryoformer_dist.viewer.films import make_film
 from cryoformer_dist.viewer.maps import DecodedMaps
-from cryoformer_dist.viewer.paths import find_path
+from cryoformer_dist.viewer.paths import MOST_STOPS, find_path
 from cryoformer_dist.viewer.pictures import draw_sample, make_montage
 from cryoformer_dist.viewer.requests import (
+    AskedFilm,
     AskedImages,
     AskedMap,
     AskedPath,
@@ -31,6 +38,8 @@ from cryoformer_dist.viewer.requests import (
     parse,
 )
 from cryoformer_dist.viewer.snapshot import Snapshot, choose, find_places
+
+_FILM_HEIGHT = 540
 
 
 class Desk:
@@ -108,23 +117,48 @@ class Desk:
 
     def make_map(self, text: str) -> web.Response:
         """A map of a particle, of a latent, of a selection or of the run directory, with how flexible it is where."""
-        asked: AskedMap = parse(AskedMap, text)
-        snapshot, averaged, colours = self._snapshot, 1, read_flexibility(self._working.folder)
-        size = snapshot.trained.manifest.pixel_size_angstrom
+        volume, averaged = self._make_volume(parse(AskedMap, text))
+        colours = read_flexibility(self._working.folder)
+        arrays = {"voxels": volume.voxels.numpy()}
+        if colours is not None and colours.voxels.shape == volume.voxels.shape:
+            arrays["flexibility"] = colours.voxels.numpy()
+        return _answer_maps(arrays, volume.voxel_size_angstrom, averaged)
+
+    def _make_volume(self, asked: AskedMap) -> tuple[Volume, int]:
+        """A map, and of how many it is the mean."""
+        snapshot, averaged = self._snapshot, 1
         if isinstance(asked, MapOfFile):
-            volume: Volume = read_map(self._working.folder, asked.name)
-            voxels, size = volume.voxels.numpy(), volume.voxel_size_angstrom
-        elif isinstance(asked, MapOfParticle):
+            return read_map(self._working.folder, asked.name), averaged
+        if isinstance(asked, MapOfParticle):
             voxels = self._maps.of(snapshot.latents[_refuse_absent(asked.particle, snapshot)])
         elif isinstance(asked, MapOfLatent):
             voxels = self._maps.of(np.array(asked.latent))
         else:
             places = find_places(snapshot.columns, choose(snapshot.columns, asked.chosen))
             voxels, averaged = self._maps.mean_of(snapshot.latents[places])
-        arrays = {"voxels": voxels}
-        if colours is not None and colours.voxels.shape == voxels.shape:
-            arrays["flexibility"] = colours.voxels.numpy()
-        return _answer_maps(arrays, size, averaged)
+        return Volume(torch.from_numpy(voxels), snapshot.trained.manifest.pixel_size_angstrom), averaged
+
+    def make_film(self, text: str) -> web.Response:
+        """A film of maps that morph one into the next, or of one that turns."""
+        asked: AskedFilm = parse(AskedFilm, text)
+        if not 1 <= len(asked.maps) <= MOST_STOPS:
+            raise SelectionError(f"a film shows 1 to {MOST_STOPS} maps, not {len(asked.maps)}")
+        volumes = [self._make_volume(each)[0] for each in asked.maps]
+        maps = np.stack([volume.voxels.numpy() for volume in volumes])
+        turns = len(maps) == 1
+        made = make_film(Film(asked.name, maps, volumes[0].voxel_size_angstrom, _FILM_HEIGHT, turns, asked.level))
+        return answer_bytes(made.content, suffix=made.suffix, told=made.told)
+
+    def embed(self) -> web.Response:
+        """Unroll the latents onto a plane by UMAP, and keep that as `analyze` does: columns from then on."""
+        with self._lock:
+            snapshot, working = self._snapshot, self._working
+            made = read_made_results(working.folder)
+            if made is None or made.checkpoint_step != snapshot.step:
+                raise SelectionError("UMAP is kept with a run's results, and there are none of this checkpoint yet")
+            working.send(keep_embedding(working.folder, snapshot.columns))
+            self._snapshot = replace(snapshot, columns=read_columns(working.folder, str(working.home)))
+        return self.describe_run()
 
     def find_path(self, text: str) -> web.Response:
         """Latents along a line, and how many particles they stand for."""

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from cryoformer_dist.errors import SelectionError
+from cryoformer_dist.errors import NoPathError, SelectionError
 from cryoformer_dist.exploration.pathfinding import count_along
 from cryoformer_dist.exploration.pathfinding import find_path as join_particles
 from cryoformer_dist.viewer.requests import AskedPath
@@ -45,7 +45,7 @@ def find_path(snapshot: Snapshot, asked: AskedPath) -> ShownPath:
     ------
     SelectionError
         If the line has no length, a column or particle does not exist, or there are too few or too many stops.
-    ExplorationError
+    NoPathError
         If no chain of neighbours joins the particles.
     """
     columns, latents = snapshot.columns, snapshot.latents
@@ -53,7 +53,10 @@ def find_path(snapshot: Snapshot, asked: AskedPath) -> ShownPath:
     plane = np.stack([columns.values(axis).astype(np.float64) for axis in asked.axes], axis=1)
     if asked.ends:
         start, end = (str(columns.source_row[place]) for place in asked.ends)
-        stops = np.array(join_particles(columns, start, end, "neighbours", asked.stops).latents)
+        try:
+            stops = np.array(join_particles(columns, start, end, "neighbours", asked.stops).latents)
+        except NoPathError as error:
+            raise NoPathError(f"{error}; draw a line from one to the other to see what lies along that") from error
         points = _average_near(latents, stops, plane)
         points[[0, -1]] = plane[list(asked.ends)]
     else:

@@ -93,6 +93,25 @@ AskedMap = MapOfParticle | MapOfLatent | MapOfSelection | MapOfFile
 
 
 @dataclass(frozen=True, slots=True)
+class AskedFilm:
+    """Maps that lead from one to the next, or one that turns.
+
+    Attributes
+    ----------
+    name
+        Written into the picture.
+    maps
+        In order.
+    level
+        Contour.
+    """
+
+    name: str
+    maps: tuple[AskedMap, ...]
+    level: float
+
+
+@dataclass(frozen=True, slots=True)
 class AskedPath:
     """A way through the latents, to be shown over two columns.
 

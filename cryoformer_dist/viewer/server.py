@@ -27,13 +27,15 @@ def make_app(desk: Desk, token: str) -> web.Application:
     asked = {"run": desk.describe_run, "progress": desk.tell_progress, "curves": desk.read_curves}
     for name, answer in asked.items():
         app.router.add_get(f"{base}/api/{name}", _asked(answer))
-    app.router.add_post(f"{base}/api/newest", _asked(desk.show_newest))
+    for name, done in {"newest": desk.show_newest, "umap": desk.embed}.items():
+        app.router.add_post(f"{base}/api/{name}", _asked(done))
     app.router.add_get(f"{base}/api/column/{{name}}", _named(desk.read_column))
     app.router.add_get(f"{base}/api/written/{{name}}", _named(lambda name: _download(desk.find_written(name))))
     told = {
         "choose": desk.choose,
         "save": desk.save,
         "map": desk.make_map,
+        "film": desk.make_film,
         "path": desk.find_path,
         "images": desk.show_images,
     }

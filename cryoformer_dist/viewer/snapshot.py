@@ -12,14 +12,14 @@ from cryoformer_dist.data.selection import RunState, Selection
 from cryoformer_dist.progress import StagedProgress, silent
 from cryoformer_dist.runs.checkpoint_choice import fetch_latest
 from cryoformer_dist.runs.directory import open_run_store
-from cryoformer_dist.runs.layout import ENCODED_PARTICLES, LATENTS, REFINED_SHELL_WEIGHT, RESULTS
+from cryoformer_dist.runs.layout import ENCODED_PARTICLES, LATENTS, PARTICLE_ANALYSIS, REFINED_SHELL_WEIGHT, RESULTS
 from cryoformer_dist.runs.results import read_made_results
 from cryoformer_dist.selection.choice import choose_all, choose_inside, choose_where
 from cryoformer_dist.selection.columns import ParticleColumns, columns_of, read_columns
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.viewer.requests import Chosen, Gate
 
-_OF_CHECKPOINTS = (RESULTS, LATENTS, ENCODED_PARTICLES, REFINED_SHELL_WEIGHT)
+_OF_CHECKPOINTS = (RESULTS, LATENTS, ENCODED_PARTICLES, REFINED_SHELL_WEIGHT, PARTICLE_ANALYSIS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

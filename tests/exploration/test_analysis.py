@@ -7,7 +7,7 @@ import pytest
 from matplotlib import image
 
 from cryoformer_dist.errors import ExplorationError
-from cryoformer_dist.exploration.analysis import analyze_latents, describe_findings, write_findings
+from cryoformer_dist.exploration.analysis import analyze_latents, describe_findings, keep_embedding, write_findings
 from cryoformer_dist.selection.columns import ParticleColumns, read_columns
 
 
@@ -40,6 +40,17 @@ def test_columns_of_an_earlier_checkpoint_are_forgotten(finished_run: Path, colu
     earlier = replace(columns, run=replace(columns.run, checkpoint_step=1))
     write_findings(finished_run, earlier, analyze_latents(earlier, 1, umap=False))
     assert "mixture" not in read_columns(finished_run, str(finished_run)).columns
+
+
+def test_an_embedding_stays_beside_what_is_found_later(
+    finished_run: Path, columns: ParticleColumns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cryoformer_dist.exploration.analysis.embed", lambda latents: 2 * latents[:, :2])
+    keep_embedding(finished_run, columns)
+    write_findings(finished_run, columns, analyze_latents(columns, 1, umap=False))
+    again = read_columns(finished_run, str(finished_run))
+    np.testing.assert_array_equal(again.values("umap1"), 2 * columns.table["latent"][:, 0])
+    assert "mixture" in again.columns
 
 
 def test_junk_is_not_counted_and_widths_are_turned_onto_the_axes(columns: ParticleColumns) -> None:

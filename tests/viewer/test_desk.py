@@ -8,10 +8,13 @@ import pytest
 
 from cryoformer_dist.data.selection import Lasso, read_selection
 from cryoformer_dist.errors import CryoFormerError
+from cryoformer_dist.figures.movies import Film
 from cryoformer_dist.io.reading import read_particles
-from cryoformer_dist.runs.layout import SELECTIONS
+from cryoformer_dist.runs.layout import PARTICLE_ANALYSIS, SELECTIONS
+from cryoformer_dist.runs.results import read_latent_table
 from cryoformer_dist.selection.choice import lie_inside
 from cryoformer_dist.viewer.desk import Desk
+from cryoformer_dist.viewer.films import Filmed
 from cryoformer_dist.viewer.snapshot import Snapshot
 
 Ask = Callable[..., Any]
@@ -139,3 +142,35 @@ def test_only_what_was_written_can_be_fetched(desk: Desk, ask: Ask, run: Path) -
     for name in ("../config.yaml", "config.yaml", "", "."):
         with pytest.raises(CryoFormerError, match="no such file among the selections"):
             desk.find_written(name)
+
+
+def test_a_path_is_filmed_as_it_is_shown_and_a_single_map_turns(
+    desk: Desk, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Film] = []
+    monkeypatch.setattr(
+        "cryoformer_dist.viewer.desk.make_film", lambda film: seen.append(film) or Filmed(b"GIF", ".gif", "")
+    )
+    stops = [{"kind": "latent", "latent": snapshot.latents[row].tolist()} for row in (3, 9, 20)]
+    for maps in (stops, stops[:1]):
+        answer = desk.make_film(json.dumps({"name": "path", "maps": maps, "level": 0.25}))
+        assert answer.body == b"GIF"
+        assert json.loads(answer.headers["X-About"])["suffix"] == ".gif"
+    morph, turning = seen
+    np.testing.assert_array_equal(morph.maps, snapshot.trained.decode(snapshot.latents[[3, 9, 20]]))
+    assert (morph.level, morph.turntable, turning.turntable) == (0.25, False, True)
+    with pytest.raises(CryoFormerError, match="1 to 60 maps, not 0"):
+        desk.make_film(json.dumps({"name": "path", "maps": [], "level": 0.25}))
+
+
+def test_latents_are_unrolled_once_and_are_columns_from_then_on(
+    ask: Ask, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cryoformer_dist.exploration.analysis.embed", lambda latents: 3 * latents[:, :2])
+    described = ask("embed")
+    assert {"umap1", "umap2"} <= {each["name"] for each in described["columns"]}
+    lasso = {"how": "union", "axes": ["umap1", "umap2"], "polygon": [[0, -99], [99, -99], [99, 99], [0, 99]]}
+    arrays, _ = ask("choose", lassos=[lasso], gates=[])
+    latents = read_latent_table(run)["latent"]
+    np.testing.assert_array_equal(arrays["particles"], np.flatnonzero(latents[:, 0] > 0))
+    (run / PARTICLE_ANALYSIS).unlink()

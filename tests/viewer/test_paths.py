@@ -6,7 +6,7 @@ import pytest
 
 from cryoformer_dist.data.selection import ParticleFile, RunState
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.errors import SelectionError
+from cryoformer_dist.errors import NoPathError, SelectionError
 from cryoformer_dist.selection.columns import Column, ParticleColumns
 from cryoformer_dist.viewer.paths import find_path
 from cryoformer_dist.viewer.requests import AskedPath
@@ -54,6 +54,15 @@ def test_a_path_between_two_particles_leads_from_neighbour_to_neighbour(ring: An
     np.testing.assert_allclose(np.hypot(*path.latents[:, :2].T), 1, atol=1e-2)
     np.testing.assert_allclose(path.points, path.latents[:, :2] * [1, 1000], atol=30)
     np.testing.assert_array_equal(path.points[0], [1, 0])
+
+
+def test_particles_that_nothing_joins_are_told_so_in_words_of_the_page(ring: Any) -> None:
+    apart = ring.latents.copy()
+    apart[1000:] += 100
+    ring.columns.table["latent"] = apart
+    with pytest.raises(NoPathError, match=r"nothing lies between; draw a line") as refusal:
+        find_path(ring, asked(corners=(), ends=(0, 1500)))
+    assert "--" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from support.tiny_runs import Listener, Stop, tiny_config, train
 from cryoformer_dist.data.selection import Lasso, read_selection
 from cryoformer_dist.io.reading import read_particles
 from cryoformer_dist.runs.checkpoint_choice import newest_step
-from cryoformer_dist.runs.layout import SELECTIONS
+from cryoformer_dist.runs.layout import PARTICLE_ANALYSIS, SELECTIONS
 from cryoformer_dist.selection.choice import lie_inside
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.viewer.desk import Desk
@@ -184,3 +184,26 @@ def test_a_run_is_followed_while_it_trains(tiny_store: Path, tmp_path: Path) -> 
     finally:
         server.end()
         shutil.rmtree(working.folder)
+
+
+def test_the_map_that_is_shown_and_a_path_are_handed_over_as_films(page: Any) -> None:
+    with page.expect_download(timeout=120_000) as turning:
+        page.click("#film")
+    assert turning.value.suggested_filename.startswith("consensus_mrc.")
+    page.keyboard.press("p")
+    drag(page, [(0.1, 0.5), (0.5, 0.4), (0.9, 0.6)])
+    page.wait_for_function("document.querySelector('#stop').dataset.loaded === '15'")
+    with page.expect_download(timeout=180_000) as morph:
+        page.click("#filmPath")
+    film = Path(morph.value.path())
+    assert morph.value.suggested_filename in ("path.gif", "path.mp4")
+    assert film.stat().st_size > 10_000
+
+
+def test_latents_are_unrolled_by_a_button(page: Any, run: Path) -> None:
+    pytest.importorskip("umap")
+    page.click("#umap")
+    page.wait_for_function("document.querySelector('#x').value === 'umap1'", timeout=180_000)
+    assert page.input_value("#y") == "umap2"
+    assert count(page) == 64
+    (run / PARTICLE_ANALYSIS).unlink()

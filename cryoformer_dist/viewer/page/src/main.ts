@@ -215,6 +215,23 @@ class Viewer {
     void this.volume.ask({ kind: "selection", chosen: this.particles.describe() }, title);
   }
 
+  /** Show the latents unrolled by UMAP, made first where they are not there yet. */
+  private async unroll(): Promise<void> {
+    const button = find<HTMLButtonElement>("umap");
+    button.disabled = true;
+    await busily(async () => {
+      if (!this.particles.has("umap1")) {
+        tell("the latents are being unrolled: up to a minute or two", true);
+        this.particles.renew(await server.embed());
+      }
+      this.axes = ["umap1", "umap2"];
+      this.overlay.path = this.overlay.picked = [];
+      this.fillSelects();
+      await this.placePoints();
+    });
+    button.disabled = false;
+  }
+
   private clear(): void {
     this.particles.lassos = [];
     this.gates.clear();
@@ -283,6 +300,7 @@ class Viewer {
     find("colour").onchange = () => void busily(() => this.colour());
     find("clear").onclick = () => this.clear();
     find("mean").onclick = () => this.showMean();
+    find("umap").onclick = () => void this.unroll();
     find("save").onclick = () => void this.save();
     find("home").onclick = () => this.scatter.reset();
     find("help").onclick = () => find<HTMLDialogElement>("keys").showModal();

@@ -37,6 +37,13 @@ export function tell(message: string, good = false): void {
   if (good) fading = window.setTimeout(() => (box.hidden = true), 4000);
 }
 
+/** Hand a file to the browser's downloads. */
+export function download(content: Blob, name: string): void {
+  const address = URL.createObjectURL(content);
+  make("a", { href: address, download: name }).click();
+  window.setTimeout(() => URL.revokeObjectURL(address), 60_000);
+}
+
 /** Do something once nobody has asked for it for a moment. */
 export function debounced(work: () => void, milliseconds: number): () => void {
   let timer = 0;

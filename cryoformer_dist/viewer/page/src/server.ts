@@ -144,6 +144,11 @@ export async function showNewest(): Promise<Run> {
   return (await fetchOk("newest", {})).json();
 }
 
+/** The run with coordinates by UMAP among its columns. */
+export async function embed(): Promise<Run> {
+  return (await fetchOk("umap", {})).json();
+}
+
 export async function fetchColumn(name: string): Promise<Float32Array> {
   return floats(await fetchArrays(`column/${encodeURIComponent(name)}`), "values");
 }
@@ -174,6 +179,13 @@ export async function fetchMap(asked: AskedMap): Promise<DensityMap> {
     averaged: Number(answer.told.averaged),
     voxelSizeAngstrom: Number(answer.told.voxel_size_angstrom),
   };
+}
+
+/** A film of maps that morph one into the next, or of one that turns. */
+export async function makeFilm(name: string, maps: AskedMap[], level: number): Promise<{ film: Blob; suffix: string; told: string }> {
+  const response = await fetchOk("film", { name, maps, level });
+  const about = JSON.parse(response.headers.get("X-About") ?? "{}");
+  return { film: await response.blob(), suffix: String(about.suffix), told: String(about.told) };
 }
 
 export async function fetchPath(

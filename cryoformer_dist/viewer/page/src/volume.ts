@@ -1,5 +1,5 @@
 // The map that is shown, its contour level, and the path that it may be a stop of.
-import { busily, debounced, fillSelect, find } from "./page";
+import { busily, debounced, download, fillSelect, find, tell } from "./page";
 import type { Particles } from "./particles";
 import { extent, format } from "./scale";
 import * as server from "./server";
@@ -17,6 +17,7 @@ export class Volume {
   private turn = 0;
   private levelChosen = false;
   private player = 0;
+  private shown: AskedMap | null = null;
 
   constructor(
     private particles: Particles,
@@ -36,6 +37,8 @@ export class Volume {
     find("turn").onclick = () => this.surface.reset();
     find<HTMLInputElement>("stop").oninput = (event) => this.goTo(Number((event.target as HTMLInputElement).value));
     find("play").onclick = () => this.play();
+    find("film").onclick = () => this.shown && void this.film(find("shown").textContent!, [this.shown]);
+    find("filmPath").onclick = () => this.path && void this.film("path", this.path.stops.map(atLatent));
     find<HTMLSelectElement>("files").onchange = (event) => {
       const name = (event.target as HTMLSelectElement).value;
       if (name) void this.ask({ kind: "file", name }, name);
@@ -62,6 +65,7 @@ export class Volume {
       const map = await server.fetchMap(asked);
       if (turn !== this.turn) return;
       this.levelChosen = this.levelChosen && asked.kind !== "file";
+      this.shown = asked;
       this.show(map, map.averaged > 1 ? `${title}: mean of ${map.averaged} maps` : title);
     });
     if (asked.kind !== "file") find<HTMLSelectElement>("files").value = "";
@@ -108,7 +112,7 @@ export class Volume {
   }
 
   private async load(path: server.Path, stop: number): Promise<DensityMap | null> {
-    const map = this.maps[stop] ?? (await server.fetchMap({ kind: "latent", latent: [...path.stops[stop]] }));
+    const map = this.maps[stop] ?? (await server.fetchMap(atLatent(path.stops[stop])));
     if (path !== this.path) return null;
     this.maps[stop] = map;
     find("stop").dataset.loaded = String(this.maps.filter(Boolean).length);
@@ -125,7 +129,11 @@ export class Volume {
     this.moved();
     const turn = ++this.turn;
     void this.load(path, this.stop).then(
-      (map) => map && turn === this.turn && this.show(map, `path, stop ${this.stop + 1} of ${STOPS}`),
+      (map) => {
+        if (!map || turn !== this.turn) return;
+        this.shown = atLatent(path.stops[this.stop]);
+        this.show(map, `path, stop ${this.stop + 1} of ${STOPS}`);
+      },
       (error) => void busily(() => Promise.reject(error)),
     );
   }
@@ -153,9 +161,27 @@ export class Volume {
     find("play").textContent = "play";
   }
 
+  /** Maps at the contour that is shown, drawn by the server: those of a path morph, a single one turns. */
+  private async film(name: string, maps: AskedMap[]): Promise<void> {
+    const buttons = ["film", "filmPath"].map((id) => find<HTMLButtonElement>(id));
+    buttons.forEach((button) => (button.disabled = true));
+    tell("the film is being drawn …", true);
+    await busily(async () => {
+      const { film, suffix, told } = await server.makeFilm(name, maps, Number(find<HTMLInputElement>("level").value));
+      const file = `${name.replace(/[^A-Za-z0-9]+/g, "_")}${suffix}`;
+      download(film, file);
+      tell([file, told].filter(Boolean).join(", "), true);
+    });
+    buttons.forEach((button) => (button.disabled = false));
+  }
+
   forgetPath(): void {
     this.stopPlaying();
     [this.path, this.maps] = [null, []];
     find("pathBar").hidden = true;
   }
+}
+
+function atLatent(latent: Float32Array): AskedMap {
+  return { kind: "latent", latent: [...latent] };
 }
