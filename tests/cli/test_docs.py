@@ -1,15 +1,26 @@
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from glob import glob
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
+import yaml
+from support.command_line import run_main
+from support.foreign_projects import lay_out_cryodrgn, lay_out_cryosparc, lay_out_relion
 
 from cryoformer_dist.cli.main import app
 from cryoformer_dist.config.keys import describe_files
+from cryoformer_dist.runs.results import read_latent_table
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -61,12 +72,135 @@ def test_a_command_that_the_program_does_not_understand_would_be_found() -> None
 def test_every_key_that_is_set_or_named_on_the_new_pages_exists() -> None:
     keys = {key.name for section in describe_files() for key in section.keys}
     sections = {section.name.removeprefix("run.") for section in describe_files()}
-    for name in ("tutorial", "from_relion", "from_cryosparc", "from_cryodrgn", "half_sets", "troubleshooting"):
+    pages = ("tutorial", "from_relion", "from_cryosparc", "from_cryodrgn", "half_sets", "troubleshooting", "theory")
+    for name in pages:
         text = (ROOT / "docs" / f"{name}.md").read_text()
-        page = (ROOT / "docs" / "api.md").read_text()
-    named = re.findall(r"^::: (\S+)\n(?:    options:\n      members: \[(.*)\])?", page, re.MULTILINE)
-    assert len(named) > 10
-    for name, members in named:
+        named = re.findall(r"\b((?:training|model|dataset|results)\.[a-z_.]+[a-z_])\b", text)
+        assert [key for key in named if key not in keys | sections and not key.endswith((".json", ".zarr"))] == []
+        assert re.findall(r"--set ([a-z_]+)=", text) in ([], ["particles"])
+
+
+def test_every_page_is_in_the_site() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    assert set(re.findall(r"[a-z_]+\.md", str(site["nav"]))) == {
+        page.name for page in PAGES if page.name != "README.md"
+    }
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert built.returncode == 0, built.stdout + built.stderr
+    page = (tmp_path / "site" / "tutorial.html").read_text()
+    assert not re.search(r"""(?:src|<link[^>]+href)=["']?https?:""", page)
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
+    for command in told_commands(TUTORIAL):
+        run_in(tmp_path, command)
+    assert (tmp_path / "project" / "group_0.star").is_file()
+    for run in ("particles", "group_0"):
+        assert (tmp_path / "project" / "runs" / run / "report.html").is_file()
+
+
+def run_in(folder: Path, command: str) -> str:
+    """Run a command of a page in a shell, as it stands, by this checkout's program; what it says."""
+    program = folder / "bin" / "cryoformer-dist"
+    if not program.exists():
+        program.parent.mkdir()
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m cryoformer_dist.cli "$@"\n')
+        program.chmod(0o755)
+    environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+# What small images need: their own box, one epoch, a folder that is there.
+SMALLER = (("--box 128", "--box 32"), ("/data/P1", "P1"), ("/data/project", "."))
+OTHER_PROGRAMS = {
+    "from_relion": (lay_out_relion, "good.star"),
+    "from_cryosparc": (lay_out_cryosparc, "subset.csg"),
+    "from_cryodrgn": (lay_out_cryodrgn, "for_cryodrgn/z.pkl"),
+}
+
+
+def shorten(command: str) -> str:
+    """The command for 1,296 images of 32 pixels, trained for one epoch."""
+    for told, here in SMALLER:
+        command = command.replace(told, here)
+    trains = re.match(r"cryoformer-dist (train|launch) ", command) and "training.epochs" not in command
+    return f"{command} --set training.epochs=1" if trains else command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", OTHER_PROGRAMS)
+def test_the_way_from_another_program_runs_on_its_files(page: str, shared_data: Path, tmp_path: Path) -> None:
+    lay_out, last = OTHER_PROGRAMS[page]
+    lay_out(tmp_path, shared_data / "particles" / "tomodrgn_2class")
+    for command in told_commands(ROOT / "docs" / f"{page}.md"):
+        run_in(tmp_path, shorten(command))
+    assert (tmp_path / last).is_file()
+
+
+@pytest.mark.slow
+def test_half_sets_and_troubles_are_run_on_the_files_of_a_refinement(shared_data: Path, tmp_path: Path) -> None:
+    lay_out_relion(tmp_path, shared_data / "particles" / "tomodrgn_2class")
+    first = [command for command in told_commands(ROOT / "docs" / "from_relion.md") if " select " not in command]
+    for command in (*first, *told_commands(ROOT / "docs" / "half_sets.md")):
+        run_in(tmp_path, shorten(command))
+    assert (tmp_path / "my-project" / "runs" / "half1" / "halves" / "half_maps.json").is_file()
+    # The next page's short names for what is there by now.
+    run_file = (tmp_path / "my-project" / "run.yaml").read_text()
+    (tmp_path / "run.yaml").write_text(run_file.replace("name: run_data", "name: particles"))
+    for command in told_commands(ROOT / "docs" / "troubleshooting.md"):
+        run_in(tmp_path, shorten(command).replace("training.epochs=30", "training.epochs=2"))
+    assert (tmp_path / "runs" / "focused" / "report.html").is_file()
+
+
+def test_what_the_page_of_results_tells_is_run_on_a_finished_run(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process; what needs an optional package that is not there is done without it."""
+    shutil.copytree(finished_run, tmp_path / "runs" / "demo")
+    np.savetxt(tmp_path / "z.txt", read_latent_table(finished_run)["latent"][:2])
+    monkeypatch.chdir(tmp_path)
+    for command in told_commands(ROOT / "docs" / "exploring.md"):
+        arguments = [word for told in shlex.split(fit_to_tiny(command))[1:] for word in sorted(glob(told)) or [told]]
+        assert run_main(monkeypatch, *arguments) == 0, command
+    assert Path("filtered/particle_000.mrc").is_file()
+    assert Path("groups.gif").is_file()
+
+
+def fit_to_tiny(command: str) -> str:
+    """A command for a run of two clusters, as far as optional packages are installed."""
+    command = command.replace("cluster:3", "cluster:1").replace("--particle 230", "--particle 23")
+    command = command.replace(" --height 1080", "").replace(" movie ", " movie --height 120 ")
+    if find_spec("umap") is None:
+        command = command.replace(" --umap", "").replace(" and umap1 > 0", "")
+    return command if find_spec("imageio_ffmpeg") else command.replace(".mp4", ".gif")
+
+
+def test_the_python_page_runs_as_it_stands(
+    finished_run: Path, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished_run, tmp_path / "runs" / "demo")
+    (tmp_path / "runs" / "demo" / "particles.zarr").symlink_to(tiny_store)
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE | re.DOTALL)
+    exec(compile(block, "docs/api.md", "exec"), {})
+    assert Path("middle.mrc").is_file()
+
+
+def test_all_that_the_python_page_names_exists_and_says_what_it_does() -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    told = re.findall(r"^::: (\S+)\n(?:    options:\n      members: \[(.*)\])?", text, re.MULTILINE)
+    assert len(told) > 10
+    for name, members in told:
         module, _, last = name.rpartition(".")
         found = getattr(import_module(module), last)
         for each in (found, *(getattr(found, member) for member in members.split(", ") if member)):
