@@ -95,6 +95,10 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tm
     assert built.returncode == 0, built.stdout + built.stderr
     page = (tmp_path / "site" / "tutorial.html").read_text()
     assert not re.search(r"""(?:src|<link[^>]+href)=["']?https?:""", page)
+    theory, python = ((tmp_path / "site" / f"{name}.html").read_text() for name in ("theory", "api"))
+    assert theory.count("<math") > 40
+    assert "arithmatex" not in theory
+    assert "Read a run&#39;s newest whole checkpoint" in python or "Read a run's newest whole checkpoint" in python
 
 
 @pytest.mark.slow
