@@ -71,7 +71,7 @@ def analyze(home: RunDirectory, gaussians: Gaussians = 8, umap: Umap = False, ha
     from cryoformer_dist.exploration.cluster_maps import back_project_clusters, tell_evidence
     from cryoformer_dist.exploration.motion import tell_motion
     from cryoformer_dist.exploration.series import describe_axes
-    from cryoformer_dist.runs.layout import ANALYSIS, LANDSCAPE_FIGURE
+    from cryoformer_dist.runs.layout import ANALYSIS, EMBEDDING_FIGURE, LANDSCAPE_FIGURE
     from cryoformer_dist.selection.columns import read_columns
 
     with open_results_alone(home) as working:
@@ -81,7 +81,8 @@ def analyze(home: RunDirectory, gaussians: Gaussians = 8, umap: Umap = False, ha
             evidence = back_project_clusters(working.folder, columns, progress) if half_maps else ()
         motions = describe_axes(working.folder)
         summary = write_findings(working.folder, columns, findings, motions, evidence)
-        written, picture = (working.at_home(working.folder / name) for name in (ANALYSIS, LANDSCAPE_FIGURE))
+        names = (ANALYSIS, LANDSCAPE_FIGURE, EMBEDDING_FIGURE)
+        written, picture, embedded = (working.at_home(working.folder / name) for name in names)
     for line in describe_findings(summary):
         terminal.say(line)
     for axis in motions:
@@ -90,6 +91,8 @@ def analyze(home: RunDirectory, gaussians: Gaussians = 8, umap: Umap = False, ha
             terminal.say(f"  {line}")
     for line in tell_evidence(evidence):
         terminal.say(line)
+    if umap:
+        terminal.say(f"picture     {embedded}")
     terminal.say(f"written     {written}")
     terminal.say(f"next: look at {picture}, then cryoformer-dist path {home} cluster:0 cluster:1 -o path.json")
 

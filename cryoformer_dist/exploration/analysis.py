@@ -14,9 +14,17 @@ from cryoformer_dist.exploration.embedding import FITTED, embed
 from cryoformer_dist.exploration.landscape import Landscape, Well, measure_landscape
 from cryoformer_dist.exploration.mixture import MixtureChoice, choose_mixture
 from cryoformer_dist.exploration.series import MotionAlong
+from cryoformer_dist.figures.embeddings import draw_embedding
 from cryoformer_dist.figures.landscapes import draw_landscape
 from cryoformer_dist.progress import StagedProgress, silent
-from cryoformer_dist.runs.layout import ANALYSIS, ANALYSIS_SUMMARY, LANDSCAPE, LANDSCAPE_FIGURE, PARTICLE_ANALYSIS
+from cryoformer_dist.runs.layout import (
+    ANALYSIS,
+    ANALYSIS_SUMMARY,
+    EMBEDDING_FIGURE,
+    LANDSCAPE,
+    LANDSCAPE_FIGURE,
+    PARTICLE_ANALYSIS,
+)
 from cryoformer_dist.runs.results import read_of_checkpoint, write_of_checkpoint
 from cryoformer_dist.selection.columns import ParticleColumns
 from cryoformer_dist.storage.places import replaced
@@ -190,7 +198,7 @@ def write_findings(
     motions: tuple[MotionAlong, ...] = (),
     evidence: tuple[ClusterEvidence, ...] = (),
 ) -> AnalysisSummary:
-    """Write ``analysis.json``, ``landscape.npz`` and ``.png`` into a run's ``analysis`` folder, and ``particles.npz``.
+    """Write ``analysis.json``, ``landscape.npz`` and pictures into a run's ``analysis`` folder, and ``particles.npz``.
 
     The arrays of the latter are columns of `select` from then on.
     """
@@ -199,6 +207,8 @@ def write_findings(
         particles["umap"] = findings.embedding
     _keep(run, columns.run.checkpoint_step, particles)
     _write_landscape(run, findings)
+    if findings.embedding is not None:
+        draw_embedding(run / EMBEDDING_FIGURE, findings.embedding, columns.table["kmeans_label"])
     summary = findings.summarise(columns, motions, evidence)
     write_record(run / ANALYSIS_SUMMARY, summary, SCHEMA_VERSION)
     return summary
