@@ -222,8 +222,8 @@ def put_cause_in_words(cause: OtherCause) -> str:
 REMEDIES: Mapping[Cause, str] = {
     Cause.AMPLITUDE: "Set model.amplitude: posterior, if it is not; else compare maps along that axis: if they only "
     "grow fainter, leave the axis out, or train on particles of like contrast",
-    Cause.IMAGE_POWER: "Look for junk, ice and carbon among the images of the highest power, leave them out, and set "
-    "model.amplitude: posterior",
+    Cause.IMAGE_POWER: "Look for junk, ice and carbon among the images of the highest power and leave them out; set "
+    "model.amplitude: posterior, if it is not. A part that only some particles have makes their images stronger, too",
     Cause.DEFOCUS: "Refine the defocus of each particle, or leave out the micrographs at the ends of the range",
     Cause.VIEW: "Some views show the motion and others do not, or poses are off in some views: refine the poses again "
     "without the flexible part, or set model.pose.form: posterior",
@@ -231,6 +231,6 @@ REMEDIES: Mapping[Cause, str] = {
     "poses (model.pose.form: given)",
     Cause.OPTICS_GROUP: "Sessions may hold different molecules, doses or pixel sizes: check the pixel size of each, "
     "and train the largest group alone",
-    Cause.PLACE_IN_FILE: "Micrographs or grids may differ: train on the first and the second half of the file apart, "
-    "and believe what both show",
+    Cause.PLACE_IN_FILE: "Where the file is sorted by class, that is why; else micrographs or grids may differ: train on "
+    "the first and the second half of the file apart, and believe what both show",
 }

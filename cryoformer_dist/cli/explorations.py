@@ -69,7 +69,7 @@ def analyze(home: RunDirectory, gaussians: Gaussians = 8, umap: Umap = False, ha
     from cryoformer_dist.analysis.results import open_results_alone
     from cryoformer_dist.exploration.analysis import analyze_latents, describe_findings, write_findings
     from cryoformer_dist.exploration.cluster_maps import back_project_clusters, tell_evidence
-    from cryoformer_dist.exploration.motion import tell_motion
+    from cryoformer_dist.exploration.motion import tell_imbalance, tell_motion
     from cryoformer_dist.exploration.series import describe_axes
     from cryoformer_dist.runs.layout import ANALYSIS, EMBEDDING_FIGURE, LANDSCAPE_FIGURE
     from cryoformer_dist.selection.columns import read_columns
@@ -87,7 +87,7 @@ def analyze(home: RunDirectory, gaussians: Gaussians = 8, umap: Umap = False, ha
         terminal.say(line)
     for axis in motions:
         terminal.say(f"along {axis.series}, from its first map to its last:")
-        for line in tell_motion(axis.parts):
+        for line in (*tell_motion(axis.parts), *tell_imbalance(axis.imbalance)):
             terminal.say(f"  {line}")
     for line in tell_evidence(evidence):
         terminal.say(line)
@@ -102,13 +102,14 @@ def motion(
     maps: Annotated[list[Path], typer.Argument(help="Maps (.mrc) of any program: first, those between, last.")],
 ) -> None:
     """Tell how a molecule moves from the first map to the last: which part, how far, about which hinge."""
-    from cryoformer_dist.exploration.motion import describe_motion, tell_motion
+    from cryoformer_dist.exploration.motion import describe_motion, measure_imbalance, tell_imbalance, tell_motion
     from cryoformer_dist.exploration.series import read_series
 
     if len(maps) < 2:
         raise ExplorationError("give two maps or more: the first, those between, the last")
     volumes, voxel_size_angstrom = read_series(maps)
-    for line in tell_motion(describe_motion(volumes, voxel_size_angstrom)):
+    moving = tell_motion(describe_motion(volumes, voxel_size_angstrom))
+    for line in (*moving, *tell_imbalance(measure_imbalance(volumes))):
         terminal.say(line)
 
 

@@ -46,7 +46,7 @@ class ClusterEvidence:
     resolution_angstrom
         Where its half maps, masked and corrected for the mask, fall below 0.143.
     local_resolution
-        The same about each place of the mask.
+        About each place of the mask, at 0.5: around a place there are too few numbers for 0.143.
     network_resolution_angstrom
         Where its map and the network's, masked, fall below 0.5.
     change_correlation, other_change_correlation

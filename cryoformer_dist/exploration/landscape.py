@@ -134,12 +134,17 @@ def _smooth(counts: np.ndarray, in_cells: tuple[float, ...]) -> np.ndarray:
 
 
 def _find_wells(energy: np.ndarray, error: np.ndarray, edges: tuple[np.ndarray, ...]) -> tuple[Well, ...]:
-    """Lowest cells, each as deep as water rises in it before it flows over into a lower one, and deeper than chance."""
+    """Lowest cells, each as deep as water rises in it before it flows over into a lower one, and deeper than chance.
+
+    Of one that lies apart all that is known is that its pass is no lower than where particles are too few to tell.
+    """
     middles = [(cut[:-1] + cut[1:]) / 2 for cut in edges]
     top, found = float(np.nanmax(energy)), []
     for cell, passed in _flood(energy).items():
         depth = (top if passed is None else float(energy[passed])) - float(energy[cell])
-        if passed is None or depth > _DEVIATIONS * float(np.hypot(error[cell], error[passed])):
+        unsure = float(np.hypot(error[cell], 0.0 if passed is None else error[passed]))
+        # The first is the lowest of all.
+        if not found or depth > _DEVIATIONS * unsure:
             place = tuple(float(middle[at]) for middle, at in zip(middles, cell, strict=True))
             found.append(Well(place, float(energy[cell]), float(error[cell]), depth))
     return tuple(sorted(found, key=lambda well: well.energy))

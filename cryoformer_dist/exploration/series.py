@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cryoformer_dist.errors import ExplorationError
-from cryoformer_dist.exploration.motion import MovingPart, describe_motion
+from cryoformer_dist.exploration.motion import MovingPart, describe_motion, measure_imbalance
 from cryoformer_dist.io.mrc import read_volume
 from cryoformer_dist.runs.layout import SERIES_MAPS, VOLUMES
 
@@ -17,10 +17,17 @@ _SAME_SIZE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class MotionAlong:
-    """The parts that move from the first to the last map of a series, such as ``pc1``."""
+    """The parts that move from the first to the last map of a series, such as ``pc1``; and what comes or goes.
+
+    Attributes
+    ----------
+    imbalance
+        As `measure_imbalance` has it.
+    """
 
     series: str
     parts: tuple[MovingPart, ...]
+    imbalance: float
 
 
 def read_series(files: Sequence[Path]) -> tuple[Float[np.ndarray, "maps box box box"], float]:
@@ -48,7 +55,9 @@ def find_series(run: Path, name: str) -> list[Path]:
 def describe_axes(run: Path) -> tuple[MotionAlong, ...]:
     """The motion along each principal axis that a run has written maps of."""
     names = sorted({file.stem.rpartition("_")[0] for file in find_series(run, "pc*")})
-    series = {name: find_series(run, name) for name in names}
-    return tuple(
-        MotionAlong(name, describe_motion(*read_series(files))) for name, files in series.items() if len(files) > 1
-    )
+    series = {name: files for name in names if len(files := find_series(run, name)) > 1}
+    return tuple(_describe_along(name, *read_series(files)) for name, files in series.items())
+
+
+def _describe_along(name: str, maps: Float[np.ndarray, "maps box box box"], voxel_size_angstrom: float) -> MotionAlong:
+    return MotionAlong(name, describe_motion(maps, voxel_size_angstrom), measure_imbalance(maps))

@@ -13,7 +13,7 @@ from cryoformer_dist.figures.surfaces import cluster_colour
 
 _SHOWN = 20_000
 _SEED = 0
-_CELLS = 70
+_MOST_CELLS, _FEWEST_CELLS = 70, 12
 
 
 def draw_embedding(
@@ -63,6 +63,8 @@ def _draw_clusters(axes: Axes, embedding: np.ndarray, cluster: np.ndarray) -> No
 
 
 def _draw_counts(axes: Axes, embedding: np.ndarray) -> None:
-    drawn = axes.hexbin(*embedding.T, gridsize=_CELLS, bins="log", mincnt=1, cmap="viridis", linewidths=0)
+    # Of few particles many cells would hold one each.
+    cells = int(np.clip(np.sqrt(len(embedding)) / 2, _FEWEST_CELLS, _MOST_CELLS))
+    drawn = axes.hexbin(*embedding.T, gridsize=cells, bins="log", mincnt=1, cmap="viridis", linewidths=0)
     axes.set(title="Particles")
     axes.figure.colorbar(drawn, ax=axes, label="particles in a cell")

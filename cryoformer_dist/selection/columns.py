@@ -217,7 +217,7 @@ def _describe_findings(table: Mapping[str, np.ndarray]) -> Iterator[tuple[str, C
     if "amplitude" in table:
         yield "amplitude", _number(table["amplitude"], "", "how strong the particle is; 1 on average")
     if "weight" in table:
-        yield "junk", _number(1 - table["weight"], "", "probability that the image shows no particle")
+        yield "junk", _number((1 - table["weight"]).clip(min=0), "", "probability that the image shows no particle")
     if "alone" in table:
         yield "alone", _number(table["alone"], "", "probability that it shows a particle and nothing beside it")
 

@@ -42,6 +42,14 @@ def test_one_cloud_has_one_well_however_few_particles_there_are() -> None:
         assert len(measure_landscape(cloud, seed=seed).wells) == 1
 
 
+def test_few_particles_that_lie_apart_make_no_wells() -> None:
+    rng = np.random.default_rng(0)
+    apart = np.stack([0.2 * rng.normal(size=25), rng.uniform(3, 12, 25)], axis=1)
+    cloud = np.concatenate([rng.normal(size=(1000, 2)), apart])
+    found = measure_landscape(cloud, np.full(cloud.shape, 0.5, dtype=np.float32), np.full(2, 0.5))
+    assert len(found.wells) == 1
+
+
 def test_the_error_is_how_far_other_samples_fall() -> None:
     samples = [measure_landscape(two_wells(2000, seed)[:, :1]) for seed in range(12)]
     heights = [at(each, each.energy, 2.0) - at(each, each.energy, -2.0) for each in samples]

@@ -3,7 +3,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from cryoformer_dist.config.simulation import PhantomSource
-from cryoformer_dist.exploration.motion import describe_motion, tell_motion
+from cryoformer_dist.exploration.motion import describe_motion, measure_imbalance, tell_imbalance, tell_motion
 from cryoformer_dist.simulation.imaging import AtomImager
 from cryoformer_dist.simulation.molecule import HingedMolecule, PathMolecule, build_molecule
 
@@ -88,3 +88,15 @@ def test_the_way_back_is_the_same_turn_the_other_way_round(antibody: HingedMolec
     (part,) = describe_motion(draw(antibody, [80.0, 40.0, 0.0]), VOXEL)
     assert part.angle_deg == pytest.approx(80, rel=0.02)
     assert np.dot(part.axis, antibody.axis) < -0.999
+
+
+def test_density_that_comes_or_goes_is_told_apart_from_density_that_moves(antibody: HingedMolecule) -> None:
+    swinging = draw(antibody, [0.0, 100.0])
+    assert abs(measure_imbalance(swinging)) < 0.05
+    assert tell_imbalance(measure_imbalance(swinging)) == []
+    left = np.arange(BOX) < BOX // 2
+    without = np.stack([swinging[0], swinging[0] * left])
+    assert measure_imbalance(without) == pytest.approx(-1)
+    assert measure_imbalance(without[::-1]) == pytest.approx(1)
+    assert "100% of the change is density that goes" in tell_imbalance(measure_imbalance(without))[0]
+    assert measure_imbalance(np.stack([swinging[0], swinging[0]])) == 0

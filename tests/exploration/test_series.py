@@ -22,6 +22,7 @@ def test_axes_with_two_maps_or_more_are_described(folder):
     assert along.series == "pc1"
     (part,) = along.parts
     assert part.agreement_after > part.agreement_before
+    assert abs(along.imbalance) < 0.1
 
 
 def test_maps_on_other_grids_are_refused(folder):
