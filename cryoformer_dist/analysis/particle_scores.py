@@ -231,6 +231,6 @@ REMEDIES: Mapping[Cause, str] = {
     "poses (model.pose.form: given)",
     Cause.OPTICS_GROUP: "Sessions may hold different molecules, doses or pixel sizes: check the pixel size of each, "
     "and train the largest group alone",
-    Cause.PLACE_IN_FILE: "Where the file is sorted by class, that is why; else micrographs or grids may differ: train on "
-    "the first and the second half of the file apart, and believe what both show",
+    Cause.PLACE_IN_FILE: "A file sorted by class would show that; else micrographs or grids may differ: train on the "
+    "first and the second half of the file apart, and believe what both show",
 }
