@@ -215,6 +215,9 @@ def read_resolution(path: Path, box: int, box_angstrom: float) -> Float[Tensor, 
             f"{path}: its values, {float(voxels.min()):.3g} to {float(voxels.max()):.3g}, are no resolutions in "
             "angstrom; make one with `cryoformer-dist local-resolution HALF1 HALF2`"
         )
-    if len(voxels) != box:
-        voxels = interpolate(voxels, lattice_points(box) * (len(voxels) / box)).reshape(box, box, box)
-    return torch.where(voxels > 0, voxels, voxels.max())
+    voxels, given_box = torch.where(voxels > 0, voxels, voxels.max()), len(voxels)
+    if given_box == box:
+        return voxels
+    # No finer resolution arises from what lies beyond the outermost voxels.
+    points = (lattice_points(box) * (given_box / box)).clamp(max=given_box - 1 - given_box // 2)
+    return interpolate(voxels, points).reshape(box, box, box)
