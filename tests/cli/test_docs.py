@@ -1,5 +1,6 @@
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -81,6 +82,21 @@ def test_every_key_that_is_set_or_named_on_the_new_pages_exists() -> None:
         named = re.findall(r"\b((?:training|model|dataset|results)\.[a-z_.]+[a-z_])\b", text)
         assert [key for key in named if key not in keys | sections and not key.endswith((".json", ".zarr"))] == []
         assert re.findall(r"--set ([a-z_]+)=", text) in ([], ["particles"])
+
+
+def test_formulas_become_mathml_inside_a_line_and_by_themselves() -> None:
+    pytest.importorskip("latex2mathml", reason="no latex2mathml here, which the site is built with")
+    convert = runpy.run_path(str(ROOT / "docs" / "mathml.py"))["on_page_content"]
+    inline, block = (
+        r'<span class="arithmatex">\(a &lt; \hat b\)</span>',
+        '<div class="arithmatex">\n\\[\n\\frac{1}{n}\n\\]</div>',
+    )
+    found = convert(f"<p>of {inline}, as</p>{block}", page=None)
+    assert found.startswith("<p>of <math")
+    assert found.count("<math") == 2
+    assert 'display="block"' in found
+    assert "arithmatex" not in found
+    assert "\\" not in found
 
 
 def test_every_page_is_in_the_site() -> None:
