@@ -6,7 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 from scipy import fft
-from scipy.ndimage import affine_transform, gaussian_filter, label, map_coordinates, zoom
+from scipy.ndimage import (
+    affine_transform,
+    binary_dilation,
+    distance_transform_edt,
+    gaussian_filter,
+    label,
+    map_coordinates,
+    zoom,
+)
 from scipy.spatial.transform import Rotation
 
 Colour = tuple[float, float, float]
@@ -207,7 +215,9 @@ class _Surface:
         """Light a surface of given colours."""
         pixels = self.depth * (_THICKNESS * len(base) / len(self.slab))
         shaded = _light(base, _compute_normals(self.slab, self.depth), pixels, self.hit)
-        return np.concatenate([shaded, self.opacity[..., None]], axis=-1)
+        # Pixels that a surface fills by less than half meet none: they have the colour of those beside.
+        beside = distance_transform_edt(~self.hit, return_distances=False, return_indices=True)
+        return np.concatenate([shaded[tuple(beside)], self.opacity[..., None]], axis=-1)
 
 
 def _trace(voxels: np.ndarray, level: float, view: View, size: int) -> _Surface:
@@ -215,7 +225,7 @@ def _trace(voxels: np.ndarray, level: float, view: View, size: int) -> _Surface:
     hit, depth = _find_first_hit(slab, level)
     ceiling = slab.max(axis=0)
     slope = np.hypot(*np.gradient(ceiling)).clip(min=1e-9 + 1e-3 * np.ptp(ceiling))
-    return _Surface(view, slab, hit, depth, ((ceiling - level) / slope + 0.5).clip(0, 1) * hit)
+    return _Surface(view, slab, hit, depth, ((ceiling - level) / slope + 0.5).clip(0, 1) * binary_dilation(hit))
 
 
 def _sink_dust(voxels: np.ndarray, level: float) -> np.ndarray:
