@@ -176,6 +176,8 @@ def analyze_latents(
     if not varying or trusted.sum() < _AXES:
         raise ExplorationError(f"{columns.run.home}: the latents do not vary: there is nothing to analyse")
     # First what may be refused.
+    if umap:
+        progress("UMAP", 0, 1)
     embedding = embed(latents) if umap else None
     progress("mixture of Gaussians", 0, 1)
     mixture = choose_mixture(latents[trusted], most_gaussians)
