@@ -102,7 +102,8 @@ def from_json(kind: Any, content: Any) -> Any:
         If it is not just that.
     """
     if get_origin(kind) is UnionType:
-        return None if content is None else from_json(_choose(get_args(kind), content), content)
+        absent = content is None and NoneType in get_args(kind)
+        return None if absent else from_json(_choose(get_args(kind), content), content)
     if is_dataclass(kind):
         return _decode_fields(kind, dict(content))
     if get_origin(kind) is tuple:

@@ -161,6 +161,8 @@ def test_a_path_is_filmed_as_it_is_shown_and_a_single_map_turns(
     assert (morph.level, morph.turntable, turning.turntable) == (0.25, False, True)
     with pytest.raises(CryoFormerError, match="1 to 60 maps, not 0"):
         desk.make_film(json.dumps({"name": "path", "maps": [], "level": 0.25}))
+    with pytest.raises(CryoFormerError, match="cannot be understood"):
+        desk.make_film(json.dumps({"name": "path", "maps": [None], "level": 0.25}))
 
 
 def test_latents_are_unrolled_once_and_are_columns_from_then_on(
