@@ -22,6 +22,8 @@ _OUTLIERS, _MARGIN = 0.002, 0.1
 _LEAST_PARTICLES = 3.0
 # A well is one where it is deeper than chance makes it.
 _DEVIATIONS = 3.0
+# Of a well that lies apart, whose depth is more than can be told.
+_APART = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +141,12 @@ def _find_wells(energy: np.ndarray, error: np.ndarray, edges: tuple[np.ndarray, 
     Of one that lies apart all that is known is that its pass is no lower than where particles are too few to tell.
     """
     middles = [(cut[:-1] + cut[1:]) / 2 for cut in edges]
-    top, found = float(np.nanmax(energy)), []
+    top, found = float(np.nanmax(energy)), list[Well]()
     for cell, passed in _flood(energy).items():
         depth = (top if passed is None else float(energy[passed])) - float(energy[cell])
-        unsure = float(np.hypot(error[cell], 0.0 if passed is None else error[passed]))
+        chance = _APART * error[cell] if passed is None else _DEVIATIONS * np.hypot(error[cell], error[passed])
         # The first is the lowest of all.
-        if not found or depth > _DEVIATIONS * unsure:
+        if not found or depth > float(chance):
             place = tuple(float(middle[at]) for middle, at in zip(middles, cell, strict=True))
             found.append(Well(place, float(energy[cell]), float(error[cell]), depth))
     return tuple(sorted(found, key=lambda well: well.energy))

@@ -83,7 +83,8 @@ def measure_local_resolution(
     alive, before = torch.ones_like(first, dtype=torch.bool), torch.ones_like(first)
     for number, shell in enumerate(shells):
         band = torch.exp(-((radius - shell) / max(_BAND * shell, 0.5)).square() / 2)
-        here = _correlate(*(torch.fft.irfftn(each * band, s=first.shape) for each in transforms), shell)
+        one, other = (torch.fft.irfftn(each * band, s=first.shape) for each in transforms)
+        here = _correlate(one, other, shell)
         below = alive & (here < threshold)
         # On a straight line between this band and the one before.
         share = ((before - threshold) / (before - here).clamp_min(1e-6)).clamp(0, 1)
@@ -112,11 +113,12 @@ def _correlate(
     window = torch.exp(-2 * (math.pi * width * _shell_radius(box) / box).square())
 
     def smooth(values: Tensor) -> Tensor:
-        return torch.fft.irfftn(torch.fft.rfftn(values) * window, s=values.shape)
+        smoothed: Tensor = torch.fft.irfftn(torch.fft.rfftn(values) * window, s=values.shape)
+        return smoothed
 
-    power = smooth(first.square()).clamp_min(0) * smooth(second.square()).clamp_min(0)
-    correlation: Tensor = smooth(first * second) / power.sqrt().clamp_min(torch.finfo(power.dtype).tiny)
-    return correlation
+    # One root after the other: of faint maps the product of both would be no number.
+    norm = smooth(first.square()).clamp_min(0).sqrt() * smooth(second.square()).clamp_min(0).sqrt()
+    return smooth(first * second) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
 
 
 def _shell_radius(box: int) -> Float[Tensor, "box box half"]:

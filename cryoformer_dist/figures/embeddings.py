@@ -47,7 +47,7 @@ def _draw_clusters(axes: Axes, embedding: np.ndarray, cluster: np.ndarray) -> No
     drawn = np.random.default_rng(_SEED).permutation(len(embedding))[:_SHOWN]
     colours = np.array([cluster_colour(int(number)) for number in cluster[drawn]])
     size = float(np.clip(4000 / len(drawn), 1, 12))
-    axes.scatter(*embedding[drawn].T, s=size, c=colours, linewidths=0, rasterized=True)
+    axes.scatter(embedding[drawn, 0], embedding[drawn, 1], s=size, c=colours, linewidths=0, rasterized=True)
     for number in np.unique(cluster):
         x, y = np.median(embedding[cluster == number], axis=0)
         axes.text(

@@ -209,6 +209,7 @@ SEARCHED = {"model.latent.refinement": "search", "model.latent.start": "linear",
 def fit_to_tiny(command: str) -> str:
     """A command for a run of two clusters, as far as optional packages are installed."""
     command = command.replace("cluster:3", "cluster:1").replace("--particle 230", "--particle 23")
+    command = command.replace("confidence > .3", "confidence >= 0")
     command = command.replace(" --height 1080", "").replace(" movie ", " movie --height 120 ")
     if find_spec("umap") is None:
         command = command.replace(" --umap", "").replace(" and umap1 > 0", "")
