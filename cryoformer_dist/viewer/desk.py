@@ -39,7 +39,8 @@ from cryoformer_dist.viewer.requests import (
 )
 from cryoformer_dist.viewer.snapshot import Snapshot, choose, find_places
 
-_FILM_HEIGHT = 540
+# A minute's drawing for a path; `movie` draws larger ones.
+_FILM_HEIGHT = 432
 
 
 class Desk:

@@ -186,7 +186,8 @@ def test_a_run_is_followed_while_it_trains(tiny_store: Path, tmp_path: Path) -> 
         shutil.rmtree(working.folder)
 
 
-def test_the_map_that_is_shown_and_a_path_are_handed_over_as_films(page: Any) -> None:
+def test_the_map_that_is_shown_and_a_path_are_handed_over_as_films(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cryoformer_dist.viewer.desk._FILM_HEIGHT", 120)
     with page.expect_download(timeout=120_000) as turning:
         page.click("#film")
     assert turning.value.suggested_filename.startswith("consensus_mrc.")
