@@ -32,9 +32,9 @@ def test_there_are_shipped_files() -> None:
         "configs/bench/igg_arc_32.yaml",
         "configs/sweeps/ablation_table2.yaml",
     } <= {_name(path) for path in RUNS + SWEEPS + CLUSTERS}
-    others = [_name(path) for folder in ("configs", "cluster") for path in (ROOT / folder).rglob("*.yml")]
-    # The name that Prometheus looks for.
-    assert others == ["cluster/monitoring/prometheus.yml"]
+    others = sorted(_name(path) for folder in ("configs", "cluster") for path in (ROOT / folder).rglob("*.yml"))
+    # As Prometheus has them.
+    assert others == ["cluster/monitoring/alerts.yml", "cluster/monitoring/prometheus.yml"]
 
 
 @pytest.mark.parametrize("path", RUNS, ids=_name)
