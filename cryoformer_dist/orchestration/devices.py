@@ -72,8 +72,8 @@ def examine_shared_memory() -> Iterator[Finding]:
         "shared memory",
         "absent",
         f"{size / 2**20:.0f} MiB at {_SHARED_MEMORY}: Ray keeps its objects on the disk, and NCCL between GPUs may "
-        "fail with 'No space left on device'; start the container with --shm-size=8g (docker, podman) or --ipc=host; in "
-        "a pod mount an emptyDir with medium: Memory there, as KubeRay does",
+        "fail with 'No space left on device'; start the container with --shm-size=8g (docker, podman) or --ipc=host; "
+        "in a pod mount an emptyDir with medium: Memory there, as KubeRay does",
     )
 
 
