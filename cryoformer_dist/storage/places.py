@@ -162,10 +162,8 @@ def in_reach(place: Place) -> Iterator[None]:
         yield
     except client_errors() as error:
         raise StorageError(_unserved(place, error)) from error
-    except FileNotFoundError:
-        raise
     except OSError as error:
-        if isinstance(place, Path) or (refusal_code(error) is None and not isinstance(error, PermissionError)):
+        if isinstance(place, Path) or not (is_refused(error) or isinstance(error, PermissionError)):
             raise
         raise StorageError(_unserved(place, error)) from error
 
@@ -183,6 +181,11 @@ def refusal_code(error: BaseException) -> str | None:
     """S3's word for what an object store has refused; ``None`` for an error that no object store has answered."""
     answer = _find_answer(error)
     return None if answer is None else str(answer.response.get("Error", {}).get("Code", ""))
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether an object store has refused what is, or may be, there."""
+    return refusal_code(error) is not None and not isinstance(error, FileNotFoundError)
 
 
 def has_expired(error: BaseException) -> bool:

@@ -4,7 +4,7 @@ import errno
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryoformer_dist.errors import CheckpointNotWrittenError, CryoFormerError, StorageTroubleWarning
@@ -163,7 +163,8 @@ class StorageRetry:
             trouble = storage_trouble(error)
             if trouble is None:
                 raise
-            return trouble
+            # A file of credentials may be looked at while it is being written.
+            return replace(trouble, passing=True, expired=True) if before.expired else trouble
         return Attempt(None)
 
     def _explain_giving_up(self, failed: Attempt, waited: float) -> str:

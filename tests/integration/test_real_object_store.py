@@ -76,6 +76,8 @@ def store_with_proxy(
 
 
 def _write_credentials(path: Path, key: str, secret: str) -> None:
+    """Not at once, as an editor does not."""
+    path.write_text("")
     path.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
 
 

@@ -150,6 +150,21 @@ def test_credentials_are_looked_for_anew_after_they_have_expired_and_not_before(
     assert renewed == [Path("runs/x")] * 2
 
 
+def test_a_file_of_credentials_that_is_half_written_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore.exceptions import NoCredentialsError
+
+    clock, errors = Clock(), [_refused("ExpiredToken"), NoCredentialsError(), _refused("InvalidAccessKeyId")]
+    monkeypatch.setattr("cryoformer_dist.storage.retry.renew_credentials", lambda place: None)
+
+    def act() -> None:
+        if errors:
+            raise errors.pop(0)
+
+    with pytest.warns(StorageTroubleWarning):
+        _patience(clock).run(act)
+    assert errors == []
+
+
 def _on_two_ranks(act: Callable[[int], None], seconds: float, collective: bool = False) -> list[Exception | None]:
     """How the ranks of a run, threads here, end."""
     meeting = threading.Barrier(2, timeout=30)

@@ -32,7 +32,7 @@ def serving_seaweedfs(folder: Path) -> Iterator[str]:
     (folder / "data").mkdir()
     port = free_port()
     options = {
-        **{"dir": folder / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "volume.max": 20},
+        **{"dir": folder / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "volume.max": 200},
         **{f"{part}.port": free_port() for part in ("master", "volume", "filer")},
         **{f"{part}.port.grpc": free_port() for part in ("master", "volume", "filer", "s3")},
         **{"s3.port": port, "s3.port.iceberg": 0, "s3.port.lance": 0, "s3.config": folder / "s3.json"},
