@@ -112,16 +112,21 @@ def _scraped(dashboard: str) -> dict[str, list[dict[str, str]]]:
     return found
 
 
+def _shown(scraped: dict[str, list[dict[str, str]]]) -> set[tuple[str, str | None]]:
+    """Names of metrics, and of which ranks they are."""
+    return {(name, labels.get("rank")) for name, samples in scraped.items() for labels in samples}
+
+
 def test_a_run_under_ray_shows_every_metric_on_the_endpoints_that_the_dashboard_lists(job: Job) -> None:
-    wanted = {metric.prometheus_name for metric in METRICS}
-    _wait_until(lambda: wanted - _scraped(job.dashboard).keys(), job, 600)
+    wanted = {
+        (metric.prometheus_name, rank) for metric in METRICS for rank in (("0", "1") if metric.per_rank else (None,))
+    }
+    _wait_until(lambda: wanted - _shown(_scraped(job.dashboard)), job, 600)
     with pytest.raises(urllib.error.HTTPError, match="401"):
         _get(f"{job.dashboard}/api/prometheus/sd")
     found = _scraped(job.dashboard)
+    assert _shown(found) == wanted
     assert all(labels["run"] == "tiny" for samples in found.values() for labels in samples)
-    for metric in METRICS:
-        ranks = {labels.get("rank") for labels in found[metric.prometheus_name]}
-        assert ranks == ({"0", "1"} if metric.per_rank else {None})
 
 
 class Prometheus:
@@ -176,8 +181,7 @@ def test_prometheus_answers_every_query_of_the_dashboard_and_finds_no_fault_with
     queries = _panel_queries()
     assert len(queries) > 20
     _wait_until(lambda: [title for title, query in queries.items() if not prometheus.query(query)], job, 600)
-    (up,) = prometheus.query("up")
-    assert up["value"][1] == "1"
+    assert {target["value"][1] for target in prometheus.query("up")} == {"1"}
     (group,) = prometheus.ask("rules")["groups"]
     assert {rule["health"] for rule in group["rules"]} == {"ok"}
     critical = prometheus.query('ALERTS{alertstate="firing", severity="critical"}')

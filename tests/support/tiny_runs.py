@@ -117,6 +117,7 @@ class Listener:
     checkpoints: list[Path] = field(default_factory=list)
     stages: list[StageProgress] = field(default_factory=list)
     own_steps: list[int] = field(default_factory=list)
+    left_out_steps: int = 0
     signs_of_life: int = 0
 
     def report(self, record: TrainingRecord, checkpoint: Path | None) -> None:
@@ -128,6 +129,7 @@ class Listener:
 
     def step(self, number: int, left_out: int) -> None:
         self.own_steps.append(number)
+        self.left_out_steps = left_out
 
     def stage(self, progress: StageProgress) -> None:
         self.stages.append(progress)
