@@ -65,7 +65,8 @@ def doctor(
     seconds: Annotated[float, typer.Option(min=0, help="Length of the benchmark; 0 leaves it out.")] = 20.0,
 ) -> None:
     """See what this machine has, which backends load and why others do not, and how fast it trains."""
-    from cryoformer_dist.orchestration.doctor import Finding, advise, examine
+    from cryoformer_dist.orchestration.devices import Finding
+    from cryoformer_dist.orchestration.doctor import advise, examine
 
     findings: list[Finding] = []
     for title, found in examine(storage, seconds):

@@ -43,7 +43,7 @@ from cryoformer_dist.data.stored_particles import (
 from cryoformer_dist.errors import StoreError, StoreNotFoundError
 from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.progress import Progress
-from cryoformer_dist.storage.places import OBJECT_STORE_OPTIONS, Place, in_reach, place_at, synchronise
+from cryoformer_dist.storage.places import OBJECT_STORE_OPTIONS, Place, in_reach, is_refused, place_at, synchronise
 
 PROGRESS_FOLDER = ".conversion"
 _ARRAYS = ("images", "particles")
@@ -373,11 +373,12 @@ class ParticleStore:
             try:
                 return np.asarray(array[start:stop])
             except (ValueError, OSError) as error:
+                if is_refused(error):
+                    raise
                 chunk, reason = self._first_damaged_chunk(array, start, stop, error)
-                file = shard_file(self.path, array, shard)
                 raise StoreError(
                     f"{self.path}: array '{name}', chunk {chunk} ({name_rows(array, chunk)}) is damaged, file "
-                    f"{file}: {reason}; {REMEDY}"
+                    f"{shard_file(self.path, array, shard)}: {reason}; {REMEDY}"
                 ) from error
 
     def _first_damaged_chunk(self, array: Any, start: int, stop: int, error: Exception) -> tuple[int, Exception]:

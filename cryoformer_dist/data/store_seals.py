@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryoformer_dist.errors import StoreError
-from cryoformer_dist.storage.places import Place, read_pieces
+from cryoformer_dist.storage.places import Place, in_reach, read_pieces
 
 REMEDY = "copy the store again from where it was whole, or convert the particles again"
 # Of the checksum that follows a chunk.
@@ -72,7 +72,8 @@ def require_shard(path: Place, name: str, array: Any, shard: int) -> None:
     # The index holds 16 bytes a chunk and its own checksum.
     expected = len(chunks_in(array, shard)) * chunk_bytes(array) + 16 * per_shard + _SUM_BYTES
     try:
-        size = int(file.stat().st_size)
+        with in_reach(path):
+            size = int(file.stat().st_size)
     except FileNotFoundError:
         size = None
     if size != expected:

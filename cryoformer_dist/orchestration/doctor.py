@@ -7,39 +7,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from cryoformer_dist.config.schema import DatasetConfig, RunConfig, TrainingConfig
 from cryoformer_dist.errors import CryoFormerError
-from cryoformer_dist.machine import free_bytes, gib, usable_cores
+from cryoformer_dist.machine import gib
+from cryoformer_dist.orchestration.devices import Finding, examine_devices, explain_missing_gpu
 from cryoformer_dist.orchestration.step_benchmark import StepBenchmark, ball
 from cryoformer_dist.versions import DECISIVE_PACKAGES, installed_version
 
 _STORAGE_BYTES = 32 * 2**20
 _IMPORT_SECONDS = 180
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the examination.
-
-    Attributes
-    ----------
-    name
-        What was looked at.
-    state
-        ``ok``; ``absent``: the program does without it; ``broken``: it does not.
-    detail
-        What was found, or why not, and what to do about it.
-    """
-
-    name: str
-    state: Literal["ok", "absent", "broken"]
-    detail: str
 
 
 def examine(storage: Path, seconds: float) -> Iterator[tuple[str, list[Finding]]]:
@@ -57,21 +37,6 @@ def examine(storage: Path, seconds: float) -> Iterator[tuple[str, list[Finding]]
     yield "backends", list(examine_backends())
     yield "storage", [examine_storage(storage)]
     yield "training", list(benchmark_training(seconds)) if seconds else []
-
-
-def examine_devices() -> Iterator[Finding]:
-    """Processors, memory, GPUs."""
-    yield Finding(
-        "CPU", "ok", f"{usable_cores()} cores for this process, {torch.get_num_threads()} threads, {platform.machine()}"
-    )
-    yield Finding("memory", "ok", f"{gib(free_bytes())} free, container limits counted")
-    for number in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(number)
-        major, minor = torch.cuda.get_device_capability(number)
-        detail = f"{torch.cuda.get_device_name(number)}, {gib(free)} of {gib(total)} free, compute {major}.{minor}"
-        yield Finding(f"GPU {number}", "ok", detail)
-    if not torch.cuda.is_available():
-        yield Finding("GPU", "absent", _explain_missing_gpu())
 
 
 def examine_versions() -> Iterator[Finding]:
@@ -146,20 +111,12 @@ def advise(findings: list[Finding]) -> str:
     return "cryoformer-dist launch cluster/local.yaml (on a CPU: boxes up to 64 px, convert --box 64)"
 
 
-def _explain_missing_gpu() -> str:
-    if torch.version.cuda is None:
-        return "this torch is built without CUDA"
-    return (
-        "torch is built for CUDA but sees no GPU: is there one, does nvidia-smi list it, is CUDA_VISIBLE_DEVICES empty?"
-    )
-
-
 def _examine_triton() -> Finding:
     name = "hash grid: triton"
     if reason := _try_import("triton"):
         return Finding(name, "absent", f"{reason}; it comes with torch's CUDA builds for Linux")
     if not torch.cuda.is_available():
-        return Finding(name, "absent", f"triton loads, but its kernels need a GPU: {_explain_missing_gpu()}")
+        return Finding(name, "absent", f"triton loads, but its kernels need a GPU: {explain_missing_gpu()}")
     return Finding(name, "ok", "GPU; the default there")
 
 
@@ -173,7 +130,7 @@ def _examine_tinycudann() -> Finding:
         return Finding(name, "ok", "GPU")
     major, minor = torch.cuda.get_device_capability() if on_gpu else (9, 0)
     recipe = install_recipe(f"{major}{minor}")
-    reasons = [reason or "loads", *([] if on_gpu else [f"needs a GPU: {_explain_missing_gpu()}"])]
+    reasons = [reason or "loads", *([] if on_gpu else [f"needs a GPU: {explain_missing_gpu()}"])]
     return Finding(name, "absent", f"{'; '.join(reasons)}; where there is a GPU and nvcc of torch's CUDA: {recipe}")
 
 

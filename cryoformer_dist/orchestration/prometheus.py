@@ -1,9 +1,12 @@
 """What Prometheus and the Ray dashboard are shown of a run, while it trains under Ray."""
 
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from ray.util.metrics import Gauge
 
@@ -13,7 +16,66 @@ from cryoformer_dist.runs.training_log import TrainingRecord
 # Ray passes a value on once and forgets it after two of its report intervals, of at least one second each: a run that
 # reports more rarely would come and go.
 _SECONDS_BETWEEN_SHOWINGS = 1.0
-News = TrainingRecord | StageProgress
+
+
+@dataclass(frozen=True, slots=True)
+class SignOfLife:
+    """That a rank is at work.
+
+    Attributes
+    ----------
+    own_steps
+        Steps whose own part it has done, all stages together; ``None`` where it tells of no step.
+    left_out_steps
+        Of this attempt, those that were not finite.
+    """
+
+    own_steps: int | None = None
+    left_out_steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StorageRoom:
+    """What is left of the storage that a run directory is worked on in.
+
+    Attributes
+    ----------
+    free_bytes
+        For this user.
+    """
+
+    free_bytes: int
+
+    @classmethod
+    def of(cls, folder: Path) -> "StorageRoom":
+        """Of the file system of a folder.
+
+        Raises
+        ------
+        OSError
+            If it is away.
+        """
+        statistics = os.statvfs(folder)
+        return cls(statistics.f_bavail * statistics.f_frsize)
+
+
+@dataclass(frozen=True, slots=True)
+class _Presence:
+    """What is known of a rank without its saying anything.
+
+    Attributes
+    ----------
+    start_seconds
+        When it began, since 1970.
+    silence_seconds
+        Since its last news.
+    """
+
+    start_seconds: float
+    silence_seconds: float
+
+
+News = TrainingRecord | StageProgress | SignOfLife | StorageRoom
 Publish = Callable[[News], None]
 
 
@@ -52,7 +114,7 @@ class RunMetric:
         """As Prometheus and Grafana know it."""
         return f"ray_{self.name}"
 
-    def value(self, news: News) -> float | None:
+    def value(self, news: News | _Presence) -> float | None:
         """Taken from news, if these have it."""
         value = getattr(news, self.key, None)
         return None if value is None else self.scale * value
@@ -144,6 +206,24 @@ METRICS = (
         "seconds_left",
         per_stage=True,
     ),
+    RunMetric(
+        "cryoformer_silence_seconds",
+        "s",
+        "time since a rank did its own part of a step, or told of anything else",
+        "silence_seconds",
+        True,
+    ),
+    RunMetric(
+        "cryoformer_own_steps", "steps", "steps whose own part a rank has done, all stages together", "own_steps", True
+    ),
+    RunMetric(
+        "cryoformer_left_out_steps",
+        "steps",
+        "steps of this attempt that were left out, their loss or gradient not finite",
+        "left_out_steps",
+    ),
+    RunMetric("cryoformer_start_seconds", "s since 1970", "when the present worker of rank 0 started", "start_seconds"),
+    RunMetric("cryoformer_storage_free_bytes", "bytes", "room left where the run directory is worked on", "free_bytes"),
 )
 
 
@@ -161,34 +241,49 @@ def publishing(name: str, rank: int) -> Iterator[Publish]:
     Yields
     ------
     publish
-        Takes a training record, or how far a stage is.
+        Takes a training record, how far a stage is, a sign of life, or what room there is.
     """
-    gauges = {metric: _make_gauge(metric, name, rank) for metric in METRICS if metric.per_rank or rank == 0}
-    newest: dict[RunMetric, tuple[float, dict[str, str]]] = {}
+    shown = _ShownNumbers(name, rank)
     stop = threading.Event()
-
-    def publish(news: News) -> None:
-        tags = {"stage": news.stage}
-        for metric in gauges:
-            if (value := metric.value(news)) is not None:
-                newest[metric] = (value, tags if metric.per_stage else {})
-        show()
-
-    def show() -> None:
-        for metric, (value, tags) in tuple(newest.items()):
-            gauges[metric].set(value, tags)
 
     def show_again() -> None:
         while not stop.wait(_SECONDS_BETWEEN_SHOWINGS):
-            show()
+            shown.show()
 
     thread = threading.Thread(target=show_again, name="show-metrics")
     thread.start()
     try:
-        yield publish
+        yield shown.publish
     finally:
         stop.set()
         thread.join()
+
+
+class _ShownNumbers:
+    """The newest numbers of one rank, in Ray's gauges."""
+
+    def __init__(self, name: str, rank: int) -> None:
+        self._gauges = {metric: _make_gauge(metric, name, rank) for metric in METRICS if metric.per_rank or rank == 0}
+        self._newest: dict[RunMetric, tuple[float, dict[str, str]]] = {}
+        self._started, self._heard = time.time(), time.monotonic()
+
+    def publish(self, news: News) -> None:
+        self._heard = time.monotonic()
+        self._take(news)
+        # Steps may be many in a second: these are shown by the thread.
+        if not isinstance(news, SignOfLife):
+            self.show()
+
+    def show(self) -> None:
+        self._take(_Presence(self._started, time.monotonic() - self._heard))
+        for metric, (value, tags) in tuple(self._newest.items()):
+            self._gauges[metric].set(value, tags)
+
+    def _take(self, news: News | _Presence) -> None:
+        tags = {"stage": news.stage} if isinstance(news, StageProgress) else {}
+        for metric in self._gauges:
+            if (value := metric.value(news)) is not None:
+                self._newest[metric] = (value, tags)
 
 
 def _make_gauge(metric: RunMetric, name: str, rank: int) -> Gauge:

@@ -157,6 +157,9 @@ class EpochReports:
         """See `Reporter`."""
         self.look()
 
+    def step(self, number: int, left_out: int) -> None:
+        """See `Reporter`."""
+
     def stage(self, progress: StageProgress) -> None:
         """See `Reporter`."""
 

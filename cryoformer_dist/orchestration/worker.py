@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from cryoformer_dist.errors import (
     TrainingError,
 )
 from cryoformer_dist.machine import WorkerMemory, gib, measure_worker_memory, set_threads
-from cryoformer_dist.orchestration.prometheus import Publish, publishing
+from cryoformer_dist.orchestration.prometheus import Publish, SignOfLife, StorageRoom, publishing
 from cryoformer_dist.ranks import gather_objects, rank_and_world
 from cryoformer_dist.runs.checkpoint import checkpoints
 from cryoformer_dist.runs.checkpoint_choice import agree_on_checkpoint
@@ -81,7 +82,7 @@ class RayReporter:
     silence_seconds
         A worker that is not heard of for so long writes down where it hangs and ends itself, to be replaced.
     publish
-        Shows a record to those who watch the cluster.
+        Shows news to those who watch the cluster.
     """
 
     def __init__(self, run: Path, silence_seconds: float, publish: Publish) -> None:
@@ -93,6 +94,9 @@ class RayReporter:
         """See `Reporter`."""
         self.alive()
         self._publish(record)
+        # Storage that is away is told of by who writes there.
+        with suppress(OSError):
+            self._publish(StorageRoom.of(self._run))
         if checkpoint is None:
             return
         # Pointers that come faster than Ray takes them would pile up, and keep the worker when training has ended. It
@@ -113,6 +117,10 @@ class RayReporter:
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
         )
 
+    def step(self, number: int, left_out: int) -> None:
+        """See `Reporter`; the watch over silence goes on, as starting it anew takes longer than short steps allow."""
+        self._publish(SignOfLife(number, left_out))
+
     def stage(self, progress: StageProgress) -> None:
         """See `Reporter`."""
         self.alive()
@@ -121,12 +129,16 @@ class RayReporter:
     def alive(self) -> None:
         """See `Reporter`."""
         faulthandler.dump_traceback_later(self._silence, exit=True)
+        self._publish(SignOfLife())
 
 
 class SilentReporter:
     """For runs whose training log is word enough."""
 
     def report(self, record: TrainingRecord, checkpoint: Path | None) -> None:
+        """See `Reporter`."""
+
+    def step(self, number: int, left_out: int) -> None:
         """See `Reporter`."""
 
     def stage(self, progress: StageProgress) -> None:

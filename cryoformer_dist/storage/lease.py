@@ -29,6 +29,8 @@ DEAD_SECONDS, WATCHED_SECONDS = 120.0, 30.0
 # Of two that ask at once, one turns away as soon as it has looked.
 _ASKING_SECONDS, _POLL_SECONDS = 10.0, 0.1
 _WATCH_SECONDS = 1.0
+# So late an object store may list what was written.
+_LATE_SECONDS = 60.0
 _ATTEMPTS = 10
 
 
@@ -137,8 +139,9 @@ def _wait_for_turn(place: Place, folder: Place, mine: _Lease, pause: Callable[[f
     """Return when nobody else is there; refuse if somebody is, and lives."""
     waited, first_seen = 0.0, dict[str, tuple[float, float]]()
     while True:
-        nap = 0.0
-        for other in _read_all(folder):
+        everybody = _read_all(folder)
+        nap = _POLL_SECONDS if _is_unlisted(folder, mine, everybody, waited) else 0.0
+        for other in everybody:
             if other.token == mine.token:
                 continue
             renewed, seen = first_seen.setdefault(other.token, (other.renewed, waited))
@@ -159,6 +162,14 @@ def _wait_for_turn(place: Place, folder: Place, mine: _Lease, pause: Callable[[f
         waited += nap
 
 
+def _is_unlisted(folder: Place, mine: _Lease, everybody: list[_Lease], waited: float) -> bool:
+    """Whether a lease is not seen by its own writer: then those who came just before may not be seen either."""
+    unlisted = all(each.token != mine.token for each in everybody)
+    if unlisted and waited > _LATE_SECONDS:
+        raise StorageError(f"{folder}: what is written there is not listed, not after {waited:.0f} s; write elsewhere")
+    return unlisted
+
+
 def _renew(folder: Place, mine: _Lease, ended: threading.Event) -> None:
     while not ended.wait(RENEWED_SECONDS):
         # Storage that is away comes back, or whoever writes meets it: not this thread's to tell.
@@ -172,12 +183,18 @@ def _write(folder: Place, lease: _Lease) -> None:
 
 def _read_all(folder: Place) -> list[_Lease]:
     found = []
-    for name in sorted(file.name for file in folder.iterdir()):
+    # An object store that lists late has no such folder yet.
+    names = (file.name for file in folder.iterdir()) if isinstance(folder, Path) else _list_objects(folder)
+    for name in sorted(names):
         # One that was removed meanwhile has no owner; one that is no lease, nobody wrote.
         with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
             if name.endswith(".json") and not name.startswith("."):
                 found.append(_Lease(**json.loads((folder / name).read_text())))
     return found
+
+
+def _list_objects(folder: Place) -> list[str]:
+    return [name.rpartition("/")[2] for name in folder.fs.find(folder.path)]  # type: ignore[union-attr]
 
 
 def _remove(folder: Place, token: str) -> None:

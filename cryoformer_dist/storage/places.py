@@ -22,6 +22,13 @@ Place = Union[Path, "UPath"]
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://?")
 _BUCKET = re.compile(r"^s3://[A-Za-z0-9][A-Za-z0-9.-]+(/[^/]+)*/?$")
+# As S3 names them. The answer to HEAD has no body, only a number: that of expired credentials is 400.
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
+_BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "OperationAborted", "RequestTimeout", "500", "503"}
+EXPIRED_REMEDY = (
+    "the credentials have expired: renew them in AWS_SHARED_CREDENTIALS_FILE or ~/.aws, which a run reads anew, or use "
+    "a role, which renews them itself; those in environment variables stay what they were when a process began"
+)
 # A listing that is remembered would hide what other processes write.
 OBJECT_STORE_OPTIONS: dict[str, Any] = {"use_listings_cache": False}
 
@@ -155,8 +162,8 @@ def in_reach(place: Place) -> Iterator[None]:
         yield
     except client_errors() as error:
         raise StorageError(_unserved(place, error)) from error
-    except PermissionError as error:
-        if isinstance(place, Path):
+    except OSError as error:
+        if isinstance(place, Path) or not (is_refused(error) or isinstance(error, PermissionError)):
             raise
         raise StorageError(_unserved(place, error)) from error
 
@@ -170,17 +177,53 @@ def client_errors() -> tuple[type[Exception], ...]:
     return (BotoCoreError, ClientError)
 
 
+def refusal_code(error: BaseException) -> str | None:
+    """S3's word for what an object store has refused; ``None`` for an error that no object store has answered."""
+    answer = _find_answer(error)
+    return None if answer is None else str(answer.response.get("Error", {}).get("Code", ""))
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether an object store has refused what is, or may be, there."""
+    return refusal_code(error) is not None and not isinstance(error, FileNotFoundError)
+
+
+def has_expired(error: BaseException) -> bool:
+    """Whether an object store has refused credentials because their time is up."""
+    answer, code = _find_answer(error), refusal_code(error)
+    return code in _EXPIRED or (code == "400" and answer is not None and answer.operation_name.startswith("Head"))
+
+
 def is_out_of_reach(error: Exception) -> bool:
-    """Whether the object store's client could not speak to its endpoint at all."""
+    """Whether the object store's client could not speak to its endpoint at all, or was asked to come again later."""
     if "botocore" not in sys.modules:
         return False
     from botocore.exceptions import ConnectionError as NoConnectionError
     from botocore.exceptions import HTTPClientError
 
-    return isinstance(error, NoConnectionError | HTTPClientError)
+    return isinstance(error, NoConnectionError | HTTPClientError) or refusal_code(error) in _BUSY
+
+
+def renew_credentials(place: Place) -> None:
+    """Have the object store's client look for credentials anew: who renews those in a file tells nobody."""
+    if not isinstance(place, Path):
+        place.fs.connect(refresh=True)
+
+
+def _find_answer(error: BaseException) -> Any:
+    """The answer of an object store behind an error, which its client may have turned into one of the system's."""
+    if "botocore" not in sys.modules:
+        return None
+    from botocore.exceptions import ClientError
+
+    return next((each for each in (error, error.__cause__) if isinstance(each, ClientError)), None)
 
 
 def _unserved(place: Place, error: Exception) -> str:
+    if has_expired(error):
+        return f"{place}: {error}; {EXPIRED_REMEDY}; then repeat the command"
+    if is_out_of_reach(error) and refusal_code(error) is not None:
+        return f"{place}: {error}; the object store takes no more requests now: repeat the command later"
     return f"{place}: {error}; check AWS_ENDPOINT_URL, the credentials in the environment, and the bucket's name"
 
 

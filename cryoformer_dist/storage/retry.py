@@ -4,11 +4,18 @@ import errno
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryoformer_dist.errors import CheckpointNotWrittenError, CryoFormerError, StorageTroubleWarning
-from cryoformer_dist.storage.places import Place, client_errors, is_out_of_reach
+from cryoformer_dist.storage.places import (
+    EXPIRED_REMEDY,
+    Place,
+    client_errors,
+    has_expired,
+    is_out_of_reach,
+    renew_credentials,
+)
 
 _PASSING = {
     getattr(errno, name)
@@ -37,11 +44,14 @@ class Attempt:
         Whether it may pass by itself: a full disk and an absent one, not a forbidden one.
     waited_seconds
         Since this rank's first failure.
+    expired
+        Whether credentials were refused that this process may find renewed.
     """
 
     trouble: str | None
     passing: bool = True
     waited_seconds: float = 0.0
+    expired: bool = False
 
 
 Exchange = Callable[[Attempt], list[Attempt]]
@@ -52,6 +62,8 @@ def storage_trouble(error: Exception) -> Attempt | None:
     """What an error says about storage; ``None`` for one that has nothing to do with it."""
     if isinstance(error, CryoFormerError):
         return None
+    if has_expired(error):
+        return Attempt(f"{_one_line(error)} ({EXPIRED_REMEDY})", expired=True)
     passing = isinstance(error, FileNotFoundError | ConnectionError | TimeoutError) or is_out_of_reach(error)
     if isinstance(error, OSError):
         return Attempt(_one_line(error), passing or error.errno in _PASSING)
@@ -123,7 +135,7 @@ class StorageRetry:
         told: str | None = None
         while True:
             if collective or attempt.trouble is not None:
-                attempt = _attempt(act)
+                attempt = self._attempt(act, attempt)
             began = self._clock() if began is None else began
             mine = Attempt(attempt.trouble, attempt.passing, self._clock() - began)
             everyone = self._exchange(mine)
@@ -142,6 +154,19 @@ class StorageRetry:
             self._sleep(min(pause, left))
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
+    def _attempt(self, act: Callable[[], None], before: Attempt) -> Attempt:
+        try:
+            if before.expired:
+                renew_credentials(self._place)
+            act()
+        except (OSError, RuntimeError, *client_errors()) as error:  # type: ignore[misc]
+            trouble = storage_trouble(error)
+            if trouble is None:
+                raise
+            # A file of credentials may be looked at while it is being written.
+            return replace(trouble, passing=True, expired=True) if before.expired else trouble
+        return Attempt(None)
+
     def _explain_giving_up(self, failed: Attempt, waited: float) -> str:
         tried = f"for {waited:.0f} s (training.storage_patience_seconds)" if failed.passing else "once"
         room = "" if isinstance(self._place, Path) else "; a working copy is kept below TMPDIR, which needs room too"
@@ -149,17 +174,6 @@ class StorageRetry:
             f"{self._place}: cannot be written, tried {tried}: {failed.trouble}{room}. Earlier checkpoints are whole: "
             "free space or bring the storage back, then --resume goes on from the last one"
         )
-
-
-def _attempt(act: Callable[[], None]) -> Attempt:
-    try:
-        act()
-    except (OSError, RuntimeError, *client_errors()) as error:  # type: ignore[misc]
-        trouble = storage_trouble(error)
-        if trouble is None:
-            raise
-        return trouble
-    return Attempt(None)
 
 
 def _one_line(error: Exception) -> str:

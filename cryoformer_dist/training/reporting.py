@@ -28,6 +28,12 @@ class Reporter(Protocol):
     def report(self, record: TrainingRecord, checkpoint: Path | None) -> None:
         """Take a record."""
 
+    def step(self, number: int, left_out: int) -> None:
+        """Hear that this rank has done its own part of a step, from 1, and waits for the others.
+
+        ``left_out`` steps of this attempt were not finite.
+        """
+
     def stage(self, progress: StageProgress) -> None:
         """Hear how far this rank is in a stage before or after training: a sign of life."""
 

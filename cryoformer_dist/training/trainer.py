@@ -250,6 +250,7 @@ class Trainer:
         self.stopwatch.enter(stage.kind, coarse)
         errors, latent = self.engine.forward(stage.kind, batch, inputs.latent, inputs.pose, copy, noise_seed, coarse)
         self.own_time.end()
+        self.reporter.step(moment.position.step, self.left_out_steps)
         loss, prior = learner.loss(errors, latent, batch.weight)
         factor = learning_rate_factor(self.config, moment.before.stage_step, moment.progress)
         leaves = inputs.leaves.values()

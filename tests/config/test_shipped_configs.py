@@ -1,14 +1,20 @@
+import re
 import shlex
 import shutil
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from cryoformer_dist.config.loading import load_cluster, load_config
 from cryoformer_dist.config.nuisances import NuisancesConfig
 from cryoformer_dist.config.schema import RunConfig
 from cryoformer_dist.config.simulation import PhantomSource
 from cryoformer_dist.config.sweep import SweepConfig
+from cryoformer_dist.model.kernels import encode_tinycudann
 from cryoformer_dist.orchestration.config_files import read_run_file
 from cryoformer_dist.orchestration.launch import choose_provider
 from cryoformer_dist.orchestration.request import RunRequest, read_request
@@ -32,9 +38,9 @@ def test_there_are_shipped_files() -> None:
         "configs/bench/igg_arc_32.yaml",
         "configs/sweeps/ablation_table2.yaml",
     } <= {_name(path) for path in RUNS + SWEEPS + CLUSTERS}
-    others = [_name(path) for folder in ("configs", "cluster") for path in (ROOT / folder).rglob("*.yml")]
-    # The name that Prometheus looks for.
-    assert others == ["cluster/monitoring/prometheus.yml"]
+    others = sorted(_name(path) for folder in ("configs", "cluster") for path in (ROOT / folder).rglob("*.yml"))
+    # As Prometheus has them.
+    assert others == ["cluster/monitoring/alerts.yml", "cluster/monitoring/prometheus.yml"]
 
 
 @pytest.mark.parametrize("path", RUNS, ids=_name)
@@ -136,3 +142,44 @@ def test_what_every_shipped_cluster_file_would_start_can_be_shown(path: Path) ->
     preview = choose_provider(request.cluster).preview(request)
     assert "cryoformer_dist.cli drive" in preview
     assert "--name trial" in preview
+
+
+IMAGE = ROOT / "cluster" / "image"
+
+
+def _pins() -> dict[str, str]:
+    lines = (IMAGE / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def test_the_image_pins_all_that_the_program_asks_for_and_ray_as_kuberay_is_told() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    pins = {canonicalize_name(name): version for name, version in _pins().items()}
+    for text in (*project["dependencies"], *extras["s3"], *extras["movie"]):
+        wanted = Requirement(text)
+        if wanted.name == "torch":
+            (torch,) = set(re.findall(r"torch==([0-9.]+)", (IMAGE / "Dockerfile").read_text()))
+            assert wanted.specifier.contains(torch)
+        else:
+            assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)]), text
+
+
+def test_the_files_that_make_and_use_an_image_agree() -> None:
+    dockerfile, definition = (IMAGE / "Dockerfile").read_text(), (IMAGE / "cryoformer-dist.def").read_text()
+    (default,) = set(re.findall(r"TORCH=(torch==[0-9.]+)$", dockerfile, re.MULTILINE))
+    assert f"TORCH={default}\n" in definition
+    for part in ("pyproject.toml", "cryoformer_dist", "cluster", "configs", "cluster/image/install.sh"):
+        assert part in dockerfile
+        assert f"    {part} " in definition
+    image = load_cluster(ROOT / "cluster" / "kuberay.yaml").image  # type: ignore[union-attr]
+    assert image in dockerfile
+    assert image in definition
+    assert image.endswith(f":{tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['version']}")
+    assert encode_tinycudann._COMMIT in (IMAGE / "install.sh").read_text()
+
+
+def test_the_image_s_script_is_understood_by_a_plain_shell() -> None:
+    for name in ("install.sh", "python"):
+        done = subprocess.run(["sh", "-n", str(IMAGE / name)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

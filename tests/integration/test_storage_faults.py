@@ -4,59 +4,19 @@ import contextlib
 import errno
 import os
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.tiny_runs import Listener, final_state, tiny_config, train
+from support.sabotage import Saboteur, once_warned
+from support.tiny_runs import final_state, tiny_config, train
 
 from cryoformer_dist.errors import CheckpointNotWrittenError, StorageTroubleWarning
 from cryoformer_dist.runs.training_log import read_training_log
 
 CHANGES = {"training.epochs": 2, "training.storage_patience_seconds": 60.0}
-
-
-@dataclass
-class Saboteur(Listener):
-    """Does something once, when a step has been reported."""
-
-    at: int = 0
-    deed: Callable[[], None] = lambda: None
-    done: bool = field(default=False, init=False)
-
-    def report(self, record: dict[str, Any], checkpoint: Path | None) -> None:
-        super().report(record, checkpoint)
-        if record.step == self.at and not self.done:
-            self.done = True
-            self.deed()
-
-
-@contextlib.contextmanager
-def _once_warned(deed: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Do something so long after training has warned of its storage, beside training."""
-    with pytest.warns(StorageTroubleWarning) as told:  # noqa: PT031 (training runs in it)
-        over = threading.Event()
-
-        def wait_and_do() -> None:
-            while not over.is_set():
-                if any(issubclass(each.category, StorageTroubleWarning) for each in told):
-                    time.sleep(seconds)
-                    deed()
-                    return
-                time.sleep(0.01)
-
-        thread = threading.Thread(target=wait_and_do)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +63,7 @@ def _fill(disk: Path) -> None:
 
 def test_training_survives_a_full_disk_that_is_freed(tiny_store: Path, small_disk: Path, whole: Path) -> None:
     run, filler = small_disk / "run", small_disk / "filler"
-    with _once_warned(filler.unlink, 1.0):
+    with once_warned(filler.unlink, 1.0):
         train(tiny_config(tiny_store, CHANGES), run, Saboteur(at=4, deed=lambda: _fill(small_disk)))
     assert not filler.exists()
     _assert_same_end(run, whole)
@@ -127,7 +87,7 @@ def test_a_disk_that_stays_full_ends_training_with_one_message_and_resume_goes_o
 def test_training_waits_for_storage_that_is_away_for_two_seconds(tiny_store: Path, tmp_path: Path, whole: Path) -> None:
     storage, away = tmp_path / "storage", tmp_path / "away"
     storage.mkdir()
-    with _once_warned(lambda: away.rename(storage), 2.0):
+    with once_warned(lambda: away.rename(storage), 2.0):
         train(tiny_config(tiny_store, CHANGES), storage / "run", Saboteur(at=4, deed=lambda: storage.rename(away)))
     _assert_same_end(storage / "run", whole)
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from cryoformer_dist.cli import main as cli
 from cryoformer_dist.orchestration import doctor
-from cryoformer_dist.orchestration.doctor import Finding
+from cryoformer_dist.orchestration.devices import Finding
 
 BACKENDS = (
     "hash grid: torch",

@@ -1,13 +1,9 @@
 import json
-import os
 import re
-import socket
+import shutil
 import subprocess
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +11,17 @@ from typing import Any
 import pytest
 import ray.train
 import yaml
-from support.tiny_runs import tiny_settings
 from support.training_records import training_record
 
 from cryoformer_dist.cli.starter import find_starter_folder
 from cryoformer_dist.orchestration import prometheus as metrics
-from cryoformer_dist.orchestration.prometheus import METRICS, publishing
+from cryoformer_dist.orchestration.prometheus import METRICS, News, SignOfLife, StorageRoom, publishing
 from cryoformer_dist.orchestration.worker import RayReporter
 from cryoformer_dist.runs.stage_progress import StageProgress
-from cryoformer_dist.runs.training_log import SearchFindings
+from cryoformer_dist.runs.training_log import SearchFindings, TrainingRecord
 
 MONITORING = find_starter_folder("cluster") / "monitoring"
+ALERTS, ALERT_CASES = MONITORING / "alerts.yml", Path(__file__).parent / "alert_cases.yml"
 # Of Ray's own, those that the dashboard draws.
 RAYS_OWN = {"ray_node_cpu_utilization", "ray_node_gpus_utilization", "ray_node_mem_used", "ray_node_mem_total"}
 RECORD = training_record(
@@ -86,6 +82,7 @@ def test_the_leader_shows_the_whole_table_and_another_rank_its_own_numbers_only(
         RECORD, residual_outside=0.03, noise_departure=0.02, **asdict(SearchFindings(1.9, 2.0, 0.5, 0.2, 0.1))
     )
     with publishing("demo", 1) as publish:
+        publish(SignOfLife(49, 1))
         publish(record)
     own = {metric.prometheus_name for metric in METRICS if metric.per_rank}
     assert (
@@ -95,10 +92,14 @@ def test_the_leader_shows_the_whole_table_and_another_rank_its_own_numbers_only(
             "ray_cryoformer_memory_bytes",
             "ray_cryoformer_data_wait_share",
             "ray_cryoformer_slowness",
+            "ray_cryoformer_silence_seconds",
+            "ray_cryoformer_own_steps",
         }
     )
     with publishing("demo", 0) as publish:
         publish(StageProgress("maps", 3, 4, 6.0))
+        publish(SignOfLife(49, 1))
+        publish(StorageRoom(2**40))
         publish(record)
     assert shown.names() == {metric.prometheus_name for metric in METRICS}
     assert shown.last("cryoformer_stage_share", run="demo", stage="maps") == 0.75
@@ -106,6 +107,9 @@ def test_the_leader_shows_the_whole_table_and_another_rank_its_own_numbers_only(
     assert shown.last("cryoformer_memory_bytes", run="demo", rank="1") == 1.5 * 2**30
     assert shown.last("cryoformer_residual_outside_share", run="demo") == 0.03
     assert shown.last("cryoformer_loss", run="demo") == 0.98
+    assert shown.last("cryoformer_own_steps", run="demo", rank="0") == 49
+    assert shown.last("cryoformer_left_out_steps", run="demo") == 1
+    assert shown.last("cryoformer_storage_free_bytes", run="demo") == 2**40
 
 
 def test_what_a_record_does_not_know_stays_as_it_was(shown: Shown) -> None:
@@ -129,16 +133,57 @@ def test_numbers_are_shown_again_until_training_ends(shown: Shown, monkeypatch: 
     assert "show-metrics" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_silence_grows_until_a_rank_is_heard_of_and_a_step_is_shown_with_the_next_round(
+    shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(metrics, "_SECONDS_BETWEEN_SHOWINGS", 3600.0)
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
+    monkeypatch.setattr(metrics.time, "time", lambda: 5.0)
+    numbers = metrics._ShownNumbers("demo", 1)
+    now += 40
+    numbers.show()
+    assert shown.last("cryoformer_silence_seconds", run="demo", rank="1") == 40
+    numbers.publish(SignOfLife(7, 0))
+    now += 2
+    assert "ray_cryoformer_own_steps" not in shown.names()
+    numbers.show()
+    assert shown.last("cryoformer_silence_seconds", run="demo", rank="1") == 2
+    assert shown.last("cryoformer_own_steps", run="demo", rank="1") == 7
+    leader = metrics._ShownNumbers("demo", 0)
+    leader.show()
+    assert shown.last("cryoformer_start_seconds", run="demo") == 5
+
+
+def test_room_is_that_of_the_file_system_for_this_user(tmp_path: Path) -> None:
+    assert StorageRoom.of(tmp_path).free_bytes == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.01)
+    with pytest.raises(FileNotFoundError):
+        StorageRoom.of(tmp_path / "away")
+
+
 def test_every_report_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import faulthandler
 
-    told: list[int] = []
+    told: list[News] = []
     monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *arguments, **named: None)
     monkeypatch.setattr(ray.train, "report", lambda *arguments, **named: None)
-    reporter = RayReporter(tmp_path, 60.0, lambda record: told.append(record.step))
-    reporter.report(training_record(step=50), None)
-    reporter.report(training_record(step=100), tmp_path / "checkpoints" / "step-100")
-    assert told == [50, 100]
+    reporter = RayReporter(tmp_path, 60.0, told.append)
+    first, second = training_record(step=50), training_record(step=100)
+    reporter.report(first, None)
+    reporter.step(51, 2)
+    reporter.report(second, tmp_path / "checkpoints" / "step-100")
+    assert [news for news in told if isinstance(news, TrainingRecord)] == [first, second]
+    assert SignOfLife(51, 2) in told
+    assert sum(isinstance(news, StorageRoom) for news in told) == 2
+
+
+def test_a_report_is_told_where_storage_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import faulthandler
+
+    told: list[News] = []
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *arguments, **named: None)
+    RayReporter(tmp_path / "away", 60.0, told.append).report(training_record(step=50), None)
+    assert [news for news in told if not isinstance(news, SignOfLife)] == [training_record(step=50)]
 
 
 def _dashboard() -> dict[str, Any]:
@@ -199,76 +244,34 @@ def test_prometheus_is_sent_to_the_dashboard_s_list_of_nodes_with_a_token_from_a
     (nodes,) = job["http_sd_configs"]
     assert nodes["url"].endswith(":8265/api/prometheus/sd")
     assert nodes["authorization"] == {"type": "Bearer", "credentials_file": "ray_token"}
+    assert yaml.safe_load((MONITORING / "prometheus.yml").read_text())["rule_files"] == [ALERTS.name]
 
 
-TOKEN = "0" * 64
+def _alerts() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
+    return list(group["rules"])
 
 
-def _get(url: str, token: str | None = None) -> str:
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return str(answer.read().decode())
+def test_every_alert_looks_at_what_is_shown_has_its_cases_and_is_told_in_the_documentation() -> None:
+    known = {metric.prometheus_name for metric in METRICS} | {"ray_node_disk_utilization_percentage"}
+    documentation = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
+    cases = [case for group in yaml.safe_load(ALERT_CASES.read_text())["tests"] for case in group["alert_rule_test"]]
+    for alert in _alerts():
+        name = alert["alert"]
+        assert _metric_names(alert["expr"]) <= known, name
+        assert f"| `{name}` | {alert['labels']['severity']} |" in documentation
+        outcomes = {bool(case.get("exp_alerts")) for case in cases if case["alertname"] == name}
+        assert outcomes == {True, False}, name
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool, of Prometheus, is not installed"
+)
 
 
-def _scraped(dashboard: str) -> dict[str, list[dict[str, str]]]:
-    """Our metrics at all endpoints that the dashboard lists, with the labels of their samples."""
-    from prometheus_client.parser import text_string_to_metric_families
-
-    found: dict[str, list[dict[str, str]]] = {}
-    for group in json.loads(_get(f"{dashboard}/api/prometheus/sd", TOKEN)):
-        for target in group["targets"]:
-            for family in text_string_to_metric_families(_get(f"http://{target}/metrics")):
-                if family.name.startswith("ray_cryoformer_"):
-                    found.setdefault(family.name, []).extend(sample.labels for sample in family.samples)
-    return found
-
-
-@pytest.mark.slow
-def test_a_run_under_ray_shows_every_metric_on_the_endpoints_that_the_dashboard_lists(
-    tiny_store: Path, tmp_path: Path
-) -> None:
-    port = _free_port()
-    changes = {
-        **{"training.epochs": 2000, "training.occupancy": "data", "training.occupancy_refresh_epochs": 1},
-        **{"training.report_every_steps": 4, "training.checkpoint_every_steps": 40},
-        # What images say is known from searches only.
-        **{"model.latent.start": "linear", "model.latent.refinement": "search"},
-    }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tiny_settings(tiny_store, changes)))
-    cluster = {"storage": str(tmp_path), "workers": {"count": 2, "cpus": 0.5}, "dashboard_port": port}
-    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(cluster))
-    program = [sys.executable, "-m", "cryoformer_dist.cli", "launch", "cluster.yaml", "--run", "run.yaml"]
-    environment = {"OMP_NUM_THREADS": "1", "RAY_AUTH_TOKEN": TOKEN, "HOME": str(tmp_path)}
-    wanted = {metric.prometheus_name for metric in METRICS}
-    found: dict[str, list[dict[str, str]]] = {}
-    log = tmp_path / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            program, stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path, env=os.environ | environment
-        )
-        try:
-            end = time.monotonic() + 600
-            while found.keys() < wanted and time.monotonic() < end:
-                assert process.poll() is None, log.read_text()
-                time.sleep(2)
-                try:
-                    found = _scraped(f"http://127.0.0.1:{port}")
-                except OSError:
-                    # Not up yet, or busy starting.
-                    continue
-            with pytest.raises(urllib.error.HTTPError, match="401"):
-                _get(f"http://127.0.0.1:{port}/api/prometheus/sd")
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
-    assert found.keys() == wanted, log.read_text()
-    assert all(labels["run"] == "tiny" for samples in found.values() for labels in samples)
-    for metric in METRICS:
-        ranks = {labels.get("rank") for labels in found[metric.prometheus_name]}
-        assert ranks == ({"0", "1"} if metric.per_rank else {None})
+@needs_promtool
+@pytest.mark.parametrize("task", [("check", ALERTS), ("test", ALERT_CASES)], ids=["check", "test"])
+def test_promtool_finds_the_alerts_right_and_each_fires_when_it_should_and_not_else(task: tuple[str, Path]) -> None:
+    verb, file = task
+    done = subprocess.run(["promtool", verb, "rules", str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

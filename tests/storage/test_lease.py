@@ -153,3 +153,19 @@ def test_a_place_that_cannot_be_written_is_told_of(tmp_path: Path) -> None:
         sole_writer(tmp_path / "file" / "a"),
     ):
         pytest.fail("writes below a file")
+
+
+def test_nobody_writes_before_his_own_lease_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed, read, pauses = False, lease._read_all, list[float]()
+
+    def pause(seconds: float) -> None:
+        nonlocal listed
+        pauses.append(seconds)
+        listed = len(pauses) == 3
+
+    monkeypatch.setattr(lease, "_read_all", lambda folder: read(folder) if listed else [])
+    with sole_writer(tmp_path / "mine", pause):
+        assert len(pauses) == 3
+    listed = False
+    with pytest.raises(StorageError, match=r"not listed, not after 6\d s"), sole_writer(tmp_path / "x", pauses.append):
+        pytest.fail("writes")

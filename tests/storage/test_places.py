@@ -105,3 +105,26 @@ def test_a_file_that_cannot_be_written_to_is_named_and_leaves_nothing(tmp_path: 
     with pytest.raises(OSError, match=r"No space left on device: .*map\.png"):
         write_half()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("ExpiredToken", "have expired: renew them in AWS_SHARED_CREDENTIALS_FILE"),
+        ("SlowDown", "takes no more requests now: repeat the command later"),
+        ("AccessDenied", "check AWS_ENDPOINT_URL, the credentials in the environment"),
+    ],
+)
+def test_a_refusal_of_the_object_store_says_what_to_do(code: str, said: str) -> None:
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    error = translate_boto_error(ClientError({"Error": {"Code": code, "Message": "no"}}, "GetObject"))
+    with pytest.raises(StorageError, match=rf"^s3://bucket/x: .*no; .*{said}"), in_reach(place_at("s3://bucket/x")):
+        raise error
+
+
+def test_what_is_missing_or_of_this_machine_stays_what_it_is_amid_work_on_an_object_store() -> None:
+    for error in (FileNotFoundError("x"), OSError(errno.ENOSPC, "full", "/tmp/x")):
+        with pytest.raises(type(error)), in_reach(place_at("s3://bucket/x")):
+            raise error

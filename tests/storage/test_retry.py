@@ -107,6 +107,64 @@ def test_an_endpoint_that_cannot_be_reached_passes_and_absent_credentials_do_not
     assert [outcome and outcome.passing for outcome in found] == [True, False]
 
 
+def _refused(code: str, operation: str = "PutObject") -> Exception:
+    """As the object store's client raises it."""
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    said = {"Error": {"Code": code, "Message": "no"}}
+    return translate_boto_error(ClientError(said, operation))  # type: ignore[no-any-return,arg-type]
+
+
+@pytest.mark.parametrize(
+    ("code", "operation", "passing", "expired"),
+    [
+        ("SlowDown", "PutObject", True, False),
+        ("503", "HeadObject", True, False),
+        ("InternalError", "PutObject", True, False),
+        ("ExpiredToken", "PutObject", True, True),
+        ("400", "HeadObject", True, True),
+        ("400", "PutObject", False, False),
+        ("AccessDenied", "PutObject", False, False),
+        ("InvalidAccessKeyId", "PutObject", False, False),
+    ],
+)
+def test_what_an_object_store_refuses_is_known_by_its_code(
+    code: str, operation: str, passing: bool, expired: bool
+) -> None:
+    found = storage_trouble(_refused(code, operation))
+    assert found is not None
+    assert (found.passing, found.expired) == (passing, expired)
+    assert ("renew them" in (found.trouble or "")) == expired
+
+
+def test_credentials_are_looked_for_anew_after_they_have_expired_and_not_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, renewed = Clock(), list[object]()
+    monkeypatch.setattr("cryoformer_dist.storage.retry.renew_credentials", renewed.append)
+    with pytest.warns(StorageTroubleWarning, match=r"have expired: renew them in AWS_SHARED_CREDENTIALS_FILE"):
+        _patience(clock).run(Refusing(2, _refused("ExpiredToken")))
+    with pytest.warns(StorageTroubleWarning, match="no"):
+        _patience(clock).run(Refusing(2, _refused("SlowDown")))
+    assert renewed == [Path("runs/x")] * 2
+
+
+def test_a_file_of_credentials_that_is_half_written_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore.exceptions import NoCredentialsError
+
+    clock, errors = Clock(), [_refused("ExpiredToken"), NoCredentialsError(), _refused("InvalidAccessKeyId")]
+    monkeypatch.setattr("cryoformer_dist.storage.retry.renew_credentials", lambda place: None)
+
+    def act() -> None:
+        if errors:
+            raise errors.pop(0)
+
+    with pytest.warns(StorageTroubleWarning):
+        _patience(clock).run(act)
+    assert errors == []
+
+
 def _on_two_ranks(act: Callable[[int], None], seconds: float, collective: bool = False) -> list[Exception | None]:
     """How the ranks of a run, threads here, end."""
     meeting = threading.Barrier(2, timeout=30)

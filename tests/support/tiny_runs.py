@@ -116,6 +116,8 @@ class Listener:
     records: list[TrainingRecord] = field(default_factory=list)
     checkpoints: list[Path] = field(default_factory=list)
     stages: list[StageProgress] = field(default_factory=list)
+    own_steps: list[int] = field(default_factory=list)
+    left_out_steps: int = 0
     signs_of_life: int = 0
 
     def report(self, record: TrainingRecord, checkpoint: Path | None) -> None:
@@ -124,6 +126,10 @@ class Listener:
             self.checkpoints.append(checkpoint)
         if record.step == self.stop_at:
             raise Stop
+
+    def step(self, number: int, left_out: int) -> None:
+        self.own_steps.append(number)
+        self.left_out_steps = left_out
 
     def stage(self, progress: StageProgress) -> None:
         self.stages.append(progress)

@@ -303,6 +303,7 @@ def test_the_seed_decides_everything(tiny_store: Path, tmp_path: Path) -> None:
 def test_checkpoints_come_when_due_and_with_their_report(tiny_store: Path, tmp_path: Path) -> None:
     listener = train(tiny_config(tiny_store, {"training.keep_checkpoints": 2}), tmp_path / "run")
     assert [path.name for path in listener.checkpoints] == ["step-00000004", "step-00000008"]
+    assert (listener.own_steps, listener.left_out_steps) == (list(range(1, 12)), 0)
     assert [one.position.step for one in checkpoints(tmp_path / "run")] == [8, 11]
 
 
@@ -385,7 +386,8 @@ def test_rows_that_are_not_finite_are_named_and_left_out_and_training_goes_on(
     train(tiny_config(store.path, FAULTS | {"training.seed": 4}), other_seed)
     run, rows = tmp_path / "run", {5, 40}
     with pytest.warns(StepLeftOutWarning) as told:
-        train(config, run, batches_of=lambda store: _poisoned(rows, store))
+        listener = train(config, run, batches_of=lambda store: _poisoned(rows, store))
+    assert listener.left_out_steps == 2
     source = store.particles().source_row
     for row in rows:
         assert any(f"store rows [{row}], source rows [{source[row]}]: left out" in str(each.message) for each in told)
