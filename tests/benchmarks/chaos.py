@@ -166,8 +166,11 @@ def chaos(run: Run, cluster: RayNodes, kills: int, seed: int) -> list[Kill]:
         else:
             run.wait_until(run.has_trained, "end of training")
             time.sleep(chance.uniform(0, RESULT_SECONDS))
-        if (run.folder / REPORT).is_file():
+        if (run.folder / REPORT).is_file() and number < kills - after:
             raise SystemExit(f"the run ended after {len(found)} kills; take more --epochs")
+        if (run.folder / REPORT).is_file():
+            # Made between two kills.
+            break
         found.append(kill(what, run, cluster, chance))
     run.wait_for_report()
     return found
