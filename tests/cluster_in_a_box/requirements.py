@@ -1,0 +1,36 @@
+"""What a machine needs for a cluster in a box, and what of it is missing here."""
+
+import os
+import shutil
+import subprocess
+
+INSTALL = "apt-get install --no-install-recommends slurm-wlm munge openssh-server rsync iproute2 util-linux"
+_PROGRAMS = ("unshare", "nsenter", "ip", "tc", "munged", "slurmctld", "slurmd", "sbatch", "sshd", "ssh-keygen", "rsync")
+# Where Debian keeps daemons, which the PATH of a user may leave out.
+PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+def find_obstacle() -> str | None:
+    """What keeps a cluster from being made here, in words, or nothing."""
+    if os.geteuid() != 0:
+        return "a cluster in a box needs root: it makes namespaces"
+    if missing := [program for program in _PROGRAMS if shutil.which(program, path=PATH) is None]:
+        return f"not installed: {', '.join(missing)}; on Debian: {INSTALL}"
+    # In namespaces that end with the question.
+    made = _try_in_a_network(
+        "ip link add b type bridge && ip link add v type veth peer name w && ip link set v master b"
+    )
+    return made and f"this kernel lets no bridge and veth be made: {made}"
+
+
+def find_obstacle_to_slowness() -> str | None:
+    """Why links cannot be given a delay by the kernel, in words, or nothing."""
+    made = _try_in_a_network("ip link add v type veth peer name w && tc qdisc add dev v root netem delay 1ms")
+    return made and f"this kernel has no netem (CONFIG_NET_SCH_NETEM): {made}"
+
+
+def _try_in_a_network(commands: str) -> str | None:
+    """What went wrong with commands in a network of their own, in one line."""
+    program = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "sh", "-ec", commands]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=30)
+    return None if done.returncode == 0 else " ".join(done.stderr.split()) or f"exit code {done.returncode}"

@@ -1,0 +1,124 @@
+"""Tiny runs launched on the nodes of a cluster in a box, and what is left of them."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from cluster_in_a_box.box import Box
+from support.tiny_runs import final_state, tiny_settings
+
+from cryoformer_dist.runs.training_log import read_records_so_far, read_training_log
+
+SECONDS = 600
+# Long enough to be disturbed in: a particle's pose is known to the rank that owns it, and to nobody else.
+LONG = {
+    "training.epochs": 150,
+    "model.pose.form": "table",
+    "training.report_every_steps": 5,
+    "training.checkpoint_every_steps": 20,
+}
+
+
+@dataclass
+class BoxedRun:
+    """A run launched from the box's login node.
+
+    Attributes
+    ----------
+    box
+        The cluster.
+    name
+        Of the run.
+    cluster
+        What its cluster file says.
+    """
+
+    box: Box
+    name: str
+    cluster: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return Path(self.cluster["storage"]) / self.name
+
+    def launch(self, store: Path, changes: dict[str, Any], *options: str) -> str:
+        """What `launch` says."""
+        place = self.box.shared / self.name
+        place.mkdir()
+        settings = tiny_settings(store, {"name": self.name, **changes})
+        (place / "run.yaml").write_text(yaml.safe_dump(settings))
+        (place / "cluster.yaml").write_text(yaml.safe_dump(self.cluster | {"run": "run.yaml"}))
+        return self.command("launch", str(place / "cluster.yaml"), *options)
+
+    def command(self, *words: str) -> str:
+        """What a command of ours says at the login node; it must succeed."""
+        return self.box.control.run("python", "-m", "cryoformer_dist.cli", *words, seconds=SECONDS)
+
+    def try_command(self, *words: str) -> tuple[int, str]:
+        """Its exit code and what it says."""
+        done = self.box.control.attempt("python", "-m", "cryoformer_dist.cli", *words, seconds=SECONDS)
+        return done.returncode, done.stdout + done.stderr
+
+    @property
+    def job(self) -> str:
+        """Its number with Slurm, which the login node's record of the launch holds."""
+        home = self.box.control.folder / "root" / ".local" / "state" / "cryoformer-dist" / "launches"
+        return str(json.loads((home / f"{self.name}.json").read_text())["handle"]["job"])
+
+    @property
+    def step(self) -> int:
+        """The last one that was reported."""
+        records = read_records_so_far(self.folder)
+        return records[-1].step if records else 0
+
+    @property
+    def log(self) -> str:
+        """What the job has said."""
+        path = self.folder / "launch" / f"job-{self.job}.log"
+        return path.read_text() if path.is_file() else ""
+
+    def wait(self, what: str, holds: Callable[[], bool], seconds: float = SECONDS) -> float:
+        """Seconds until something holds."""
+        begin = time.monotonic()
+        while not holds():
+            assert time.monotonic() - begin < seconds, f"not within {seconds:.0f} s: {what}\n{self.log}"
+            time.sleep(0.2)
+        return time.monotonic() - begin
+
+    def wait_for_step(self, step: int) -> float:
+        """Seconds until a step was reported."""
+        return self.wait(f"step {step}", lambda: self.step >= step)
+
+    def end(self) -> str:
+        """All that the run says, once it has ended well."""
+        return self.command("logs", self.name)
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    """Two runs report the same losses at the same steps and end with the same weights and tables.
+
+    Of float32 sums in one order: what another number of ranks adds in another order is allowed for.
+    """
+    records, others = read_training_log(run), read_training_log(other)
+    assert [record.step for record in records] == [record.step for record in others]
+    losses = [torch.tensor([record.loss for record in each]) for each in (records, others)]
+    farthest = float((losses[0] - losses[1]).abs().max())
+    state, other_state = final_state(run), final_state(other)
+    assert state.keys() == other_state.keys()
+    apart = {name: _farthest(value, other_state[name]) for name, value in state.items()}
+    worst = max(apart, key=lambda name: apart[name])
+    print(f"{run.name}: losses differ by {farthest:.1e} at most, weights and tables by {apart[worst]:.1e} ({worst})")
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
+    assert apart[worst] < 1e-2, apart
+
+
+def _farthest(value: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest difference; of tables too, which have a row per particle: a lost one would have no or other numbers."""
+    assert value.shape == other.shape
+    return float((value.double() - other.double()).abs().max()) if value.numel() else 0.0
