@@ -52,7 +52,7 @@ class Box:
 
 
 @contextmanager
-def cluster_in_a_box(nodes: int = 2, cpus: int = 2) -> Iterator[Box]:
+def cluster_in_a_box(nodes: int = 2, cpus: int = 2, accounting: bool = False) -> Iterator[Box]:
     """A cluster for as long as the block lasts; nothing of it is left.
 
     Parameters
@@ -61,12 +61,14 @@ def cluster_in_a_box(nodes: int = 2, cpus: int = 2) -> Iterator[Box]:
         Beside the one of Slurm's controller.
     cpus
         Of each, as Slurm is told.
+    accounting
+        Whether Slurm keeps records of its jobs.
     """
     # Short: sockets of Ray lie below, and paths of sockets are.
     folder = Path(tempfile.mkdtemp(prefix="box_", dir="/tmp"))
     try:
         with Network() as network, ExitStack() as up:
-            box = _furnish(folder, network, nodes, cpus)
+            box = _furnish(folder, network, nodes, cpus, accounting)
             for node in (box.control, *box.nodes):
                 up.callback(node.kill)
                 box.bring_up(node)
@@ -76,7 +78,7 @@ def cluster_in_a_box(nodes: int = 2, cpus: int = 2) -> Iterator[Box]:
         shutil.rmtree(folder)
 
 
-def _furnish(folder: Path, network: Network, count: int, cpus: int) -> Box:
+def _furnish(folder: Path, network: Network, count: int, cpus: int, accounting: bool) -> Box:
     """All that the nodes find when they start."""
     shared, etc = folder / "shared", folder / "etc"
     for place in (shared, etc):
@@ -88,4 +90,5 @@ def _furnish(folder: Path, network: Network, count: int, cpus: int) -> Box:
     made = [Node(name, address, folder / name, shared, seen) for name, address in names.items()]
     ssh.make_key(folder / "key")
     control, *nodes = made
-    return Box(network, control, nodes, Slurm(control, nodes, cpus, etc), shared, folder / "key")
+    slurm = Slurm(control, nodes, cpus, etc, accounting)
+    return Box(network, control, nodes, slurm, shared, folder / "key")

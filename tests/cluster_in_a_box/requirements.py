@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 INSTALL = "apt-get install --no-install-recommends slurm-wlm munge openssh-server rsync iproute2 util-linux"
+INSTALL_ACCOUNTING = "apt-get install --no-install-recommends slurmdbd mariadb-server-core"
 _PROGRAMS = ("unshare", "nsenter", "ip", "tc", "munged", "slurmctld", "slurmd", "sbatch", "sshd", "ssh-keygen", "rsync")
 # Where Debian keeps daemons, which the PATH of a user may leave out.
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -23,9 +24,15 @@ def find_obstacle() -> str | None:
     return made and f"this kernel lets no bridge and veth be made: {made}"
 
 
-def find_obstacle_to_slowness() -> str | None:
-    """Why links cannot be given a delay by the kernel, in words, or nothing."""
-    made = _try_in_a_network("ip link add v type veth peer name w && tc qdisc add dev v root netem delay 1ms")
+def find_obstacle_to_accounting() -> str | None:
+    """What keeps Slurm from keeping records here, in words, or nothing."""
+    missing = [program for program in ("mariadbd", "slurmdbd") if shutil.which(program, path=PATH) is None]
+    return f"not installed: {', '.join(missing)}; on Debian: {INSTALL_ACCOUNTING}" if missing else None
+
+
+def find_obstacle_to_netem() -> str | None:
+    """Why the kernel cannot delay packets, in words, or nothing."""
+    made = _try_in_a_network("ip link add v type veth peer name w; tc qdisc add dev v root netem delay 1ms")
     return made and f"this kernel has no netem (CONFIG_NET_SCH_NETEM): {made}"
 
 

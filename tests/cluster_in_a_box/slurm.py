@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from cluster_in_a_box.accounting import describe_accounting, start_accounting
 from cluster_in_a_box.node import Node
 
 # `low` gives way to `high`; a job that gives way is warned as one whose time is nearly up.
@@ -52,14 +53,18 @@ class Slurm:
         Of each as Slurm is told, whatever this machine has.
     etc
         Folder of files for the nodes' ``/etc``.
+    accounting
+        Whether the site keeps records of its jobs.
     """
 
-    def __init__(self, control: Node, nodes: list[Node], cpus: int, etc: Path) -> None:
+    def __init__(self, control: Node, nodes: list[Node], cpus: int, etc: Path, accounting: bool) -> None:
         self.control = control
-        self._nodes = nodes
+        self._nodes, self._accounting = nodes, accounting
         (etc / "slurm").mkdir()
         names = ",".join(node.name for node in nodes)
         configuration = _CONFIGURATION.format(control=control.name, nodes=names, cpus=cpus)
+        if accounting:
+            configuration += describe_accounting(control, etc / "slurm")
         (etc / "slurm" / "slurm.conf").write_text(configuration)
         (etc / "munge").mkdir(mode=0o700)
         key = etc / "munge" / "munge.key"
@@ -69,6 +74,8 @@ class Slurm:
     def start(self) -> None:
         """Bring all of it up."""
         _start_munge(self.control)
+        if self._accounting:
+            start_accounting(self.control)
         self.control.run("mkdir", "/run/slurmctld")
         self.control.begin("slurmctld", "-D", log=self.control.folder / "slurmctld.log")
         for node in self._nodes:

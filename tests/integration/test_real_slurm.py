@@ -3,12 +3,13 @@
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster_in_a_box.box import Box, cluster_in_a_box
-from cluster_in_a_box.requirements import find_obstacle
+from cluster_in_a_box.requirements import find_obstacle, find_obstacle_to_accounting
 from support.boxed_runs import LONG, BoxedRun, assert_same_end
 from support.tiny_runs import write_set
 
@@ -31,16 +32,16 @@ def boxed_store(box: Box) -> Path:
     return write_set(box.shared)
 
 
+def _run_in(box: Box, name: str, **changes: Any) -> BoxedRun:
+    cluster = {"provider": "slurm", "storage": str(box.shared / "runs"), "nodes": 2, "cpus_per_node": 2}
+    cluster |= {"python": sys.executable, "time": "01:00:00", "workers": {"count": 2, "cpus": 1.5}}
+    return BoxedRun(box, name, cluster | changes)
+
+
 @pytest.fixture(scope="module")
 def make_run(box: Box) -> MakeRun:
     """A run by two workers, one per node unless the test says otherwise."""
-
-    def make(name: str, **changes: Any) -> BoxedRun:
-        cluster = {"provider": "slurm", "storage": str(box.shared / "runs"), "nodes": 2, "cpus_per_node": 2}
-        cluster |= {"python": sys.executable, "time": "01:00:00", "workers": {"count": 2, "cpus": 1.5}}
-        return BoxedRun(box, name, cluster | changes)
-
-    return make
+    return partial(_run_in, box)
 
 
 @pytest.fixture(scope="module")
@@ -182,10 +183,35 @@ def test_a_node_that_is_cut_off_for_a_while_does_not_end_the_run(
     assert_same_end(run.folder, undisturbed[0].folder)
 
 
-def test_the_exit_code_of_a_job_is_that_of_the_run_without_accounting(make_run: MakeRun, boxed_store: Path) -> None:
-    run = make_run("refused")
-    # No such store there: what the driver refuses on the cluster is the user's to mend.
-    run.launch(boxed_store.with_name("none.zarr"), LONG, "--detach")
+def _refuse(run: BoxedRun) -> None:
+    """A run that the driver refuses on the cluster, as the user's to mend."""
+    # The store is another one when the job comes to it.
+    run.launch(run.box.shared / "particles.zarr", LONG, "--detach")
+    launched = run.box.shared / "runs" / run.name / "launch" / "run.yaml"
+    launched.write_text(launched.read_text().replace("particles.zarr", "none.zarr"))
     code, said = run.try_command("logs", run.name)
     assert code == 2, said
     assert "failed (exit code 2)" in run.command("status", run.name)
+
+
+@pytest.mark.usefixtures("boxed_store")
+def test_a_job_ends_with_the_exit_code_of_the_run_and_one_that_nobody_remembers_is_lost(
+    make_run: MakeRun, box: Box
+) -> None:
+    run = make_run("refused")
+    _refuse(run)
+    (kept,) = box.control.folder.glob("root/.local/state/cryoformer-dist/launches/refused.json")
+    kept.write_text(kept.read_text().replace(f'"{run.job}"', '"987654"'))
+    assert "lost" in run.command("status", run.name)
+
+
+def test_a_job_that_the_controller_forgot_is_remembered_by_accounting() -> None:
+    if obstacle := find_obstacle() or find_obstacle_to_accounting():
+        pytest.skip(obstacle)
+    with cluster_in_a_box(nodes=1, accounting=True) as box:
+        write_set(box.shared)
+        run = _run_in(box, "refused", nodes=1, workers={"count": 1, "cpus": 1.5})
+        _refuse(run)
+        asked = ("scontrol", "show", "job", run.job)
+        box.slurm.wait("a job forgotten", lambda: box.control.attempt(*asked).returncode != 0, 180)
+        assert "failed (exit code 2)" in run.command("status", run.name)
