@@ -29,7 +29,7 @@ SlurmdParameters=config_overrides
 SchedulerParameters=bf_interval=2,sched_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PreemptParameters=send_user_signal
+SlurmctldParameters=preempt_send_user_signal
 KillWait=15
 SlurmdTimeout=30
 ReturnToService=2
@@ -102,7 +102,9 @@ class Slurm:
         end = time.monotonic() + seconds
         while not holds():
             if time.monotonic() > end:
-                raise TimeoutError(f"not within {seconds:.0f} s: {what}; see {self.control.folder}/slurmctld.log")
+                logs = [(self.control.folder / "slurmctld.log").read_text()]
+                logs += [(node.folder / "slurmd.log").read_text() for node in self._nodes]
+                raise TimeoutError("\n".join([f"not within {seconds:.0f} s: {what}", *(log[-3000:] for log in logs)]))
             time.sleep(0.5)
 
 
