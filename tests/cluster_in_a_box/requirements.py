@@ -19,7 +19,7 @@ def find_obstacle() -> str | None:
         return f"not installed: {', '.join(missing)}; on Debian: {INSTALL}"
     # In namespaces that end with the question.
     made = _try_in_a_network(
-        "ip link add b type bridge && ip link add v type veth peer name w && ip link set v master b"
+        "ip link add b0 type bridge; ip link add v0 type veth peer name w0; ip link set v0 master b0"
     )
     return made and f"this kernel lets no bridge and veth be made: {made}"
 
@@ -32,7 +32,7 @@ def find_obstacle_to_accounting() -> str | None:
 
 def find_obstacle_to_netem() -> str | None:
     """Why the kernel cannot delay packets, in words, or nothing."""
-    made = _try_in_a_network("ip link add v type veth peer name w; tc qdisc add dev v root netem delay 1ms")
+    made = _try_in_a_network("ip link add v0 type veth peer name w0; tc qdisc add dev v0 root netem delay 1ms")
     return made and f"this kernel has no netem (CONFIG_NET_SCH_NETEM): {made}"
 
 

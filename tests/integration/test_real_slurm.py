@@ -15,8 +15,8 @@ from support.tiny_runs import write_set
 
 pytestmark = pytest.mark.cluster
 MakeRun = Callable[..., BoxedRun]
-# So often is a run disturbed once it has reported this step.
-EARLY, LATER = 60, 200
+# A run is disturbed once it has reported this step.
+EARLY = 40
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from cryoformer_dist.runs.training_log import read_records_so_far, read_training
 SECONDS = 600
 # Long enough to be disturbed in: a particle's pose is known to the rank that owns it, and to nobody else.
 LONG = {
-    "training.epochs": 150,
+    "training.epochs": 50,
     "model.pose.form": "table",
     "training.report_every_steps": 5,
     "training.checkpoint_every_steps": 20,
