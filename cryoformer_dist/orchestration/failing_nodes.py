@@ -1,4 +1,4 @@
-"""Nodes on which workers fail again and again: workers are started on the others."""
+"""Nodes on which workers fail again and again, and nodes that are gone: who is left out, and who is waited for."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from cryoformer_dist.runs.notices import add_notice
 from cryoformer_dist.storage.places import client_errors, place_at
 
 _FAILURES = 2
+_WAITING = "training waits for room for"
 _NODE_LABEL = "ray.io/node-id"
 # What ranks say whose partner is gone.
 _ECHOES = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe", "timed out waiting")
@@ -30,7 +31,7 @@ class LeaveOutFailingNodes(WorkerGroupCallback, ControllerCallback):
     """Counts failures by node, in Ray Train's controller, and has workers started elsewhere after the second.
 
     A node is left out if it alone failed, both times, and the others hold the workers. What is done is said in the run
-    directory (`runs.notices`).
+    directory (`runs.notices`), and for what training waits.
 
     Parameters
     ----------
@@ -45,6 +46,7 @@ class LeaveOutFailingNodes(WorkerGroupCallback, ControllerCallback):
         self._nodes_of_ranks: dict[int, str] = {}
         self._failures: Counter[str] = Counter()
         self._hosts: dict[str, str] = {}
+        self._addresses: dict[str, str] = {}
         self._told: set[str] = set()
 
     def after_worker_group_start(self, worker_group: Any) -> None:
@@ -53,6 +55,9 @@ class LeaveOutFailingNodes(WorkerGroupCallback, ControllerCallback):
             place = worker.metadata
             self._nodes_of_ranks[worker.distributed_context.world_rank] = place.node_id
             self._hosts[place.node_id] = f"{place.hostname} ({place.node_ip})"
+            self._addresses[place.node_id] = place.node_ip
+        # Who waits again is told again.
+        self._told -= {text for text in self._told if text.startswith(_WAITING)}
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """Count a failure of one node; several at once have a cause that is none of theirs."""
@@ -67,6 +72,7 @@ class LeaveOutFailingNodes(WorkerGroupCallback, ControllerCallback):
     def on_controller_start_worker_group(self, *, scaling_config: Any, num_workers: int) -> dict[str, str] | None:
         """Nodes that workers may be started on, as Ray selects them by label."""
         nodes = list_nodes()
+        self._tell_who_is_missing(nodes, num_workers)
         failing = [node.number for node in nodes if self._failures[node.number] >= _FAILURES]
         if not failing:
             return None
@@ -76,8 +82,23 @@ class LeaveOutFailingNodes(WorkerGroupCallback, ControllerCallback):
             self._tell(number, "it is left out" if enough else f"it is used again: the others hold {room} workers only")
         return {_NODE_LABEL: f"!in({','.join(failing)})"} if enough else None
 
+    def _tell_who_is_missing(self, nodes: list[Node], wanted: int) -> None:
+        """Say why no worker starts: Ray waits for room in silence."""
+        room = sum(_count_room(node, self._workers) for node in nodes)
+        if room >= wanted:
+            return
+        up = {node.address for node in nodes}
+        gone = sorted({self._hosts[number] for number, address in self._addresses.items() if address not in up})
+        named = f" ({', '.join(gone)} gone)" if gone else ""
+        self._say(
+            f"{_WAITING} {wanted} workers: the nodes that are up hold {room}{named}; it goes on when there is room, or "
+            "without waiting where workers.count is FEWEST..MOST"
+        )
+
     def _tell(self, number: str, what: str) -> None:
-        text = f"node {self._hosts[number]} failed {self._failures[number]} times; {what}"
+        self._say(f"node {self._hosts[number]} failed {self._failures[number]} times; {what}")
+
+    def _say(self, text: str) -> None:
         if text not in self._told:
             self._told.add(text)
             with suppress(OSError, *client_errors()):
