@@ -2,14 +2,12 @@
 
 import os
 import re
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from cluster_in_a_box.accounting import describe_accounting, start_accounting
 from cluster_in_a_box.node import Node
-from cluster_in_a_box.requirements import PATH
 
 # `low` gives way to `high`; a job that gives way is warned as one whose time is nearly up.
 _CONFIGURATION = """\
@@ -31,7 +29,7 @@ SlurmdParameters=config_overrides
 SchedulerParameters=bf_interval=2,sched_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-{warning}
+SlurmctldParameters=preempt_send_user_signal
 KillWait=15
 SlurmdTimeout=30
 ReturnToService=2
@@ -39,8 +37,6 @@ NodeName={nodes} CPUs={cpus} State=UNKNOWN
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=60 State=UP
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF State=UP
 """
-# As versions before 23.02 call it, and those since.
-_WARNINGS = ("SlurmctldParameters=preempt_send_user_signal", "PreemptParameters=send_user_signal")
 _SECONDS = 60
 
 
@@ -66,9 +62,7 @@ class Slurm:
         self._nodes, self._accounting = nodes, accounting
         (etc / "slurm").mkdir()
         names = ",".join(node.name for node in nodes)
-        configuration = _CONFIGURATION.format(
-            control=control.name, nodes=names, cpus=cpus, warning=_WARNINGS[_find_version() >= (23, 2)]
-        )
+        configuration = _CONFIGURATION.format(control=control.name, nodes=names, cpus=cpus)
         if accounting:
             configuration += describe_accounting(control, etc / "slurm")
         (etc / "slurm" / "slurm.conf").write_text(configuration)
@@ -112,12 +106,6 @@ class Slurm:
                 logs += [(node.folder / "slurmd.log").read_text() for node in self._nodes]
                 raise TimeoutError("\n".join([f"not within {seconds:.0f} s: {what}", *(log[-3000:] for log in logs)]))
             time.sleep(0.5)
-
-
-def _find_version() -> tuple[int, ...]:
-    """Year and month of the Slurm that is installed."""
-    told = subprocess.run(["slurmctld", "-V"], capture_output=True, text=True, check=True, env={"PATH": PATH})
-    return tuple(map(int, told.stdout.split()[-1].split(".")[:2]))
 
 
 def _start_munge(node: Node) -> None:
