@@ -126,7 +126,8 @@ def write_job_script(config: SlurmCluster, request: RunRequest, folder: str) -> 
         f"--time={config.time}",
         *([f"--partition={config.partition}"] if config.partition else []),
         *([f"--account={config.account}"] if config.account else []),
-        "--no-kill",
+        # A run that can shrink goes on without a lost node; one that cannot needs another in its place.
+        *(["--no-kill"] if config.workers.elastic else []),
         *(["--requeue", "--signal=B:USR1@120"] if config.requeue else ["--no-requeue"]),
         *config.options,
     ]

@@ -65,6 +65,29 @@ wait_for_the_end() {
     exit 143
 }
 
+# Ray on a node beside the first. With --no-kill Slurm takes a lost node off the job and leaves it the others, also when
+# it is the first, and with it this script and the driver: nobody would be left to end the job before its time is up.
+# So a node whose Ray has ended by itself asks Slurm whether the first one is still of the job.
+keep_ray() {
+    local head=$1 log=$2 ray left
+    shift 2
+    trap 'kill -TERM "$ray" 2>/dev/null; wait "$ray"; exit 143' TERM
+    "$@" &
+    ray=$!
+    wait "$ray"
+    while true; do
+        left=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%N)
+        # No answer says nothing.
+        if [ -n "$left" ] && ! scontrol show hostnames "$left" | grep -qxF "$head"; then
+            # Who gathered this step's output was on that node.
+            echo "cryoformer-dist: Slurm has lost $head, the first node: the job goes back to the queue" >>"$log"
+            scontrol requeue "$SLURM_JOB_ID" || scancel "$SLURM_JOB_ID"
+        fi
+        sleep 20 &
+        wait $!
+    done
+}
+
 trap leave EXIT
 trap wait_for_the_end TERM
 trap go_back_to_queue USR1
@@ -101,8 +124,9 @@ done
 
 others=$((SLURM_JOB_NUM_NODES - 1))
 if ((others > 0)); then
-    "${step[@]}" --nodes="$others" --ntasks="$others" --exclude="$head" "${ray_start[@]}" --address="$RAY_ADDRESS" \
-        >>"$ray_log" 2>&1 &
+    export -f keep_ray
+    "${step[@]}" --nodes="$others" --ntasks="$others" --exclude="$head" bash -c 'keep_ray "$@"' keep_ray "$head" \
+        "$folder/job-$SLURM_JOB_ID.log" "${ray_start[@]}" --address="$RAY_ADDRESS" >>"$ray_log" 2>&1 &
     worker_step=$!
 fi
 

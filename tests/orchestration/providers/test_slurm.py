@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.tiny_runs import tiny_settings
 
-from cryoformer_dist.config.cluster import SlurmCluster
+from cryoformer_dist.config.cluster import SlurmCluster, WorkersConfig
 from cryoformer_dist.config.loading import dump_yaml
 from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.orchestration.providers import slurm
@@ -89,6 +90,49 @@ def test_a_job_that_may_not_return_to_the_queue_is_not_asked_to(tmp_path: Path, 
     options = re.findall(r"^#SBATCH (\S+)$", write_job_script(config, make_request(config), "/f"), re.MULTILINE)
     assert "--no-requeue" in options
     assert [option for option in options if option.startswith("--signal")] == []
+
+
+def test_only_a_run_that_can_shrink_keeps_its_job_when_a_node_is_lost(
+    tmp_path: Path, make_request: MakeRequest
+) -> None:
+    for count, keeps in ((2, False), ("1..2", True)):
+        config = _config(tmp_path, workers=WorkersConfig(count=count))
+        script = write_job_script(config, make_request(config), "/f")
+        assert ("\n#SBATCH --no-kill\n" in script) == keeps
+
+
+@pytest.mark.parametrize(
+    ("left", "may_return", "told"),
+    [
+        ("node2,node3", True, ["requeue 7"]),
+        ("node2,node3", False, ["requeue 7", "scancel 7"]),
+        ("node1,node2", True, []),
+        ("", True, []),
+    ],
+)
+def test_nodes_that_slurm_left_without_the_first_put_the_job_back(
+    left: str, may_return: bool, told: list[str], tmp_path: Path
+) -> None:
+    script = (files("cryoformer_dist.orchestration.providers") / "slurm_job.sh").read_text()
+    function = re.search(r"^keep_ray\(\) {\n.*?^}$", script, re.MULTILINE | re.DOTALL)
+    assert function is not None
+    slurm_says = f"""
+        squeue() {{ echo {left}; }}
+        scancel() {{ echo "scancel $*" >>{tmp_path}/told; }}
+        scontrol() {{
+            [ "$1" = show ] && {{ echo "$3" | tr , '\\n'; return; }}
+            echo "$*" >>{tmp_path}/told
+            {str(may_return).lower()}
+        }}
+        sleep() {{ :; }}
+        # First for Ray, which has ended by itself, then between two questions.
+        wait() {{ waited=$((waited + 1)); [ $waited -lt 2 ] || exit 0; }}
+    """
+    program = f"{slurm_says}\n{function[0]}\nkeep_ray node1 {tmp_path}/log true"
+    subprocess.run(["bash", "-c", program], env=os.environ | {"SLURM_JOB_ID": "7"}, check=True, timeout=20)
+    found = tmp_path / "told"
+    assert (found.read_text().splitlines() if found.exists() else []) == told
+    assert (tmp_path / "log").exists() == bool(told)
 
 
 def test_files_go_where_the_nodes_see_them(tmp_path: Path, state_folder: Path, make_request: MakeRequest) -> None:
