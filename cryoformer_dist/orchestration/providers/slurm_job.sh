@@ -76,8 +76,8 @@ keep_ray() {
     ray=$!
     wait "$ray"
     while true; do
-        left=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%N)
-        # No answer says nothing.
+        # One that is being ended has given up some of its nodes; no answer says nothing.
+        left=$(squeue --noheader --states=RUNNING --jobs="$SLURM_JOB_ID" --format=%N)
         if [ -n "$left" ] && ! scontrol show hostnames "$left" | grep -qxF "$head"; then
             # Who gathered this step's output was on that node.
             echo "cryoformer-dist: Slurm has lost $head, the first node: the job goes back to the queue" >>"$log"
