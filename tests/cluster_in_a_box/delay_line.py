@@ -4,6 +4,7 @@ It uses nothing but Python's own library, and runs in the network of the switch,
 Frames are as large as the kernel hands them over, up to 64 KiB: a gigabit a second is then some thousand frames.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -64,7 +65,12 @@ class Direction:
     def deliver(self) -> None:
         """Send what is due."""
         while self.waiting and self.waiting[0][0] <= time.monotonic():
-            os.write(self.target, self.waiting.popleft()[1])
+            try:
+                os.write(self.target, self.waiting.popleft()[1])
+            except OSError as error:
+                # A port that is not up yet takes nothing.
+                if error.errno != errno.EIO:
+                    raise
 
 
 def main(described: str) -> None:

@@ -68,24 +68,28 @@ class Node:
         }
         # --kill-child: the first process ends with unshare, and all others with it.
         namespaces = ["--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        self._unshare = subprocess.Popen(
-            ["unshare", *namespaces, sys.executable, "-S", "-E", str(_FIRST_PROCESS), json.dumps(described)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={"PATH": PATH},
-            start_new_session=True,
-        )
+        log = self.folder / "first_process.log"
+        with log.open("w") as complaints:
+            self._unshare = subprocess.Popen(
+                ["unshare", *namespaces, sys.executable, "-S", "-E", str(_FIRST_PROCESS), json.dumps(described)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                text=True,
+                env={"PATH": PATH},
+                start_new_session=True,
+            )
         assert self._unshare.stdout is not None
         if self._unshare.stdout.readline() != "ready\n":
-            raise RuntimeError(f"{self.name} did not come up: its first process said why on stderr")
+            raise RuntimeError(f"{self.name} did not come up: {log.read_text()}")
 
     def kill(self) -> None:
         """End all it runs at once, as when a machine loses its power."""
         if self._unshare is None:
             return
+        # The kernel tells of the first process's end when all others have ended, and unshare waits for it.
+        os.kill(self.first_process, signal.SIGKILL)
         unshare, self._unshare = self._unshare, None
-        unshare.send_signal(signal.SIGKILL)
         for process in [*self._programs, unshare]:
             process.wait(timeout=_SECONDS)
             for pipe in (process.stdin, process.stdout, process.stderr):
