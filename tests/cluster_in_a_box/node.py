@@ -81,6 +81,7 @@ class Node:
             )
         assert self._unshare.stdout is not None
         if self._unshare.stdout.readline() != "ready\n":
+            self._unshare = None
             raise RuntimeError(f"{self.name} did not come up: {log.read_text()}")
 
     def kill(self) -> None:
