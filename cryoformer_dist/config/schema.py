@@ -1,6 +1,6 @@
 """What a run file may say: one frozen, closed schema that reads as the manual; `network` holds its section `model`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -85,10 +85,10 @@ class TrainingConfig(Section):
         "per worker and down to 1500 steps in all",
     )
     learning_rates: LearningRates = LearningRates()
-    imitation_steps: int = Field(
-        0,
-        ge=0,
-        description="first steps, which imitate consensus and linear model (latent.start: linear); large batches",
+    imitation_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="first steps, which imitate consensus and linear model and need no image (latent.start: linear); "
+        "auto: 150 at a batch above learning_rates.at_batch that leaves fewer than 1500 steps in all, else none",
     )
     warmup_steps: int = Field(100, ge=0, description="at a batch of learning_rates.at_batch")
     final_learning_rate: float = Field(

@@ -21,11 +21,13 @@ from cryoformer_dist.ranks import broadcast_from_leader
 from cryoformer_dist.runs.directory import load_consensus, load_first_maps, load_mask
 from cryoformer_dist.training.engine import learning_rate_factor, parameter_groups
 from cryoformer_dist.training.learner import Learner
+from cryoformer_dist.training.memory import FEWEST_STEPS
 from cryoformer_dist.training.objectives import Objectives
 
 # One step in so many is a warm-up. Without noise rates may be higher: those of a batch so many times the usual one.
 _WARMUP, _BATCHES = 8, 16
 _CONFORMATIONS = 16
+_STEPS_OF_LARGE_BATCHES = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,29 @@ class LinearMaps:
         return interpolate(self.mean, points_pixels) + latent[:, : len(changes)] @ changes
 
 
-def imitates(config: RunConfig) -> bool:
-    """Whether a run's network starts from its linear model."""
-    lattice = config.model.domain == "real" and config.training.projection == "lattice"
-    return config.training.imitation_steps > 0 and config.model.latent.starts_linear and lattice
+def count_imitation_steps(config: RunConfig, trained: int) -> int:
+    """Steps in which a run's network imitates its linear model before it sees an image.
+
+    Parameters
+    ----------
+    config
+        Its batch settled; ``training.imitation_steps: auto`` is none where the run has steps enough to learn by.
+    trained
+        Particles of a pass.
+    """
+    training = config.training
+    lattice = config.model.domain == "real" and training.projection == "lattice"
+    if not (config.model.latent.starts_linear and lattice):
+        return 0
+    if training.imitation_steps != "auto":
+        return training.imitation_steps
+    few = training.batch_ratio * training.learning_rates.at_batch * FEWEST_STEPS > trained * training.epochs
+    return _STEPS_OF_LARGE_BATCHES if training.batch_ratio > 1 and few else 0
 
 
-def imitate(learner: Learner, maps: LinearMaps, rows: Rows, at_a_time: int, progress: Progress | None = None) -> None:
+def imitate(
+    learner: Learner, maps: LinearMaps, rows: Rows, at_a_time: int, steps: int, progress: Progress | None = None
+) -> None:
     """Fit a network that has seen nothing to linear maps; it ends the same on every rank.
 
     Parameters
@@ -78,12 +96,14 @@ def imitate(learner: Learner, maps: LinearMaps, rows: Rows, at_a_time: int, prog
         Of the particles whose latents are drawn.
     at_a_time
         Conformations that fit into memory together, as the particles of a step do.
+    steps
+        How many.
     progress
         Called with steps done and in all.
     """
-    objectives, training = learner.objectives, _with_imitation_rates(learner.config.training)
+    objectives, training = learner.objectives, _with_imitation_rates(learner.config.training, steps)
     optimizer = torch.optim.AdamW(parameter_groups(objectives, training), betas=(0.9, 0.99))
-    peak_rates, steps = [group["lr"] for group in optimizer.param_groups], training.imitation_steps
+    peak_rates = [group["lr"] for group in optimizer.param_groups]
     for step in range(steps):
         random = np.random.default_rng([learner.config.seed, step])
         copy = int(random.integers(training.jitter_lattices))
@@ -111,8 +131,8 @@ def _error(objectives: Objectives, maps: LinearMaps, latent: Tensor, copy: int) 
     return (density - wanted).square().mean(1).sum() / scale
 
 
-def _with_imitation_rates(training: TrainingConfig) -> TrainingConfig:
+def _with_imitation_rates(training: TrainingConfig, steps: int) -> TrainingConfig:
     """With the rates of a larger batch, and a warm-up of a share of the steps."""
     size = _BATCHES * training.learning_rates.at_batch
-    warmup = _BATCHES * training.imitation_steps // _WARMUP
+    warmup = _BATCHES * steps // _WARMUP
     return training.model_copy(update={"global_batch_size": size, "warmup_steps": warmup})

@@ -19,7 +19,7 @@ from cryoformer_dist.runs.directory import load_mask, selected_rows
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.engine import DeepSpeedEngine, Engine, TorchEngine
 from cryoformer_dist.training.first_estimates import make_first_estimates
-from cryoformer_dist.training.imitation import LinearMaps, imitate, imitates
+from cryoformer_dist.training.imitation import LinearMaps, count_imitation_steps, imitate
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.memory import Workload, settle_loader
 from cryoformer_dist.training.objectives import Objectives
@@ -68,9 +68,10 @@ def train_rank(
     config = settle_loader(config, work, memory)
     learner = Learner.from_run(config, store, working.folder, device)
     checkpoint = agree_on_checkpoint(working, config.training.storage_patience_seconds)
-    if checkpoint is None and imitates(config):
+    imitated = count_imitation_steps(config, len(rows))
+    if checkpoint is None and imitated:
         progress = partial(tell_stages(working, reporter), "first network")
-        imitate(learner, LinearMaps.of_run(working.folder, device), rows, batch_size, progress)
+        imitate(learner, LinearMaps.of_run(working.folder, device), rows, batch_size, imitated, progress)
     engine = build_engine(learner.objectives, config.training, device, batch_size)
     batches = load(config, store)
     samples = batches if config.dataset.loader == "resident" else local_batches(store, device)

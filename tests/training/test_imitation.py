@@ -12,7 +12,7 @@ from cryoformer_dist.initialization.occupancy import sphere
 from cryoformer_dist.physics.lattice import Lattice
 from cryoformer_dist.physics.volume import interpolate
 from cryoformer_dist.runs.directory import load_run
-from cryoformer_dist.training.imitation import LinearMaps, imitate, imitates
+from cryoformer_dist.training.imitation import LinearMaps, count_imitation_steps, imitate
 from cryoformer_dist.training.learner import Learner
 from cryoformer_dist.training.preparation import prepare_run
 
@@ -22,7 +22,7 @@ ROWS = np.arange(64)
 @pytest.fixture(scope="module")
 def prepared(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("imitation") / "run"
-    changes = {"model.latent.start": "linear", "training.imitation_steps": 100}
+    changes = {"model.latent.start": "linear", "training.imitation_steps": 0}
     prepare_run(tiny_config(tiny_store, changes), ParticleStore.open(tiny_store), run, resume=False)
     return run
 
@@ -51,7 +51,7 @@ def _decode(learner: Learner, maps: LinearMaps) -> tuple[torch.Tensor, torch.Ten
 def test_a_network_comes_to_show_the_mean_map_and_its_changes(prepared: Path, maps: LinearMaps) -> None:
     learner, told = _learner(prepared), list[tuple[int, int]]()
     before, wanted = _decode(learner, maps)
-    imitate(learner, maps, ROWS, 64, lambda *progress: told.append(progress))
+    imitate(learner, maps, ROWS, 64, 100, lambda *progress: told.append(progress))
     after, _ = _decode(learner, maps)
     assert told[-1] == (100, 100)
     assert (after - wanted).square().mean() < 0.4 * (before - wanted).square().mean()
@@ -62,7 +62,7 @@ def test_a_network_comes_to_show_the_mean_map_and_its_changes(prepared: Path, ma
 def test_it_ends_the_same_however_many_conformations_fit_into_memory(prepared: Path, maps: LinearMaps) -> None:
     learners = [_learner(prepared) for _ in range(2)]
     for learner, at_a_time in zip(learners, (64, 5), strict=True):
-        imitate(learner, maps, ROWS, at_a_time)
+        imitate(learner, maps, ROWS, at_a_time, 100)
     one, other = (_decode(learner, maps)[0] for learner in learners)
     assert (one - other).abs().max() < 0.02 * one.abs().max()
 
@@ -82,11 +82,21 @@ def test_density_is_on_the_scale_of_the_consensus_map_whatever_the_grid_of_the_l
 
 def test_only_networks_that_have_a_linear_model_and_a_lattice_of_density_imitate_it(tiny_store: Path) -> None:
     asked = {"model.latent.start": "linear", "training.imitation_steps": 4}
-    assert imitates(tiny_config(tiny_store, asked))
+    assert count_imitation_steps(tiny_config(tiny_store, asked), 64) == 4
     for change in (
         {"model.latent.start": "random"},
         {"model.domain": "fourier"},
         {"training.projection": "rays"},
         {"training.imitation_steps": 0},
     ):
-        assert not imitates(tiny_config(tiny_store, asked | change))
+        assert count_imitation_steps(tiny_config(tiny_store, asked | change), 64) == 0
+
+
+@pytest.mark.parametrize(
+    ("batch", "trained", "steps"), [(16, 3_999, 0), (64, 15_999, 150), (64, 16_000, 0), (256, 63_999, 150)]
+)
+def test_large_batches_that_leave_few_steps_begin_by_imitation(
+    tiny_store: Path, batch: int, trained: int, steps: int
+) -> None:
+    changes = {"model.latent.start": "linear", "training.epochs": 6, "training.global_batch_size": batch}
+    assert count_imitation_steps(tiny_config(tiny_store, changes), trained) == steps
