@@ -5,8 +5,10 @@ from pathlib import Path
 
 import mrcfile
 import numpy as np
+import pytest
 import torch
 
+from cryoformer_dist.errors import CryoFormerWarning
 from cryoformer_dist.io.cryodrgn import write_ctf_pkl, write_indices_pkl, write_poses_pkl
 from cryoformer_dist.io.mrc import open_stack
 from cryoformer_dist.io.particles import ParticleTable
@@ -105,4 +107,5 @@ def lay_out_cryodrgn(project: Path, two_classes: Path) -> None:
 def _read_table(project: Path, two_classes: Path) -> ParticleTable:
     lay_out_stacks(project, two_classes)
     shutil.copyfile(two_classes / STAR, project / STAR)
-    return read_particles(project / STAR)
+    with pytest.warns(CryoFormerWarning, match="magnification 10000 is taken"):
+        return read_particles(project / STAR)
