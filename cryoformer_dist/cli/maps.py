@@ -55,7 +55,9 @@ def mask(
     terminal.say(f"next: cryoformer-dist train RUN.yaml --set training.mask={output.resolve()}")
 
 
-@app.command(epilog="Example: `cryoformer-dist local-resolution half1.mrc half2.mrc -o resolution.mrc`")
+@app.command(
+    "local-resolution", epilog="Example: `cryoformer-dist local-resolution half1.mrc half2.mrc -o resolution.mrc`"
+)
 def local_resolution(
     first: Annotated[Path, typer.Argument(metavar="HALF1", help="Half map (.mrc) of any program, without a mask.")],
     second: Annotated[Path, typer.Argument(metavar="HALF2", help="The other one.")],

@@ -30,6 +30,7 @@ COMMANDS = (
     "reconstruct",
     "evaluate",
     "fsc",
+    "local-resolution",
     "mask",
     "halves",
     "report",
