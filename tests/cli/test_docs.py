@@ -170,19 +170,39 @@ def test_the_way_from_another_program_runs_on_its_files(page: str, shared_data: 
     assert (tmp_path / last).is_file()
 
 
-@pytest.mark.slow
-def test_half_sets_and_troubles_are_run_on_the_files_of_a_refinement(shared_data: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def refinement(shared_data: Path, tmp_path: Path) -> Path:
+    """A folder with the files of a refinement, the project that `init` makes of them, and its store."""
     lay_out_relion(tmp_path, shared_data / "particles" / "tomodrgn_2class")
-    first = [command for command in told_commands(ROOT / "docs" / "from_relion.md") if " select " not in command]
-    for command in (*first, *told_commands(ROOT / "docs" / "half_sets.md")):
+    for command in [*told_commands(ROOT / "docs" / "from_relion.md")][:2]:
         run_in(tmp_path, shorten(command))
-    assert (tmp_path / "my-project" / "runs" / "half1" / "halves" / "half_maps.json").is_file()
-    # The next page's short names for what is there by now.
-    run_file = (tmp_path / "my-project" / "run.yaml").read_text()
-    (tmp_path / "run.yaml").write_text(run_file.replace("name: run_data", "name: particles"))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_half_sets_are_run_on_the_files_of_a_refinement(refinement: Path) -> None:
+    for command in [*told_commands(ROOT / "docs" / "half_sets.md")][:3]:
+        run_in(refinement, shorten(command))
+    assert (refinement / "my-project" / "runs" / "half1" / "halves" / "half_maps.json").is_file()
+
+
+@pytest.mark.slow
+def test_half_sets_are_compared_with_a_run_of_all_particles(refinement: Path) -> None:
+    run_in(refinement, shorten("cryoformer-dist launch my-project/cluster.yaml"))
+    for command in [*told_commands(ROOT / "docs" / "half_sets.md")][3:]:
+        run_in(refinement, shorten(command))
+    assert (refinement / "group_3.star").is_file()
+    assert (refinement / "my-project" / "runs" / "given_poses" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_troubles_are_run_on_the_files_of_a_refinement(refinement: Path) -> None:
+    # The page's short names for what is there.
+    run_file = (refinement / "my-project" / "run.yaml").read_text()
+    (refinement / "run.yaml").write_text(run_file.replace("name: run_data", "name: particles"))
     for command in told_commands(ROOT / "docs" / "troubleshooting.md"):
-        run_in(tmp_path, shorten(command).replace("training.epochs=30", "training.epochs=2"))
-    assert (tmp_path / "runs" / "focused" / "report.html").is_file()
+        run_in(refinement, shorten(command).replace("training.epochs=30", "training.epochs=2"))
+    assert (refinement / "runs" / "focused" / "report.html").is_file()
 
 
 @pytest.mark.filterwarnings("ignore::cryoformer_dist.errors.CryoFormerWarning")
