@@ -143,8 +143,13 @@ def run_in(folder: Path, command: str) -> str:
     return done.stdout
 
 
-# What small images need: their own box, one epoch, a folder that is there.
-SMALLER = (("--box 128", "--box 32"), ("/data/P1", "P1"), ("/data/project", "."))
+# What these images need: their own box and contrast, one epoch, a folder that is there.
+SMALLER = (
+    ("--box 128", "--box 32"),
+    ("/data/P1", "P1"),
+    ("/data/project", "."),
+    ("--contrast light", "--contrast dark"),
+)
 OTHER_PROGRAMS = {
     "from_relion": (lay_out_relion, "good.star"),
     "from_cryosparc": (lay_out_cryosparc, "subset.csg"),
