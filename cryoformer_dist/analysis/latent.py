@@ -18,6 +18,7 @@ NEIGHBOURS = 20
 """Particles whose states stand for that of one in their midst."""
 _FOLDS = 5
 _ROUNDS = 50
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,10 @@ def find_principal_axes(latents: Float[np.ndarray, "particles latent"], count: i
     return PrincipalAxes(mean, axes, share)
 
 
-def kmeans(latents: Float[np.ndarray, "particles latent"], count: int, seed: int = 0) -> Clusters:
-    """K-means (k-means++ start, fixed seed) whose centres are real particles.
+def kmeans(
+    latents: Float[np.ndarray, "particles latent"], count: int, seed: int = 0, device: torch.device = _CPU
+) -> Clusters:
+    """K-means (k-means++ start, fixed seed, on a device) whose centres are real particles.
 
     Fewer clusters come back when there are fewer distinct latents than asked for.
 
@@ -127,8 +130,8 @@ def kmeans(latents: Float[np.ndarray, "particles latent"], count: int, seed: int
     if distinct <= count:
         _, rows, label = np.unique(latents, axis=0, return_index=True, return_inverse=True)
     else:
-        found = find_clusters(torch.from_numpy(latents.astype(np.float64)), count, seed, _ROUNDS)
-        means, (names, label) = found.centre.numpy(), np.unique(found.label.numpy(), return_inverse=True)
+        found = find_clusters(torch.from_numpy(latents.astype(np.float64)).to(device), count, seed, _ROUNDS)
+        means, (names, label) = found.centre.cpu().numpy(), np.unique(found.label.cpu().numpy(), return_inverse=True)
         rows = np.array([_find_nearest_member(latents, label == k, means[name]) for k, name in enumerate(names)])
     order = np.argsort(axis.project(latents[rows])[:, 0], kind="stable")
     renumbered = np.empty(len(order), dtype=np.int64)

@@ -24,6 +24,7 @@ from cryoformer_dist.storage.places import write_whole
 from cryoformer_dist.storage.working_folder import WorkingFolder
 
 CLUSTER_SERIES = "kmeans"
+_CPU = torch.device("cpu")
 DecodeEach = Callable[[Float[np.ndarray, "maps latent"]], Iterable[Float[np.ndarray, "box box box"]]]
 """Latents to maps in density units, `[z, y, x]`, one after the other."""
 
@@ -75,21 +76,24 @@ class LatentSeries:
     table: dict[str, np.ndarray]
 
 
-def choose_clusters(latents: Float[np.ndarray, "particles latent"], plan: SeriesPlan) -> Clusters:
+def choose_clusters(
+    latents: Float[np.ndarray, "particles latent"], plan: SeriesPlan, device: torch.device = _CPU
+) -> Clusters:
     """The k-means clusters whose centres are shown."""
-    return kmeans(latents, plan.clusters, plan.seed)
+    return kmeans(latents, plan.clusters, plan.seed, device)
 
 
 def choose_latents(
     latents: Float[np.ndarray, "particles latent"],
     source_row: Int[np.ndarray, " rows"],
     plan: SeriesPlan,
+    device: torch.device = _CPU,
 ) -> LatentSeries:
     """Pick k-means centres (real particles) and walks along the first principal axes that vary at all."""
     if len(latents) != len(source_row):
         raise StoreError(f"{len(latents)} latents for {len(source_row)} store rows: both must be of one run")
     axes = find_principal_axes(latents)
-    clusters = choose_clusters(latents, plan)
+    clusters = choose_clusters(latents, plan, device)
     chosen: dict[str, np.ndarray] = {CLUSTER_SERIES: clusters.centres}
     varying = int(np.count_nonzero(axes.explained_variance > 1e-6))
     for axis in range(min(plan.axes, varying)):
@@ -116,6 +120,7 @@ def reconstruct(
     plan: SeriesPlan,
     labels: Sequence[str] = (),
     progress: Progress | None = None,
+    device: torch.device = _CPU,
 ) -> list[Path]:
     """Decode the chosen latents; write ``volumes/<series>_<number>.mrc``, scripts, ``latent.npz``; send them home.
 
@@ -138,6 +143,8 @@ def reconstruct(
         Provenance written into every map's header.
     progress
         Called with maps done and in all, of this rank's share.
+    device
+        Where the latents are clustered.
 
     Returns
     -------
@@ -145,7 +152,7 @@ def reconstruct(
         The maps of all ranks, in order; then a ChimeraX script for each series.
     """
     latents = table["latent"]
-    series = choose_latents(latents, table["source_row"], plan) if rank_and_world()[0] == 0 else None
+    series = choose_latents(latents, table["source_row"], plan, device) if rank_and_world()[0] == 0 else None
     chosen = take_from_leader(series.latents if series else {})
     entries = [_Entry(name, index, len(each)) for name, each in chosen.items() for index in range(len(each))]
     mine = take_share(len(entries))

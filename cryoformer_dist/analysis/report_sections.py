@@ -13,7 +13,7 @@ from cryoformer_dist.analysis.map_scores import fit_box
 from cryoformer_dist.analysis.particle_scores import put_cause_in_words, stands_out
 from cryoformer_dist.analysis.report_tables import DetectorRow, list_detectors
 from cryoformer_dist.figures.particle_plots import Distribution, draw_distributions
-from cryoformer_dist.figures.pictures import Picture, draw_surfaces, pick_evenly
+from cryoformer_dist.figures.pictures import Picture, draw_at_once, draw_surfaces, pick_evenly
 from cryoformer_dist.figures.run_plots import draw_clusters
 from cryoformer_dist.figures.slides import fill_rows
 from cryoformer_dist.figures.style import Chart
@@ -208,7 +208,7 @@ def _draw_rows(
         ),
     )
     fields = [(_read_voxels(run / file), limits) for _, _, file, limits in sources]
-    drawn = [draw_values(voxels, level, view, fields, size) for voxels, level in surfaces]
+    drawn = draw_at_once(lambda surface: draw_values(*surface, view, fields, size), surfaces)
     cropped = iter(crop_alike([picture for pictures in drawn for picture in pictures]))
     drawn = [[next(cropped) for _ in pictures] for pictures in drawn]
     return [

@@ -117,7 +117,8 @@ def reconstruct_run(working: WorkingFolder, trained: TrainedRun, progress: Stage
     trained = with_weight_at_refined_poses(working, trained, progress)
     labels, voxel_size = label_maps(run, trained), trained.manifest.pixel_size_angstrom
     plan, report = SeriesPlan.of(trained.config), partial(progress, "maps")
-    written = reconstruct(working, trained.decode_each, trained.table, voxel_size, plan, labels, report)
+    device = trained.learner.device
+    written = reconstruct(working, trained.decode_each, trained.table, voxel_size, plan, labels, report, device)
     if trained.has_attention:
         written += find_flexible_regions(working, trained, labels, progress)
     if trained.poses_refined:

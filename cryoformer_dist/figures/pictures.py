@@ -2,8 +2,10 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import matplotlib.image
 import numpy as np
@@ -17,7 +19,10 @@ from cryoformer_dist.figures.surfaces import (
     find_common_level,
     measure_variation,
 )
+from cryoformer_dist.machine import usable_cores
 
+_Shown = TypeVar("_Shown")
+_Drawn = TypeVar("_Drawn")
 _STRIP_NOTES = {
     "consensus": "what a rigid reconstruction shows",
     "ours": "decoded from the latents",
@@ -118,10 +123,16 @@ def draw_surfaces(
     """Iso-surfaces at one level and from one view; where the maps differ each wears its own colour."""
     level, moving = find_common_level(volumes), measure_variation(volumes)
     highlight = moving if moving.any() else None
-    return [
-        draw_surface(voxels, level, view, colour, highlight, size)
-        for voxels, colour in zip(volumes, colours, strict=True)
-    ]
+    return draw_at_once(
+        lambda state: draw_surface(state[0], level, view, state[1], highlight, size),
+        zip(volumes, colours, strict=True),
+    )
+
+
+def draw_at_once(draw: Callable[[_Shown], _Drawn], what: Iterable[_Shown]) -> list[_Drawn]:
+    """One picture of each thing, on all cores: libraries do most of the work, and let other threads run."""
+    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
+        return list(pool.map(draw, what))
 
 
 def pick_evenly(count: int, most: int) -> Int[np.ndarray, " picked"]:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from support.other_device import DEVICE, other_device
 
 from cryoformer_dist.analysis.latent import (
     balanced_accuracy,
@@ -61,6 +62,16 @@ def test_cluster_centres_are_particles_of_their_own_cluster_in_order_along_the_f
     along = find_principal_axes(latents, 1).project(clusters.centres)[:, 0]
     assert (np.diff(along) > 0).all()
     assert cluster_class_accuracy(clusters.label, member) == 1
+
+
+def test_clusters_found_on_a_device_are_those_of_the_cpu(rng):
+    latents = rng.normal(size=(PARTICLES, 3)).astype(np.float32)
+    expected = kmeans(latents, 6, seed=1)
+    with other_device() as device:
+        found = kmeans(latents, 6, 1, DEVICE)
+    np.testing.assert_array_equal(found.centre_row, expected.centre_row)
+    np.testing.assert_array_equal(found.label, expected.label)
+    assert device.waits == 2
 
 
 def test_kmeans_is_the_same_twice_and_gives_no_more_clusters_than_distinct_latents(rng):

@@ -12,8 +12,7 @@ from particle_files import FIELD_ANGSTROM, write_source, write_store
 from torch import Tensor
 
 from cryoformer_dist.analysis.latent import kmeans
-from cryoformer_dist.analysis.map_scores import fit_box
-from cryoformer_dist.analysis.report_sections import PICTURED_BOX
+from cryoformer_dist.analysis.report_sections import _read_voxels
 from cryoformer_dist.analysis.trained import _for_decoding
 from cryoformer_dist.config.loading import parse_overrides
 from cryoformer_dist.config.schema import RunConfig
@@ -22,6 +21,7 @@ from cryoformer_dist.data.contrast import contrast_z_score
 from cryoformer_dist.data.convert import ConversionOptions, begin_conversion, convert_shard, plan_conversion
 from cryoformer_dist.data.cropped_images import CroppedImages
 from cryoformer_dist.data.order import ParticleOrder
+from cryoformer_dist.data.provenance import _describe_stack
 from cryoformer_dist.data.store import ParticleStore, complete_store
 from cryoformer_dist.data.stored_particles import COLUMNS
 from cryoformer_dist.figures.pictures import draw_surfaces
@@ -36,7 +36,7 @@ from cryoformer_dist.initialization.pose_search import (
 )
 from cryoformer_dist.initialization.search_rounds import ROUNDS, ROUNDS_BY_CONFORMATION
 from cryoformer_dist.initialization.searched_images import SearchedImages
-from cryoformer_dist.io.mrc import read_volume, write_volume
+from cryoformer_dist.io.mrc import write_volume
 from cryoformer_dist.io.reading import check_stacks, read_particles
 from cryoformer_dist.model.decoder import DeformationDecoder, FoldedQueries
 from cryoformer_dist.orchestration.step_benchmark import StepBenchmark, ball, random_particles
@@ -53,6 +53,7 @@ LINEAR_BOX = 2 * round(FIELD_ANGSTROM / 14 / 2)
 DIMENSIONS = 8
 _IMAGES, _SEARCHED = 512, (128, 512)
 _WHOLE_BATCHES = 64
+_DRAWN = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,8 @@ class GeneralCosts:
 
     Attributes
     ----------
-    star_row, stack
-        To read a row of a star file; to look at a stack's header once.
+    star_row, stack, described
+        To read a row of a star file; to check that a stack holds what its header says; to note what it is.
     contrast
         To tell bright from dark by 2,000 images of 48 pixels.
     row_written, row_opened
@@ -83,6 +84,7 @@ class GeneralCosts:
 
     star_row: float
     stack: float
+    described: float
     contrast: float
     row_written: float
     row_opened: float
@@ -123,8 +125,10 @@ class BoxCosts:
         Network, as `load_trained` makes it; all points encoded, for any number of maps.
     decoded, attended
         A map; a map and its attention.
-    volume_written, drawn
-        A map as a file; as a picture, read from its file.
+    volume_written, volume_read
+        A map as a file; read from it for a picture.
+    drawn
+        A map as a picture: wall clock, of as many at once as there are cores here.
     """
 
     converted: float
@@ -142,6 +146,7 @@ class BoxCosts:
     decoded: float
     attended: float
     volume_written: float
+    volume_read: float
     drawn: float
 
 
@@ -173,8 +178,8 @@ def measure_general(progress: Callable[[str], None]) -> GeneralCosts:
         return GeneralCosts(*source, *columns, *searches, *_measure_linear(), *_measure_rest(folder))
 
 
-def _measure_source(folder: Path) -> tuple[float, float, float]:
-    rows, stacks = 5_000, 50
+def _measure_source(folder: Path) -> tuple[float, float, float, float]:
+    rows, stacks = 5_000, 500
     star = write_source(folder / "source", rows, 16, stacks)
     table = read_particles(star)
     particles = random_particles(2_000)
@@ -182,6 +187,7 @@ def _measure_source(folder: Path) -> tuple[float, float, float]:
     return (
         seconds(lambda: read_particles(star)) / rows,
         seconds(lambda: check_stacks(table)) / stacks,
+        seconds(lambda: [_describe_stack(path, 1) for path in table.stack_paths]) / stacks,
         seconds(lambda: contrast_z_score(images, particles.pose(), particles.ctf(), pixel)),
     )
 
@@ -305,7 +311,7 @@ def _measure_refresh(box: int) -> float:
     return seconds(lambda: find_missed(residual, mask)) + seconds(lambda: Lattice.of(mask, 4, 0))
 
 
-def _measure_results(folder: Path, box: int) -> tuple[float, float, float, float, float, float]:
+def _measure_results(folder: Path, box: int) -> tuple[float, float, float, float, float, float, float]:
     config = _for_decoding(parse_overrides(["dataset.store=none"], RunConfig, "whole run"))
     mask, made = ball(box, OCCUPANCY), list[StepBenchmark]()
     network = seconds(lambda: made.append(StepBenchmark.of(config, mask, 1, CPU)))
@@ -314,13 +320,12 @@ def _measure_results(folder: Path, box: int) -> tuple[float, float, float, float
     view = find_best_view(blobs, find_common_level(blobs))
     written = seconds(lambda: write_volume(folder / "decoded.mrc", Volume(volume, FIELD_ANGSTROM / box)))
     write_volume(folder / "map.mrc", Volume(mask.float(), FIELD_ANGSTROM / box))
-
-    def draw() -> None:
-        shown = fit_box(read_volume(folder / "map.mrc").voxels.numpy(), min(box, PICTURED_BOX))
-        draw_surfaces(shown[None], view, [BODY_COLOUR], 272)
-
-    drawn = seconds(draw)
-    return network, encoded, decoded, attended, written, drawn
+    shown: list[np.ndarray] = []
+    read = seconds(lambda: shown.append(_read_voxels(folder / "map.mrc")))
+    began = time.perf_counter()
+    draw_surfaces(np.repeat(shown[0][None], _DRAWN, axis=0), view, [BODY_COLOUR] * _DRAWN, 272)
+    drawn = (time.perf_counter() - began) / _DRAWN
+    return network, encoded, decoded, attended, written, read, drawn
 
 
 @torch.no_grad()

@@ -53,7 +53,8 @@ STEPS_PER_CHECKPOINT, CHECKPOINT_BYTES_A_PARTICLE = 250, 204
 SAMPLE, LINEAR_ROUNDS = 10_000, 6
 CHUNK_ROWS = 64
 # Of a report without a truth: clusters and walks along two axes; pictures of all of them and of flexible regions.
-MAPS, PICTURES, FILES = 10 + 2 * 9, 36, 28 + 16 + 3
+CLUSTERS, CLUSTER_ROUNDS = 10, 50
+MAPS, PICTURES, FILES = CLUSTERS + 2 * 9, 36, 28 + 16 + 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +145,8 @@ class WholeRun:
     def _store(self) -> Iterator[Phase]:
         work, general, costs = self._work, self._general, self._costs
         count = work.particles
-        source = count * general.star_row + 2 * count / STACK_IMAGES * general.stack
-        yield _alone("read source", source, "N star rows + 2 N / 100 stack headers")
+        source = count * general.star_row + count / STACK_IMAGES * (general.stack + general.described)
+        yield _alone("read source", source, "N star rows + N / 100 stacks checked and noted")
         # Store rows are in random order: hardly two images of a shard are of one stack.
         converted = costs.converted + general.stack
         contrast = general.contrast + 3_000 * converted
@@ -249,12 +250,14 @@ class WholeRun:
         work, general, costs = self._work, self._general, self._costs
         if work.pose_table:
             yield from self._last_consensus()
-        yield _alone("results: k-means", work.particles * general.clustered, "N latents", "leader")
         made = costs.network + 2 * costs.encoded
         gpus = self._ways.passes_on_gpus
         if gpus:
+            means = count_clustered(CLUSTERS, DIMENSIONS, work.particles, CLUSTER_ROUNDS)
+            yield Phase("results: k-means", "leader", means, "counted", "N latents")
             yield Phase("results: network", "leader", costs.network, "measured", "made, the same on every rank")
         else:
+            yield _alone("results: k-means", work.particles * general.clustered, "N latents", "leader")
             yield _alone("results: network", made, "made, points encoded twice, the same on every rank", "leader")
         decoded = self._shared(MAPS) * costs.decoded + self._shared(STATES) * costs.attended
         if gpus:
@@ -264,7 +267,8 @@ class WholeRun:
         written = self._shared(FILES) * costs.volume_written
         yield Phase("results: files", "ranks", written, "measured", f"{FILES} maps written / ranks, at least one")
         yield _alone("results: verdict", costs.network, "network made once more")
-        yield _alone("results: pictures", PICTURES * costs.drawn, f"{PICTURES} pictures")
+        pictures = PICTURES * (costs.volume_read + costs.drawn)
+        yield _alone("results: pictures", pictures, f"{PICTURES} maps read, drawn on all cores")
 
     def _shared(self, things: int) -> float:
         """Of so many things, those of a rank: there may be more ranks than things."""
