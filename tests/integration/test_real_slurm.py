@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,6 @@ MakeRun = Callable[..., BoxedRun]
 # A run is disturbed once it has reported this step.
 EARLY = 40
 FIXED, ELASTIC = {"count": 2, "cpus": 1.5}, {"count": "1..2", "cpus": 1.5}
-
-
-@pytest.fixture(scope="module")
-def box() -> Iterator[Box]:
-    if obstacle := find_obstacle():
-        pytest.skip(obstacle)
-    with cluster_in_a_box() as up:
-        yield up
-
-
-@pytest.fixture(scope="module")
-def boxed_store(box: Box) -> Path:
-    return write_set(box.shared)
 
 
 def _run_in(box: Box, name: str, **changes: Any) -> BoxedRun:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_in_a_box.box import Box, cluster_in_a_box
+from cluster_in_a_box.box import Box
 from cluster_in_a_box.node import Node
-from cluster_in_a_box.requirements import find_obstacle
 
 from cryoformer_dist.config.cluster import SlurmCluster
 from cryoformer_dist.config.loading import parse_config
@@ -56,14 +55,6 @@ class Job:
         self.wait("the end", lambda: self.state == "COMPLETED")
         assert RESUMED in self.log
         assert re.search(r"driver drive .* --resume", self.log)
-
-
-@pytest.fixture(scope="module")
-def box() -> Iterator[Box]:
-    if obstacle := find_obstacle():
-        pytest.skip(obstacle)
-    with cluster_in_a_box() as up:
-        yield up
 
 
 @pytest.fixture
@@ -111,6 +102,12 @@ def test_a_job_that_is_requeued_by_hand_goes_on_where_it_was(submit: Callable[..
     box.control.run("scontrol", "requeue", job.number)
     job.end()
     assert _processes(box) == []
+
+
+def test_a_ray_that_does_not_start_on_a_busy_node_is_tried_once_more(submit: Callable[..., Job]) -> None:
+    job = submit("busy", environment={"RAY_FAILS_ONCE": "1"})
+    again = re.findall(r"Ray did not start on (node\d) \(load [\d.]+ on \d+ cores\); it is tried once more", job.log)
+    assert sorted(again) == ["node1", "node2"]
 
 
 def test_a_job_that_is_cancelled_leaves_no_process_and_no_folder(submit: Callable[..., Job], box: Box) -> None:
