@@ -24,6 +24,10 @@ fail() {
     exit 1
 }
 
+fail_for_head() {
+    fail "Ray did not start on $head; is port $port taken (set port:), is $python the right one?"
+}
+
 alive() { [ -n "$1" ] && kill -0 "$1" 2>/dev/null; }
 
 # End what was started here, and nothing else: the driver first, then the nodes; half a minute each, then by force.
@@ -77,7 +81,7 @@ run_ray() {
     wait "$ray"
     [ -e "$begun" ] && return
     # Into the job's log: what this step says goes to Ray's.
-    echo "cryoformer-dist: Ray did not start on $(uname -n) (load $(cut -d ' ' -f 1 /proc/loadavg) on $(nproc) cores);" \
+    echo "cryoformer-dist: Ray did not start on $(uname -n) (load $(cut -d ' ' -f 1 /proc/loadavg) on $(nproc --all) cores);" \
         "it is tried once more" >>"$job_log"
     "$@" &
     ray=$!
@@ -137,7 +141,7 @@ functions=$(declare -f run_ray keep_ray)
     --temp-dir="$ray_files/ray" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" >>"$ray_log" 2>&1 &
 head_step=$!
 until (exec 3<>"/dev/tcp/$address/$port") 2>/dev/null; do
-    alive "$head_step" || fail "Ray did not start on $head; is port $port taken (set port:), is $python the right one?"
+    alive "$head_step" || fail_for_head
     ((SECONDS < startup_seconds)) || fail "Ray's head on $head did not answer at $RAY_ADDRESS within $startup_seconds s"
     sleep 0.3
 done
@@ -171,8 +175,10 @@ sys.exit(there < wanted)
 ' "$SLURM_JOB_NUM_NODES" "$((startup_seconds - SECONDS))" &
 driver=$!
 # Whichever ends first: a head that has ended is tried no more.
-wait -n "$driver" "$head_step" && alive "$head_step" ||
-    fail "Ray is not up on every node $SECONDS s after the start of this job"
+wait -n "$driver" "$head_step"
+nodes_code=$?
+alive "$head_step" || fail_for_head
+((nodes_code == 0)) || fail "Ray is not up on every node $SECONDS s after the start of this job"
 : >"$begun"
 
 # Preempted, requeued by hand, or a node was lost; a run that did not get as far as a checkpoint begins anew.
