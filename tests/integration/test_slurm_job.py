@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from cluster_in_a_box.box import Box
-from cluster_in_a_box.node import Node
 
 from cryoformer_dist.config.cluster import SlurmCluster
 from cryoformer_dist.config.loading import parse_config
@@ -84,12 +83,6 @@ def submit(box: Box) -> Iterator[Callable[..., Job]]:
     box.slurm.wait("idle nodes", lambda: set(box.slurm.states().values()) == {"idle"}, 90)
 
 
-def _lose(box: Box, node: Node) -> None:
-    """A node without power, as an administrator tells Slurm who does not want to wait until it notices."""
-    node.kill()
-    box.control.run("scontrol", "update", f"nodename={node.name}", "state=down", "reason=lost")
-
-
 def _processes(box: Box) -> list[str]:
     """Of jobs, on the nodes."""
     listed = [line for node in box.nodes for line in node.run("ps", "-eo", "args").splitlines()]
@@ -137,14 +130,14 @@ def test_a_job_that_cannot_shrink_goes_back_whichever_node_is_lost(
     lost: int, submit: Callable[..., Job], box: Box
 ) -> None:
     job = submit(f"fixed_{lost}")
-    _lose(box, box.nodes[lost])
+    box.lose(box.nodes[lost])
     box.bring_back(box.nodes[lost])
     job.end()
 
 
 def test_a_job_that_can_shrink_goes_back_only_if_its_first_node_is_lost(submit: Callable[..., Job], box: Box) -> None:
     job = submit("elastic", workers={"count": "1..2"})
-    _lose(box, box.nodes[1])
+    box.lose(box.nodes[1])
     box.bring_back(box.nodes[1])
     job.wait("one node left", lambda: box.slurm.job(job.number)["NodeList"] == "node1")
     assert job.state == "RUNNING"
@@ -152,7 +145,7 @@ def test_a_job_that_can_shrink_goes_back_only_if_its_first_node_is_lost(submit: 
     job.wait("the end", lambda: job.state == "CANCELLED")
 
     job = submit("elastic_beheaded", workers={"count": "1..2"})
-    _lose(box, box.nodes[0])
+    box.lose(box.nodes[0])
     # What is left of it notices: Slurm does not tell.
     job.wait("what is left", lambda: "Slurm has lost node1" in job.log)
     box.bring_back(box.nodes[0])
