@@ -163,7 +163,19 @@ def _describe_state(launched: "Launch") -> str:
         state = find_provider(launched).ask_state(launched.handle)
     except ClusterError as error:
         return f"unknown ({error})"
+    if state.word == "running" and (waiting := _read_waiting(launched)):
+        return f"running, but {waiting}"
     return state.word if state.exit_code is None else f"{state.word} (exit code {state.exit_code})"
+
+
+def _read_waiting(launched: "Launch") -> str:
+    """What a run waits for, where its run directory is seen from here."""
+    from cryoformer_dist.runs.waiting import read_waiting
+    from cryoformer_dist.storage.places import client_errors, place_at
+
+    with contextlib.suppress(OSError, *client_errors()):
+        return read_waiting(place_at(launched.home))
+    return ""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Nodes on which workers fail again and again, and nodes that are gone: who is left out, and who is waited for."""
+"""Nodes on which workers fail again and again: who is left out."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from cryoformer_dist.config.cluster import WorkersConfig
-from cryoformer_dist.orchestration.nodes import Node, list_nodes
+from cryoformer_dist.orchestration.nodes import list_nodes
+from cryoformer_dist.orchestration.resources import count_room
 from cryoformer_dist.runs.notices import add_notice
 from cryoformer_dist.storage.places import client_errors, place_at
 
 _FAILURES = 2
-_WAITING = "training waits for room for"
 _NODE_LABEL = "ray.io/node-id"
 # What ranks say whose partner is gone.
 _ECHOES = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe", "timed out waiting")
@@ -31,7 +31,7 @@ class LeaveOutFailingNodes(WorkerGroupCallback, ControllerCallback):
     """Counts failures by node, in Ray Train's controller, and has workers started elsewhere after the second.
 
     A node is left out if it alone failed, both times, and the others hold the workers. What is done is said in the run
-    directory (`runs.notices`), and for what training waits.
+    directory (`runs.notices`).
 
     Parameters
     ----------
@@ -46,7 +46,6 @@ class LeaveOutFailingNodes(WorkerGroupCallback, ControllerCallback):
         self._nodes_of_ranks: dict[int, str] = {}
         self._failures: Counter[str] = Counter()
         self._hosts: dict[str, str] = {}
-        self._addresses: dict[str, str] = {}
         self._told: set[str] = set()
 
     def after_worker_group_start(self, worker_group: Any) -> None:
@@ -55,9 +54,6 @@ class LeaveOutFailingNodes(WorkerGroupCallback, ControllerCallback):
             place = worker.metadata
             self._nodes_of_ranks[worker.distributed_context.world_rank] = place.node_id
             self._hosts[place.node_id] = f"{place.hostname} ({place.node_ip})"
-            self._addresses[place.node_id] = place.node_ip
-        # Who waits again is told again.
-        self._told -= {text for text in self._told if text.startswith(_WAITING)}
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """Count a failure of one node; several at once have a cause that is none of theirs."""
@@ -72,28 +68,14 @@ class LeaveOutFailingNodes(WorkerGroupCallback, ControllerCallback):
     def on_controller_start_worker_group(self, *, scaling_config: Any, num_workers: int) -> dict[str, str] | None:
         """Nodes that workers may be started on, as Ray selects them by label."""
         nodes = list_nodes()
-        self._tell_who_is_missing(nodes, num_workers)
         failing = [node.number for node in nodes if self._failures[node.number] >= _FAILURES]
         if not failing:
             return None
-        room = sum(_count_room(node, self._workers) for node in nodes if node.number not in failing)
+        room = sum(count_room(node, self._workers) for node in nodes if node.number not in failing)
         enough = room >= num_workers
         for number in failing:
             self._tell(number, "it is left out" if enough else f"it is used again: the others hold {room} workers only")
         return {_NODE_LABEL: f"!in({','.join(failing)})"} if enough else None
-
-    def _tell_who_is_missing(self, nodes: list[Node], wanted: int) -> None:
-        """Say why no worker starts: Ray waits for room in silence."""
-        room = sum(_count_room(node, self._workers) for node in nodes)
-        if room >= wanted:
-            return
-        up = {node.address for node in nodes}
-        gone = sorted({self._hosts[number] for number, address in self._addresses.items() if address not in up})
-        named = f" ({', '.join(gone)} gone)" if gone else ""
-        self._say(
-            f"{_WAITING} {wanted} workers: the nodes that are up hold {room}{named}; it goes on when there is room, or "
-            "without waiting where workers.count is FEWEST..MOST"
-        )
 
     def _tell(self, number: str, what: str) -> None:
         self._say(f"node {self._hosts[number]} failed {self._failures[number]} times; {what}")
@@ -103,9 +85,3 @@ class LeaveOutFailingNodes(WorkerGroupCallback, ControllerCallback):
             self._told.add(text)
             with suppress(OSError, *client_errors()):
                 add_notice(place_at(self._home), text)
-
-
-def _count_room(node: Node, workers: WorkersConfig) -> int:
-    """Workers that a node holds."""
-    by_gpus = [int(node.gpus / workers.gpus)] if workers.gpus else []
-    return min(int(node.cpus / workers.cpus), *by_gpus) if by_gpus else int(node.cpus / workers.cpus)

@@ -27,12 +27,15 @@ class Node:
         IP address.
     cpus, gpus
         What Ray hands out there.
+    host
+        What it calls itself.
     """
 
     number: str
     address: str
     cpus: float
     gpus: float
+    host: str
 
 
 def list_nodes() -> list[Node]:
@@ -43,6 +46,7 @@ def list_nodes() -> list[Node]:
             node["NodeManagerAddress"],
             node["Resources"].get("CPU", 0.0),
             node["Resources"].get("GPU", 0.0),
+            node["NodeManagerHostname"],
         )
         for node in ray.nodes()
         if node["Alive"]

@@ -20,6 +20,7 @@ from cryoformer_dist.errors import ClusterError, CryoFormerError, RayProcessLost
 from cryoformer_dist.machine import WorkerMemory
 from cryoformer_dist.orchestration.failing_nodes import LeaveOutFailingNodes
 from cryoformer_dist.orchestration.following import OnRecord, follow_run
+from cryoformer_dist.orchestration.missing_nodes import telling_of_missing_nodes
 from cryoformer_dist.orchestration.resources import refuse_too_many_workers
 from cryoformer_dist.orchestration.worker import WorkerArguments, run_worker
 from cryoformer_dist.progress import StagedProgress, silent
@@ -54,7 +55,7 @@ def train_with_ray(
     on_stage
         Called in this process with (stage, done, in all) of the stages before and after training.
     on_notice
-        Called in this process with what happens to nodes.
+        Called in this process with what happens to nodes, and whom training waits for.
 
     Raises
     ------
@@ -64,6 +65,22 @@ def train_with_ray(
         If training itself cannot go on.
     """
     refuse_too_many_workers(cluster.workers)
+    with (
+        follow_run(working, on_record, on_stage, elsewhere=True, on_notice=on_notice),
+        telling_of_missing_nodes(working.home, cluster.workers, on_notice),
+    ):
+        try:
+            result = _repeat_when_ray_is_hit(_plan_attempt(working, config, cluster, memory), cluster.max_failures)
+        except ray.train.TrainingFailedError as error:
+            raise _explain(error, working.home) from error
+    if isinstance(result.return_value, CryoFormerError):
+        raise result.return_value
+
+
+def _plan_attempt(
+    working: WorkingFolder, config: RunConfig, cluster: ClusterConfig, memory: WorkerMemory
+) -> Callable[[], ray.train.Result]:
+    """What makes one attempt, by Ray Train."""
     silence = 60 * cluster.workers.silence_minutes
     # One that does not even answer (a stopped process, a node without network) is lost after the same time.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(silence)
@@ -80,13 +97,7 @@ def train_with_ray(
             )
         )
 
-    with follow_run(working, on_record, on_stage, elsewhere=True, on_notice=on_notice):
-        try:
-            result = _repeat_when_ray_is_hit(attempt, cluster.max_failures)
-        except ray.train.TrainingFailedError as error:
-            raise _explain(error, working.home) from error
-    if isinstance(result.return_value, CryoFormerError):
-        raise result.return_value
+    return attempt
 
 
 def _repeat_when_ray_is_hit(attempt: Callable[[], ray.train.Result], losses: int) -> ray.train.Result:

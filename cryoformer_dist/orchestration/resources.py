@@ -31,6 +31,12 @@ def refuse_too_many_workers(workers: WorkersConfig) -> None:
         )
 
 
+def count_room(node: Node, workers: WorkersConfig) -> int:
+    """Workers that a node holds."""
+    by_gpus = [int(node.gpus / workers.gpus)] if workers.gpus else []
+    return min(int(node.cpus / workers.cpus), *by_gpus) if by_gpus else int(node.cpus / workers.cpus)
+
+
 def count_workers_per_device(workers: WorkersConfig, count: int) -> int:
     """How many of so many workers may find themselves on one device, or without GPUs on one node."""
     if workers.gpus:

@@ -44,6 +44,9 @@ STOP_REQUEST = "stop"
 NOTICES = "notices.txt"
 """What happened to a run that its training log does not tell; not in every run."""
 
+WAITING = "waiting.txt"
+"""What the run waits for; there only while it does."""
+
 # What training leaves.
 TRAINING_LOG = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"

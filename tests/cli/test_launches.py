@@ -9,7 +9,10 @@ from cryoformer_dist.cli import main as cli
 from cryoformer_dist.errors import RunStopped, TrainingError
 from cryoformer_dist.orchestration import pipeline
 from cryoformer_dist.orchestration.display import Display
+from cryoformer_dist.orchestration.providers.process import ProcessProvider
+from cryoformer_dist.orchestration.providers.provider import JobState
 from cryoformer_dist.orchestration.request import RunRequest
+from cryoformer_dist.runs.waiting import write_waiting
 
 
 class _Pipeline:
@@ -61,6 +64,19 @@ def test_a_launch_that_this_process_drives_is_made_once_and_its_status_is_how_it
     first, again = made.requests
     assert (first.resume, again.resume) == (False, True)
     assert (again.config, again.cluster) == (first.config, first.cluster)
+
+
+def test_the_status_of_a_run_that_waits_for_nodes_says_for_which_while_it_runs(
+    made: _Pipeline, cluster_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _call("launch", cluster_file)
+    run = cluster_file.parent / "runs" / "tiny"
+    run.mkdir(parents=True)
+    write_waiting(run, "training waits since 12:00:00 for room for 2 workers")
+    # A driver that was killed leaves the file.
+    assert "waits" not in _call("status").output
+    monkeypatch.setattr(ProcessProvider, "ask_state", lambda self, handle: JobState("running"))
+    assert "tiny  running, but training waits since 12:00:00 for room for 2 workers  launched" in _call("status").output
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), RunStopped("stopped at step 3")])

@@ -45,10 +45,16 @@ class Box:
         self.network.plug_in(node)
         ssh.serve(node, self.key, REPOSITORY)
 
+    def lose(self, node: Node) -> None:
+        """Take a node's power, as an administrator tells Slurm who does not want to wait until it notices."""
+        node.kill()
+        self.control.run("scontrol", "update", f"nodename={node.name}", "state=down", "reason=lost")
+
     def bring_back(self, node: Node) -> None:
-        """Start a node that was killed again, as Slurm knew it."""
+        """Start a node that was lost again, and wait until Slurm takes it."""
         self.bring_up(node)
         self.slurm.start_node(node)
+        self.slurm.wait("the node is back", lambda: "down" not in self.slurm.states()[node.name], 90)
 
 
 @contextmanager

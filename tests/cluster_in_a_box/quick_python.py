@@ -1,7 +1,7 @@
 """Stand-in for the nodes' Python, where it is Slurm that is tested: Ray and the driver answer at once.
 
 A worker's Ray ends by itself some seconds after the head's is gone. The driver works until it is ended; one that is to
-resume is done at once.
+resume is done at once. With RAY_FAILS_ONCE in its environment Ray does not start at the first try, on any node.
 """
 
 import os
@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 _TRIES = 3
 
@@ -25,6 +26,10 @@ def main(words: list[str]) -> None:
 
 
 def _be_ray(words: list[str]) -> None:
+    failed = Path(f"/tmp/cf_{os.environ['SLURM_JOB_ID']}/failed")
+    if "RAY_FAILS_ONCE" in os.environ and not failed.exists():
+        failed.touch()
+        sys.exit("Ray: this node timed out during startup")
     options = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
     if "--head" in words:
         with socket.create_server(("", int(options["port"]))) as server:

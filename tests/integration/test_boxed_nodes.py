@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from cluster_in_a_box.box import Box, cluster_in_a_box
 from cluster_in_a_box.node import Node
-from cluster_in_a_box.requirements import find_obstacle, find_obstacle_to_accounting
+from cluster_in_a_box.requirements import find_obstacle_to_accounting
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("box_possible")]
 _TALK = """
 import socket, sys, time
 kind, host = sys.argv[1:]
@@ -26,12 +26,6 @@ else:
         times.append(time.perf_counter() - start)
     print(sorted(times)[25])
 """
-
-
-@pytest.fixture(autouse=True)
-def possible() -> None:
-    if obstacle := find_obstacle():
-        pytest.skip(obstacle)
 
 
 def _namespaces(process: str) -> set[str]:

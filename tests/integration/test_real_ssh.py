@@ -2,29 +2,13 @@
 
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster_in_a_box.box import Box, cluster_in_a_box
-from cluster_in_a_box.requirements import find_obstacle
+from cluster_in_a_box.box import Box
 from support.boxed_runs import BoxedRun
-from support.tiny_runs import write_set
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def box() -> Iterator[Box]:
-    if obstacle := find_obstacle():
-        pytest.skip(obstacle)
-    with cluster_in_a_box() as up:
-        yield up
-
-
-@pytest.fixture(scope="module")
-def boxed_store(box: Box) -> Path:
-    return write_set(box.shared)
 
 
 def _make_run(box: Box, name: str) -> BoxedRun:

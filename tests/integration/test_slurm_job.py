@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_in_a_box.box import Box, cluster_in_a_box
-from cluster_in_a_box.node import Node
-from cluster_in_a_box.requirements import find_obstacle
+from cluster_in_a_box.box import Box
 
 from cryoformer_dist.config.cluster import SlurmCluster
 from cryoformer_dist.config.loading import parse_config
@@ -58,14 +56,6 @@ class Job:
         assert re.search(r"driver drive .* --resume", self.log)
 
 
-@pytest.fixture(scope="module")
-def box() -> Iterator[Box]:
-    if obstacle := find_obstacle():
-        pytest.skip(obstacle)
-    with cluster_in_a_box() as up:
-        yield up
-
-
 @pytest.fixture
 def submit(box: Box) -> Iterator[Callable[..., Job]]:
     """Submits a job of two nodes, and waits until its driver is at work; all nodes are idle before and after."""
@@ -93,12 +83,6 @@ def submit(box: Box) -> Iterator[Callable[..., Job]]:
     box.slurm.wait("idle nodes", lambda: set(box.slurm.states().values()) == {"idle"}, 90)
 
 
-def _lose(box: Box, node: Node) -> None:
-    """A node without power, as an administrator tells Slurm who does not want to wait until it notices."""
-    node.kill()
-    box.control.run("scontrol", "update", f"nodename={node.name}", "state=down", "reason=lost")
-
-
 def _processes(box: Box) -> list[str]:
     """Of jobs, on the nodes."""
     listed = [line for node in box.nodes for line in node.run("ps", "-eo", "args").splitlines()]
@@ -111,6 +95,12 @@ def test_a_job_that_is_requeued_by_hand_goes_on_where_it_was(submit: Callable[..
     box.control.run("scontrol", "requeue", job.number)
     job.end()
     assert _processes(box) == []
+
+
+def test_a_ray_that_does_not_start_on_a_busy_node_is_tried_once_more(submit: Callable[..., Job]) -> None:
+    job = submit("busy", environment={"RAY_FAILS_ONCE": "1"})
+    again = re.findall(r"Ray did not start on (node\d) \(load [\d.]+ on \d+ cores\); it is tried once more", job.log)
+    assert sorted(again) == ["node1", "node2"]
 
 
 def test_a_job_that_is_cancelled_leaves_no_process_and_no_folder(submit: Callable[..., Job], box: Box) -> None:
@@ -140,14 +130,14 @@ def test_a_job_that_cannot_shrink_goes_back_whichever_node_is_lost(
     lost: int, submit: Callable[..., Job], box: Box
 ) -> None:
     job = submit(f"fixed_{lost}")
-    _lose(box, box.nodes[lost])
+    box.lose(box.nodes[lost])
     box.bring_back(box.nodes[lost])
     job.end()
 
 
 def test_a_job_that_can_shrink_goes_back_only_if_its_first_node_is_lost(submit: Callable[..., Job], box: Box) -> None:
     job = submit("elastic", workers={"count": "1..2"})
-    _lose(box, box.nodes[1])
+    box.lose(box.nodes[1])
     box.bring_back(box.nodes[1])
     job.wait("one node left", lambda: box.slurm.job(job.number)["NodeList"] == "node1")
     assert job.state == "RUNNING"
@@ -155,7 +145,7 @@ def test_a_job_that_can_shrink_goes_back_only_if_its_first_node_is_lost(submit: 
     job.wait("the end", lambda: job.state == "CANCELLED")
 
     job = submit("elastic_beheaded", workers={"count": "1..2"})
-    _lose(box, box.nodes[0])
+    box.lose(box.nodes[0])
     # What is left of it notices: Slurm does not tell.
     job.wait("what is left", lambda: "Slurm has lost node1" in job.log)
     box.bring_back(box.nodes[0])

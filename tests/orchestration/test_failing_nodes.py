@@ -23,7 +23,9 @@ def test_who_only_lost_a_partner_is_no_culprit() -> None:
 @pytest.fixture
 def leaving_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LeaveOutFailingNodes:
     """Three nodes, a, b and c, of two CPUs each."""
-    monkeypatch.setattr(failing_nodes, "list_nodes", lambda: [Node(name, f"10.0.0.{name}", 2, 0) for name in "abc"])
+    monkeypatch.setattr(
+        failing_nodes, "list_nodes", lambda: [Node(name, f"10.0.0.{name}", 2, 0, name) for name in "abc"]
+    )
     return LeaveOutFailingNodes(str(tmp_path), WorkersConfig(count=2, cpus=0.9))
 
 
@@ -74,22 +76,3 @@ def test_nodes_that_fail_together_are_not_to_blame(leaving_out: LeaveOutFailingN
     for _ in range(3):
         _fail(leaving_out, "ab", {0: GONE, 1: GONE})
     assert _select(leaving_out, 2) is None
-
-
-def test_a_run_that_waits_says_for_whom_once_each_time(
-    leaving_out: LeaveOutFailingNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    up = [Node("a", "10.0.0.1", 0.9, 0)]
-    monkeypatch.setattr(failing_nodes, "list_nodes", lambda: up)
-    workers = [_worker(0, "a", "10.0.0.1"), _worker(1, "b", "10.0.0.2")]
-    for _ in range(2):
-        leaving_out.after_worker_group_start(SimpleNamespace(get_workers=lambda: workers))
-        for _ in range(2):
-            assert _select(leaving_out, 2) is None
-    waiting = [line for line in read_notices(tmp_path) if "waits for room for 2 workers" in line]
-    assert len(waiting) == len(read_notices(tmp_path)) == 2
-    assert all("hold 1 (host-b (10.0.0.2) gone)" in line for line in waiting)
-    # The same machine with a new Ray is back.
-    up.append(Node("c", "10.0.0.2", 0.9, 0))
-    _select(leaving_out, 2)
-    assert len(read_notices(tmp_path)) == 2

@@ -12,7 +12,16 @@ from cryoformer_dist.orchestration import preflight as module
 from cryoformer_dist.orchestration.nodes import Node
 from cryoformer_dist.orchestration.preflight import NodeReport, preflight, wait_for_nodes
 
-NODES = [{"NodeID": f"id{k}", "Alive": True, "NodeManagerAddress": f"10.0.0.{k}", "Resources": {}} for k in range(3)]
+NODES = [
+    {
+        "NodeID": f"id{k}",
+        "Alive": True,
+        "NodeManagerAddress": f"10.0.0.{k}",
+        "NodeManagerHostname": f"host{k}",
+        "Resources": {},
+    }
+    for k in range(3)
+]
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from cryoformer_dist.orchestration.resources import measure_cluster_memory, refu
 
 def _node(number: int, resources: dict[str, float]) -> dict[str, Any]:
     """As Ray describes one."""
-    return {"NodeID": f"id{number}", "NodeManagerAddress": "10.0.0.1", "Alive": True, "Resources": resources}
+    place = {"NodeID": f"id{number}", "NodeManagerAddress": "10.0.0.1", "NodeManagerHostname": "one"}
+    return {**place, "Alive": True, "Resources": resources}
 
 
 def _cluster(**workers: Any) -> LocalCluster:

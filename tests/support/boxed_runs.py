@@ -1,6 +1,8 @@
 """Tiny runs launched on the nodes of a cluster in a box, and what is left of them."""
 
 import json
+import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +17,10 @@ from support.tiny_runs import final_state, tiny_settings
 from cryoformer_dist.runs.training_log import read_records_so_far, read_training_log
 
 SECONDS = 600
+# Of a node's two CPUs: one worker on each.
+FIXED, ELASTIC = {"count": 2, "cpus": 1.5}, {"count": "1..2", "cpus": 1.5}
+# A run is disturbed once it has reported this step.
+EARLY = 40
 # Long enough to be disturbed in: a particle's pose is known to the rank that owns it, and to nobody else.
 LONG = {
     "training.epochs": 50,
@@ -49,12 +55,39 @@ class BoxedRun:
 
     def launch(self, store: Path, changes: dict[str, Any], *options: str) -> str:
         """What `launch` says."""
+        return self.command("launch", self._write_files(store, changes), *options)
+
+    def try_launch(self, store: Path, changes: dict[str, Any]) -> tuple[int, str]:
+        """Its exit code and what it says."""
+        return self.try_command("launch", self._write_files(store, changes))
+
+    def time_first_step(self, store: Path) -> float:
+        """Seconds from `launch` to the first report of a short run, which then goes to its end."""
+        begin = time.monotonic()
+        file = self._write_files(store, {"training.report_every_steps": 1})
+        log = self.box.shared / f"{self.name}.log"
+        launching = self.box.control.begin("python", "-m", "cryoformer_dist.cli", "launch", file, log=log)
+        while self.step < 1:
+            assert launching.poll() is None or self.step, log.read_text()
+            assert time.monotonic() - begin < SECONDS, log.read_text()
+            time.sleep(0.1)
+        seconds = time.monotonic() - begin
+        assert launching.wait(timeout=SECONDS) == 0, log.read_text()
+        return round(seconds, 1)
+
+    def _write_files(self, store: Path, changes: dict[str, Any]) -> str:
+        """The cluster file's path."""
         place = self.box.shared / self.name
         place.mkdir()
         settings = tiny_settings(store, {"name": self.name, **changes})
         (place / "run.yaml").write_text(yaml.safe_dump(settings))
         (place / "cluster.yaml").write_text(yaml.safe_dump(self.cluster | {"run": "run.yaml"}))
-        return self.command("launch", str(place / "cluster.yaml"), *options)
+        return str(place / "cluster.yaml")
+
+    def launch_and_wait(self, store: Path, changes: dict[str, Any]) -> None:
+        """Launch, and wait until it trains."""
+        self.launch(store, changes, "--detach")
+        self.wait_for_step(EARLY)
 
     def command(self, *words: str) -> str:
         """What a command of ours says at the login node; it must succeed."""
@@ -95,9 +128,37 @@ class BoxedRun:
         """Seconds until a step was reported."""
         return self.wait(f"step {step}", lambda: self.step >= step)
 
+    def restarts(self) -> int:
+        """How often Slurm has put its job back in the queue."""
+        return int(self.box.slurm.job(self.job)["Restarts"])
+
+    def come_back(self) -> float:
+        """Let a job that goes back to the queue start at once; seconds until it trains beyond where it was."""
+        begin, before = time.monotonic(), self.step
+        self.box.slurm.hasten(self.job)
+        self.wait_for_step(before + 1)
+        return time.monotonic() - begin
+
+    def processes(self) -> list[str]:
+        """What is left on the nodes of its job."""
+        found = []
+        for node in self.box.nodes:
+            listed = node.run("ps", "-eo", "args").splitlines()
+            ours = rf"cf_{self.job}\b|cryoformer_dist|ray::"
+            found += [f"{node.name}: {line}" for line in listed if re.search(ours, line)]
+            found += node.run("sh", "-c", f"ls -d /tmp/cf_{self.job} 2>/dev/null || true").splitlines()
+        return found
+
     def end(self) -> str:
         """All that the run says, once it has ended well."""
         return self.command("logs", self.name)
+
+
+def slurm_run(box: Box, name: str, **changes: Any) -> BoxedRun:
+    """A run by two workers on two nodes, unless the cluster file's changes say otherwise."""
+    cluster = {"provider": "slurm", "storage": str(box.shared / "runs"), "nodes": 2, "cpus_per_node": 2}
+    cluster |= {"python": sys.executable, "time": "01:00:00", "workers": FIXED}
+    return BoxedRun(box, name, cluster | changes)
 
 
 def assert_same_end(run: Path, other: Path) -> None:

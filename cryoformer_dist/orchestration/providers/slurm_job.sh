@@ -8,6 +8,8 @@ set -uo pipefail
 startup_seconds=300                             # seconds for all nodes to be there
 ray_log=$folder/ray-$SLURM_JOB_ID.log           # what `ray start` says on all of them
 ray_files=/tmp/cf_$SLURM_JOB_ID                 # short: Ray's sockets lie below, their paths are limited to 107 letters
+job_log=$folder/job-$SLURM_JOB_ID.log           # where this script's own output goes
+begun=$folder/begun-$SLURM_JOB_ID               # there once all nodes are up
 driver="" head_step="" worker_step=""
 
 # Steps outlive the loss of one of their nodes: training goes on with the others. --export: sites have other defaults.
@@ -20,6 +22,10 @@ fail() {
     say "$*"
     [ -s "$ray_log" ] && { say "the last lines of $ray_log:"; tail -n 15 "$ray_log"; }
     exit 1
+}
+
+fail_for_head() {
+    fail "Ray did not start on $head; is port $port taken (set port:), is $python the right one?"
 }
 
 alive() { [ -n "$1" ] && kill -0 "$1" 2>/dev/null; }
@@ -43,7 +49,7 @@ leave() {
     trap '' TERM USR1
     end_all
     local all=$SLURM_JOB_NUM_NODES
-    timeout 20 "${step[@]}" --nodes="$all" --ntasks="$all" rm -rf "$ray_files" 2>/dev/null
+    timeout 20 "${step[@]}" --nodes="$all" --ntasks="$all" rm -rf "$ray_files" "$begun" 2>/dev/null
     exit "$code"
 }
 
@@ -60,27 +66,41 @@ go_back_to_queue() {
 wait_for_the_end() {
     trap '' TERM USR1
     end_all
-    rm -rf "$ray_files"
+    rm -rf "$ray_files" "$begun"
     sleep 120
     exit 143
+}
+
+# Ray on a node, until it ends. Its own patience is short where a machine is busy: one that ends before the run has
+# begun is started once more.
+run_ray() {
+    local ray
+    trap 'kill -TERM "$ray" 2>/dev/null; wait "$ray"; exit 143' TERM
+    "$@" &
+    ray=$!
+    wait "$ray"
+    [ -e "$begun" ] && return
+    # Into the job's log: what this step says goes to Ray's.
+    echo "cryoformer-dist: Ray did not start on $(uname -n) (load $(cut -d ' ' -f 1 /proc/loadavg) on $(nproc --all) cores);" \
+        "it is tried once more" >>"$job_log"
+    "$@" &
+    ray=$!
+    wait "$ray"
 }
 
 # Ray on a node beside the first. With --no-kill Slurm takes a lost node off the job and leaves it the others, also when
 # it is the first, and with it this script and the driver: nobody would be left to end the job before its time is up.
 # So a node whose Ray has ended by itself asks Slurm whether the first one is still of the job.
 keep_ray() {
-    local head=$1 log=$2 ray left
-    shift 2
-    trap 'kill -TERM "$ray" 2>/dev/null; wait "$ray"; exit 143' TERM
-    "$@" &
-    ray=$!
-    wait "$ray"
+    local head=$1 left
+    shift
+    run_ray "$@"
     while true; do
         # One that is being ended has given up some of its nodes; no answer says nothing.
         left=$(squeue --noheader --states=RUNNING --jobs="$SLURM_JOB_ID" --format=%N)
         if [ -n "$left" ] && ! scontrol show hostnames "$left" | grep -qxF "$head"; then
             # Who gathered this step's output was on that node.
-            echo "cryoformer-dist: Slurm has lost $head, the first node: the job goes back to the queue" >>"$log"
+            echo "cryoformer-dist: Slurm has lost $head, the first node: the job goes back to the queue" >>"$job_log"
             scontrol requeue "$SLURM_JOB_ID" || scancel "$SLURM_JOB_ID"
         fi
         sleep 20 &
@@ -112,21 +132,24 @@ export RAY_ADDRESS=$address:$port
 
 # Ray's client server, which nobody here uses, cannot be switched off; at its usual port two jobs of a node would clash.
 unused=$("$python" -c 'import socket; one = socket.socket(); one.bind(("", 0)); print(one.getsockname()[1])')
-"${step[@]}" --nodes=1 --ntasks=1 --nodelist="$head" "${ray_start[@]}" --head \
-    --node-ip-address="$address" --port="$port" --ray-client-server-port="$unused" --temp-dir="$ray_files/ray" \
-    --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" >>"$ray_log" 2>&1 &
+rm -f "$begun"
+export job_log begun
+# As text: a site's wrapper of srun may be a shell that drops functions from its environment.
+functions=$(declare -f run_ray keep_ray)
+"${step[@]}" --nodes=1 --ntasks=1 --nodelist="$head" bash -c "$functions; run_ray \"\$@\"" \
+    run_ray "${ray_start[@]}" --head --node-ip-address="$address" --port="$port" --ray-client-server-port="$unused" \
+    --temp-dir="$ray_files/ray" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" >>"$ray_log" 2>&1 &
 head_step=$!
 until (exec 3<>"/dev/tcp/$address/$port") 2>/dev/null; do
-    alive "$head_step" || fail "Ray did not start on $head; is port $port taken (set port:), is $python the right one?"
+    alive "$head_step" || fail_for_head
     ((SECONDS < startup_seconds)) || fail "Ray's head on $head did not answer at $RAY_ADDRESS within $startup_seconds s"
     sleep 0.3
 done
 
 others=$((SLURM_JOB_NUM_NODES - 1))
 if ((others > 0)); then
-    export -f keep_ray
-    "${step[@]}" --nodes="$others" --ntasks="$others" --exclude="$head" bash -c 'keep_ray "$@"' keep_ray "$head" \
-        "$folder/job-$SLURM_JOB_ID.log" "${ray_start[@]}" --address="$RAY_ADDRESS" >>"$ray_log" 2>&1 &
+    "${step[@]}" --nodes="$others" --ntasks="$others" --exclude="$head" bash -c "$functions; keep_ray \"\$@\"" \
+        keep_ray "$head" "${ray_start[@]}" --address="$RAY_ADDRESS" >>"$ray_log" 2>&1 &
     worker_step=$!
 fi
 
@@ -134,16 +157,29 @@ fi
 "$python" -c '
 import sys, time, ray
 wanted, seconds = int(sys.argv[1]), float(sys.argv[2])
-ray.init(log_to_driver=False, logging_level="ERROR")
-there = lambda: sum(node["Alive"] for node in ray.nodes())
+trouble = ""
+def count():
+    global trouble
+    # A head that is tried once more does not answer meanwhile.
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+        return sum(node["Alive"] for node in ray.nodes())
+    except Exception as error:
+        trouble = f": {error}"
+        return 0
 end = time.monotonic() + seconds
-while there() < wanted and time.monotonic() < end:
+while (there := count()) < wanted and time.monotonic() < end:
     time.sleep(1)
-print(f"cryoformer-dist: {there()} of {wanted} nodes are up")
-sys.exit(there() < wanted)
+print(f"cryoformer-dist: {there} of {wanted} nodes are up" + trouble * (there == 0))
+sys.exit(there < wanted)
 ' "$SLURM_JOB_NUM_NODES" "$((startup_seconds - SECONDS))" &
 driver=$!
-wait "$driver" || fail "Ray is not up on every node $SECONDS s after the start of this job"
+# Whichever ends first: a head that has ended is tried no more.
+wait -n "$driver" "$head_step"
+nodes_code=$?
+alive "$head_step" || fail_for_head
+((nodes_code == 0)) || fail "Ray is not up on every node $SECONDS s after the start of this job"
+: >"$begun"
 
 # Preempted, requeued by hand, or a node was lost; a run that did not get as far as a checkpoint begins anew.
 if ((${SLURM_RESTART_COUNT:-0} > 0)) && [[ " ${command[*]} " != *" --resume "* ]]; then

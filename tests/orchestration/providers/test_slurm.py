@@ -101,6 +101,34 @@ def test_only_a_run_that_can_shrink_keeps_its_job_when_a_node_is_lost(
         assert ("\n#SBATCH --no-kill\n" in script) == keeps
 
 
+def _find_function(name: str) -> str:
+    """Of the job script."""
+    script = (files("cryoformer_dist.orchestration.providers") / "slurm_job.sh").read_text()
+    function = re.search(rf"^{name}\(\) {{\n.*?^}}$", script, re.MULTILINE | re.DOTALL)
+    assert function is not None
+    return function[0]
+
+
+@pytest.mark.parametrize(("begun", "tries"), [(False, 2), (True, 1)])
+def test_a_ray_that_ends_before_the_run_begins_is_started_once_more_and_that_is_told(
+    begun: bool, tries: int, tmp_path: Path
+) -> None:
+    ray = tmp_path / "ray"
+    ray.write_text(f"#!/bin/sh\necho start >>{tmp_path}/starts\nexit 1\n")
+    ray.chmod(0o755)
+    if begun:
+        (tmp_path / "begun").touch()
+    variables = os.environ | {"job_log": str(tmp_path / "log"), "begun": str(tmp_path / "begun")}
+    program = f"{_find_function('run_ray')}\nrun_ray {ray}"
+    done = subprocess.run(["bash", "-uc", program], env=variables, check=False, timeout=20)
+    assert (tmp_path / "starts").read_text().count("start") == tries
+    told = (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""
+    again = re.findall(r"Ray did not start on \S+ \(load [\d.]+ on \d+ cores\); it is tried once more", told)
+    assert len(again) == tries - 1
+    # One that has ended without having been asked to, before the run has begun, ends the job.
+    assert begun or done.returncode == 1
+
+
 @pytest.mark.parametrize(
     ("left", "may_return", "told"),
     [
@@ -113,10 +141,8 @@ def test_only_a_run_that_can_shrink_keeps_its_job_when_a_node_is_lost(
 def test_nodes_that_slurm_left_without_the_first_put_the_job_back(
     left: str, may_return: bool, told: list[str], tmp_path: Path
 ) -> None:
-    script = (files("cryoformer_dist.orchestration.providers") / "slurm_job.sh").read_text()
-    function = re.search(r"^keep_ray\(\) {\n.*?^}$", script, re.MULTILINE | re.DOTALL)
-    assert function is not None
     slurm_says = f"""
+        run_ray() {{ echo "$1" >{tmp_path}/ran; }}
         squeue() {{ echo {left}; }}
         scancel() {{ echo "scancel $*" >>{tmp_path}/told; }}
         scontrol() {{
@@ -125,11 +151,13 @@ def test_nodes_that_slurm_left_without_the_first_put_the_job_back(
             {str(may_return).lower()}
         }}
         sleep() {{ :; }}
-        # First for Ray, which has ended by itself, then between two questions.
-        wait() {{ waited=$((waited + 1)); [ $waited -lt 2 ] || exit 0; }}
+        # Between two questions.
+        wait() {{ exit 0; }}
     """
-    program = f"{slurm_says}\n{function[0]}\nkeep_ray node1 {tmp_path}/log true"
-    subprocess.run(["bash", "-c", program], env=os.environ | {"SLURM_JOB_ID": "7"}, check=True, timeout=20)
+    program = f"{slurm_says}\n{_find_function('keep_ray')}\nkeep_ray node1 ray"
+    variables = os.environ | {"SLURM_JOB_ID": "7", "job_log": str(tmp_path / "log")}
+    subprocess.run(["bash", "-c", program], env=variables, check=True, timeout=20)
+    assert (tmp_path / "ran").read_text() == "ray\n"
     found = tmp_path / "told"
     assert (found.read_text().splitlines() if found.exists() else []) == told
     assert (tmp_path / "log").exists() == bool(told)
@@ -230,7 +258,7 @@ def test_a_head_that_does_not_start_is_said_with_what_it_said(
     handle = provider.submit(make_request(config))
     told = "\n".join(provider.follow(handle))
     assert f"Ray did not start on 127.0.0.1; is port {config.port} taken" in told
-    assert "no-such-python: No such file or directory" in told
+    assert "no-such-python: command not found" in told
     assert provider.ask_state(handle) == JobState("failed", 1)
 
 

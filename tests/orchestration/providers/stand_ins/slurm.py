@@ -98,9 +98,8 @@ def srun(arguments: list[str]) -> None:
     first = next(place for place, word in enumerate(arguments) if not word.startswith("--"))
     options, command = arguments[:first], arguments[first:]
     with open(KNOWN / "steps", "a") as steps:
-        steps.write(" ".join(arguments) + "\n")
-    if command[0] == "no-such-python":
-        sys.exit(f"srun: error: {command[0]}: No such file or directory")
+        # A program's text has lines of its own.
+        steps.write(" ".join(" ".join(arguments).split()) + "\n")
     tasks = [subprocess.Popen(command) for _ in range(int(option(options, "ntasks", "1")))]
 
     def forward(number: int, _: object) -> None:
