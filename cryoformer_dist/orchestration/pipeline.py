@@ -6,6 +6,7 @@ import torch
 
 from cryoformer_dist.config.cluster import ClusterConfig, LocalCluster
 from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.config.simulation import SimulationConfig
 from cryoformer_dist.data.convert import ConversionOptions, convert_serially, plan_conversion
 from cryoformer_dist.data.noise_measurement import summarise_noise
 from cryoformer_dist.data.store import ParticleStore, is_complete
@@ -27,10 +28,14 @@ from cryoformer_dist.runs.directory import load_run, open_run_directory, open_ru
 from cryoformer_dist.runs.manifest import RunManifest
 from cryoformer_dist.runs.stop_request import withdraw_stop
 from cryoformer_dist.simulation.particle_set import STAR_NAME, simulate
+from cryoformer_dist.simulation.recipe import compare_recipe
 from cryoformer_dist.storage.lease import sole_writer
 from cryoformer_dist.storage.places import Place, place_at
 from cryoformer_dist.storage.working_folder import WorkingFolder
 from cryoformer_dist.training.preparation import begin_run
+
+# Differences between recipes.
+_TOLD = 4
 
 
 def run_pipeline(request: RunRequest, display: Display) -> Place:
@@ -105,7 +110,9 @@ def ensure_store(config: RunConfig, display: Display, parallel: bool) -> None:
     dataset = config.dataset
     output = place_at(dataset.store)
     if dataset.simulate is None or is_complete(output):
-        ParticleStore.open(output)
+        source = ParticleStore.open(output).attributes.source
+        if dataset.simulate is not None:
+            _refuse_another_set(dataset.simulate, Path(source.path).parent, output)
         return
     if not isinstance(output, Path):
         raise ConfigError(
@@ -115,7 +122,9 @@ def ensure_store(config: RunConfig, display: Display, parallel: bool) -> None:
     # Absent, or begun by a launch that was interrupted: both steps go on where they were.
     folder = output.parent / "particles"
     star = folder / STAR_NAME
-    if not star.is_file():
+    if star.is_file():
+        _refuse_another_set(dataset.simulate, folder, output)
+    else:
         with display.progress("simulating particles") as progress:
             simulate(dataset.simulate, folder, progress)
     plan = plan_conversion(read_particles(star), output, ConversionOptions())
@@ -126,6 +135,17 @@ def ensure_store(config: RunConfig, display: Display, parallel: bool) -> None:
             convert_particles(plan, progress=progress)
         else:
             convert_serially(plan, progress)
+
+
+def _refuse_another_set(recipe: SimulationConfig, folder: Path, store: Place) -> None:
+    """Particles that another recipe made are not those that the run asks for."""
+    differences = compare_recipe(recipe, folder)
+    if differences:
+        more = f" and {len(differences) - _TOLD} more" if len(differences) > _TOLD else ""
+        raise ConfigError(
+            f"dataset.simulate: the particles in {folder} were made by another recipe ({'; '.join(differences[:_TOLD])}"
+            f"{more}): give dataset.store a folder of its own, or delete {folder} and {store}"
+        )
 
 
 def _begin(request: RunRequest, working: WorkingFolder, memory: WorkerMemory) -> tuple[RunConfig, RunManifest]:

@@ -8,6 +8,7 @@ the noise-free image.
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from cryoformer_dist.progress import Progress
 from cryoformer_dist.simulation.acquisition import Stream, draw_half_sets, stream
 from cryoformer_dist.simulation.noise import Colour, NoiseScale, measure_noise_scale, mix_colour
 from cryoformer_dist.simulation.optics_groups import Session, group_particles
+from cryoformer_dist.simulation.recipe import RECIPE, write_recipe
 from cryoformer_dist.simulation.scene import Camera, Scene, make_scene
 from cryoformer_dist.storage.lease import sole_writer
 from cryoformer_dist.storage.places import replaced
@@ -55,7 +57,7 @@ class SimulatedSet:
 def simulate(
     config: SimulationConfig, output: Path, progress: Progress | None = None, *, overwrite: bool = False
 ) -> SimulatedSet:
-    """Make a particle set: ``particles.star``, stacks, and ``truth/`` (states, clean poses, reference maps).
+    """Make a particle set: ``particles.star``, stacks, ``truth/`` (states, clean poses, reference maps), recipe.
 
     The same configuration gives the same bytes. The ``.star`` is written last: a folder that has one is
     complete.
@@ -91,6 +93,7 @@ def simulate(
         try:
             scales = _write_stacks(config, scene, stacks, progress)
             truth = _write_truth(config, scene, scales, output / TRUTH_FOLDER)
+            write_recipe(config, output)
             _write_particles(config, scene, stacks, star)
         except OSError:
             # Half of a set on a full disk is of no use, and in the way.
@@ -106,7 +109,8 @@ def _clear(output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / STAR_NAME).unlink(missing_ok=True)
     truth = output / TRUTH_FOLDER
-    for old in (*output.glob("particles*.mrcs"), *truth.glob("volume_*.mrc"), *truth.glob(TRUTH_TABLE)):
+    others = output.glob(RECIPE), output.glob("particles*.mrcs"), truth.glob("volume_*.mrc"), truth.glob(TRUTH_TABLE)
+    for old in chain(*others):
         old.unlink()
 
 

@@ -78,6 +78,20 @@ def test_a_run_makes_the_particles_it_asks_for_once(tmp_path: Path, monkeypatch:
     assert second.titles == ["verdict, report"]
 
 
+@pytest.mark.parametrize("store", ["s.zarr", "beside.zarr"])
+def test_particles_of_another_recipe_are_not_taken_for_those_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    _prepared_only(monkeypatch)
+    run_pipeline(_request(tiny_config(tmp_path / "s.zarr", SIMULATED), tmp_path / "run"), _Heard().display)
+    other = {**SIMULATED, "dataset.simulate": {"particles": 24, "box_size": 16, "snr": 0.5, "seed": 1}}
+    with pytest.raises(
+        ConfigError, match=r"another recipe \(seed was 0, is 1; snr was 0\.1, is 0\.5\).*folder of its own"
+    ):
+        run_pipeline(_request(tiny_config(tmp_path / store, other), tmp_path / "second"), _Heard().display)
+    assert not (tmp_path / "second").exists()
+
+
 @pytest.mark.parametrize("cut", ["simulate", "convert"])
 def test_a_launch_cut_while_it_made_the_particles_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
