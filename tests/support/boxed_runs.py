@@ -23,11 +23,14 @@ FIXED, ELASTIC = {"count": 2, "cpus": 1.5}, {"count": "1..2", "cpus": 1.5}
 EARLY = 40
 # Long enough to be disturbed in: a particle's pose is known to the rank that owns it, and to nobody else.
 LONG = {
-    "training.epochs": 50,
+    "training.epochs": 100,
     "model.pose.form": "table",
     "training.report_every_steps": 5,
     "training.checkpoint_every_steps": 20,
 }
+
+# For a run that is stopped in the end.
+ENDLESS = LONG | {"training.epochs": 3000}
 
 
 @dataclass
