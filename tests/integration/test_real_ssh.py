@@ -4,7 +4,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from cluster_in_a_box.box import Box, cluster_in_a_box
