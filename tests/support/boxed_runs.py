@@ -137,9 +137,9 @@ class BoxedRun:
 
     def come_back(self) -> float:
         """Let a job that goes back to the queue start at once; seconds until it trains beyond where it was."""
-        begin, before = time.monotonic(), self.step
+        begin = time.monotonic()
         self.box.slurm.hasten(self.job)
-        self.wait_for_step(before + 1)
+        self.wait_for_step(self.step + 1)
         return time.monotonic() - begin
 
     def processes(self) -> list[str]:
