@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 from cluster_in_a_box.box import Box, cluster_in_a_box
 from cluster_in_a_box.requirements import find_obstacle_to_accounting
-from support.boxed_runs import LONG, BoxedRun, slurm_run
+from support.boxed_runs import ENDLESS, LONG, BoxedRun, slurm_run
 from support.tiny_runs import write_set
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("box_possible")]
 # How much later than on a single machine a run may begin to train on an idle cluster.
 _LATER_SECONDS = 15
-# For runs that are stopped.
-ENDLESS = LONG | {"training.epochs": 3000}
 ALONE = {"nodes": 1, "workers": {"count": 1, "cpus": 0.9}}
 
 

@@ -23,11 +23,14 @@ FIXED, ELASTIC = {"count": 2, "cpus": 1.5}, {"count": "1..2", "cpus": 1.5}
 EARLY = 40
 # Long enough to be disturbed in: a particle's pose is known to the rank that owns it, and to nobody else.
 LONG = {
-    "training.epochs": 50,
+    "training.epochs": 100,
     "model.pose.form": "table",
     "training.report_every_steps": 5,
     "training.checkpoint_every_steps": 20,
 }
+
+# For a run that is stopped in the end.
+ENDLESS = LONG | {"training.epochs": 3000}
 
 
 @dataclass
@@ -134,9 +137,9 @@ class BoxedRun:
 
     def come_back(self) -> float:
         """Let a job that goes back to the queue start at once; seconds until it trains beyond where it was."""
-        begin, before = time.monotonic(), self.step
+        begin = time.monotonic()
         self.box.slurm.hasten(self.job)
-        self.wait_for_step(before + 1)
+        self.wait_for_step(self.step + 1)
         return time.monotonic() - begin
 
     def processes(self) -> list[str]:

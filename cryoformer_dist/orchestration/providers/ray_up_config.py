@@ -61,8 +61,10 @@ def add_token(values: RayConfig, token: Path, remote: str) -> RayConfig:
     changed = dict(values)
     changed["file_mounts"] = {**values.get("file_mounts", {}), remote: str(token)}
     prepared = _prepare(values, "cluster configuration")
+    # Ray's second autoscaler, its default, takes the head of one's own machines for one that is down, and starts none
+    first = "export RAY_enable_autoscaler_v2=0; " if prepared["provider"]["type"] == "local" else ""
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
-        changed[key] = [f"{export_token(remote)} {command}" for command in prepared[key]]
+        changed[key] = [f"{export_token(remote)} {first}{command}" for command in prepared[key]]
     return changed
 
 

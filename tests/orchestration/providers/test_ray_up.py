@@ -80,6 +80,8 @@ def test_ray_s_own_schema_takes_the_file_of_every_cloud(cloud: str, tmp_path: Pa
         for command in values[key]:
             assert command.startswith("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=~/token ")
             assert "ray stop" not in command
+            # The autoscaler that knows machines of one's own.
+            assert ("RAY_enable_autoscaler_v2=0; " in command) == (cloud == "on-premise")
 
 
 def test_the_token_s_text_is_in_no_file_but_its_own(known: Path, state_folder: Path, make_request: MakeRequest) -> None:
