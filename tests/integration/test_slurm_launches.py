@@ -33,7 +33,7 @@ def test_the_first_step_comes_hardly_later_on_slurm_than_on_one_machine(box: Box
 
 
 def test_a_run_whose_time_is_up_goes_on_in_another_allocation(box: Box, boxed_store: Path) -> None:
-    run = slurm_run(box, "out_of_time", time="00:03:00")
+    run = slurm_run(box, "out_of_time", time="00:04:00")
     run.launch_and_wait(boxed_store, ENDLESS)
     run.wait("a warning", lambda: "Slurm wants the nodes back" in run.log)
     run.come_back()
