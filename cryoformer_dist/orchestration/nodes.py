@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -70,19 +70,30 @@ def run_on_nodes(
 ) -> list[T]:
     """A function's results on nodes, all at once; it is given the node first.
 
+    Its processes stay: what comes next on a node, workers too, finds them with all that was imported.
+
     Raises
     ------
     ClusterError
         If a node does not answer.
     """
-    # A process that has asked a GPU for its memory keeps a part of it until it ends, so none is used twice.
+    task = ray.remote(num_cpus=0, max_retries=1)(function)
+    return _gather([_place(task, node).remote(node, *arguments, **named) for node in nodes])
+
+
+def measure_on_nodes(
+    nodes: Sequence[Node], function: Callable[Concatenate[Node, P], T], *arguments: P.args, **named: P.kwargs
+) -> list[T]:
+    """As `run_on_nodes`, in processes that end: one that has asked a GPU for its memory keeps a part of it."""
     task = ray.remote(num_cpus=0, max_retries=1, max_calls=1)(function)
-    running = [
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.number, soft=False)).remote(
-            node, *arguments, **named
-        )
-        for node in nodes
-    ]
+    return _gather([_place(task, node).remote(node, *arguments, **named) for node in nodes])
+
+
+def _place(task: Any, node: Node) -> Any:
+    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.number, soft=False))
+
+
+def _gather(running: list[Any]) -> list[Any]:
     try:
         return ray.get(running, timeout=_ANSWER_SECONDS)
     except RayError as error:

@@ -6,7 +6,7 @@ import torch
 from cryoformer_dist.config.cluster import ClusterConfig, LocalCluster, WorkersConfig
 from cryoformer_dist.errors import ClusterError
 from cryoformer_dist.machine import WorkerMemory, measure_worker_memory
-from cryoformer_dist.orchestration.nodes import Node, list_nodes, repeat_while_nodes_die, run_on_nodes
+from cryoformer_dist.orchestration.nodes import Node, list_nodes, measure_on_nodes, repeat_while_nodes_die
 
 
 def refuse_too_many_workers(workers: WorkersConfig) -> None:
@@ -81,7 +81,7 @@ def find_smallest_memory(workers: WorkersConfig, workers_per_device: int) -> Wor
 
     def look(nodes: list[Node]) -> list[WorkerMemory]:
         large = [node for node in nodes if node.cpus >= workers.cpus and node.gpus >= workers.gpus]
-        return run_on_nodes(large, _measure_there, workers.gpus > 0, workers_per_device, workers.fewest)
+        return measure_on_nodes(large, _measure_there, workers.gpus > 0, workers_per_device, workers.fewest)
 
     return min(repeat_while_nodes_die(look), key=lambda memory: memory.bytes)
 

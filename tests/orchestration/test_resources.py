@@ -58,12 +58,12 @@ def test_the_driver_of_a_local_cluster_asks_no_gpu_itself(monkeypatch: pytest.Mo
     def refuse(*_: object) -> None:
         raise AssertionError("the driver opened a CUDA context")
 
-    def run_on_nodes(asked: list[Node], function: Any, on_gpu: bool, *_: int) -> list[WorkerMemory]:
+    def measure_on_nodes(asked: list[Node], function: Any, on_gpu: bool, *_: int) -> list[WorkerMemory]:
         assert on_gpu
         return [WorkerMemory(2**30, 2, on_gpu) for _ in asked]
 
     monkeypatch.setattr(resources, "measure_worker_memory", refuse)
-    monkeypatch.setattr(resources, "run_on_nodes", run_on_nodes)
+    monkeypatch.setattr(resources, "measure_on_nodes", measure_on_nodes)
     assert measure_cluster_memory(_cluster(count=2, cpus=1, gpus=1)) == WorkerMemory(2**30, 2, on_gpu=True)
 
 
@@ -77,12 +77,12 @@ def test_on_a_cluster_a_worker_has_the_memory_of_the_smallest_node_that_could_ho
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     gib = {"id1": 80, "id2": 40}
 
-    def run_on_nodes(
+    def measure_on_nodes(
         asked: list[Node], function: Any, on_gpu: bool, workers_per_device: int, workers: int
     ) -> list[WorkerMemory]:
         return [WorkerMemory(gib[node.number] * 2**30 // workers_per_device, workers, on_gpu) for node in asked]
 
-    monkeypatch.setattr(resources, "run_on_nodes", run_on_nodes)
+    monkeypatch.setattr(resources, "measure_on_nodes", measure_on_nodes)
     cluster = ExistingCluster(
         provider="existing", address="auto", storage="/nowhere", workers=WorkersConfig(count=8, gpus=1)
     )

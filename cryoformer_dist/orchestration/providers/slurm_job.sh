@@ -75,7 +75,8 @@ wait_for_the_end() {
 # begun is started once more.
 run_ray() {
     local ray
-    trap 'kill -TERM "$ray" 2>/dev/null; wait "$ray"; exit 143' TERM
+    # A job that is cancelled starts no more steps to tidy its nodes up.
+    trap 'kill -TERM "$ray" 2>/dev/null; wait "$ray"; rm -rf "$ray_files"; exit 143' TERM
     "$@" &
     ray=$!
     wait "$ray"
@@ -133,7 +134,7 @@ export RAY_ADDRESS=$address:$port
 # Ray's client server, which nobody here uses, cannot be switched off; at its usual port two jobs of a node would clash.
 unused=$("$python" -c 'import socket; one = socket.socket(); one.bind(("", 0)); print(one.getsockname()[1])')
 rm -f "$begun"
-export job_log begun
+export job_log begun ray_files
 # As text: a site's wrapper of srun may be a shell that drops functions from its environment.
 functions=$(declare -f run_ray keep_ray)
 "${step[@]}" --nodes=1 --ntasks=1 --nodelist="$head" bash -c "$functions; run_ray \"\$@\"" \
