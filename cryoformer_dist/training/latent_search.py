@@ -37,8 +37,7 @@ from cryoformer_dist.physics.pose import Pose, join_poses
 from cryoformer_dist.physics.slices import TrilinearSlices
 from cryoformer_dist.ranks import (
     broadcast_from_leader,
-    gather_objects,
-    gather_rows,
+    gather_own_rows,
     gather_shares,
     rank_and_world,
     sum_over_ranks,
@@ -198,16 +197,9 @@ def search_particles(
         sums += torch.stack([nats, (1 - answer.weight).sum(), nats.new_full((), len(batch))])
     nats, junk, count = sum_over_ranks(sums).tolist()
     mine = search.hold_frame(join_poses(given), Answer.unpack(torch.cat(answers)))
-    row, found = _gather_shares(torch.cat(rows), mine.pack())
+    row, found = gather_own_rows(torch.cat(rows), mine.pack())
     told = search.tell(nats / count, junk / count)
     return ParticleSearchResult(row, Answer.unpack(found), nats / count, junk / count, told)
-
-
-def _gather_shares(rows: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of all ranks; one that has fewer says its first again, and what comes twice says the same."""
-    longest = max(gather_objects(len(rows)))
-    place = torch.arange(longest, device=rows.device) % len(rows)
-    return gather_rows(rows[place], answers[place])
 
 
 class _Search:
