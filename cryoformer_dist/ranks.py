@@ -87,6 +87,13 @@ def _reduce(values: Tensor, operation: torch.distributed.ReduceOp.RedOpType) -> 
             values.copy_(reduced)
 
 
+def gather_own_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """As `gather_rows`, of ranks that have some each, not equally many: one that has fewer says its first again."""
+    longest = max(gather_objects(len(rows)))
+    place = torch.arange(longest, device=rows.device) % len(rows)
+    return gather_rows(rows[place], values[place])
+
+
 class _DifferentiableSum(torch.autograd.Function):
     """Every rank's loss depends on every rank's values: their gradients are summed too."""
 

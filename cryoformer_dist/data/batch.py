@@ -62,6 +62,8 @@ class ParticleBatch:
             ctf=self.ctf[particles],
             pixel_size_angstrom=self.pixel_size_angstrom[particles],
             epoch=self.epoch,
+            amplitude=None if self.amplitude is None else self.amplitude[particles],
+            weight=None if self.weight is None else self.weight[particles],
         )
 
     def without(self, rows: Int[Tensor, " rows"]) -> "ParticleBatch":
@@ -72,7 +74,8 @@ class ParticleBatch:
         out = torch.isin(self.row, rows)
         places = torch.arange(len(self), device=self.row.device)
         stand_in = torch.where(out, torch.argmin(out.to(torch.uint8)), places)
-        kept = self.each(lambda tensor: tensor[stand_in])
+        # Not of each tensor: the noise of an optics group is none of a particle's numbers.
+        kept = self[stand_in]
         weight = torch.ones_like(self.pixel_size_angstrom) if kept.weight is None else kept.weight
         return replace(kept, weight=weight * ~out)
 

@@ -32,8 +32,8 @@ def align_frame(
     given, found
         Of the same particles.
     latents
-        Conformations, mean 0: the drift is then an affine function of them, without them one rotation and one offset of
-        the molecule.
+        Conformations: the drift is then an affine function of them, without them one rotation and one offset of the
+        molecule.
     total
         Makes of a sum over these particles that over all of them: `sum_over_ranks` where each rank has its share.
 

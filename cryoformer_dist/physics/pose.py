@@ -4,6 +4,7 @@
 shift is what is added to the image to centre it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,12 @@ class Pose:
     def to(self, device: torch.device) -> "Pose":
         """The same pose on another device."""
         return Pose(self.rotation.to(device), self.shift_angstrom.to(device))
+
+
+def join_poses(poses: Sequence[Pose]) -> Pose:
+    """Those of several batches, one after the other."""
+    rotations, shifts = ([getattr(pose, name) for pose in poses] for name in ("rotation", "shift_angstrom"))
+    return Pose(torch.cat(rotations), torch.cat(shifts))
 
 
 def rotation_from_relion_euler(rot_tilt_psi_deg: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:

@@ -9,7 +9,7 @@ image leads nowhere.
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,13 +31,13 @@ from cryoformer_dist.inference.conformations import (
 )
 from cryoformer_dist.inference.junk import JunkModel, Kind, PowerSum
 from cryoformer_dist.initialization.clustering import find_clusters
+from cryoformer_dist.initialization.frame_alignment import align_frame
 from cryoformer_dist.physics.fourier import crop_volume
-from cryoformer_dist.physics.pose import Pose
+from cryoformer_dist.physics.pose import Pose, join_poses
 from cryoformer_dist.physics.slices import TrilinearSlices
 from cryoformer_dist.ranks import (
     broadcast_from_leader,
-    gather_objects,
-    gather_rows,
+    gather_own_rows,
     gather_shares,
     rank_and_world,
     sum_over_ranks,
@@ -188,23 +188,18 @@ def search_particles(
     """
     search = _Search(learner, moment, particles)
     sums = torch.zeros(3, device=learner.device)
-    rows, answers = [], []
+    rows, answers, given = [], [], []
     for batch in particles.read_own_amid_training(search.seed):
         answer, nats = search.ask(batch, None if draws is None else draws[batch.row])
         rows.append(batch.row)
         answers.append(answer.pack())
+        given.append(batch.pose)
         sums += torch.stack([nats, (1 - answer.weight).sum(), nats.new_full((), len(batch))])
     nats, junk, count = sum_over_ranks(sums).tolist()
-    row, found = _gather_shares(torch.cat(rows), torch.cat(answers))
+    mine = search.hold_frame(join_poses(given), Answer.unpack(torch.cat(answers)))
+    row, found = gather_own_rows(torch.cat(rows), mine.pack())
     told = search.tell(nats / count, junk / count)
     return ParticleSearchResult(row, Answer.unpack(found), nats / count, junk / count, told)
-
-
-def _gather_shares(rows: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of all ranks; one that has fewer says its first again, and what comes twice says the same."""
-    longest = max(gather_objects(len(rows)))
-    place = torch.arange(longest, device=rows.device) % len(rows)
-    return gather_rows(rows[place], answers[place])
 
 
 class _Search:
@@ -251,6 +246,16 @@ class _Search:
         alone = kind[:, Kind.PARTICLE]
         weight = alone + kind[:, Kind.PARTICLE_AND_MORE]
         return Answer(chosen @ latent, deviation, pose, amplitude, weight, alone), nats
+
+    def hold_frame(self, given: Pose, answer: Answer) -> Answer:
+        """The same answers, poses of every conformation on average as given; all ranks together.
+
+        Given poses err one by one. If all particles of a conformation have moved alike, it is their map that has moved:
+        nothing in images says that it did not, and while maps are blurred it is how they explain them best.
+        """
+        if not self._spread.moves_poses:
+            return answer
+        return replace(answer, pose=align_frame(given, answer.pose, answer.latent, sum_over_ranks))
 
     def tell(self, nats: float, junk: float) -> SearchFindings:
         """What was found of all particles together."""

@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from cryoformer_dist.data.batch import (
 from cryoformer_dist.data.order import Consumed, ConsumedRows, ParticleOrder
 from cryoformer_dist.data.ownership import Ownership
 from cryoformer_dist.data.store import ParticleStore
-from cryoformer_dist.physics.ctf import CTF_NUMBERS
+from cryoformer_dist.physics.ctf import CTF_NUMBERS, NoiseFilter
 
 
 def _order(store: ParticleStore, epochs: int = 1, consumed: Consumed = Consumed()) -> ParticleOrder:
@@ -111,6 +112,24 @@ def test_moving_a_batch_moves_all_of_it(tiny_store: Path) -> None:
     tensors += [getattr(moved.ctf, name) for name in CTF_NUMBERS]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert (len(moved), moved.epoch) == (5, 0)
+
+
+def test_a_batch_without_a_row_shows_another_in_its_place_with_its_own_noise(tiny_store: Path) -> None:
+    store = ParticleStore.open(tiny_store)
+    rows = np.arange(4)
+    batch = make_batch(ImageBlock(store.read_images(rows), rows, np.zeros(4, np.int64)), store.particles())
+    curves = NoiseFilter(torch.tensor([0, 0, 1, 1]), torch.rand(2, 9), torch.tensor([230.0, 200.0]))
+    weight, amplitude = torch.tensor([1.0, 0.5, 0.5, 1.0]), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    batch = replace(batch, ctf=replace(batch.ctf, noise_filter=curves), weight=weight, amplitude=amplitude)
+    left = batch.without(torch.tensor([0, 2]))
+    assert left.row.tolist() == [1, 1, 1, 3]
+    assert left.weight is not None
+    assert left.weight.tolist() == [0, 0.5, 0, 1]
+    assert left.amplitude is not None
+    assert left.amplitude.tolist() == [2, 2, 2, 4]
+    assert left.ctf.noise_filter is not None
+    assert left.ctf.noise_filter.group.tolist() == [0, 0, 0, 1]
+    assert torch.equal(left.ctf.noise_filter.gain, curves.gain)
 
 
 def _assert_same(one: ParticleBatch, other: ParticleBatch) -> None:

@@ -11,9 +11,12 @@ import torch
 from support.tiny_runs import Listener, Stop, assert_same_end, final_state, tiny_config, train
 
 from cryoformer_dist.config.schema import RunConfig
+from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.errors import MostlyJunkWarning
 from cryoformer_dist.inference.answer import Answer
-from cryoformer_dist.physics.pose import Pose
+from cryoformer_dist.inference.comparison import Spread
+from cryoformer_dist.initialization.frame_alignment import align_frame
+from cryoformer_dist.physics.pose import Pose, rotation_angle_deg, rotation_from_6d
 from cryoformer_dist.runs.checkpoint import checkpoints
 from cryoformer_dist.runs.training_log import SearchFindings, read_training_log
 from cryoformer_dist.training import latent_search
@@ -144,6 +147,24 @@ def test_a_search_of_poses_amplitudes_and_junk_is_resumed_bit_equal(tiny_store: 
         train(config, tmp_path / "interrupted", Listener(10))
     train(config, tmp_path / "interrupted")
     assert_same_end(tmp_path / "interrupted", tmp_path / "run")
+
+
+@undecided
+def test_a_search_moves_particles_but_no_conformation_as_a_whole(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = Spread(rotation_rad=0.2, shift_angstrom=8.0)
+    monkeypatch.setattr(latent_search, "fit_spread", lambda *_: wide)
+    config = tiny_config(tiny_store, SEARCHED | {"model.pose.form": "posterior", "training.epochs": 2})
+    train(config, tmp_path / "run")
+    found, given = final_state(tmp_path / "run"), ParticleStore.open(tiny_store).particles().pose()
+    moved = Pose(rotation_from_6d(found["rotation.values"]), found["shift_angstrom.values"])
+    assert float((moved.shift_angstrom - given.shift_angstrom).square().mean().sqrt()) > 1
+    assert float(rotation_angle_deg(moved.rotation, given.rotation).median()) > 1
+    # What all particles of a conformation share has been taken off: there is no more of it.
+    held = align_frame(given, moved, found["latent.values"])
+    assert float(rotation_angle_deg(held.rotation, moved.rotation).max()) < 0.1
+    assert float((held.shift_angstrom - moved.shift_angstrom).abs().max()) < 0.02
 
 
 @undecided
