@@ -44,7 +44,7 @@ from cryoformer_dist.physics.pose import Pose
 from cryoformer_dist.progress import StagedProgress, silent
 from cryoformer_dist.ranks import gather_objects, rank_and_world, take_from_leader
 from cryoformer_dist.runs.checkpoint import Checkpoint
-from cryoformer_dist.runs.checkpoint_choice import fetch_latest, latest_checkpoint
+from cryoformer_dist.runs.checkpoint_choice import fetch_checkpoint, fetch_latest, latest_checkpoint
 from cryoformer_dist.runs.directory import (
     load_consensus,
     load_run,
@@ -300,14 +300,16 @@ def _fit_masks(masks: MaskFiles, trained: TrainedRun, truth: Truth | None) -> Ma
     return Masks(solvent=fit(masks.solvent), region=fit(masks.region))
 
 
-def make_results(run: Path) -> Path:
-    """Verdict and report of a run, once its maps are seen here; returns the report."""
+def make_results(working: WorkingFolder) -> Path:
+    """Verdict and report of a run, once its maps and the checkpoint they are of are seen here; returns the report."""
+    run = working.folder
     patience = load_run(run)[0].training.storage_patience_seconds
-    working = WorkingFolder.on_disk(run)
     wait_for_file(working, RESULTS, patience)
     made = read_made_results(run)
     for name in made.files if made else ():
         wait_for_file(working, name, patience)
+    if made is not None:
+        fetch_checkpoint(working, made.checkpoint_step, patience)
     evaluate_run(run)
     return report_run(run)
 

@@ -180,6 +180,6 @@ def _write_results(request: RunRequest, display: Display) -> Place:
     from cryoformer_dist.analysis.results import make_results, open_results
 
     with display.progress("verdict, report") as step, open_results(request.home) as working:
-        report = working.at_home(make_results(working.folder))
+        report = working.at_home(make_results(working))
         step(1, 1)
     return report

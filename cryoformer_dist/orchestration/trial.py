@@ -80,7 +80,7 @@ def _make_run(folder: Path, values: dict[str, Scalar], workers_per_device: int) 
     _take_over_when_told(folder, values)
     reports.repeat()
     _train(folder, sweep, reports)
-    make_results(folder)
+    make_results(WorkingFolder.on_disk(folder))
     reports.finish()
     write_outcome(folder, TrialOutcome("finished"))
 

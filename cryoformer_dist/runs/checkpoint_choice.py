@@ -8,7 +8,7 @@ from pathlib import Path
 from cryoformer_dist.errors import CheckpointDamagedWarning, CheckpointError, NoWholeCheckpointError
 from cryoformer_dist.ranks import gather_objects, rank_and_world
 from cryoformer_dist.runs.checkpoint import Checkpoint, complete_checkpoints
-from cryoformer_dist.runs.layout import CHECKPOINTS
+from cryoformer_dist.runs.layout import CHECKPOINT, CHECKPOINTS, MANIFEST
 from cryoformer_dist.storage.working_folder import WorkingFolder
 
 _LOOK_AGAIN_SECONDS = 1.0
@@ -23,6 +23,20 @@ def fetch_latest(run: WorkingFolder) -> None:
     """Bring the newest whole checkpoint here; nothing to do where home is here."""
     if run.is_copy:
         agree_on_checkpoint(run)
+
+
+def fetch_checkpoint(run: WorkingFolder, step: int, patience_seconds: float) -> None:
+    """Bring the checkpoint of a step here, which another worker has written; it may be seen late.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not seen within so many seconds.
+    """
+    name = f"{CHECKPOINTS}/{CHECKPOINT.format(step=step)}"
+    if not (run.folder / name / MANIFEST).is_file():
+        _wait_until_seen(run, name, patience_seconds)
+        run.fetch(*run.names_at_home(name))
 
 
 def newest_step(run: WorkingFolder) -> int | None:

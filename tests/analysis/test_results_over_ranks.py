@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.rank_processes import run_on_ranks
 from support.tiny_runs import tiny_config, train
+from upath import UPath
 
 from cryoformer_dist.analysis import results, trained
 from cryoformer_dist.analysis.flexibility_files import read_flexibility
@@ -197,6 +198,26 @@ def test_the_driver_judges_what_the_ranks_have_written(
     assert found.map_variation == pytest.approx(decoded.map_variation, rel=0.3)
 
 
+def test_a_driver_brings_what_its_copy_of_a_run_lacks(
+    refined: Path, copied: Callable[[Path, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copied(refined, "run")
+    _make(run)
+    made = read_made_results(run)
+    assert made is not None
+    home = UPath("memory://of-a-driver/run")
+    home.fs.put(str(run), home.path, recursive=True)
+    # What object stores list late is not in a copy that was made when they were asked.
+    for name in ("results.json", made.files[0]):
+        (run / name).unlink()
+    shutil.rmtree(run / "checkpoints")
+    monkeypatch.setattr(results, "find_truth_beside", lambda source: None)
+    monkeypatch.setattr(results, "report_run", lambda run: run / "report.html")
+    make_results(WorkingFolder(home, run))
+    assert (run / made.files[0]).is_file()
+    assert load_trained(run).checkpoint.position.step == made.checkpoint_step
+
+
 def test_a_driver_that_does_not_come_to_see_the_maps_says_so(
     refined: Path, copied: Callable[[Path, str], Path], tiny_store: Path
 ) -> None:
@@ -204,7 +225,7 @@ def test_a_driver_that_does_not_come_to_see_the_maps_says_so(
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("storage_patience_seconds: 600", "storage_patience_seconds: 0"))
     with pytest.raises(StorageError, match=r"results\.json was written by another worker and is not seen"):
-        make_results(run)
+        make_results(WorkingFolder.on_disk(run))
     written = reconstruct_alone(WorkingFolder.on_disk(run))
     flexibility = read_flexibility(run)
     assert flexibility is not None
@@ -214,4 +235,4 @@ def test_a_driver_that_does_not_come_to_see_the_maps_says_so(
     assert [run / name for name in made.files] == [*written, run / "latent.npz", run / "flexibility.json"]
     written[2].unlink()
     with pytest.raises(StorageError, match=r"pc1_000\.mrc was written by another worker"):
-        make_results(run)
+        make_results(WorkingFolder.on_disk(run))

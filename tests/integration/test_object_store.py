@@ -190,7 +190,7 @@ def test_ranks_send_the_maps_they_made_home_and_remove_earlier_ones(
         assert all((there.folder / name).is_file() for name in (*made.files, "latent.npz", "flexibility.json"))
         assert not (there.folder / stale).exists()
     with open_results(home) as there:
-        make_results(there.folder)
+        make_results(there)
     assert (home / "report.html").is_file()
 
 

@@ -59,7 +59,7 @@ class _Heard:
 def _prepared_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop short of training and results: they have tests of their own."""
     monkeypatch.setattr(pipeline, "train_alone", lambda *arguments: None)
-    monkeypatch.setattr(results, "make_results", lambda run: run / "report.html")
+    monkeypatch.setattr(results, "make_results", lambda working: working.folder / "report.html")
 
 
 def _request(config: RunConfig, run: Path) -> RunRequest:
@@ -131,7 +131,7 @@ def test_training_without_ray_tells_every_record_and_reads_the_run_directory_onc
     # The process group and denormal numbers are the command line's own process's business.
     monkeypatch.setattr(worker, "join_world_of_one", lambda device: None)
     monkeypatch.setattr(worker, "set_threads", lambda count: None)
-    monkeypatch.setattr(results, "make_results", lambda run: run / "report.html")
+    monkeypatch.setattr(results, "make_results", lambda working: working.folder / "report.html")
     read: list[Path] = []
 
     def count(path: Path, schema: type[RunConfig]) -> RunConfig:

@@ -88,7 +88,7 @@ def test_a_trial_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     tiny_store: Path, tmp_path: Path, heard: Tune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Of the results, what the reports need, in a tenth of the time.
-    monkeypatch.setattr(trial, "make_results", evaluate_run)
+    monkeypatch.setattr(trial, "make_results", lambda working: evaluate_run(working.folder))
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         _lay_out(tmp_path / name, tiny_store, {"training.epochs": 3}, scheduler="asha")
@@ -122,7 +122,7 @@ def test_what_trials_have_in_common_is_prepared_once(
 ) -> None:
     parameters = {"training.warmup_steps": {"grid": [1, 2]}}
     planned = _lay_out(tmp_path, tiny_store, {"training.epochs": 1}, parameters=parameters, seeds=[0, 1], metric="loss")
-    monkeypatch.setattr(trial, "make_results", lambda run: None)
+    monkeypatch.setattr(trial, "make_results", lambda working: None)
     runs = [_run(tmp_path, each.name) for each in planned]
     assert len(list((tmp_path / "prepared").glob("*/manifest.json"))) == 2
     assert {(run / "occupancy.mrc").read_bytes() for run in runs} == {(runs[0] / "occupancy.mrc").read_bytes()}
