@@ -165,7 +165,7 @@ def slurm_run(box: Box, name: str, **changes: Any) -> BoxedRun:
 
 
 def assert_same_end(run: Path, other: Path) -> None:
-    """Two runs of as many workers report the same losses of the same steps, and end with the same weights and tables."""
+    """Two runs of as many workers report the same losses of the same steps and end with the same weights and tables."""
     told, others = _losses_by_steps(run), _losses_by_steps(other)
     # One that was stopped has reported between the steps that are reported as a rule.
     common = sorted(told.keys() & others.keys())
