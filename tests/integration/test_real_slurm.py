@@ -2,11 +2,12 @@
 
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cluster_in_a_box.box import Box
-from support.boxed_runs import ELASTIC, LONG, BoxedRun, assert_same_end, slurm_run
+from support.boxed_runs import ELASTIC, LONG, BoxedRun, assert_same_curve, assert_same_end, slurm_run
 
 pytestmark = pytest.mark.cluster
 
@@ -24,11 +25,11 @@ def whole(undisturbed: tuple[BoxedRun, str]) -> Path:
     return undisturbed[0].folder
 
 
-def _assert_ended_as(run: BoxedRun, whole: Path) -> None:
+def _assert_ended_as(run: BoxedRun, whole: Path, compare: Callable[[Path, Path], None] = assert_same_end) -> None:
     """The run ends well, as if nothing had happened, and leaves nothing."""
     run.end()
     assert "succeeded (exit code 0)" in run.command("status", run.name)
-    assert_same_end(run.folder, whole)
+    compare(run.folder, whole)
     run.box.slurm.wait("idle nodes", lambda: set(run.box.slurm.states().values()) == {"idle"}, 90)
     assert run.processes() == []
 
@@ -122,7 +123,7 @@ def test_a_run_that_can_shrink_goes_on_without_a_lost_node_and_comes_back_when_i
     print(f"second node lost: {run.wait_for_step(before + 20):.0f} s until the next report but some")
     assert run.restarts() == 1
     box.bring_back(box.nodes[1])
-    _assert_ended_as(run, whole)
+    _assert_ended_as(run, whole, assert_same_curve)
 
 
 def test_a_run_that_can_shrink_goes_on_without_a_node_that_is_cut_off(box: Box, boxed_store: Path, whole: Path) -> None:
@@ -137,7 +138,7 @@ def test_a_run_that_can_shrink_goes_on_without_a_node_that_is_cut_off(box: Box, 
         time.sleep(max(0.0, begin + 120 - time.monotonic()))
     finally:
         box.network.mend(box.nodes[1])
-    _assert_ended_as(run, whole)
+    _assert_ended_as(run, whole, assert_same_curve)
 
 
 def test_a_run_that_cannot_shrink_waits_in_the_queue_for_a_node_that_is_cut_off_or_drained(

@@ -165,10 +165,7 @@ def slurm_run(box: Box, name: str, **changes: Any) -> BoxedRun:
 
 
 def assert_same_end(run: Path, other: Path) -> None:
-    """Two runs report the same losses at the same steps and end with the same weights and tables.
-
-    Of float32 sums in one order: what another number of ranks adds in another order is allowed for.
-    """
+    """Two runs of as many workers report the same losses of the same steps and end with the same weights and tables."""
     told, others = _losses_by_steps(run), _losses_by_steps(other)
     # One that was stopped has reported between the steps that are reported as a rule.
     common = sorted(told.keys() & others.keys())
@@ -182,6 +179,20 @@ def assert_same_end(run: Path, other: Path) -> None:
     print(f"{run.name}: losses differ by {farthest:.1e} at most, weights and tables by {apart[worst]:.1e} ({worst})")
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
     assert apart[worst] < 1e-2, apart
+
+
+def assert_same_curve(run: Path, other: Path) -> None:
+    """Two runs lose as much and have seen each particle as often; one had fewer workers at times, and other batches."""
+    told, others = read_training_log(run), read_training_log(other)
+    assert {record.workers for record in told} == {1, 2}
+    ends = [sum(record.loss for record in each[-10:]) / 10 for each in (told, others)]
+    fall = others[0].loss - ends[1]
+    visits, other_visits = (final_state(each)["latent.visits"] for each in (run, other))
+    apart = _farthest(visits, other_visits)
+    print(f"{run.name}: last losses differ by {abs(ends[0] - ends[1]) / fall:.1%} of their fall, visits by {apart:g}")
+    assert abs(ends[0] - ends[1]) < 0.05 * fall
+    # An epoch leaves out what fills no batch.
+    assert apart <= 0.05 * float(other_visits.max())
 
 
 def _losses_by_steps(run: Path) -> dict[tuple[int, int], float]:
