@@ -39,6 +39,19 @@ def test_a_single_blob_is_found_and_widened_by_one_voxel() -> None:
     assert torch.equal(mask, expected)
 
 
+def test_a_faint_edge_belongs_to_the_density_beside_it_and_is_noise_where_it_is_alone() -> None:
+    volume = torch.randn(32, 32, 32, generator=torch.Generator().manual_seed(0))
+    volume[12:20, 12:20, 12:16] += 10.0
+    # As strong as three and a half deviations of means over 27 voxels.
+    faint = 3.5 / 27**0.5
+    edge, alone = volume.clone(), volume.clone()
+    edge[11:21, 11:21, 16:20] = faint
+    alone[11:21, 11:21, 23:27] = faint
+    plain, beside, apart = (find_occupied(each, 7.0) for each in (volume, edge, alone))
+    assert (beside & ~plain)[12:20, 12:20].sum() > 20
+    assert torch.equal(apart, plain)
+
+
 def test_the_sphere_stays_a_voxel_clear_of_the_faces() -> None:
     ball = sphere(16)
     assert ball[8, 8, 1]
