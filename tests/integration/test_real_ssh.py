@@ -84,4 +84,4 @@ def test_machines_reached_by_ssh_are_brought_up_train_lose_and_gain_a_node_and_a
     code, said = run.try_command("logs", run.name)
     assert code == 130, said
     run.wait("no Ray on the head", lambda: _rays(head) == [], 60)
-    run.wait("no Ray where its head is gone", lambda: _rays(spare) == [], 120)
+    run.wait("no Ray where its head is gone", lambda: _rays(spare) == [], 240)
