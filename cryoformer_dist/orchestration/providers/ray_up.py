@@ -202,6 +202,10 @@ class RayUpProvider:
         # The job's end is known to the cluster only, which goes.
         kept = _locate_end(handle)
         write_record(kept, _judge(told), _SCHEMA_VERSION)
+        if self._config.cloud == "on-premise":
+            # `ray down` calls `ray` by its name, and goes on in silence where a login does not find it.
+            end_ray = shlex.join([self._config.python, "-m", "ray.scripts.scripts", "stop"])
+            run_program([*_RAY, "exec", handle["ray"], end_ray], "ending Ray on the head", stdin=subprocess.DEVNULL)
         run_program([*_RAY, "down", "--yes", handle["ray"]], "taking the cluster down")
 
     def _recall_end(self, handle: Handle) -> JobState | None:
