@@ -1,7 +1,8 @@
 """Stand-in for the nodes' Python, where it is Slurm that is tested: Ray and the driver answer at once.
 
 A worker's Ray ends by itself some seconds after the head's is gone. The driver works until it is ended; one that is to
-resume is done at once. With RAY_FAILS_ONCE in its environment Ray does not start at the first try, on any node.
+resume is done at once. With RAY_FAILS_ONCE in its environment Ray does not start at the first try, on any node, and who
+counts the nodes first ends with it.
 """
 
 import os
@@ -17,19 +18,23 @@ _TRIES = 3
 def main(words: list[str]) -> None:
     """Do as the Python that the job script starts."""
     if words[0] == "-c":
-        # A free port, or that all nodes are there.
-        print("0")
+        # All nodes are there.
+        _fail_once("counting")
     elif words[1].startswith("ray"):
         _be_ray(words)
     else:
         _drive(words)
 
 
-def _be_ray(words: list[str]) -> None:
-    failed = Path(f"/tmp/cf_{os.environ['SLURM_JOB_ID']}/failed")
+def _fail_once(what: str) -> None:
+    failed = Path(f"/tmp/cf_{os.environ['SLURM_JOB_ID']}/{what}")
     if "RAY_FAILS_ONCE" in os.environ and not failed.exists():
         failed.touch()
-        sys.exit("Ray: this node timed out during startup")
+        sys.exit(f"Ray: this node timed out, {what}")
+
+
+def _be_ray(words: list[str]) -> None:
+    _fail_once("starting")
     options = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
     if "--head" in words:
         with socket.create_server(("", int(options["port"]))) as server:

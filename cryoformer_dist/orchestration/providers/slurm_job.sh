@@ -132,13 +132,14 @@ export RAY_ADDRESS=$address:$port
     fail "$ray_files cannot be made on every node for this user alone; remove what is there"
 
 # Ray's client server, which nobody here uses, cannot be switched off; at its usual port two jobs of a node would clash.
-unused=$("$python" -c 'import socket; one = socket.socket(); one.bind(("", 0)); print(one.getsockname()[1])')
+# This one is above those of Ray's workers, and below those that the kernel hands out, which Ray has some of too.
+client_port=$((20000 + port % 12000))
 rm -f "$begun"
 export job_log begun ray_files
 # As text: a site's wrapper of srun may be a shell that drops functions from its environment.
 functions=$(declare -f run_ray keep_ray)
 "${step[@]}" --nodes=1 --ntasks=1 --nodelist="$head" bash -c "$functions; run_ray \"\$@\"" \
-    run_ray "${ray_start[@]}" --head --node-ip-address="$address" --port="$port" --ray-client-server-port="$unused" \
+    run_ray "${ray_start[@]}" --head --node-ip-address="$address" --port="$port" --ray-client-server-port="$client_port" \
     --temp-dir="$ray_files/ray" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" >>"$ray_log" 2>&1 &
 head_step=$!
 until (exec 3<>"/dev/tcp/$address/$port") 2>/dev/null; do
@@ -154,8 +155,10 @@ if ((others > 0)); then
     worker_step=$!
 fi
 
-# In the background and waited for, as the driver below: bash minds signals only when it waits.
-"$python" -c '
+# In the background and waited for, as the driver below: bash minds signals only when it waits. Whichever ends first: a
+# head that has ended is tried no more, and who has joined one that is tried once more ends with it, and joins the next.
+while true; do
+    "$python" -c '
 import sys, time, ray
 wanted, seconds = int(sys.argv[1]), float(sys.argv[2])
 trouble = ""
@@ -174,12 +177,14 @@ while (there := count()) < wanted and time.monotonic() < end:
 print(f"cryoformer-dist: {there} of {wanted} nodes are up" + trouble * (there == 0))
 sys.exit(there < wanted)
 ' "$SLURM_JOB_NUM_NODES" "$((startup_seconds - SECONDS))" &
-driver=$!
-# Whichever ends first: a head that has ended is tried no more.
-wait -n "$driver" "$head_step"
-nodes_code=$?
-alive "$head_step" || fail_for_head
-((nodes_code == 0)) || fail "Ray is not up on every node $SECONDS s after the start of this job"
+    driver=$!
+    wait -n "$driver" "$head_step"
+    nodes_code=$?
+    alive "$head_step" || fail_for_head
+    ((nodes_code == 0)) && break
+    ((SECONDS < startup_seconds)) || fail "Ray is not up on every node $SECONDS s after the start of this job"
+    sleep 1
+done
 : >"$begun"
 
 # Preempted, requeued by hand, or a node was lost; a run that did not get as far as a checkpoint begins anew.
