@@ -36,7 +36,6 @@ def test_a_drift_that_follows_the_conformation_is_taken_back_and_what_a_particle
     count = 200
     given = Pose(random_rotations(count, _generator(8)), 5 * torch.randn(count, 2, generator=_generator(9)))
     latents = torch.randn(count, 2, generator=_generator(10))
-    latents = latents - latents.mean(0)
     # Turns of some degrees per unit of each coordinate, and an origin that moves with them.
     turn = rotation_from_axis_angle(latents @ torch.tensor([[0.05, -0.02, 0.03], [0.0, 0.04, -0.01]]))
     offset = latents @ torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 1.0]])
