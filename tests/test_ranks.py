@@ -9,6 +9,7 @@ from cryoformer_dist import ranks
 from cryoformer_dist.ranks import (
     Vote,
     broadcast_from_leader,
+    gather_own_rows,
     gather_rows,
     gather_shares,
     keep_greatest_over_ranks,
@@ -53,6 +54,19 @@ def test_shares_are_everything_once_and_come_back_in_order(count: int) -> None:
     for rank in ranks:
         assert torch.equal(rank["all"], expected)
         assert torch.equal(rank["sum"], expected.sum(0))
+
+
+def _gather_own() -> dict[str, torch.Tensor]:
+    rank = rank_and_world()[0]
+    rows = torch.arange(rank + 1) + 10 * rank
+    found, values = gather_own_rows(rows, rows[:, None] * torch.tensor([1.0, 2.0]))
+    return {"rows": found, "values": values}
+
+
+def test_rows_that_ranks_have_unequally_many_of_reach_all_with_what_was_found_of_them() -> None:
+    for told in run_on_ranks(3, _gather_own):
+        assert sorted(set(told["rows"].tolist())) == [0, 10, 11, 20, 21, 22]
+        assert torch.equal(told["values"], told["rows"][:, None] * torch.tensor([1.0, 2.0]))
 
 
 def _ask_one_another() -> dict[str, torch.Tensor]:

@@ -6,13 +6,16 @@ blurs least, which on an arm that swings by 120 degrees turns the body by 7 degr
 came from says it: they are wrong one by one, not on average over the particles of a conformation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cryoformer_dist.physics.pose import Pose, nearest_rotation, rotation_from_axis_angle
+
+# Particles whose equations are written out together: of a million they would take a gigabyte.
+_BLOCK = 2**16
 
 
 def _as_it_is(sums: Tensor) -> Tensor:
@@ -49,23 +52,29 @@ def align_frame(
     # The rotation nearest to the mean is that nearest to the sum.
     common = nearest_rotation(total(drift.double().sum(0))).T.to(drift)
     # The skew part of a rotation is its axis times the sine of its angle: linear for drifts, bounded for outliers.
-    turn = basis @ _fit(basis, _axial(drift @ common).double(), total)
+    turn = basis @ _fit([(basis, _axial(drift @ common).double())], total)
     rotation = found.rotation @ common @ rotation_from_axis_angle(turn.to(drift))
     # The image of an offset of the molecule is a shift.
     seen = rotation[:, :2].double()
-    design = torch.einsum("pij,pk->pikj", seen, basis).flatten(2)
     moved = (found.shift_angstrom - given.shift_angstrom).double()
-    offset = basis @ _fit(design.flatten(0, 1), moved.reshape(-1, 1), total).reshape(-1, 3)
+    blocks = zip(*(torch.split(each, _BLOCK) for each in (seen, basis, moved)), strict=True)
+    equations = ((torch.einsum("pij,pk->pikj", s, b).flatten(2).flatten(0, 1), m.reshape(-1, 1)) for s, b, m in blocks)
+    offset = basis @ _fit(equations, total).reshape(-1, 3)
     return Pose(rotation, found.shift_angstrom - torch.einsum("pij,pj->pi", seen, offset).to(drift))
 
 
-def _fit(
-    design: Float[Tensor, "equations unknowns"],
-    values: Float[Tensor, "equations columns"],
-    total: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Least squares by normal equations, which are sums over particles; of equally good solutions the smallest."""
-    normal, right = total(design.mT @ design), total(design.mT @ values)
+def _fit(equations: Iterable[tuple[Tensor, Tensor]], total: Callable[[Tensor], Tensor]) -> Tensor:
+    """Least squares by normal equations, which are sums over particles; of equally good solutions the smallest.
+
+    Parameters
+    ----------
+    equations
+        Blocks of ``(equations, unknowns)`` and ``(equations, columns)``.
+    total
+        As of `align_frame`.
+    """
+    sums = [(design.mT @ design, design.mT @ values) for design, values in equations]
+    normal, right = (total(torch.stack(each).sum(0)) for each in zip(*sums, strict=True))
     fitted: Tensor = torch.linalg.pinv(normal, hermitian=True) @ right
     return fitted
 

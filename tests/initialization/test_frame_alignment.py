@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from cryoformer_dist.initialization import frame_alignment
 from cryoformer_dist.initialization.frame_alignment import align_frame
 from cryoformer_dist.physics.pose import (
     Pose,
@@ -36,7 +37,6 @@ def test_a_drift_that_follows_the_conformation_is_taken_back_and_what_a_particle
     count = 200
     given = Pose(random_rotations(count, _generator(8)), 5 * torch.randn(count, 2, generator=_generator(9)))
     latents = torch.randn(count, 2, generator=_generator(10))
-    latents = latents - latents.mean(0)
     # Turns of some degrees per unit of each coordinate, and an origin that moves with them.
     turn = rotation_from_axis_angle(latents @ torch.tensor([[0.05, -0.02, 0.03], [0.0, 0.04, -0.01]]))
     offset = latents @ torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 1.0]])
@@ -58,3 +58,13 @@ def test_ranks_that_hold_alike_particles_take_back_the_drift_that_one_alone_woul
     alone, among_three = align_frame(given, found, latents), align_frame(given, found, latents, lambda sums: 3 * sums)
     torch.testing.assert_close(among_three.rotation, alone.rotation)
     torch.testing.assert_close(among_three.shift_angstrom, alone.shift_angstrom)
+
+
+def test_many_particles_are_fitted_block_by_block_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Pose(random_rotations(40, _generator(12)), torch.zeros(40, 2))
+    found = Pose(given.rotation @ random_rotations(1, _generator(13)), torch.randn(40, 2, generator=_generator(14)))
+    latents = torch.randn(40, 2, generator=_generator(15))
+    at_once = align_frame(given, found, latents)
+    monkeypatch.setattr(frame_alignment, "_BLOCK", 7)
+    in_blocks = align_frame(given, found, latents)
+    torch.testing.assert_close(in_blocks.shift_angstrom, at_once.shift_angstrom)
