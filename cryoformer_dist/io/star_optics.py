@@ -92,8 +92,12 @@ def _imagings(rows: StarRows) -> list[Imaging]:
         )
     odd, even = _coefficients(rows, _ODD), _coefficients(rows, _EVEN)
     tilted = _with_beam_tilts(rows, odd)
-    corrections = [_CORRECTIONS[flip + 2 * multiply] for flip, multiply in zip(flipped, multiplied, strict=True)]
-    return [Imaging(*one) for one in zip(corrections, map(_trimmed, tilted), map(_trimmed, even), strict=True)]
+    # Millions of rows share a few ways.
+    made: dict[tuple[int, tuple[float, ...], tuple[float, ...]], Imaging] = {}
+    ways = list(zip((flipped + 2 * multiplied).tolist(), tilted, even, strict=True))
+    for correction, tilt, other in set(ways):
+        made[correction, tilt, other] = Imaging(_CORRECTIONS[correction], _trimmed(tilt), _trimmed(other))
+    return [made[way] for way in ways]
 
 
 def _coefficients(rows: StarRows, label: str) -> list[tuple[float, ...]]:

@@ -268,7 +268,7 @@ class WholeRun:
         yield Phase("results: files", "ranks", written, "measured", f"{FILES} maps written / ranks, at least one")
         yield _alone("results: verdict", costs.network, "network made once more")
         pictures = PICTURES * (costs.volume_read + costs.drawn)
-        yield _alone("results: pictures", pictures, f"{PICTURES} maps read, drawn on all cores")
+        yield _alone("results: pictures", pictures, f"{PICTURES} maps read and drawn, on all cores here")
 
     def _shared(self, things: int) -> float:
         """Of so many things, those of a rank: there may be more ranks than things."""
