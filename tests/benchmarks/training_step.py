@@ -61,6 +61,7 @@ SMALL = Network(
         decoder=DecoderConfig(queries=16, channels=32, density_width=32),
     ),
 )
+DEFAULT = Network("default", ModelConfig())
 _PAPER_GRID = HashGridConfig(levels=16, base_resolution=16)
 _PAPER_DECODER = {"queries": 64, "channels": 64, "density_width": 64}
 PAPER = Network("paper's size", ModelConfig(hash_grid=_PAPER_GRID, decoder=DecoderConfig(**_PAPER_DECODER)))

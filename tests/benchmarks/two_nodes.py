@@ -19,7 +19,7 @@ from cluster_in_a_box.box import Box, cluster_in_a_box
 from cluster_in_a_box.node import REPOSITORY
 from cluster_in_a_box.requirements import find_obstacle
 from speed_report import Table
-from training_step import SMALL, TrainingStep
+from training_step import DEFAULT, TrainingStep
 
 _PORT = 29500
 _SECONDS = 600
@@ -67,7 +67,7 @@ def work(rank: int, world: int, meeting: str, particles: int, steps: int, rounds
         return done
 
     torch.distributed.all_reduce = timed
-    step = TrainingStep(SMALL, 64, particles, "10 %", torch.device("cpu"))
+    step = TrainingStep(DEFAULT, 64, particles, "10 %", torch.device("cpu"))
     step()
     waited.clear()
     seconds = []
@@ -87,7 +87,7 @@ def work(rank: int, world: int, meeting: str, particles: int, steps: int, rounds
 
 def compare(settings: argparse.Namespace) -> Table:
     """One node, two apart, two on an undelayed link, two on a slow one."""
-    table = Table("Two nodes against one, small network, 64 px")
+    table = Table("Two nodes against one, default network, 64 px")
     with cluster_in_a_box() as box:
         found = {"one": measure(box, 1, False, settings), "two apart": measure(box, 2, False, settings)}
         found["two, undelayed"] = measure(box, 2, True, settings)

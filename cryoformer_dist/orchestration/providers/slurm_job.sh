@@ -75,8 +75,11 @@ wait_for_the_end() {
 # begun is started once more.
 run_ray() {
     local ray
-    # A job that is cancelled starts no more steps to tidy its nodes up.
-    trap 'kill -TERM "$ray" 2>/dev/null; wait "$ray"; rm -rf "$ray_files"; exit 143' TERM
+    # A job that is cancelled starts no more steps to tidy its nodes up, and this one is killed before long (KillWait, 30 s
+    # by default), sooner than a Ray on a busy node ends. What it leaves behind ends with the step.
+    trap 'kill -TERM "$ray" 2>/dev/null
+        for _ in {1..50}; do kill -0 "$ray" 2>/dev/null || break; sleep 0.2; done
+        rm -rf "$ray_files"; exit 143' TERM
     "$@" &
     ray=$!
     wait "$ray"
