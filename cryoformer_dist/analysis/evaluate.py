@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from cryoformer_dist.analysis.cryobench import score_images
-from cryoformer_dist.analysis.latent import find_principal_axes, score_latents
+from cryoformer_dist.analysis.latent import find_principal_axes, kmeans, score_latents
 from cryoformer_dist.analysis.map_scores import (
     centre,
     compare_own_and_distant,
@@ -40,6 +40,9 @@ from cryoformer_dist.runs.scores import (
 
 Decode = Callable[[Float[np.ndarray, "states latent"]], Float[np.ndarray, "states box box box"]]
 """Latents to maps in density units, `[z, y, x]`."""
+
+# Groups of latents whose maps are compared where the truth has one state.
+_CLUSTERS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +229,8 @@ def _evaluate_against(truth: Truth, decode: Decode, estimate: Estimate, consensu
             decode, latents, source_row, truth, rigid, solvent, _name_source(masks.solvent), of_states
         ),
         moving_region=_score_moving_region(volumes, floor, references, masks.region),
-        map_variation=map_variation(volumes),
+        # Of a molecule with one state a single map would show nothing of what was invented.
+        map_variation=map_variation(volumes if len(volumes) > 1 else decode(kmeans(latents, _CLUSTERS).centres)),
         true_map_variation=map_variation(references),
         consensus=BoundedScores(**asdict(score_maps(floor, references)), latent_rank_correlation=0.0),
         still=_score_standing_still(volumes, references, voxel_size),

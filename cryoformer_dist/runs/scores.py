@@ -216,7 +216,8 @@ class ScoresAgainstTruth:
     per_image_fsc_auc, moving_region
         More of its maps; no region where nothing moves.
     map_variation, true_map_variation
-        Root-mean-square change of the maps and of the true ones, relative to their mean.
+        Root-mean-square change of the maps and of the true ones, relative to their mean; where there is one true map,
+        of the maps of clusters of latents.
     consensus, ceiling
         Floor and ceiling of maps and latents.
     still

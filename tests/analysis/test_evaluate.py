@@ -222,6 +222,27 @@ def test_classes_are_judged_by_naming_them(truth):
     assert [state.particles for state in scores.states] == np.bincount(label.astype(int)).tolist()
 
 
+def test_motion_that_is_invented_of_a_rigid_molecule_is_seen_though_there_is_one_true_map(truth):
+    rigid = replace(
+        truth,
+        state=np.zeros(PARTICLES),
+        volume_state=np.zeros(1),
+        volumes=truth.volumes[:1],
+        period=0.0,
+        discrete=True,
+    )
+    moving = evaluate(decode_circle, estimate_of(truth, circle(truth)), consensus_of(rigid), rigid).scores
+    still = evaluate(
+        lambda latents: np.repeat(rigid.volumes, len(latents), axis=0),
+        estimate_of(truth, circle(truth)),
+        consensus_of(rigid),
+        rigid,
+    ).scores
+    assert moving.true_map_variation == still.true_map_variation == 0
+    assert moving.map_variation > 0.3
+    assert still.map_variation < 1e-6
+
+
 def test_junk_is_counted_and_not_judged(truth):
     junk = (np.arange(PARTICLES) % 5 == 0).astype(np.int8)
     latents, poses = circle(truth), {"rotation": truth.rotation, "shift_angstrom": truth.shift_angstrom.copy()}
