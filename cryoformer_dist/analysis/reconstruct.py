@@ -129,18 +129,14 @@ def reconstruct(
 
     Parameters
     ----------
-    working
-        Run directory.
-    decode_each
-        Latents to maps.
+    working, decode_each
+        Run directory; latents to maps.
     table
         What is known of each trained particle, in store order: ``latent``, ``source_row``, and what else there is.
     voxel_size_angstrom
         Of the decoded maps.
-    plan
-        What to show.
-    labels
-        Provenance written into every map's header.
+    plan, labels
+        What to show, and provenance written into every map's header.
     progress
         Called with maps done and in all, of this rank's share.
     device

@@ -19,7 +19,6 @@ from cryoformer_dist.figures.surfaces import (
     find_common_level,
     measure_variation,
 )
-from cryoformer_dist.machine import usable_cores
 
 _Shown = TypeVar("_Shown")
 _Drawn = TypeVar("_Drawn")
@@ -131,7 +130,7 @@ def draw_surfaces(
 
 def draw_at_once(draw: Callable[[_Shown], _Drawn], what: Iterable[_Shown]) -> list[_Drawn]:
     """One picture of each thing, on all cores: libraries do most of the work, and let other threads run."""
-    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
+    with ThreadPoolExecutor() as pool:
         return list(pool.map(draw, what))
 
 
