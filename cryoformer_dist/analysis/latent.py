@@ -10,6 +10,7 @@ from scipy.spatial import cKDTree
 from scipy.stats import rankdata
 
 from cryoformer_dist.initialization.clustering import find_clusters
+from cryoformer_dist.physics.grids import CPU
 from cryoformer_dist.runs.scores import LatentScores
 
 PREDICTION_DIMENSIONS = 10
@@ -18,7 +19,6 @@ NEIGHBOURS = 20
 """Particles whose states stand for that of one in their midst."""
 _FOLDS = 5
 _ROUNDS = 50
-_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def find_principal_axes(latents: Float[np.ndarray, "particles latent"], count: i
 
 
 def kmeans(
-    latents: Float[np.ndarray, "particles latent"], count: int, seed: int = 0, device: torch.device = _CPU
+    latents: Float[np.ndarray, "particles latent"], count: int, seed: int = 0, device: torch.device = CPU
 ) -> Clusters:
     """K-means (k-means++ start, fixed seed, on a device) whose centres are real particles.
 

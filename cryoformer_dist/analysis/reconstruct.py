@@ -15,6 +15,7 @@ from cryoformer_dist.errors import StoreError
 from cryoformer_dist.figures.chimerax import compose_series_script
 from cryoformer_dist.figures.surfaces import find_common_level
 from cryoformer_dist.io.mrc import read_volume, write_volume
+from cryoformer_dist.physics.grids import CPU
 from cryoformer_dist.physics.volume import Volume
 from cryoformer_dist.progress import Progress
 from cryoformer_dist.ranks import gather_objects, rank_and_world, take_from_leader, take_share
@@ -24,7 +25,6 @@ from cryoformer_dist.storage.places import write_whole
 from cryoformer_dist.storage.working_folder import WorkingFolder
 
 CLUSTER_SERIES = "kmeans"
-_CPU = torch.device("cpu")
 DecodeEach = Callable[[Float[np.ndarray, "maps latent"]], Iterable[Float[np.ndarray, "box box box"]]]
 """Latents to maps in density units, `[z, y, x]`, one after the other."""
 
@@ -77,7 +77,7 @@ class LatentSeries:
 
 
 def choose_clusters(
-    latents: Float[np.ndarray, "particles latent"], plan: SeriesPlan, device: torch.device = _CPU
+    latents: Float[np.ndarray, "particles latent"], plan: SeriesPlan, device: torch.device = CPU
 ) -> Clusters:
     """The k-means clusters whose centres are shown."""
     return kmeans(latents, plan.clusters, plan.seed, device)
@@ -87,7 +87,7 @@ def choose_latents(
     latents: Float[np.ndarray, "particles latent"],
     source_row: Int[np.ndarray, " rows"],
     plan: SeriesPlan,
-    device: torch.device = _CPU,
+    device: torch.device = CPU,
 ) -> LatentSeries:
     """Pick k-means centres (real particles) and walks along the first principal axes that vary at all."""
     if len(latents) != len(source_row):
@@ -120,7 +120,7 @@ def reconstruct(
     plan: SeriesPlan,
     labels: Sequence[str] = (),
     progress: Progress | None = None,
-    device: torch.device = _CPU,
+    device: torch.device = CPU,
 ) -> list[Path]:
     """Decode the chosen latents; write ``volumes/<series>_<number>.mrc``, scripts, ``latent.npz``; send them home.
 

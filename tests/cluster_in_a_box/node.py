@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -14,8 +15,10 @@ from cluster_in_a_box.requirements import PATH
 
 _FIRST_PROCESS = Path(__file__).with_name("first_process.py")
 REPOSITORY = Path(__file__).resolve().parents[2]
+HOME = Path(pwd.getpwuid(0).pw_dir)
+"""Of root, on every node its own."""
 # What a machine has for itself. Programs and libraries are this machine's.
-_PRIVATE = ("/tmp", "/run", "/root")
+_PRIVATE = ("/tmp", "/run", str(HOME))
 _SECONDS = 30
 
 
@@ -135,13 +138,13 @@ class Node:
         return program
 
     def _enter(self, command: tuple[str, ...]) -> list[str]:
-        namespaces = ["--net", "--uts", "--ipc", "--mount", "--pid", "--wd=/root"]
+        namespaces = ["--net", "--uts", "--ipc", "--mount", "--pid", f"--wd={HOME}"]
         return ["nsenter", f"--target={self.first_process}", *namespaces, "--", *command]
 
     def _environment(self, more: dict[str, str] | None) -> dict[str, str]:
         """As after a login: nothing of what this machine's user has set."""
         programs = f"{Path(sys.executable).parent}:{PATH}"
-        base = {"PATH": programs, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+        base = {"PATH": programs, "HOME": str(HOME), "USER": "root", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
         base |= {"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
         return base | (more or {})
 

@@ -3,15 +3,15 @@
 import subprocess
 from pathlib import Path
 
-from cluster_in_a_box.node import Node
+from cluster_in_a_box.node import HOME, Node
 from cluster_in_a_box.requirements import PATH
 
 _CONFIGURATION = """\
-HostKey /root/host_key
+HostKey {home}/host_key
 PidFile none
 PermitRootLogin prohibit-password
 PasswordAuthentication no
-AuthorizedKeysFile /root/.ssh/authorized_keys
+AuthorizedKeysFile .ssh/authorized_keys
 UsePAM no
 PrintMotd no
 SetEnv PYTHONPATH={repository} PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1
@@ -40,7 +40,7 @@ def serve(node: Node, key: Path, repository: Path) -> None:
     (home / ".ssh").mkdir(mode=0o700)
     (home / ".ssh" / "authorized_keys").write_text(key.with_suffix(".pub").read_text())
     make_key(home / "host_key")
-    (home / "sshd_config").write_text(_CONFIGURATION.format(repository=repository))
+    (home / "sshd_config").write_text(_CONFIGURATION.format(home=HOME, repository=repository))
     node.run("mkdir", "-m", "755", "/run/sshd")
     # It must be called by its full path: it starts itself again for each login.
-    node.begin("/usr/sbin/sshd", "-D", "-e", "-f", "/root/sshd_config", log=node.folder / "sshd.log")
+    node.begin("/usr/sbin/sshd", "-D", "-e", "-f", f"{HOME}/sshd_config", log=node.folder / "sshd.log")

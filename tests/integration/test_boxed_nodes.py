@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cluster_in_a_box.box import Box, cluster_in_a_box
-from cluster_in_a_box.node import Node
+from cluster_in_a_box.node import HOME, Node
 from cluster_in_a_box.requirements import find_obstacle_to_accounting
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("box_possible")]
@@ -57,7 +57,7 @@ def test_nodes_have_names_addresses_and_jobs_of_their_own_and_nothing_is_left() 
         key = box.nodes[0].folder / "root" / "key"
         key.write_bytes(box.key.read_bytes())
         key.chmod(0o600)
-        options = ["-i", "/root/key", "-o", "StrictHostKeyChecking=no", "-o", "BatchMode=yes"]
+        options = ["-i", f"{HOME}/key", "-o", "StrictHostKeyChecking=no", "-o", "BatchMode=yes"]
         assert box.nodes[0].run("ssh", *options, "root@node2", "hostname") == "node2\n"
         assert box.nodes[0].attempt("touch", "/etc/of_a_node").returncode != 0
     assert [process for process in Path("/proc").glob("[0-9]*") if _namespaces(process.name) & made] == []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cluster_in_a_box.box import Box, cluster_in_a_box
-from cluster_in_a_box.node import Node
+from cluster_in_a_box.node import HOME, Node
 from support.boxed_runs import ENDLESS, BoxedRun
 from support.tiny_runs import write_set
 
@@ -48,7 +48,7 @@ def _join(node: Node, head: Node) -> None:
     (token,) = head.folder.glob("root/.cryoformer-dist/*.token")
     (node.folder / "root" / "token").write_text(token.read_text())
     (node.folder / "root" / "token").chmod(0o600)
-    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/root/token"}
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{HOME}/token"}
     words = ("start", f"--address={head.address}:6379", "--block", "--disable-usage-stats")
     node.begin(*RAY, *words, log=node.folder / "ray.log", environment=environment)
 
