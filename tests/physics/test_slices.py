@@ -21,14 +21,15 @@ def test_a_slice_is_the_transform_of_the_projected_map() -> None:
 
 
 def test_a_map_is_cut_alike_whatever_others_are_there() -> None:
-    maps, rotation = torch.stack([(1 + index) * blobs(float(index)).voxels(16) for index in range(7)]), rotations()[:3]
+    maps, rotation = torch.stack([(1 + index) * blobs(1.0 + 0.5 * index).voxels(16) for index in range(7)]), rotations()[:3]
     together = TrilinearSlices(maps, shell=7)
     alone = torch.cat([TrilinearSlices(one[None], shell=7).at(rotation) for one in maps])
-    torch.testing.assert_close(together.at(rotation), alone)
+    # Batches of transforms round otherwise than single ones on some processors: alike to the precision of float32.
+    assert relative_error(together.at(rotation), alone) < 1e-6
     for count in (1, 5, 9):
         leading = together.leading(count)
         assert leading.maps == min(count, 7)
-        torch.testing.assert_close(leading.at(rotation), alone[:count])
+        assert relative_error(leading.at(rotation), alone[:count]) < 1e-6
 
 
 def test_poses_may_come_in_any_arrangement() -> None:
