@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "data": GROUND | {"physics", "io", "storage"},
     "simulation": GROUND | {"config", "physics", "io", "storage"},
     "inference": GROUND | {"physics", "data"},
-    "initialization": GROUND | {"physics", "data"},
+    "initialization": GROUND | {"physics", "data", "inference"},
     "runs": GROUND | {"config", "physics", "io.mrc", "data", "storage", "initialization"},
     "selection": GROUND | {"physics", "io", "data", "storage", "runs"},
     "training": GROUND | {"config", "physics", "model", "data", "storage", "inference", "initialization", "runs"},

@@ -32,12 +32,15 @@ class CroppedImages:
         A of each particle, times the magnification.
     shift_pixels
         Where the content has moved to.
+    pixel_size_angstrom
+        Of the cropped images.
     """
 
     coefficients: Complex[Tensor, "particles box half"]
     transfer: Float[Tensor, "particles box half"]
     rotation: Float[Tensor, "particles 3 3"]
     shift_pixels: Float[Tensor, "particles 2"]
+    pixel_size_angstrom: Float[Tensor, " particles"]
 
     @staticmethod
     def of(
@@ -73,6 +76,7 @@ class CroppedImages:
             transfer=transfer_at(particles.ctf(rows).to(device), frequency_grid(box, device), pixel) * scale,
             rotation=pose.rotation * scale,
             shift_pixels=-pose.shift_angstrom / pixel[:, None],
+            pixel_size_angstrom=pixel,
         )
 
     def __getitem__(self, particles: slice | Tensor) -> "CroppedImages":

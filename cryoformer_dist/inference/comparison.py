@@ -10,7 +10,7 @@ holds to first order in theta: the pose at hand moves to its posterior mean at e
 there next time. Taking the best pose instead of the sum would follow the noise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -21,6 +21,8 @@ from cryoformer_dist.ranks import sum_over_ranks
 
 DIRECTIONS = 5
 """In which a pose errs: rotations about x, y and z of the image, shifts along x and y."""
+# Where the search for spreads begins.
+_FIRST_ROTATION_RAD, _FIRST_SHIFT_PIXELS, _FIRST_AMPLITUDE = 0.02, 0.3, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,15 @@ class Spread:
     shift_angstrom: float = 0.0
     amplitude: float = 0.0
 
+    @staticmethod
+    def to_begin(pixel_size_angstrom: float, poses_err: bool, amplitudes_differ: bool) -> "Spread":
+        """Where a search for spreads begins; 0 where nothing is looked for."""
+        return Spread(
+            rotation_rad=_FIRST_ROTATION_RAD if poses_err else 0.0,
+            shift_angstrom=_FIRST_SHIFT_PIXELS * pixel_size_angstrom if poses_err else 0.0,
+            amplitude=_FIRST_AMPLITUDE if amplitudes_differ else 0.0,
+        )
+
     @property
     def moves_poses(self) -> bool:
         """Whether poses are in error at all."""
@@ -48,7 +59,7 @@ class Spread:
 
     def pose_precision(self, like: Tensor) -> Float[Tensor, " 5"]:
         """One over the variance in each direction of the pose, at most a number that fixes it."""
-        deviation = like.new_tensor([self.rotation_rad] * 3 + [self.shift_angstrom] * 2)
+        deviation = torch.tensor([self.rotation_rad] * 3 + [self.shift_angstrom] * 2).to(like)
         return deviation.clamp_min(1e-6).square().reciprocal()
 
 
@@ -171,18 +182,33 @@ LIKELY = 16
 def fit_spread(
     comparisons: Sequence[Comparison], pixel_size_angstrom: float, wanted: Spread, device: torch.device
 ) -> Spread:
-    """The spread under which the images of all ranks together are most probable, one of its three after the other.
+    """The spread under which the images of all ranks together are most probable: see `find_spread`.
 
     Parameters
     ----------
     comparisons
         Of this rank's part of a sample, with slopes where poses may err; a rank may have none.
+    pixel_size_angstrom, wanted
+        As of `find_spread`.
+    device
+        Where ranks exchange sums.
+    """
+    return find_spread(lambda spread: _sum_evidence(comparisons, spread, device), pixel_size_angstrom, wanted)
+
+
+def find_spread(
+    evidence_of: Callable[[Spread], Float[Tensor, ""]], pixel_size_angstrom: float, wanted: Spread
+) -> Spread:
+    """The most probable spread, one of its three after the other.
+
+    Parameters
+    ----------
+    evidence_of
+        Log probability of this rank's images under a spread.
     pixel_size_angstrom
         Of the images.
     wanted
         What is to be found, and where to begin: where it is 0, 0 stays.
-    device
-        Where ranks exchange sums.
     """
     grids = {
         "rotation_rad": [value * torch.pi / 180 for value in _ROTATIONS_DEG],
@@ -194,8 +220,7 @@ def fit_spread(
         for name, grid in grids.items():
             if getattr(wanted, name):
                 tried = [replace(found, **{name: value}) for value in grid]
-                evidence = torch.stack([_sum_evidence(comparisons, each, device) for each in tried])
-                evidence = sum_over_ranks(evidence)
+                evidence = sum_over_ranks(torch.stack([evidence_of(each) for each in tried]))
                 # Of what is exact, chance alone would find some small spread every other time.
                 evidence[0] += _CHANCE_NATS
                 found = tried[int(evidence.argmax())]

@@ -16,6 +16,8 @@ from cryoformer_dist.data.cropped_images import CroppedImages
 from cryoformer_dist.data.order import Rows
 from cryoformer_dist.data.store import ParticleStore
 from cryoformer_dist.data.thinning import stride_for
+from cryoformer_dist.inference.comparison import Spread
+from cryoformer_dist.inference.coordinates import Products, find_slopes
 from cryoformer_dist.physics.fourier import comparable_frequencies
 from cryoformer_dist.physics.grids import CPU, half_plane_weight
 from cryoformer_dist.physics.lattice import Lattice
@@ -28,9 +30,6 @@ _SMALLEST_BOX = 16
 _SAMPLE = 10_000
 _ROUNDS = 6
 _DESCENTS = 3
-# Standard deviations of the particles' amplitudes that are tried; the first is as good as none.
-_AMPLITUDES = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
-_FAINTEST = 0.2
 # Density values per block of a fit: blocks that leave the processor's cache take twice as long per image.
 _BLOCK_VALUES, _BLOCK_VALUES_ON_GPU = 2**17, 2**23
 
@@ -74,22 +73,24 @@ def fit_linear_latents(
     share = take_share(len(sampled))
     sample = CroppedImages.of(store, sampled[share], box, device=device)
     latent = torch.randn(len(sampled), dimensions, generator=torch.Generator().manual_seed(seed))[share].to(device)
-    maps, spread, amplitude = model.no_maps(dimensions), None, None
     # Once the maps are there, all particles in blocks: their images do not fit in memory together.
     mine = rows[take_share(len(rows))]
     parts = [mine[start : start + _SAMPLE] for start in range(0, len(mine), _SAMPLE)]
     steps = _ROUNDS + len(parts)
+    pixel = store.pixel_size_angstrom * store.box_size / box
+    spread = Spread.to_begin(pixel, poses_err=True, amplitudes_differ=True)
+    maps = model.fit_maps(sample, latent, model.no_maps(dimensions))
     for done in range(_ROUNDS):
-        maps = model.fit_maps(sample, latent, maps, amplitude)
-        latent, amplitude, spread = model.fit_latents(sample, maps)
-        latent = whiten(latent)
+        products = model.compare(sample, maps, spread.moves_poses)
+        latent, amplitude = products.find_coordinates(spread := products.find_spread(spread, pixel))
+        # At given poses, blurred as they are: at the most probable ones, maps and poses agree on the noise.
+        maps = model.fit_maps(sample, whiten(latent), maps, amplitude)
         if progress is not None:
             progress(done + 1, steps)
-    maps = model.fit_maps(sample, latent, maps, amplitude)
     latents = []
     for done, part in enumerate(parts, _ROUNDS):
         images = CroppedImages.of(store, part, box, device=device)
-        latents.append(model.fit_latents(images, maps, spread)[0])
+        latents.append(model.compare(images, maps, spread.moves_poses).find_coordinates(spread)[0])
         if progress is not None:
             progress(done + 1, steps)
     return gather_shares(whiten(torch.cat(latents)), len(rows))
@@ -138,7 +139,6 @@ class LinearModel:
 
     def __init__(self, points: Tensor, box: int, varying: Tensor | None = None) -> None:
         self._points, self._box, self._varying = points, box, varying
-        self._spreads = torch.tensor(_AMPLITUDES).to(points.device)
         self._block = max(4, (_BLOCK_VALUES_ON_GPU if points.is_cuda else _BLOCK_VALUES) // len(points))
         self._weight = (comparable_frequencies(box) * half_plane_weight(box) / box**2).to(points.device)
 
@@ -171,34 +171,19 @@ class LinearModel:
             direction = residual + (energy / previous) * direction
         return maps
 
-    def fit_latents(
-        self, images: CroppedImages, maps: Tensor, spread: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Most probable coordinates and amplitude of each particle at given maps, and how far amplitudes spread.
-
-        Coordinates under a unit Gaussian prior, amplitudes under one about 1: of a particle of double contrast both the
-        mean map and the principal ones count twice.
-
-        Parameters
-        ----------
-        spread
-            Standard deviation of the amplitudes; ``None``: the one under which these images are most probable.
-        """
+    def compare(self, images: CroppedImages, maps: Tensor, with_slopes: bool) -> Products:
+        """Scalar products of images with projections of all maps, and with slopes of the first if poses may err."""
         grams, matches = [], []
         for _, block in images.blocks(self._block):
             # One map at a time: positions of all points in all images are large.
             everyone = (len(block.rotation), -1)
             modes = torch.stack([self._project(block, one.expand(everyone)) for one in maps], dim=1)
+            if with_slopes:
+                modes = torch.cat([modes, find_slopes(block, maps[0], modes[:, 0], self._points)], dim=1)
             weighted = modes.conj() * self._weight
             grams.append(torch.einsum("bkyx,blyx->bkl", weighted, modes).real)
             matches.append(torch.einsum("bkyx,byx->bk", weighted, block.coefficients).real)
-        gram, match = torch.cat(grams), torch.cat(matches)
-        if spread is None:
-            evidence = sum_over_ranks(torch.stack([_solve(gram, match, each)[1] for each in self._spreads]))
-            spread = self._spreads.take(evidence.argmax())
-        scaled, _ = _solve(gram, match, spread)
-        amplitude = scaled[:, 0].clamp_min(_FAINTEST)
-        return scaled[:, 1:] / amplitude[:, None], amplitude, spread
+        return Products(torch.cat(grams), torch.cat(matches), len(maps))
 
     def _project(self, block: CroppedImages, density: Tensor) -> Tensor:
         projection = project_points(density, self._points, block.rotation, block.shift_pixels, self._box)
@@ -219,20 +204,6 @@ class LinearModel:
             # Maps begin without density: what no slope shows in they keep not having.
             total[1:] *= self._varying
         return sum_over_ranks(total)
-
-
-def _solve(gram: Tensor, match: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """Amplitude and coordinates times amplitude of each particle, and the log evidence of all."""
-    precision = gram.new_ones(gram.shape[-1])
-    precision[0] = spread**-2
-    factor = torch.linalg.cholesky(gram + torch.diag(precision))
-    # The prior's mean is amplitude 1 and no coordinate.
-    aim = match.clone()
-    aim[:, 0] += precision[0]
-    found = torch.cholesky_solve(aim[..., None], factor)[..., 0]
-    determinant = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) - precision.log().sum() / 2
-    evidence = ((aim * found).sum(-1) - precision[0]) / 2 - determinant
-    return found, evidence.double().sum()
 
 
 def _coarse_box(store: ParticleStore) -> int:

@@ -63,8 +63,6 @@ _CLUSTERED_PARTICLES = 20_000
 _CLUSTERING_ROUNDS = 20
 # Particles that say how far all depart from what is given, and how many are none.
 _SAMPLE = 500
-# Where the search for spreads begins.
-_FIRST_ROTATION_RAD, _FIRST_SHIFT_PIXELS, _FIRST_AMPLITUDE = 0.02, 0.3, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +221,8 @@ class _Search:
         coarse = learner.is_coarse(moment.stage, moment.epoch)
         cloud = learner.latents[learner.trusted(torch.from_numpy(particles.rows).to(learner.device))]
         self._conformations = build_conformations(learner.objectives, cloud, coarse, learner.config.seed)
-        self._spread = self._first_spread()
+        pixel = learner.objectives.pixel_size_angstrom
+        self._spread = Spread.to_begin(pixel, self._model.searches_poses, self._model.searches_amplitudes)
         self._junk: JunkModel | None = None
         if self._spread != Spread() or self._model.weighs_junk:
             self._look_at_sample()
@@ -278,15 +277,6 @@ class _Search:
     def _sample(self) -> Iterator[ParticleBatch]:
         rows = self._particles.rows
         return self._particles.read_sample_amid_training(rows[:: stride_for(len(rows), _SAMPLE)], self.seed)
-
-    def _first_spread(self) -> Spread:
-        """Where the search for spreads begins; nothing where nothing is looked for."""
-        pixel, moving = self._learner.objectives.pixel_size_angstrom, self._model.searches_poses
-        return Spread(
-            rotation_rad=_FIRST_ROTATION_RAD if moving else 0.0,
-            shift_angstrom=_FIRST_SHIFT_PIXELS * pixel if moving else 0.0,
-            amplitude=_FIRST_AMPLITUDE if self._model.searches_amplitudes else 0.0,
-        )
 
     def _look_at_sample(self) -> None:
         """How far all particles depart from what is given, and how many images show none."""

@@ -39,7 +39,8 @@ def imaged(truth: Truth, noise: float, amplitude: float = 1.0) -> CroppedImages:
     density = torch.from_numpy(blobs(truth.state).reshape(len(truth.state), -1))
     clean = fourier_to_image(project_points(density, lattice_points(BOX), rotation, shift, BOX) * transfer, BOX)
     images = amplitude * clean + noise * torch.randn(clean.shape, generator=generator)
-    return CroppedImages(image_to_fourier(images), transfer, rotation, shift)
+    pixel = torch.full((len(shift),), VOXEL_SIZE_ANGSTROM)
+    return CroppedImages(image_to_fourier(images), transfer, rotation, shift, pixel)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from cpu_clock import CpuClock
 from particle_set import Contender, ParticleSet, Snapshot
 
 from cryoformer_dist.data.cropped_images import CroppedImages
+from cryoformer_dist.inference.comparison import Spread
 from cryoformer_dist.initialization.linear_model import LinearModel, whiten
 from cryoformer_dist.physics.grids import lattice_points
 
@@ -51,7 +52,7 @@ def _train(data: ParticleSet, folder: Path, count: int, rounds: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(done + 1, rounds + 1):
         maps = model.fit_maps(images, latent, maps)
-        following = whiten(model.fit_latents(images, maps))
+        following = whiten(model.compare(images, maps, with_slopes=False).find_coordinates(Spread())[0])
         # The maps belong to the latents that they were fitted to.
         state = {"latent": latent, "maps": maps, "next_latent": following}
         torch.save(state, folder / f"round_{number:03d}.pt")

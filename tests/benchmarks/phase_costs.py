@@ -246,10 +246,11 @@ def _measure_linear() -> tuple[float, float]:
     model, latent = LinearModel(points, box), torch.randn(count, DIMENSIONS)
     half = (count, box, box // 2 + 1)
     rotation = torch.from_numpy(random_particles(count).rotation)
-    images = CroppedImages(torch.randn(half, dtype=torch.complex64), torch.ones(half), rotation, torch.zeros(count, 2))
+    coefficients, still = torch.randn(half, dtype=torch.complex64), torch.zeros(count, 2)
+    images = CroppedImages(coefficients, torch.ones(half), rotation, still, torch.ones(count))
     maps = torch.randn(1 + DIMENSIONS, len(points))
     fitted = seconds(lambda: model.fit_maps(images, latent, model.no_maps(DIMENSIONS)))
-    return fitted / count, seconds(lambda: model.fit_latents(images, maps)) / count
+    return fitted / count, seconds(lambda: model.compare(images, maps, with_slopes=True)) / count
 
 
 def _measure_rest(folder: Path) -> tuple[float, float, float]:

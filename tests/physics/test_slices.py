@@ -21,7 +21,10 @@ def test_a_slice_is_the_transform_of_the_projected_map() -> None:
 
 
 def test_a_map_is_cut_alike_whatever_others_are_there() -> None:
-    maps, rotation = torch.stack([(1 + index) * blobs(1.0 + 0.5 * index).voxels(16) for index in range(7)]), rotations()[:3]
+    maps, rotation = (
+        torch.stack([(1 + index) * blobs(1.0 + 0.5 * index).voxels(16) for index in range(7)]),
+        rotations()[:3],
+    )
     together = TrilinearSlices(maps, shell=7)
     alone = torch.cat([TrilinearSlices(one[None], shell=7).at(rotation) for one in maps])
     # Batches of transforms round otherwise than single ones on some processors: alike to the precision of float32.
