@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from cryoformer_dist.analysis.cryobench import score_images
-from cryoformer_dist.analysis.latent import find_principal_axes, kmeans, score_latents
+from cryoformer_dist.analysis.latent import find_principal_axes, score_latents
 from cryoformer_dist.analysis.map_scores import (
     centre,
     compare_own_and_distant,
@@ -24,6 +24,7 @@ from cryoformer_dist.analysis.map_scores import (
 from cryoformer_dist.analysis.masks import SIZE_TOLERANCE, find_moving_voxels, make_solvent_mask, soften
 from cryoformer_dist.analysis.particle_scores import Poses, measure_pose_errors, score_poses
 from cryoformer_dist.analysis.truth import Truth, choose_particles
+from cryoformer_dist.data.thinning import stride_for
 from cryoformer_dist.errors import StoreError
 from cryoformer_dist.physics.fourier import FSC_HALF_MAPS, FSC_REFERENCE, FSCCurve
 from cryoformer_dist.physics.volume import Volume
@@ -41,8 +42,8 @@ from cryoformer_dist.runs.scores import (
 Decode = Callable[[Float[np.ndarray, "states latent"]], Float[np.ndarray, "states box box box"]]
 """Latents to maps in density units, `[z, y, x]`."""
 
-# Groups of latents whose maps are compared where the truth has one state.
-_CLUSTERS = 10
+# Particles whose maps are compared where the truth has one state.
+_SAMPLE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +231,9 @@ def _evaluate_against(truth: Truth, decode: Decode, estimate: Estimate, consensu
         ),
         moving_region=_score_moving_region(volumes, floor, references, masks.region),
         # Of a molecule with one state a single map would show nothing of what was invented.
-        map_variation=map_variation(volumes if len(volumes) > 1 else decode(kmeans(latents, _CLUSTERS).centres)),
+        map_variation=map_variation(
+            volumes if len(volumes) > 1 else decode(latents[:: stride_for(len(latents), _MAPS)])
+        ),
         true_map_variation=map_variation(references),
         consensus=BoundedScores(**asdict(score_maps(floor, references)), latent_rank_correlation=0.0),
         still=_score_standing_still(volumes, references, voxel_size),
@@ -316,6 +319,11 @@ def _score_states(
         )
         for state, particles, ours, rigid, true, own, distant, consensus in each
     )
+
+
+def _take_some(latents: Float[np.ndarray, "particles dimensions"]) -> Float[np.ndarray, "some dimensions"]:
+    taken: np.ndarray = latents[:: stride_for(len(latents), _SAMPLE)]
+    return taken
 
 
 def evaluate_alone(

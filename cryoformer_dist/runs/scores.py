@@ -217,7 +217,7 @@ class ScoresAgainstTruth:
         More of its maps; no region where nothing moves.
     map_variation, true_map_variation
         Root-mean-square change of the maps and of the true ones, relative to their mean; where there is one true map,
-        of the maps of clusters of latents.
+        of the maps of a hundred particles.
     consensus, ceiling
         Floor and ceiling of maps and latents.
     still
