@@ -231,9 +231,7 @@ def _evaluate_against(truth: Truth, decode: Decode, estimate: Estimate, consensu
         ),
         moving_region=_score_moving_region(volumes, floor, references, masks.region),
         # Of a molecule with one state a single map would show nothing of what was invented.
-        map_variation=map_variation(
-            volumes if len(volumes) > 1 else decode(latents[:: stride_for(len(latents), _MAPS)])
-        ),
+        map_variation=map_variation(volumes if len(volumes) > 1 else decode(_take_some(latents))),
         true_map_variation=map_variation(references),
         consensus=BoundedScores(**asdict(score_maps(floor, references)), latent_rank_correlation=0.0),
         still=_score_standing_still(volumes, references, voxel_size),
