@@ -22,7 +22,7 @@ from cryoformer_dist.analysis.map_fsc import (
     compare_maps,
     write_curves,
 )
-from cryoformer_dist.analysis.map_scores import centre, cosine
+from cryoformer_dist.analysis.map_scores import STILL, centre, cosine, map_variation
 from cryoformer_dist.analysis.masks import make_solvent_mask, read_mask
 from cryoformer_dist.analysis.reconstruct import write_series
 from cryoformer_dist.analysis.trained import TrainedRun, load_trained
@@ -75,6 +75,8 @@ class MatchedMaps:
         Whether it runs the other way.
     correlation
         Of the difference maps of both series: 1 for the same motion, about 0 for unrelated ones.
+    variation
+        Root-mean-square change of the maps of either series, relative to their mean.
     """
 
     first: Float[np.ndarray, "pairs box box box"]
@@ -82,6 +84,12 @@ class MatchedMaps:
     axis: int
     reversed: bool
     correlation: float
+    variation: tuple[float, float]
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether a half shows no motion, so that no correlation says that there is one."""
+        return min(self.variation) <= STILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +102,10 @@ class MaskSummary:
 
 @dataclass(frozen=True, slots=True)
 class MotionSummary:
-    """How alike two series of maps change; see `MatchedMaps`."""
+    """How alike, and how much, two series of maps change; see `MatchedMaps`."""
 
     correlation: float
+    variation: tuple[float, float]
     axis_of_second: int
     reversed: bool
     maps: int
@@ -183,7 +192,13 @@ class HalfSetComparison:
             nyquist_angstrom=2 * self.voxel_size_angstrom,
             box_size=self.mask.shape[-1],
             mask=MaskSummary(self.mask_name, float(self.mask.mean())),
-            motion=MotionSummary(self.matched.correlation, self.matched.axis, self.matched.reversed, len(self.pairs)),
+            motion=MotionSummary(
+                self.matched.correlation,
+                self.matched.variation,
+                self.matched.axis,
+                self.matched.reversed,
+                len(self.pairs),
+            ),
             resolution_angstrom=HalfMapsResolution(
                 self.average.resolutions(), self.mean_map.resolutions(), self.consensus.resolutions()
             ),
@@ -201,16 +216,25 @@ def match_maps(first: HalfRun, second: HalfRun) -> MatchedMaps:
     """
     walk = walk_axis(first.latents, find_principal_axes(first.latents), 0, _PAIRS)
     maps = first.decode(walk)
+    varied = map_variation(maps)
     axes = find_principal_axes(second.latents)
     varying = max(1, int(np.count_nonzero(axes.explained_variance[:_AXES_TRIED] > 1e-6)))
     found = []
     for axis in range(varying):
         others = second.decode(walk_axis(second.latents, axes, axis, _PAIRS))
         for backwards, series in ((False, others), (True, others[::-1])):
-            found.append(
-                MatchedMaps(maps, series, axis + 1, backwards, cosine(_take_changes(maps), _take_changes(series)))
-            )
+            alike = cosine(_take_changes(maps), _take_changes(series))
+            found.append(MatchedMaps(maps, series, axis + 1, backwards, alike, (varied, map_variation(series))))
     return max(found, key=lambda match: match.correlation)
+
+
+def describe_motion(matched: MatchedMaps) -> str:
+    """Whether the halves show the same motion, in one line."""
+    changes = " and ".join(f"{each:.1%}" for each in matched.variation)
+    alike = f"correlation {matched.correlation:.3f} between the halves"
+    if matched.stands_still:
+        return f"none to compare: maps change by {changes} of their mean, up to {STILL:.0%} stands still ({alike})"
+    return f"{alike}; their maps change by {changes} of their mean"
 
 
 def _take_changes(maps: np.ndarray) -> np.ndarray:

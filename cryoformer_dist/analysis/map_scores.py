@@ -13,6 +13,8 @@ from cryoformer_dist.runs.scores import MapScores, RegionScores
 
 # A relative change below this is rounding.
 _LEAST = 1e-6
+STILL = 0.02
+"""Maps that vary by less, relative to their mean, are said to stand still."""
 
 
 def score_maps(

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from cryoformer_dist.analysis.flexibility_files import FlexibilitySummary
+from cryoformer_dist.analysis.map_scores import STILL
 from cryoformer_dist.runs.image_scores import OracleScores
 from cryoformer_dist.runs.pose_scores import PoseScores
 from cryoformer_dist.runs.scores import Scores, ScoresAgainstTruth, ScoresAlone
@@ -51,8 +52,8 @@ MEASURES = (
 )
 """Of `BoundedScores`: name, heading, meaning."""
 
-# Variation of maps, relative to their mean: below the first the truth is rigid, below the second a run holds still.
-_RIGID, _HARDLY = 1e-6, 0.02
+# Variation of maps, relative to their mean, below which the truth is rigid.
+_RIGID = 1e-6
 
 
 Tone = Literal["good", "partial", "none", "unknown"]
@@ -175,7 +176,7 @@ def _judge_rigid_molecule(scores: ScoresAgainstTruth) -> Verdict:
         f"The true maps are all alike; those of the run differ by {invented:.1%} of their mean (root mean square) and "
         f"agree with the truth at {scores.maps.map_correlation:.3f}."
     ) + _describe_poses(scores.pose)
-    if invented <= _HARDLY:
+    if invented <= STILL:
         return Verdict("good", "A rigid molecule stayed still", text)
     return Verdict("none", "Motion was invented", text)
 

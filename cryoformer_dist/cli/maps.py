@@ -88,7 +88,7 @@ def halves(
     ] = None,
 ) -> None:
     """Compare two runs trained apart on the two half-sets: in their maps and their motion."""
-    from cryoformer_dist.analysis.half_maps import compare_halves, write_half_maps
+    from cryoformer_dist.analysis.half_maps import compare_halves, describe_motion, write_half_maps
     from cryoformer_dist.analysis.map_fsc import describe
     from cryoformer_dist.analysis.results import open_results
 
@@ -96,7 +96,7 @@ def halves(
         found = compare_halves(one.folder, other.folder, mask)
         written = write_half_maps(output or one.folder / HALVES, found, (one.home, other.home))
         place = written if output else one.at_home(written)
-    terminal.say(f"motion      correlation {found.matched.correlation:.3f} between the halves")
+    terminal.say(f"motion      {describe_motion(found.matched)}")
     for line in describe(found.average, found.mask_name, f"mean of {len(found.pairs)} pairs"):
         terminal.say(line)
     terminal.say(f"written     {place}")

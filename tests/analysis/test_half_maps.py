@@ -12,6 +12,7 @@ from cryoformer_dist.analysis.half_maps import (
     HalfRun,
     compare_half_runs,
     compare_halves,
+    describe_motion,
     match_maps,
     write_half_maps,
 )
@@ -72,6 +73,10 @@ def test_noise_of_their_own_costs_the_halves_resolution_and_a_mask_gives_some_ba
 def test_halves_that_show_no_motion_or_another_one_do_not_correlate():
     still = match_maps(half(0), half(1, motion=False))
     assert still.correlation == pytest.approx(0, abs=1e-6)
+    assert still.stands_still
+    assert still.variation[0] > 0.1 > 0.001 > still.variation[1]
+    assert describe_motion(still).startswith("none to compare")
+    assert describe_motion(match_maps(half(0), half(1))).startswith("correlation ")
     other = half(1)
     elsewhere = replace(other, decode=lambda z: other.decode(z)[:, ::-1].copy())
     assert match_maps(half(0), elsewhere).correlation < 0.7
