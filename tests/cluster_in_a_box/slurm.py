@@ -98,9 +98,13 @@ class Slurm:
         return dict(re.findall(r"(\S+?)=(\S*)", told))
 
     def hasten(self, number: str) -> None:
-        """Let a job that comes back to the queue start at once: Slurm would have it wait for two minutes."""
+        """Let a job that comes back to the queue start soon: Slurm would have it wait for two minutes.
+
+        Not at once: to a node's slurmd, whose clock for this has seconds, a launch in the second in which the job was
+        killed last is one that was killed already.
+        """
         self.wait("a job in the queue", lambda: self.job(number)["JobState"] == "PENDING", seconds=120)
-        self.control.run("scontrol", "update", f"jobid={number}", "starttime=now")
+        self.control.run("scontrol", "update", f"jobid={number}", "starttime=now+10")
 
     def wait(self, what: str, holds: Callable[[], bool], seconds: float = _SECONDS) -> None:
         """Until something holds."""
