@@ -93,6 +93,9 @@ def stop(launch: Launch) -> bool:
     """
     provider = find_provider(launch)
     if _ask_to_end(provider, launch) and _wait_for_end(provider, launch):
+        # A cluster that was there for this run alone is taken down by who sees the run end.
+        for _ in provider.follow(launch.handle):
+            pass
         return True
     provider.stop(launch.handle)
     return _wait_for_end(provider, launch)

@@ -91,8 +91,16 @@ def test_a_run_that_trains_is_asked_to_end_and_left_to_it(
         return JobState("stopped", 130) if StopRequest(run).seen() else JobState("running")
 
     monkeypatch.setattr(provider, "ask_state", ask_state)
+    taken_down = []
+
+    def follow(handle: Handle) -> Iterator[str]:
+        yield "a line"
+        taken_down.append(handle)
+
     monkeypatch.setattr(provider, "stop", lambda handle: pytest.fail("ended at once"))
+    monkeypatch.setattr(provider, "follow", follow)
     assert launch.stop(launched)
+    assert taken_down == [launched.handle]
 
 
 def test_two_drivers_never_share_a_name(asked: RunRequest, provider: _Provider) -> None:

@@ -60,7 +60,7 @@ class Provider(Protocol):
         """Start the run and return at once."""
 
     def follow(self, handle: Handle) -> Iterator[str]:
-        """Lines of its log, from the first on, until it ends."""
+        """Lines of its log, from the first on, until it ends; then what was there for it alone is taken down."""
 
     def ask_state(self, handle: Handle) -> JobState:
         """How it is doing."""
