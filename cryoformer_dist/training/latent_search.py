@@ -54,6 +54,7 @@ from cryoformer_dist.training.stages import Moment
 # 1e-4 on a rigid molecule.
 _UNDECIDED_NATS = 0.1
 _MOST_JUNK = 0.5
+_EPOCHS_PER_ONE_AT_MEANS = 8
 REPRESENTATIVES = 256
 LARGEST_BOX = 64
 """Larger images are Fourier-cropped: the shells beyond tell conformations apart by little and cost most."""
@@ -118,8 +119,9 @@ class LatentSearch:
             If most of them seem to show no particle.
         """
         learner, stage = self._learner, moment.stage
-        # The last epoch is trained at the means: one more search in which maps reach less far costs nothing by then.
-        draws = None if moment.passes >= stage.epochs - 1 else self._draw_numbers(moment.position.step)
+        # The last epochs are trained at the means: a few searches in which maps reach less far cost nothing by then.
+        at_means = max(1, stage.epochs // _EPOCHS_PER_ONE_AT_MEANS)
+        draws = None if moment.passes >= stage.epochs - at_means else self._draw_numbers(moment.position.step)
         found = search_particles(learner, moment, self._particles, draws)
         answer, interval.found = found.answer, found.findings
         undecided, mostly_junk = found.nats < _UNDECIDED_NATS, found.junk_share > _MOST_JUNK

@@ -25,6 +25,8 @@ EARLY = 40
 # Long enough to be disturbed in: a particle's pose is known to the rank that owns it, and to nobody else.
 LONG = {
     "training.epochs": 100,
+    # A part of the particles: a step across the end of an epoch may have a particle twice, and its row is moved once.
+    "training.global_batch_size": 16,
     "model.pose.form": "table",
     "training.report_every_steps": 5,
     "training.checkpoint_every_steps": 20,
