@@ -31,7 +31,8 @@ def _assert_ended_as(run: BoxedRun, whole: Path, compare: Callable[[Path, Path],
     assert "succeeded (exit code 0)" in run.command("status", run.name)
     compare(run.folder, whole)
     run.box.slurm.wait("idle nodes", lambda: set(run.box.slurm.states().values()) == {"idle"}, 90)
-    assert run.processes() == []
+    # A node that was cut off is told of the job's end when it is back.
+    run.box.slurm.wait("nothing of it anywhere", lambda: run.processes() == [], 90)
 
 
 def _let_the_lease_age(begin: float) -> None:
