@@ -43,10 +43,19 @@ class Products:
     match: Float[Tensor, "particles modes"]
     maps: int
 
-    def find_spread(self, wanted: Spread, pixel_size_angstrom: float) -> Spread:
-        """The spread under which the images of all ranks are most probable; see `comparison.find_spread`."""
-        step = stride_for(len(self.match), _SAMPLE)
-        sample = Products(self.gram[::step], self.match[::step], self.maps)
+    def find_spread(self, share: slice, count: int, wanted: Spread, pixel_size_angstrom: float) -> Spread:
+        """The spread under which images of all ranks are most probable; see `comparison.find_spread`.
+
+        Parameters
+        ----------
+        share, count
+            Which of how many particles these are: the same ones are asked on any number of ranks.
+        wanted, pixel_size_angstrom
+            As of `comparison.find_spread`.
+        """
+        step = stride_for(count, _SAMPLE)
+        asked = slice(-share.start % step, None, step)
+        sample = Products(self.gram[asked], self.match[asked], self.maps)
         return find_spread(lambda spread: sample.solve(spread)[1], pixel_size_angstrom, wanted)
 
     def find_coordinates(

@@ -74,15 +74,15 @@ def fit_linear_latents(
     sample = CroppedImages.of(store, sampled[share], box, device=device)
     latent = torch.randn(len(sampled), dimensions, generator=torch.Generator().manual_seed(seed))[share].to(device)
     # Once the maps are there, all particles in blocks: their images do not fit in memory together.
-    mine = rows[take_share(len(rows))]
-    parts = [mine[start : start + _SAMPLE] for start in range(0, len(mine), _SAMPLE)]
+    parts = _cut(rows[take_share(len(rows))], _SAMPLE)
     steps = _ROUNDS + len(parts)
     pixel = store.pixel_size_angstrom * store.box_size / box
     spread = Spread.to_begin(pixel, poses_err=True, amplitudes_differ=True)
     maps = model.fit_maps(sample, latent, model.no_maps(dimensions))
     for done in range(_ROUNDS):
         products = model.compare(sample, maps, spread.moves_poses)
-        latent, amplitude = products.find_coordinates(spread := products.find_spread(spread, pixel))
+        spread = products.find_spread(share, len(sampled), spread, pixel)
+        latent, amplitude = products.find_coordinates(spread)
         # At given poses, blurred as they are: at the most probable ones, maps and poses agree on the noise.
         maps = model.fit_maps(sample, whiten(latent), maps, amplitude)
         if progress is not None:
@@ -94,6 +94,10 @@ def fit_linear_latents(
         if progress is not None:
             progress(done + 1, steps)
     return gather_shares(whiten(torch.cat(latents)), len(rows))
+
+
+def _cut(rows: Rows, length: int) -> list[Rows]:
+    return [rows[start : start + length] for start in range(0, len(rows), length)]
 
 
 def fit_principal_maps(
